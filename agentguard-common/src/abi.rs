@@ -1,0 +1,354 @@
+//! The shared types: integers only, explicit padding, sizes and offsets asserted. [`VERSION`] names the pins folder, so
+//! programs and maps of different layouts never meet.
+
+use crate::net::Addr;
+
+/// Grows with every change to a type in this module or to a map's key, value, type or meaning.
+pub const VERSION: u32 = 1;
+
+/// `pid_max`'s limit on 64-bit kernels (`PID_MAX_LIMIT` in `include/linux/threads.h`).
+pub const MAX_TGID: u32 = 4_194_304;
+/// Agents one host can know, retired ones included.
+pub const MAX_AGENTS: u32 = 4096;
+/// Kernel rules one agent can have.
+pub const MAX_RULES: u32 = 4096;
+/// `[[identify]]` blocks of a bundle.
+pub const MAX_IDENTIFY: u32 = 64;
+/// Bytes of an identify pattern or a walked path, with its NUL.
+pub const PATH_LEN: usize = 256;
+
+/// The id that stands for an agent in kernel maps. 0 is no agent; ids are given once per host and never reused.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
+pub struct AgentId(pub u32);
+
+impl AgentId {
+    pub const NONE: Self = Self(0);
+    /// A process that two agents' identify rules claim: it may do nothing.
+    pub const AMBIGUOUS: Self = Self(1);
+    /// The first id given to an agent of a bundle.
+    pub const FIRST: u32 = 2;
+}
+
+/// One slot of `LABELS`, indexed by tgid.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Label {
+    pub agent: AgentId,
+    /// [`Label::DENY_ALL`] and later bits.
+    pub flags: u32,
+}
+
+impl Label {
+    /// The task was to be killed and could not be.
+    pub const DENY_ALL: u32 = 1;
+}
+
+/// `AGENTS` array value, indexed by agent id. Plain, so that the kill is one map update and no grace period.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AgentState {
+    /// Not 0: nothing of this agent's leaves the host.
+    pub killed: u32,
+    pub reserved: u32,
+}
+
+/// Which rules of an agent's trie a look-up addresses.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RuleKind {
+    ReachTcp = 6,
+    ReachUdp = 17,
+    ListenTcp = 0x86,
+    ListenUdp = 0x91,
+}
+
+/// Key of an agent's LPM trie without the prefix length: kind, port, address, most significant first.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RuleKey {
+    pub kind: u8,
+    pub reserved: u8,
+    /// Network byte order; 0 stands for every port.
+    pub port: [u8; 2],
+    pub addr: Addr,
+}
+
+impl RuleKey {
+    /// Prefix bits before the address's own.
+    pub const HEAD_BITS: u32 = 32;
+    /// Prefix bits of a key that holds for every port and address of its kind.
+    pub const KIND_BITS: u32 = 8;
+}
+
+/// Value of an agent's LPM trie.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RuleVerdict {
+    Direct = 1,
+    /// The agent has hosts to reach: what no rule names goes to the forwarder.
+    Forward = 2,
+}
+
+/// What the programs need to know of the forwarder of one network namespace. `FORWARDERS` value, keyed by netns cookie.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Forwarder {
+    /// `SO_COOKIE` of the IPv4 and the IPv6 listener: the release of either clears `up`.
+    pub listener4: u64,
+    pub listener6: u64,
+    pub up: u32,
+    /// Host byte order, for TCP and for the resolver's UDP.
+    pub port: u32,
+    pub tgid: u32,
+    /// 1 if the namespace has `::1`.
+    pub has_v6: u32,
+}
+
+/// A flow on its way to the forwarder.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct FlowKey {
+    pub netns: u64,
+    /// The agent's side.
+    pub local: Addr,
+    /// The forwarder's side.
+    pub remote: Addr,
+    /// Host byte order.
+    pub local_port: u16,
+    pub remote_port: u16,
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
+    pub proto: u32,
+}
+
+/// Who started a flow and where it was to go.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Origin {
+    pub agent: AgentId,
+    pub tgid: u32,
+    pub uid: u32,
+    /// Host byte order.
+    pub port: u16,
+    pub proto: u8,
+    /// 4 or 6, as the agent's socket has it.
+    pub family: u8,
+    pub addr: Addr,
+    /// `CLOCK_BOOTTIME` of the connect, ns.
+    pub time_ns: u64,
+}
+
+/// What a socket carries in its `sk_storage`; cloned to accepted sockets.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SocketMark {
+    /// Valid while `origin.port` is not 0, but for `tgid`, which is set with `agent`.
+    pub origin: Origin,
+    /// Where the socket was redirected to. It has been put into `FLOWS` under this key if `flow.proto` is not 0.
+    pub flow: FlowKey,
+    pub agent: AgentId,
+    /// [`SocketMark::UPSTREAM`] and later bits.
+    pub flags: u32,
+    /// The packet destination and judgement that was reported last, so that a stream of packets makes one event.
+    pub reported: Addr,
+    /// Host byte order.
+    pub reported_port: u16,
+    /// 0: nothing reported; 1: allowed; else 1 + [`crate::verdict::Refusal`].
+    pub reported_as: u16,
+    pub reserved: u32,
+}
+
+impl SocketMark {
+    /// The forwarder's own socket, opened for the agent: subject to the kill only.
+    pub const UPSTREAM: u32 = 1;
+}
+
+/// `bind()` port by which the forwarder tags an upstream socket with the agent id in the address's last 32 bits
+/// (network byte order); the bind hook turns both into "any". Nobody else's bind is read this way. With
+/// `IP_BIND_ADDRESS_NO_PORT` set before, the bind takes no ephemeral port by itself.
+pub const TAG_PORT: u16 = 1;
+
+/// Index into `CONFIG`: one 64-bit word each, so that each changes at once.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConfigSlot {
+    /// An [`IdentifyHead`].
+    Identify = 0,
+    /// The daemon's tgid: it and its children are never labelled. Cleared by its exit.
+    Daemon = 1,
+    /// The forwarder's tgid. Cleared by its exit, upon which connects of agents are denied.
+    Forwarder = 2,
+}
+
+/// Slots of `CONFIG`.
+pub const CONFIG_LEN: u32 = 3;
+
+/// Words of `PORTS`, a bitmap of the ports that forwarders listen on in some namespace: what a connect of nobody's has to
+/// look at before it need know its namespace.
+pub const PORT_WORDS: u32 = 65536 / 64;
+
+/// Which of the two banks of `IDENTIFY` is in force, and what its blocks look at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct IdentifyHead {
+    /// 0 or 1.
+    pub bank: u8,
+    /// Blocks in the bank, at most [`MAX_IDENTIFY`].
+    pub len: u8,
+    /// [`Identify::EXE`] | [`Identify::UID`] | [`Identify::CGROUP`] of all its blocks.
+    pub keys: u8,
+}
+
+impl IdentifyHead {
+    pub const fn pack(self) -> u64 {
+        u64::from_le_bytes([self.bank, self.len, self.keys, 0, 0, 0, 0, 0])
+    }
+
+    pub const fn unpack(word: u64) -> Self {
+        let [bank, len, keys, ..] = word.to_le_bytes();
+        Self { bank, len, keys }
+    }
+}
+
+/// `CGROUPS` value, keyed by cgroup v2 id: bit n of a bank's mask is set if the cgroup or one above it matches the
+/// pattern of the bank's block n.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CgroupMask {
+    pub banks: [u64; 2],
+}
+
+/// One `[[identify]]` block; `IDENTIFY` array value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Identify {
+    pub agent: AgentId,
+    /// [`Identify::EXE`] | [`Identify::UID`] | [`Identify::CGROUP`]: the keys that must match.
+    pub keys: u32,
+    pub uid: u32,
+    pub exe_len: u32,
+    pub cgroup_len: u32,
+    /// The agent that a labelled process must have for this block to move it; 0: only unlabelled ones.
+    pub parent: AgentId,
+    pub exe: [u8; PATH_LEN],
+    pub cgroup: [u8; PATH_LEN],
+}
+
+impl Identify {
+    pub const EXE: u32 = 1;
+    pub const UID: u32 = 2;
+    pub const CGROUP: u32 = 4;
+}
+
+/// What an [`Event`] reports. Unknown numbers are counted and dropped by userspace.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EventKind {
+    Fork = 1,
+    Exec = 2,
+    Exit = 3,
+    Connect = 4,
+    Send = 5,
+    Bind = 6,
+    Socket = 7,
+    Packet = 8,
+    ForwarderDown = 9,
+    /// A process that came under an agent other than by exec: its cgroup became one that an identify block names.
+    Enrol = 10,
+}
+
+impl TryFrom<u32> for EventKind {
+    type Error = u32;
+
+    fn try_from(raw: u32) -> Result<Self, u32> {
+        Ok(match raw {
+            1 => Self::Fork,
+            2 => Self::Exec,
+            3 => Self::Exit,
+            4 => Self::Connect,
+            5 => Self::Send,
+            6 => Self::Bind,
+            7 => Self::Socket,
+            8 => Self::Packet,
+            9 => Self::ForwarderDown,
+            10 => Self::Enrol,
+            other => return Err(other),
+        })
+    }
+}
+
+/// The one record of the `EVENTS` ring. Only `Exec` and `Enrol` carry `path`; the others end before it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    pub kind: u32,
+    /// 0: allowed; else a [`crate::verdict::Refusal`].
+    pub reason: u32,
+    pub agent: AgentId,
+    pub tgid: u32,
+    pub parent_tgid: u32,
+    pub uid: u32,
+    /// `CLOCK_BOOTTIME`, ns.
+    pub time_ns: u64,
+    /// `task_struct.start_boottime` of the thread-group leader, ns, where known.
+    pub start_ns: u64,
+    pub cgroup: u64,
+    pub addr: Addr,
+    /// Host byte order.
+    pub port: u16,
+    pub family: u16,
+    /// `SOCK_*` and `IPPROTO_*` as the agent asked for them.
+    pub sock_type: u32,
+    pub proto: u32,
+    /// Bytes of `path` in use.
+    pub path_len: u32,
+    /// The executed file, for `Exec` and `Enrol`.
+    pub path: [u8; PATH_LEN],
+}
+
+impl Event {
+    /// Bytes before `path`.
+    pub const HEAD_LEN: usize = 80;
+}
+
+const _: () = {
+    use core::mem::{offset_of, size_of};
+    assert!(size_of::<Label>() == 8);
+    assert!(size_of::<AgentState>() == 8);
+    assert!(size_of::<RuleKey>() == 20);
+    assert!(size_of::<Forwarder>() == 32);
+    assert!(size_of::<FlowKey>() == 48 && offset_of!(FlowKey, local_port) == 40);
+    assert!(size_of::<Origin>() == 40 && offset_of!(Origin, addr) == 16);
+    assert!(size_of::<SocketMark>() == 120 && offset_of!(SocketMark, reported) == 96);
+    assert!(size_of::<CgroupMask>() == 16);
+    assert!(size_of::<Identify>() == 24 + 2 * PATH_LEN);
+    assert!(size_of::<Event>() == 80 + PATH_LEN && offset_of!(Event, path) == Event::HEAD_LEN);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    use super::*;
+
+    macro_rules! pod {
+        ($($t:ty),*) => { $(
+            // SAFETY: `repr(C)` or `repr(transparent)` integers without implicit padding (asserted above): any bytes are
+            // a valid value.
+            #[allow(unsafe_code)]
+            unsafe impl aya::Pod for $t {}
+        )* };
+    }
+    pod!(
+        AgentId,
+        Label,
+        AgentState,
+        RuleKey,
+        Forwarder,
+        FlowKey,
+        Origin,
+        SocketMark,
+        Identify,
+        CgroupMask,
+        Event,
+        crate::layout::Layout
+    );
+}

@@ -1,0 +1,95 @@
+//! The answers a hook can give.
+
+/// What happens to a connection or datagram of an agent's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Straight through the kernel, as the agent asked.
+    Direct,
+    /// To the forwarder, with the original destination kept on the socket.
+    Forward,
+    /// To the forwarder's resolver.
+    Resolve,
+    Deny(Refusal),
+}
+
+/// Why the kernel refused. The numbers are on the wire ([`crate::abi::Event::reason`]) and never reused.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// No kernel rule and no host to reach.
+    NoRule = 1,
+    Killed = 2,
+    /// No forwarder is listening.
+    ForwarderDown = 3,
+    /// The forwarder's own port was addressed.
+    ForwarderPort = 4,
+    /// `SO_BINDTODEVICE` would lead a redirected connection elsewhere.
+    BoundToDevice = 5,
+    /// A socket type or protocol that no rule can allow (raw, ICMP, SCTP, MPTCP, …).
+    Protocol = 6,
+    /// IPv4 options or an IPv6 extension header: source routing beats a redirect.
+    SourceRoute = 7,
+    /// A packet whose own destination no rule allows.
+    Packet = 8,
+    /// An answer from a port that no `[[listen]]` lists.
+    Listen = 9,
+    /// A map was full or a read failed.
+    Internal = 10,
+    /// Another network namespace, in which no forwarder listens.
+    Namespace = 11,
+    /// Two `[[identify]]` blocks of different agents match the process.
+    Ambiguous = 12,
+}
+
+impl TryFrom<u32> for Refusal {
+    type Error = u32;
+
+    fn try_from(raw: u32) -> Result<Self, u32> {
+        Ok(match raw {
+            1 => Self::NoRule,
+            2 => Self::Killed,
+            3 => Self::ForwarderDown,
+            4 => Self::ForwarderPort,
+            5 => Self::BoundToDevice,
+            6 => Self::Protocol,
+            7 => Self::SourceRoute,
+            8 => Self::Packet,
+            9 => Self::Listen,
+            10 => Self::Internal,
+            11 => Self::Namespace,
+            12 => Self::Ambiguous,
+            other => return Err(other),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::{EventKind, IdentifyHead};
+
+    #[test]
+    fn numbers_on_the_wire_come_back() {
+        for raw in 0..64 {
+            if let Ok(refusal) = Refusal::try_from(raw) {
+                assert_eq!(refusal as u32, raw);
+            }
+            if let Ok(kind) = EventKind::try_from(raw) {
+                assert_eq!(kind as u32, raw);
+            }
+        }
+        assert_eq!(Refusal::try_from(0), Err(0));
+        assert_eq!(EventKind::try_from(99), Err(99));
+    }
+
+    #[test]
+    fn the_head_of_the_blocks_fits_one_word() {
+        let head = IdentifyHead {
+            bank: 1,
+            len: 64,
+            keys: 7,
+        };
+        assert_eq!(IdentifyHead::unpack(head.pack()), head);
+        assert_eq!(IdentifyHead::unpack(0), IdentifyHead::default());
+    }
+}
