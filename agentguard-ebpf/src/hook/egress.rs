@@ -1,0 +1,250 @@
+//! Every packet of a marked socket, judged by its own header: what a connect was told can be undone by source routing, and
+//! `listen()` without `bind()` passes no other hook. The kill ends here too.
+
+use core::ptr::NonNull;
+
+use agentguard_common::abi::{EventKind, FlowKey, RuleKind, SocketMark};
+use agentguard_common::counter::Counter;
+use agentguard_common::net::Addr;
+use agentguard_common::verdict::{Refusal, Verdict};
+use aya_ebpf::bindings::{__sk_buff, bpf_sock};
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use aya_ebpf::macros::cgroup_skb;
+use aya_ebpf::programs::SkBuffContext;
+
+use crate::emit::{self, What};
+use crate::hook::redirect::{forwarder, is_redirected_to, is_up, publish};
+use crate::maps::{MARKS, count, is_killed};
+use crate::rules;
+use crate::sock_addr::{IPPROTO_TCP, IPPROTO_UDP, load};
+
+const PASS: i32 = 1;
+const DROP: i32 = 0;
+/// Of the loopback device, in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
+
+/// What the packet's own headers say.
+struct Packet {
+    source: Addr,
+    destination: Addr,
+    source_port: u16,
+    destination_port: u16,
+    proto: u32,
+    family: u16,
+}
+
+#[cgroup_skb(egress)]
+pub fn egress(ctx: SkBuffContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let Some(mark) = mark(skb) else {
+        return PASS;
+    };
+    // SAFETY: socket storage lives as long as the socket, which the packet holds.
+    let agent = unsafe { mark.as_ref() }.agent;
+    if agent.0 == 0 {
+        return PASS;
+    }
+    let (refusal, what) = match Packet::of(skb) {
+        Ok(packet) => match judge(skb, mark, &packet) {
+            Ok(None) => return PASS,
+            Ok(Some(refusal)) => (refusal, packet.what()),
+            Err(counter) => {
+                count(counter);
+                (Refusal::Internal, packet.what())
+            }
+        },
+        Err(refusal) => (refusal, What::default()),
+    };
+    count(Counter::PacketsDropped);
+    report(mark, &what, Some(refusal));
+    DROP
+}
+
+#[inline(always)]
+fn mark(skb: *mut __sk_buff) -> Option<NonNull<SocketMark>> {
+    // SAFETY: a context member; the verifier knows it as a socket or null.
+    let sk: *mut bpf_sock = unsafe { (&raw const (*skb).__bindgen_anon_2.sk).read_volatile() };
+    if sk.is_null() {
+        return None;
+    }
+    MARKS.of(sk)
+}
+
+/// `None`: it may leave.
+#[inline(always)]
+fn judge(
+    skb: *mut __sk_buff,
+    mut mark: NonNull<SocketMark>,
+    packet: &Packet,
+) -> Result<Option<Refusal>, Counter> {
+    // SAFETY: as in `egress`. Other processors may write to it too; each member is judged by what it holds now.
+    let fields = unsafe { mark.as_mut() };
+    let agent = fields.agent;
+    if is_killed(agent) {
+        return Ok((!packet.is_bare_reset(skb)).then_some(Refusal::Killed));
+    }
+    if fields.flags & SocketMark::UPSTREAM != 0 {
+        return Ok(None);
+    }
+    let to_forwarder = is_redirected_to(fields, &packet.destination, packet.destination_port)
+        && load!(skb, ifindex) == LOOPBACK;
+    let (reach, listen) = match packet.proto {
+        IPPROTO_TCP => {
+            if to_forwarder
+                && fields.flow.proto == IPPROTO_TCP
+                && fields.flow.local_port == packet.source_port
+            {
+                return Ok(None);
+            }
+            (RuleKind::ReachTcp, RuleKind::ListenTcp)
+        }
+        IPPROTO_UDP => {
+            if to_forwarder {
+                return to_resolver(fields, packet);
+            }
+            (RuleKind::ReachUdp, RuleKind::ListenUdp)
+        }
+        _ => return Ok(Some(Refusal::Protocol)),
+    };
+    let to = (packet.destination, packet.destination_port);
+    match rules::judge(agent, false, reach, to.0, to.1) {
+        Verdict::Direct => {
+            if packet.proto == IPPROTO_UDP {
+                report(mark, &packet.what(), None);
+            }
+            return Ok(None);
+        }
+        Verdict::Deny(refusal @ Refusal::Ambiguous) => return Ok(Some(refusal)),
+        Verdict::Deny(_) | Verdict::Forward | Verdict::Resolve => {}
+    }
+    let from = (packet.source, packet.source_port);
+    if rules::judge(agent, false, listen, from.0, from.1) == Verdict::Direct {
+        return Ok(None);
+    }
+    Ok(Some(match (packet.proto, fields.origin.port) {
+        (IPPROTO_UDP, _) => Refusal::NoRule,
+        // It has never connected: it answers.
+        (_, 0) => Refusal::Listen,
+        _ => Refusal::Packet,
+    }))
+}
+
+/// A question to the resolver: only now is its source port known, by which the resolver finds out who asks.
+#[inline(always)]
+fn to_resolver(mark: &mut SocketMark, packet: &Packet) -> Result<Option<Refusal>, Counter> {
+    let netns = mark.flow.netns;
+    let up = forwarder(netns).is_some_and(|forwarder| {
+        is_up(&forwarder) && forwarder.port == u32::from(packet.destination_port)
+    });
+    if !up {
+        return Ok(Some(Refusal::ForwarderDown));
+    }
+    let key = FlowKey {
+        netns,
+        local: packet.source,
+        remote: packet.destination,
+        local_port: packet.source_port,
+        remote_port: packet.destination_port,
+        proto: IPPROTO_UDP,
+    };
+    publish(mark, &key)?;
+    Ok(None)
+}
+
+/// One event for a stream of packets that are judged alike.
+#[inline(always)]
+fn report(mut mark: NonNull<SocketMark>, what: &What, refusal: Option<Refusal>) {
+    // SAFETY: as in `judge`.
+    let mark = unsafe { mark.as_mut() };
+    let judged = 1 + refusal.map_or(0, |refusal| refusal as u16);
+    if mark.reported_as == judged && mark.reported_port == what.port && mark.reported == what.addr {
+        return;
+    }
+    mark.reported_as = judged;
+    mark.reported_port = what.port;
+    mark.reported = what.addr;
+    let kind = if what.proto == IPPROTO_UDP {
+        EventKind::Send
+    } else {
+        EventKind::Packet
+    };
+    emit::packet(kind, refusal, mark.agent, mark.origin.tgid, what);
+}
+
+impl Packet {
+    /// IPv4 without options or IPv6 without extension headers, unfragmented: this hook runs before fragmentation
+    /// (`ip_finish_output`).
+    #[inline(always)]
+    fn of(skb: *mut __sk_buff) -> Result<Self, Refusal> {
+        let [first] = bytes::<1>(skb, 0)?;
+        match first >> 4 {
+            4 if first & 0xf == 5 => {
+                let b = bytes::<24>(skb, 0)?;
+                if (b[6] & 0x1f) | b[7] != 0 {
+                    return Err(Refusal::Packet);
+                }
+                Ok(Self {
+                    source: Addr::from_v4([b[12], b[13], b[14], b[15]]),
+                    destination: Addr::from_v4([b[16], b[17], b[18], b[19]]),
+                    source_port: u16::from_be_bytes([b[20], b[21]]),
+                    destination_port: u16::from_be_bytes([b[22], b[23]]),
+                    proto: u32::from(b[9]),
+                    family: 4,
+                })
+            }
+            6 => {
+                let [_, _, _, _, _, _, next, _] = bytes::<8>(skb, 0)?;
+                if u32::from(next) != IPPROTO_TCP && u32::from(next) != IPPROTO_UDP {
+                    return Err(Refusal::SourceRoute);
+                }
+                let [sh, sl, dh, dl] = bytes::<4>(skb, 40)?;
+                Ok(Self {
+                    source: Addr(bytes::<16>(skb, 8)?),
+                    destination: Addr(bytes::<16>(skb, 24)?),
+                    source_port: u16::from_be_bytes([sh, sl]),
+                    destination_port: u16::from_be_bytes([dh, dl]),
+                    proto: u32::from(next),
+                    family: 6,
+                })
+            }
+            _ => Err(Refusal::SourceRoute),
+        }
+    }
+
+    /// A TCP reset without payload. The kill lets it go, because it tells the peer to stop sending: one that is not told
+    /// goes on with what fits its window and with retransmissions.
+    #[inline(always)]
+    fn is_bare_reset(&self, skb: *mut __sk_buff) -> bool {
+        const RST: u8 = 0x04;
+        let ip = if self.family == 4 { 20 } else { 40 };
+        let Ok([offset, flags]) = bytes::<2>(skb, ip + 12) else {
+            return false;
+        };
+        let headers = ip + u32::from(offset >> 4) * 4;
+        self.proto == IPPROTO_TCP && flags & RST != 0 && load!(skb, len) == headers
+    }
+
+    #[inline(always)]
+    fn what(&self) -> What {
+        What {
+            addr: self.destination,
+            port: self.destination_port,
+            family: self.family,
+            sock_type: 0,
+            proto: self.proto,
+        }
+    }
+}
+
+/// `N` bytes of the packet, counted from its network header.
+#[inline(always)]
+fn bytes<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Result<[u8; N], Refusal> {
+    let mut to = [0; N];
+    // SAFETY: the helper checks the packet's bounds; the destination is `to`, of exactly that size.
+    let failed = unsafe { bpf_skb_load_bytes(skb.cast(), offset, (&raw mut to).cast(), N as u32) };
+    if failed == 0 {
+        Ok(to)
+    } else {
+        Err(Refusal::Internal)
+    }
+}

@@ -1,0 +1,176 @@
+//! Every map, and what a program may do with it. Sizes and types are part of `abi::VERSION`.
+
+use core::ptr::NonNull;
+
+use agentguard_common::abi::{
+    AgentId, AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, Event, FlowKey, Forwarder, Identify,
+    Label, MAX_AGENTS, MAX_IDENTIFY, MAX_RULES, MAX_TGID, Origin, PATH_LEN, PORT_WORDS, RuleKey,
+    SocketMark,
+};
+use agentguard_common::counter::Counter;
+use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::macros::btf_map;
+
+use crate::identify::Scan;
+use crate::path::Walk;
+
+/// Label of each process, by tgid.
+#[btf_map]
+pub static LABELS: Array<Label, { MAX_TGID as usize }> = Array::new();
+/// By agent id.
+#[btf_map]
+pub static AGENTS: Array<AgentState, { MAX_AGENTS as usize }> = Array::new();
+/// Agent id → trie of its rules (`RuleVerdict`). No trie: nothing is allowed.
+#[btf_map]
+pub static RULES: ArrayOfMaps<
+    LpmTrie<RuleKey, u32, { MAX_RULES as usize }>,
+    { MAX_AGENTS as usize },
+> = ArrayOfMaps::new();
+/// Not LRU: an evicted origin is a lost identity.
+#[btf_map]
+pub static FLOWS: HashMap<FlowKey, Origin, 65536> = HashMap::new();
+/// Socket cookie of a connection that the forwarder accepts → its origin.
+#[btf_map]
+pub static ACCEPTED: HashMap<u64, Origin, 65536> = HashMap::new();
+/// By netns cookie.
+#[btf_map]
+pub static FORWARDERS: HashMap<u64, Forwarder, 1024> = HashMap::new();
+#[btf_map]
+static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
+#[btf_map]
+pub static CONFIG: Array<u64, { CONFIG_LEN as usize }> = Array::new();
+/// Two banks, of which `ConfigSlot::Identify` names the one in force.
+#[btf_map]
+pub static IDENTIFY: Array<Identify, { 2 * MAX_IDENTIFY as usize }> = Array::new();
+/// Only cgroups that some block matches, by cgroup v2 id.
+#[btf_map]
+pub static CGROUPS: HashMap<u64, CgroupMask, 16384> = HashMap::new();
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { 2 << 20 }> = RingBuf::new();
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
+/// For the tracepoints, which run with preemption off and never nest.
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+#[btf_map]
+pub static MARKS: Marks = Marks::new();
+
+/// What the tracepoints work on. In a map and not on the stack: the verifier follows every value on the stack through every
+/// turn of a `bpf_loop`, but takes what it reads from a map as it comes.
+#[repr(C)]
+pub struct Scratch {
+    /// A path as it is being walked: written from the end of the first half to its front, then moved to `path`.
+    pub names: [u8; 2 * PATH_LEN],
+    pub path: [u8; PATH_LEN],
+    pub walk: Walk,
+    pub scan: Scan,
+}
+
+#[inline(always)]
+pub fn scratch() -> Option<*mut Scratch> {
+    SCRATCH.get_ptr_mut(0)
+}
+
+/// `BPF_MAP_TYPE_SK_STORAGE` with `BPF_F_CLONE`, which aya-ebpf's own definition lacks.
+#[repr(C)]
+pub struct Marks {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const SocketMark,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the fields are placeholders for the loader and never read.
+unsafe impl Sync for Marks {}
+
+impl Marks {
+    const fn new() -> Self {
+        use core::ptr::null;
+        Self {
+            r#type: null(),
+            key: null(),
+            value: null(),
+            max_entries: null(),
+            map_flags: null(),
+        }
+    }
+
+    #[inline(always)]
+    fn storage(&self, sk: *mut bpf_sock, flags: u32) -> Option<NonNull<SocketMark>> {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: the verifier checks that `sk` is a socket; the helper itself ignores request and time-wait sockets.
+        let mark =
+            unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), u64::from(flags)) };
+        NonNull::new(mark.cast())
+    }
+
+    #[inline(always)]
+    pub fn of(&self, sk: *mut bpf_sock) -> Option<NonNull<SocketMark>> {
+        self.storage(sk, 0)
+    }
+
+    /// Zeroed if it is new.
+    #[inline(always)]
+    pub fn of_or_new(&self, sk: *mut bpf_sock) -> Option<NonNull<SocketMark>> {
+        self.storage(sk, BPF_SK_STORAGE_GET_F_CREATE)
+    }
+}
+
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot is this CPU's; a nested program's addition may be lost, which a counter can bear.
+        unsafe { *value += 1 };
+    }
+}
+
+/// Whether a forwarder listens on `port`, in whatever namespace.
+#[inline(always)]
+pub fn is_forwarder_port(port: u16) -> bool {
+    PORTS
+        .get(u32::from(port >> 6))
+        .is_some_and(|word| (word >> (port & 63)) & 1 == 1)
+}
+
+#[inline(always)]
+pub fn config(slot: ConfigSlot) -> u64 {
+    match CONFIG.get_ptr(slot as u32) {
+        // SAFETY: an element of an array map stays; userspace changes it in one 64-bit store.
+        Some(word) => unsafe { word.read_volatile() },
+        None => 0,
+    }
+}
+
+#[inline(always)]
+pub fn clear_config(slot: ConfigSlot) {
+    if let Some(word) = CONFIG.get_ptr_mut(slot as u32) {
+        // SAFETY: as in `config`.
+        unsafe { word.write_volatile(0) };
+    }
+}
+
+#[inline(always)]
+pub fn label_of(tgid: u32) -> Label {
+    LABELS.get(tgid).copied().unwrap_or_default()
+}
+
+#[inline(always)]
+pub fn set_label(tgid: u32, label: Label) {
+    if let Some(slot) = LABELS.get_ptr_mut(tgid) {
+        // SAFETY: an element of an array map stays.
+        unsafe { slot.write_volatile(label) };
+    }
+}
+
+#[inline(always)]
+pub fn is_killed(agent: AgentId) -> bool {
+    match AGENTS.get(agent.0) {
+        Some(state) => state.killed != 0,
+        // An id beyond the map is nobody's.
+        None => true,
+    }
+}

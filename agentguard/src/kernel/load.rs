@@ -1,0 +1,273 @@
+//! From the compiled object to attached programs. What an earlier daemon has pinned is taken over: maps with all they hold,
+//! cgroup programs replaced in their links, tracepoint programs attached before the old ones go.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use agentguard_common::abi::{AgentId, ConfigSlot};
+use agentguard_common::layout::Layout;
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader, GlobalData};
+
+use super::maps::{Maps, SPECS};
+use super::pin::{self, Folders};
+use super::{Hook, KernelError, bpf, btf, probe};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agentguard-ebpf"));
+
+/// Where a program is attached.
+enum Place {
+    RawTracepoint,
+    /// `enum bpf_attach_type`, at the root of the cgroup v2 hierarchy.
+    Cgroup(u32),
+}
+
+/// Every program by its name in the object, in the order of attaching: sockets are marked before anything is judged, and
+/// processes are enrolled last.
+const PROGRAMS: [(&str, Place); 20] = [
+    ("sock_create", Place::Cgroup(2)),
+    ("sock_release", Place::Cgroup(34)),
+    ("connected", Place::Cgroup(3)),
+    ("egress", Place::Cgroup(1)),
+    ("connect4", Place::Cgroup(10)),
+    ("connect6", Place::Cgroup(11)),
+    ("sendmsg4", Place::Cgroup(14)),
+    ("sendmsg6", Place::Cgroup(15)),
+    ("recvmsg4", Place::Cgroup(19)),
+    ("recvmsg6", Place::Cgroup(20)),
+    ("getpeername4", Place::Cgroup(29)),
+    ("getpeername6", Place::Cgroup(30)),
+    ("bind4", Place::Cgroup(8)),
+    ("bind6", Place::Cgroup(9)),
+    ("exit", Place::RawTracepoint),
+    ("fork", Place::RawTracepoint),
+    ("cgroup_rmdir", Place::RawTracepoint),
+    ("cgroup_mkdir", Place::RawTracepoint),
+    ("cgroup_attach_task", Place::RawTracepoint),
+    ("exec", Place::RawTracepoint),
+];
+
+fn tracepoint(program: &str) -> &str {
+    match program {
+        "fork" => "sched_process_fork",
+        "exec" => "sched_process_exec",
+        "exit" => "sched_process_exit",
+        other => other,
+    }
+}
+
+/// Loads, takes over, attaches and pins everything; after an error what has been attached stays so.
+pub(super) fn load(folders: &Folders, cgroup_root: &Path) -> Result<Maps, KernelError> {
+    probe::check()?;
+    let layout = btf::layout()?;
+    refuse_labelled(folders)?;
+    let mut object = load_object(folders, &layout)?;
+    for spec in &SPECS {
+        let map = super::maps::open(&folders.maps, spec.name, 0)?;
+        spec.check(map.as_fd())?;
+    }
+    let cgroup = File::open(cgroup_root).map_err(|error| {
+        KernelError::Unsupported(format!("cannot open {}: {error}", cgroup_root.display()))
+    })?;
+    let cgroup_id = cgroup
+        .metadata()
+        .map_err(|source| KernelError::Call {
+            call: "fstat",
+            source,
+        })?
+        .ino();
+    // All of them, before the first is attached: a half-attached set would be one that never works.
+    for (name, _) in &PROGRAMS {
+        load_program(&mut object, name)?;
+    }
+    for (name, place) in &PROGRAMS {
+        let program = program(&mut object, name)?;
+        let program = program.fd().map_err(|error| refused(name, error))?.as_fd();
+        let link = folders.links.join(name);
+        match place {
+            Place::RawTracepoint => {
+                let new = bpf::attach_raw_tracepoint(program, tracepoint(name))?;
+                pin::replace(&new, &link)?;
+            }
+            Place::Cgroup(attach_type) => {
+                attach_cgroup(&link, program, &cgroup, cgroup_id, *attach_type)?;
+            }
+        }
+    }
+    let maps = Maps::open(&folders.maps)?;
+    maps.set_config(ConfigSlot::Daemon, u64::from(std::process::id()))?;
+    drop(object);
+    give_back_memory();
+    Ok(maps)
+}
+
+/// The loader parses the kernel's whole BTF, some 15 MB that the allocator would keep for the daemon's life.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointers; it only returns free pages to the system.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
+/// An agent that starts a daemon of its own would be the daemon, and never labelled again.
+fn refuse_labelled(folders: &Folders) -> Result<(), KernelError> {
+    if !folders.maps.join("LABELS").exists() {
+        return Ok(());
+    }
+    for spec in &SPECS {
+        if let Some(map) = bpf::open_pin(&folders.maps.join(spec.name), 0)? {
+            spec.check(map.as_fd())?;
+        }
+    }
+    let labels = super::maps::Map::open(&folders.maps, "LABELS", 0)?;
+    let label: agentguard_common::abi::Label =
+        labels.lookup(&std::process::id())?.unwrap_or_default();
+    if label.agent == AgentId::NONE {
+        return Ok(());
+    }
+    Err(KernelError::Unsupported(format!(
+        "this process belongs to agent {}; start the daemon from one that does not",
+        label.agent.0
+    )))
+}
+
+fn load_object(folders: &Folders, layout: &Layout) -> Result<Ebpf, KernelError> {
+    let mut loader = EbpfLoader::new();
+    // Rust emits no CO-RE relocations; the layout goes in as a global.
+    loader.btf(None);
+    loader.override_global("LAYOUT", GlobalData::from(layout), true);
+    for spec in &SPECS {
+        loader.map_pin_path(spec.name, folders.maps.join(spec.name));
+    }
+    loader
+        .load(OBJECT)
+        .map_err(|error| KernelError::Object(chain(&error)))
+}
+
+fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, KernelError> {
+    object
+        .program_mut(name)
+        .ok_or_else(|| KernelError::Object(format!("no program {name}")))
+}
+
+fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), KernelError> {
+    let loaded = match program(object, name)? {
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
+        other => {
+            return Err(KernelError::Object(format!(
+                "{name} is a {:?}",
+                other.prog_type()
+            )));
+        }
+    };
+    loaded.map_err(|error| refused(name, error))
+}
+
+/// The last lines of the verifier's log say what it did not like.
+fn refused(name: &'static str, error: ProgramError) -> KernelError {
+    const LAST_LINES: usize = 12;
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<_> = log.lines().collect();
+            let from = lines.len().saturating_sub(LAST_LINES);
+            KernelError::Refused {
+                program: name,
+                log: lines.get(from..).unwrap_or_default().join("\n"),
+                source: io_error,
+            }
+        }
+        other => KernelError::Object(format!("{name}: {}", chain(&other))),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+fn attach_cgroup(
+    pin: &Path,
+    program: BorrowedFd<'_>,
+    cgroup: &File,
+    cgroup_id: u64,
+    attach_type: u32,
+) -> Result<(), KernelError> {
+    if let Some(link) = bpf::open_pin(pin, 0)? {
+        let info = bpf::link_info(link.as_fd())?;
+        if info.cgroup_id == cgroup_id && info.attach_type == attach_type {
+            return bpf::replace_program(link.as_fd(), program);
+        }
+    }
+    let link = bpf::attach_cgroup(program, cgroup.as_fd(), attach_type)?;
+    pin::replace(&link, pin)
+}
+
+/// Which of the hooks are attached now, by their pinned links.
+pub(super) fn hooks(folders: &Folders) -> Vec<Hook> {
+    PROGRAMS
+        .iter()
+        .map(|(name, place)| Hook {
+            name,
+            attached: is_attached(&folders.links.join(name), place),
+        })
+        .collect()
+}
+
+fn is_attached(pin: &Path, place: &Place) -> bool {
+    let Ok(Some(link)) = bpf::open_pin(pin, 0) else {
+        return false;
+    };
+    match (bpf::link_info(link.as_fd()), place) {
+        (Ok(info), Place::Cgroup(attach_type)) => {
+            info.cgroup_id != 0 && info.attach_type == *attach_type
+        }
+        (Ok(_), Place::RawTracepoint) => true,
+        (Err(_), _) => false,
+    }
+}
+
+/// Whether an earlier daemon has left programs.
+pub(super) fn is_any_pinned(folders: &Folders) -> bool {
+    fs::read_dir(&folders.links).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Takes the socket hooks away, by the time it returns; the tracepoints go soon after their pins. A hook that is gone
+/// already stays so, and of one that cannot be detached the pin's end takes care.
+pub(super) fn detach(folders: &Folders) {
+    for (name, place) in &PROGRAMS {
+        if let (Place::Cgroup(_), Ok(Some(link))) =
+            (place, bpf::open_pin(&folders.links.join(name), 0))
+        {
+            let _ = bpf::detach(link.as_fd());
+        }
+    }
+}
+
+/// Links that no program of this version has.
+pub(super) fn remove_strays(folders: &Folders) {
+    let Ok(entries) = fs::read_dir(&folders.links) else {
+        return;
+    };
+    for entry in entries.filter_map(Result::ok) {
+        if !PROGRAMS.iter().any(|(name, _)| entry.file_name() == **name) {
+            // A stray that cannot be removed judges nothing that the programs of this version do not.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}

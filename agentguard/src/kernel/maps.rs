@@ -1,0 +1,211 @@
+//! The pinned maps: what each must be, and a typed handle on it.
+
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use agentguard_common::abi::{
+    AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, FlowKey, Forwarder, Identify, Label,
+    MAX_AGENTS, MAX_IDENTIFY, MAX_TGID, Origin, PORT_WORDS, RuleKey, SocketMark,
+};
+use agentguard_common::counter::Counter;
+
+use super::KernelError;
+use super::bpf::{self, MapInfo};
+
+/// What a map must be for the programs and this build to mean the same by it.
+pub(super) struct Spec {
+    pub(super) name: &'static str,
+    map_type: u32,
+    key_size: usize,
+    value_size: usize,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+const HASH: u32 = 1;
+const ARRAY: u32 = 2;
+const PERCPU_ARRAY: u32 = 6;
+const ARRAY_OF_MAPS: u32 = 12;
+const SK_STORAGE: u32 = 24;
+const RINGBUF: u32 = 27;
+/// `BPF_F_NO_PREALLOC` | `BPF_F_CLONE`.
+const CLONED: u32 = 0x201;
+
+/// Every pinned map, as `agentguard-ebpf/src/maps.rs` defines it. `SCRATCH` holds nothing between two calls and is not pinned.
+pub(super) const SPECS: [Spec; 13] = [
+    array::<Label>("LABELS", MAX_TGID),
+    array::<AgentState>("AGENTS", MAX_AGENTS),
+    spec("RULES", ARRAY_OF_MAPS, 4, 4, MAX_AGENTS, 0),
+    hash::<FlowKey, Origin>("FLOWS", 65536),
+    hash::<u64, Origin>("ACCEPTED", 65536),
+    hash::<u64, Forwarder>("FORWARDERS", 1024),
+    array::<u64>("PORTS", PORT_WORDS),
+    array::<u64>("CONFIG", CONFIG_LEN),
+    array::<Identify>("IDENTIFY", 2 * MAX_IDENTIFY),
+    hash::<u64, CgroupMask>("CGROUPS", 16384),
+    spec("EVENTS", RINGBUF, 0, 0, 2 << 20, 0),
+    spec("COUNTERS", PERCPU_ARRAY, 4, 8, Counter::ALL.len() as u32, 0),
+    spec("MARKS", SK_STORAGE, 4, size_of::<SocketMark>(), 0, CLONED),
+];
+
+const fn spec(
+    name: &'static str,
+    map_type: u32,
+    key_size: usize,
+    value_size: usize,
+    max_entries: u32,
+    map_flags: u32,
+) -> Spec {
+    Spec {
+        name,
+        map_type,
+        key_size,
+        value_size,
+        max_entries,
+        map_flags,
+    }
+}
+
+const fn array<V>(name: &'static str, max_entries: u32) -> Spec {
+    spec(name, ARRAY, 4, size_of::<V>(), max_entries, 0)
+}
+
+const fn hash<K, V>(name: &'static str, max_entries: u32) -> Spec {
+    spec(name, HASH, size_of::<K>(), size_of::<V>(), max_entries, 0)
+}
+
+impl Spec {
+    /// Whether a map found under this name is what it must be.
+    pub(super) fn check(&self, map: BorrowedFd<'_>) -> Result<(), KernelError> {
+        let found = bpf::map_info(map)?;
+        let expected = MapInfo {
+            map_type: self.map_type,
+            id: found.id,
+            key_size: self.key_size as u32,
+            value_size: self.value_size as u32,
+            max_entries: self.max_entries,
+            map_flags: self.map_flags,
+        };
+        if found == expected {
+            return Ok(());
+        }
+        Err(KernelError::Pins(format!(
+            "the pinned map {} is not this version's ({found:?}, expected {expected:?}); \
+             `agentguard unload --yes` removes it",
+            self.name
+        )))
+    }
+}
+
+/// A map with keys `K` and values `V`.
+pub(super) struct Map<K, V> {
+    fd: OwnedFd,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K, V> Map<K, V> {
+    pub(super) fn open(folder: &Path, name: &str, flags: u32) -> Result<Self, KernelError> {
+        Ok(Self {
+            fd: open(folder, name, flags)?,
+            types: PhantomData,
+        })
+    }
+
+    pub(super) fn update(&self, key: &K, value: &V) -> Result<(), KernelError> {
+        bpf::update(self.as_fd(), key, value)
+    }
+
+    /// Whether there was one.
+    pub(super) fn delete(&self, key: &K) -> Result<bool, KernelError> {
+        bpf::delete(self.as_fd(), key)
+    }
+}
+
+impl<K, V: Default + aya::Pod> Map<K, V> {
+    pub(super) fn lookup(&self, key: &K) -> Result<Option<V>, KernelError> {
+        bpf::lookup(self.as_fd(), key)
+    }
+}
+
+impl<K: Default + aya::Pod, V> Map<K, V> {
+    /// Takes every element out of a hash map.
+    pub(super) fn clear(&self) -> Result<(), KernelError> {
+        while let Some(key) = bpf::next_key::<K>(self.as_fd(), None)? {
+            self.delete(&key)?;
+        }
+        Ok(())
+    }
+}
+
+impl<K, V> AsFd for Map<K, V> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+pub(super) fn open(folder: &Path, name: &str, flags: u32) -> Result<OwnedFd, KernelError> {
+    bpf::open_pin(&folder.join(name), flags)?
+        .ok_or_else(|| KernelError::Pins(format!("{} is not pinned", folder.join(name).display())))
+}
+
+/// Handles on all of them that userspace uses.
+pub(super) struct Maps {
+    pub(super) labels: Map<u32, Label>,
+    pub(super) agents: Map<u32, AgentState>,
+    pub(super) rules: Map<u32, u32>,
+    pub(super) flows: Map<FlowKey, Origin>,
+    pub(super) accepted: Map<u64, Origin>,
+    pub(super) forwarders: Map<u64, Forwarder>,
+    ports: Map<u32, u64>,
+    config: Map<u32, u64>,
+    pub(super) identify: Map<u32, Identify>,
+    pub(super) cgroups: Map<u64, CgroupMask>,
+    pub(super) counters: OwnedFd,
+    pub(super) marks: OwnedFd,
+    pub(super) events: OwnedFd,
+}
+
+impl Maps {
+    /// Opens those pinned in `folder`.
+    pub(super) fn open(folder: &Path) -> Result<Self, KernelError> {
+        Ok(Self {
+            labels: Map::open(folder, "LABELS", 0)?,
+            agents: Map::open(folder, "AGENTS", 0)?,
+            rules: Map::open(folder, "RULES", 0)?,
+            flows: Map::open(folder, "FLOWS", 0)?,
+            accepted: Map::open(folder, "ACCEPTED", 0)?,
+            forwarders: Map::open(folder, "FORWARDERS", 0)?,
+            ports: Map::open(folder, "PORTS", 0)?,
+            config: Map::open(folder, "CONFIG", 0)?,
+            identify: Map::open(folder, "IDENTIFY", 0)?,
+            cgroups: Map::open(folder, "CGROUPS", 0)?,
+            counters: open(folder, "COUNTERS", 0)?,
+            marks: open(folder, "MARKS", 0)?,
+            events: open(folder, "EVENTS", 0)?,
+        })
+    }
+
+    /// Adds a forwarder's port to the bitmap. One that no forwarder has any more costs a look-up and nothing else.
+    pub(super) fn add_port(&self, port: u16) -> Result<(), KernelError> {
+        let word = u32::from(port >> 6);
+        let ports = self.ports.lookup(&word)?.unwrap_or(0);
+        self.ports.update(&word, &(ports | 1 << (port & 63)))
+    }
+
+    pub(super) fn config(&self, slot: ConfigSlot) -> Result<u64, KernelError> {
+        Ok(self.config.lookup(&(slot as u32))?.unwrap_or(0))
+    }
+
+    pub(super) fn set_config(&self, slot: ConfigSlot, value: u64) -> Result<(), KernelError> {
+        self.config.update(&(slot as u32), &value)
+    }
+}
+
+/// Key of a rules trie: the prefix length in bits, then what it counts over.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct TrieKey {
+    pub(super) prefix_len: u32,
+    pub(super) data: RuleKey,
+}

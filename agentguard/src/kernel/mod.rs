@@ -1,0 +1,273 @@
+//! The kernel side as userspace sees it: the only code that calls `bpf(2)`. Programs and maps are pinned; the death of the
+//! daemon changes nothing of what they enforce.
+#![allow(unsafe_code)]
+
+mod bpf;
+mod btf;
+mod events;
+mod identify;
+mod load;
+mod maps;
+mod origin;
+mod pin;
+mod probe;
+mod rules;
+mod sockets;
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use agentguard_common::abi::{AgentId, AgentState, ConfigSlot, Forwarder, Identify, Label};
+use agentguard_common::counter::Counter;
+use nix::fcntl::Flock;
+
+pub use events::Events;
+pub use origin::OriginMaps;
+pub use pin::{cgroup_root, ensure_bpffs};
+pub use rules::Rule;
+pub use sockets::netns_cookie;
+
+use maps::Maps;
+use pin::Folders;
+
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// A kernel feature or a privilege is missing; the message names it and the remedy.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The verifier, or the kernel before it, does not take a program.
+    #[error("the kernel refuses the program {program}: {source}\n{log}")]
+    Refused {
+        program: &'static str,
+        /// The last lines of the verifier's log; empty if it did not come to that.
+        log: String,
+        source: std::io::Error,
+    },
+    /// The compiled object and this build do not fit together.
+    #[error("the kernel programs cannot be loaded: {0}")]
+    Object(String),
+    /// Another daemon works with these pins.
+    #[error("the agentguard daemon with process id {tgid} holds {}; stop it, or set another `paths.pins`", pins.display())]
+    Held {
+        pins: PathBuf,
+        /// 0 while it is starting.
+        tgid: u32,
+    },
+    /// Something about the pinned maps and links is not as it must be.
+    #[error("{0}")]
+    Pins(String),
+    /// More than the kernel maps hold.
+    #[error("{0}")]
+    Limit(String),
+    #[error("{call}: {source}")]
+    Call {
+        call: &'static str,
+        source: std::io::Error,
+    },
+}
+
+/// The loaded, attached and pinned programs. Dropping it leaves them enforcing.
+pub struct Kernel {
+    maps: Maps,
+    folders: Folders,
+    cgroup_root: PathBuf,
+    /// Keeps a second daemon out.
+    _lock: Flock<File>,
+}
+
+impl Kernel {
+    /// Loads the programs and maps, or takes over those pinned below `pins`, and attaches every hook to the cgroup v2
+    /// root. Until every hook is attached nothing is enrolled.
+    ///
+    /// # Errors
+    /// Not root, no BTF, no bpffs, a program that the verifier refuses, pins of another version or held by another daemon.
+    pub fn load(pins: &Path, cgroup_root: &Path) -> Result<Self, KernelError> {
+        probe::check()?;
+        let (folders, lock) = Folders::create(pins)?;
+        let is_fresh = !load::is_any_pinned(&folders);
+        let maps = match load::load(&folders, cgroup_root) {
+            Ok(maps) => maps,
+            Err(error) => {
+                if is_fresh {
+                    // Nobody is held by what has been attached so far. The first error is the one to tell.
+                    let _ = pin::remove_all(pins);
+                }
+                return Err(error);
+            }
+        };
+        load::remove_strays(&folders);
+        let kernel = Self {
+            maps,
+            folders,
+            cgroup_root: cgroup_root.to_owned(),
+            _lock: lock,
+        };
+        match kernel.hooks().iter().find(|hook| !hook.attached) {
+            None => Ok(kernel),
+            Some(hook) => Err(KernelError::Unsupported(format!(
+                "the hook {} is not attached although the kernel took it",
+                hook.name
+            ))),
+        }
+    }
+
+    /// Detaches and unpins everything below `pins`; the agents are no longer held. With a daemon that still runs, its own
+    /// event ring and maps live until it ends.
+    ///
+    /// # Errors
+    /// A pin that cannot be removed; the others may be gone then.
+    pub fn unload(pins: &Path) -> Result<(), KernelError> {
+        load::detach(&Folders::below(pins));
+        pin::remove_all(pins)
+    }
+
+    /// Replaces the agent's rules in one update.
+    ///
+    /// # Errors
+    /// [`KernelError::Limit`] for too many rules or an id out of range.
+    pub fn set_rules(&mut self, agent: AgentId, rules: &[Rule]) -> Result<(), KernelError> {
+        rules::replace(&self.maps.rules, agent, rules)
+    }
+
+    /// Without rules an agent can do nothing.
+    pub fn remove_rules(&mut self, agent: AgentId) -> Result<(), KernelError> {
+        self.maps.rules.delete(&agent.0).map(|_| ())
+    }
+
+    /// A plain map update: in force for the next packet.
+    pub fn set_killed(&mut self, agent: AgentId, killed: bool) -> Result<(), KernelError> {
+        let state = AgentState {
+            killed: u32::from(killed),
+            reserved: 0,
+        };
+        self.maps.agents.update(&agent.0, &state)
+    }
+
+    pub fn killed(&self, agent: AgentId) -> Result<bool, KernelError> {
+        let state = self.maps.agents.lookup(&agent.0)?;
+        Ok(state.is_none_or(|state| state.killed != 0))
+    }
+
+    /// Replaces every identify block, and finds the cgroups that they name; at most
+    /// [`agentguard_common::abi::MAX_IDENTIFY`]. Running processes are the caller's to adopt, afterwards.
+    pub fn set_identify(&mut self, blocks: &[Identify]) -> Result<(), KernelError> {
+        identify::replace(&self.maps, &self.cgroup_root, blocks)
+    }
+
+    pub fn set_label(&mut self, tgid: u32, label: Label) -> Result<(), KernelError> {
+        self.maps.labels.update(&tgid, &label)
+    }
+
+    pub fn label(&self, tgid: u32) -> Result<Label, KernelError> {
+        Ok(self.maps.labels.lookup(&tgid)?.unwrap_or_default())
+    }
+
+    /// Every running process that has a label, with it. A process that starts meanwhile may be left out; what a labelled
+    /// one starts is labelled all the same.
+    pub fn labelled(&self) -> Result<Vec<(u32, Label)>, KernelError> {
+        let entries = std::fs::read_dir("/proc").map_err(|source| KernelError::Call {
+            call: "open /proc",
+            source,
+        })?;
+        let mut found = Vec::new();
+        for entry in entries.filter_map(Result::ok) {
+            let Some(tgid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            let label = self.label(tgid)?;
+            if label.agent != AgentId::NONE {
+                found.push((tgid, label));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes a namespace's forwarder known, or with `up` 0 gone. Origins that an earlier forwarder has left are forgotten.
+    pub fn set_forwarder(
+        &mut self,
+        netns_cookie: u64,
+        forwarder: Forwarder,
+    ) -> Result<(), KernelError> {
+        let before = self.maps.config(ConfigSlot::Forwarder)?;
+        if before != u64::from(forwarder.tgid) {
+            self.maps.accepted.clear()?;
+            self.maps.flows.clear()?;
+        }
+        let port = u16::try_from(forwarder.port)
+            .map_err(|_| KernelError::Limit(format!("{} is not a port", forwarder.port)))?;
+        self.maps.add_port(port)?;
+        self.maps.forwarders.update(&netns_cookie, &forwarder)?;
+        self.maps
+            .set_config(ConfigSlot::Forwarder, u64::from(forwarder.tgid))
+    }
+
+    /// Read-only descriptors for the forwarder: `ACCEPTED` (socket cookie → [`agentguard_common::abi::Origin`]) and
+    /// `FLOWS` ([`agentguard_common::abi::FlowKey`] → `Origin`, datagrams).
+    pub fn forwarder_maps(&self) -> Result<ForwarderMaps, KernelError> {
+        Ok(ForwarderMaps {
+            accepted: maps::open(&self.folders.maps, "ACCEPTED", bpf::F_RDONLY)?,
+            flows: maps::open(&self.folders.maps, "FLOWS", bpf::F_RDONLY)?,
+        })
+    }
+
+    /// Closes the agent's TCP connections in the caller's network namespace, both ends told; answers how many. The
+    /// forwarder's upstream sockets for the agent are among them.
+    ///
+    /// # Errors
+    /// A kernel without `CONFIG_INET_DIAG_DESTROY`: the sockets stay, mute.
+    pub fn destroy_sockets(&self, agent: AgentId) -> Result<u32, KernelError> {
+        sockets::destroy(self.maps.marks.as_fd(), agent)
+    }
+
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, KernelError> {
+        let cpus = possible_cpus()?;
+        Counter::ALL
+            .iter()
+            .map(|(counter, name)| {
+                let mut values = vec![0; cpus];
+                bpf::lookup_per_cpu(self.maps.counters.as_fd(), *counter as u32, &mut values)?;
+                Ok((*name, values.iter().sum()))
+            })
+            .collect()
+    }
+
+    pub fn hooks(&self) -> Vec<Hook> {
+        load::hooks(&self.folders)
+    }
+
+    /// The event ring, to be read by one task. Must be called in a tokio runtime.
+    pub fn take_events(&mut self) -> Result<Events, KernelError> {
+        let ring = self
+            .maps
+            .events
+            .try_clone()
+            .map_err(|source| KernelError::Call {
+                call: "fcntl",
+                source,
+            })?;
+        Events::new(ring)
+    }
+}
+
+/// One attached program.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Hook {
+    pub name: &'static str,
+    pub attached: bool,
+}
+
+pub struct ForwarderMaps {
+    pub accepted: OwnedFd,
+    pub flows: OwnedFd,
+}
+
+/// Slots of a per-CPU map's value.
+fn possible_cpus() -> Result<usize, KernelError> {
+    aya::util::nr_cpus()
+        .map_err(|(path, source)| KernelError::Unsupported(format!("cannot read {path}: {source}")))
+}
