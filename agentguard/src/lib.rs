@@ -13,4 +13,6 @@
 //! - the death of the daemon or the forwarder never widens access.
 
 pub mod kernel;
+pub mod policy;
+pub mod reason;
 pub mod sys;

@@ -1,0 +1,276 @@
+//! The bundle's files together: which there are, and what one says that another must agree with.
+
+use std::collections::HashMap;
+
+use agentguard_common::abi::{MAX_IDENTIFY, MAX_RULES};
+use sha2::{Digest as _, Sha256};
+
+use super::diagnostic::{Place, Report, Text, nearest};
+use super::host::HostMap;
+use super::parse::{self, AgentFile, HostFile};
+use super::rules::{self, Rule};
+use super::{KernelRule, Meta, Proto, Sources};
+
+/// Every file of the bundle, parsed.
+pub(super) struct Bundle {
+    pub meta: Option<Meta>,
+    pub agents: Vec<AgentFile>,
+    pub hosts: Vec<HostFile>,
+    pub rules: Vec<Rule>,
+    /// Whether every agent's and host's file could be read as it was meant.
+    pub whole: bool,
+}
+
+/// What a file of a bundle is, by its path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum FileKind {
+    Manifest,
+    Agent,
+    Host,
+    Rules,
+    Test,
+}
+
+impl FileKind {
+    pub fn of(path: &str) -> Option<Self> {
+        if path == "bundle.toml" {
+            return Some(Self::Manifest);
+        }
+        let (folder, name) = path.split_once('/')?;
+        let (stem, ending) = name.rsplit_once('.')?;
+        // File names are part of policy ids.
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if stem.is_empty() || stem.starts_with('.') || !name.chars().all(plain) {
+            return None;
+        }
+        match (folder, ending) {
+            ("agents", "toml") => Some(Self::Agent),
+            ("hosts", "toml") => Some(Self::Host),
+            ("rules", "cedar") => Some(Self::Rules),
+            ("tests", "toml") => Some(Self::Test),
+            _ => None,
+        }
+    }
+}
+
+/// Kernel rules one agent can have: its trie also holds the two that lead to the forwarder.
+const MAX_KERNEL: usize = MAX_RULES as usize - 2;
+/// Bytes of all files together.
+pub(super) const MAX_BYTES: usize = 32 << 20;
+
+pub(super) fn report(sources: &Sources) -> Report<'_> {
+    Report::new(
+        sources
+            .files
+            .iter()
+            .map(|(name, text)| Text::new(name, text))
+            .collect(),
+    )
+}
+
+pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
+    let mut bundle = Bundle {
+        meta: None,
+        agents: Vec::new(),
+        hosts: Vec::new(),
+        rules: Vec::new(),
+        whole: true,
+    };
+    if sources.files.values().map(String::len).sum::<usize>() > MAX_BYTES {
+        report.file_error(
+            "bundle.toml",
+            format!("the bundle is larger than {} MiB", MAX_BYTES >> 20),
+            None,
+        );
+        return bundle;
+    }
+    if !sources.files.contains_key("bundle.toml") {
+        report.file_error(
+            "bundle.toml",
+            "the bundle has no bundle.toml",
+            Some("add one with `name = \"…\"` and `serial = 1`".into()),
+        );
+    }
+    let files: Vec<_> = report.texts().map(|(file, name, _)| (file, name)).collect();
+    for (file, name) in files {
+        let before = report.count();
+        let kind = FileKind::of(name);
+        match kind {
+            Some(FileKind::Manifest) => {
+                bundle.meta = parse::manifest(report, file).map(|manifest| Meta {
+                    name: manifest.name,
+                    serial: manifest.serial,
+                    digest: digest(sources),
+                });
+            }
+            Some(FileKind::Agent) => bundle.agents.extend(parse::agent_file(report, file)),
+            Some(FileKind::Host) => bundle.hosts.extend(parse::host_file(report, file)),
+            Some(FileKind::Rules) => bundle.rules.extend(rules::rules_file(report, file)),
+            Some(FileKind::Test) => {}
+            None => report.file_error(
+                name,
+                "the file is no part of a bundle",
+                Some(stray_help(name)),
+            ),
+        }
+        let tells = matches!(kind, Some(FileKind::Agent | FileKind::Host) | None);
+        bundle.whole &= !tells || report.count() == before;
+    }
+    check_agents(report, &bundle.agents);
+    check_hosts(report, &bundle.hosts);
+    check_rule_ids(report, &bundle.rules);
+    bundle
+}
+
+fn stray_help(name: &str) -> String {
+    let folder = name.split('/').next().unwrap_or(name);
+    match nearest(folder, ["agents", "hosts", "rules", "tests"]) {
+        Some(near) if near != folder && name.contains('/') => {
+            format!("did you mean the folder `{near}`?")
+        }
+        _ if FileKind::of(&name.replace(|c: char| !c.is_ascii_graphic(), "-")).is_some() => {
+            "name it with letters, digits, `-`, `_` and `.`".into()
+        }
+        _ => {
+            "a bundle has bundle.toml, agents/*.toml, hosts/*.toml, rules/*.cedar and tests/*.toml"
+                .into()
+        }
+    }
+}
+
+/// SHA-256 over every file's name and content, each with its length in front, so that no two bundles share one.
+fn digest(sources: &Sources) -> String {
+    let mut hash = Sha256::new();
+    for part in sources.files.iter().flat_map(|(name, text)| [name, text]) {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn check_agents(report: &mut Report<'_>, agents: &[AgentFile]) {
+    let mut names: HashMap<&str, Place> = HashMap::new();
+    let mut blocks: HashMap<_, (&str, Place)> = HashMap::new();
+    let mut count = 0;
+    for file in agents {
+        let name = file.agent.name.as_str();
+        if let Some(first) = names.insert(name, file.name_at) {
+            let first = report.name(first);
+            report.error(
+                file.name_at,
+                format!("agent `{name}` is already in {first}"),
+            );
+        }
+        for (block, at) in file.agent.identify.iter().zip(&file.identify_at) {
+            count += 1;
+            if count == MAX_IDENTIFY + 1 {
+                report.error(
+                    *at,
+                    format!("the bundle has more than {MAX_IDENTIFY} [[identify]] blocks"),
+                );
+            }
+            let key = (&block.exe, &block.user, &block.cgroup);
+            if let Some((other, first)) = blocks.insert(key, (name, *at)) {
+                let first = report.name(first);
+                let whose = if other == name {
+                    "this agent".to_owned()
+                } else {
+                    format!("agent `{other}`")
+                };
+                report.error_help(
+                    *at,
+                    format!("[[identify]] is the same as one of {whose} in {first}"),
+                    "a process belongs to one agent",
+                );
+            }
+        }
+        if file.agent.kernel.len() > MAX_KERNEL {
+            report.error(
+                file.name_at,
+                format!("agent `{name}` has more than {MAX_KERNEL} kernel rules"),
+            );
+        }
+        check_reach(report, file);
+    }
+}
+
+fn check_reach(report: &mut Report<'_>, file: &AgentFile) {
+    let mut seen: HostMap<Place> = HostMap::default();
+    for reach in &file.reach {
+        if let Some(first) = seen.insert(&reach.host, reach.at) {
+            let first = report.name(first);
+            report.error_help(
+                reach.at,
+                format!("`{}` already has a [[reach]] in {first}", reach.host.id()),
+                "put both `allow` lists into one",
+            );
+        }
+        let shadow = file
+            .agent
+            .kernel
+            .iter()
+            .zip(&file.kernel_at)
+            .find(|(rule, _)| match rule {
+                KernelRule::Reach { proto, net, port } => {
+                    *proto == Proto::Tcp
+                        && port.is_none_or(|port| port == reach.host.port)
+                        && reach.host.name.ip().is_some_and(|ip| net.contains(&ip))
+                }
+                KernelRule::Listen { .. } => false,
+            });
+        if let Some((_, kernel_at)) = shadow {
+            let kernel = report.name(*kernel_at);
+            report.error_help(
+                reach.at,
+                format!("`{}` is reached straight through the kernel by {kernel}, and no rule would see it", reach.host.id()),
+                "take the address out of the `to` range, or leave out this entry",
+            );
+        }
+    }
+    let mut kernel: Vec<&KernelRule> = Vec::new();
+    for (rule, at) in file.agent.kernel.iter().zip(&file.kernel_at) {
+        if kernel.contains(&rule) {
+            report.error(*at, "the entry repeats one above");
+        }
+        kernel.push(rule);
+    }
+}
+
+fn check_hosts(report: &mut Report<'_>, hosts: &[HostFile]) {
+    let mut seen: HostMap<Place> = HostMap::default();
+    for file in hosts {
+        if let Some(first) = seen.insert(&file.host, file.at) {
+            let first = report.name(first);
+            report.error(
+                file.at,
+                format!("host `{}` is already described in {first}", file.host.id()),
+            );
+        }
+    }
+}
+
+fn check_rule_ids(report: &mut Report<'_>, rules: &[Rule]) {
+    let mut ids: HashMap<&str, Place> = HashMap::new();
+    for rule in rules {
+        if let Some(first) = ids.insert(&rule.id, rule.at) {
+            let first = report.name(first);
+            report.error(
+                rule.at,
+                format!("`@id(\"{}\")` is already used in {first}", rule.id),
+            );
+        }
+    }
+}
+
+/// Names of the bundle's agents as far as its files have them.
+pub(super) fn agent_names(sources: &Sources) -> std::collections::BTreeSet<String> {
+    sources
+        .files
+        .iter()
+        .filter(|(name, _)| FileKind::of(name) == Some(FileKind::Agent))
+        .filter_map(|(_, text)| parse::agent_name(text))
+        .collect()
+}

@@ -1,0 +1,191 @@
+//! A checked bundle, prepared so that a decision meets only the policies that can apply to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agentguard_common::abi::AgentId;
+use cedar_policy::{Effect, EntityUid};
+
+use super::bundle::{Bundle, FileKind};
+use super::candidates::Candidates;
+use super::diagnostic::Report;
+use super::entity::{self, HostFacts};
+use super::glob::Routes;
+use super::host::{HostMap, HostPattern};
+use super::parse::{AgentFile, Method, Reach};
+use super::slice::{Class, Slicer};
+use super::{Agent, Policy, TlsMode, lower};
+
+/// One agent's part of the policy.
+#[derive(Debug)]
+pub(super) struct CompiledAgent {
+    pub agent: Agent,
+    pub uid: EntityUid,
+    pub reach: Vec<Entry>,
+    pub classes: HostMap<Class>,
+}
+
+/// A reach entry and what its shorthand permits.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub host: HostPattern,
+    pub tls: TlsMode,
+    /// `file:line`.
+    pub at: String,
+    pub shorthand: Routes<Shorthand>,
+    /// Ids of the entries that permit passed connections.
+    pub connect: Vec<String>,
+}
+
+/// One `allow` entry.
+#[derive(Debug)]
+pub(super) struct Shorthand {
+    pub id: String,
+    /// `None`: every method.
+    pub method: Option<&'static str>,
+}
+
+/// A rule as decisions and explanations name it.
+#[derive(Debug)]
+pub(super) struct CompiledRule {
+    pub id: String,
+    /// `file:line`.
+    pub at: String,
+    pub effect: Effect,
+    pub policy: cedar_policy::Policy,
+}
+
+pub(super) fn compile(
+    report: &mut Report<'_>,
+    bundle: Bundle,
+    ids: &BTreeMap<String, AgentId>,
+) -> Option<Policy> {
+    let mut facts = HostMap::default();
+    for file in &bundle.hosts {
+        let known = HostFacts {
+            risk: file.risk.clone(),
+            data: file.data.clone(),
+        };
+        facts.insert(&file.host, known);
+    }
+    let notes = notes(report, &bundle);
+    let mut agents = BTreeMap::new();
+    for file in &bundle.agents {
+        let name = &file.agent.name;
+        let Some(id) = ids.get(name) else {
+            report.error(
+                file.name_at,
+                format!("the host has no id for agent `{name}`"),
+            );
+            continue;
+        };
+        if *id == AgentId::NONE || *id == AgentId::AMBIGUOUS || agents.contains_key(id) {
+            report.error(
+                file.name_at,
+                format!("the id {} of agent `{name}` is not its own", id.0),
+            );
+            continue;
+        }
+        let candidates = Candidates::new(&bundle.rules, name);
+        let slicer = Slicer {
+            bundle: &bundle,
+            facts: &facts,
+            candidates: &candidates,
+            file,
+        };
+        agents.insert(*id, agent(report, &slicer));
+    }
+    let rules = bundle.rules.into_iter().map(|rule| CompiledRule {
+        at: report.name(rule.at),
+        id: rule.id,
+        effect: rule.effect,
+        policy: rule.policy,
+    });
+    Some(Policy {
+        rules: rules.collect(),
+        meta: bundle.meta?,
+        agents,
+        facts,
+        notes,
+    })
+}
+
+fn notes(report: &Report<'_>, bundle: &Bundle) -> Vec<String> {
+    let tests = report
+        .texts()
+        .filter(|(_, name, _)| FileKind::of(name) == Some(FileKind::Test));
+    let tests =
+        tests.map(|(_, name, _)| format!("{name}: this build does not run a bundle's tests"));
+    let reach = || {
+        bundle
+            .agents
+            .iter()
+            .flat_map(|file| &file.reach)
+            .map(|reach| &reach.host)
+    };
+    let unreached = bundle
+        .hosts
+        .iter()
+        .filter(|file| !reach().any(|host| host.covers(&file.host) || file.host.covers(host)));
+    let unreached = unreached.map(|file| {
+        format!(
+            "{}: no agent reaches `{}`",
+            report.name(file.at),
+            file.host.id()
+        )
+    });
+    tests.chain(unreached).collect()
+}
+
+fn agent(report: &Report<'_>, slicer: &Slicer<'_>) -> CompiledAgent {
+    let file = slicer.file;
+    let mut entries = HostMap::default();
+    let mut reach = Vec::new();
+    for (index, one) in file.reach.iter().enumerate() {
+        entries.insert(&one.host, index);
+        reach.push(entry(report, file, one));
+    }
+    let nodes: BTreeSet<&HostPattern> = file
+        .reach
+        .iter()
+        .map(|entry| &entry.host)
+        .chain(slicer.candidates.named.iter().copied())
+        .chain(slicer.bundle.hosts.iter().map(|host| &host.host))
+        .collect();
+    let mut classes = HostMap::default();
+    for node in nodes {
+        if let Some(entry) = entries.covering(node) {
+            let tls = file.reach[*entry].tls;
+            classes.insert(node, slicer.class(node, *entry, tls));
+        }
+    }
+    CompiledAgent {
+        agent: file.agent.clone(),
+        uid: entity::agent_uid(&file.agent.name),
+        reach,
+        classes,
+    }
+}
+
+fn entry(report: &Report<'_>, file: &AgentFile, reach: &Reach) -> Entry {
+    let mut shorthand = Routes::default();
+    let mut connect = Vec::new();
+    for allow in &reach.allow {
+        let id = lower::id(report, &file.agent.name, allow);
+        let (method, pattern) = match &allow.method {
+            Method::Any(pattern) => (None, pattern),
+            Method::One(method, pattern) => (Some(*method), pattern),
+            Method::Connect => {
+                connect.push(id);
+                continue;
+            }
+        };
+        shorthand.insert(pattern.clone(), Shorthand { id, method });
+    }
+    Entry {
+        host: reach.host.clone(),
+        tls: reach.tls,
+        at: report.name(reach.at),
+        shorthand,
+        connect,
+    }
+}

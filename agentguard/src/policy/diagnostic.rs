@@ -1,0 +1,201 @@
+//! Where a bundle is wrong: positions in its files, and the report that collects every finding.
+
+use serde::{Deserialize, Serialize};
+
+/// One thing wrong with a bundle, and where. Lines and columns count from 1, columns in characters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnostic {
+    /// Path below the bundle's folder.
+    pub file: String,
+    pub line: Option<u32>,
+    pub column: Option<u32>,
+    pub message: String,
+    pub help: Option<String>,
+}
+
+/// A byte offset in one of the bundle's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub file: u32,
+    pub offset: u32,
+}
+
+impl Place {
+    pub fn new(file: u32, offset: usize) -> Self {
+        Self {
+            file,
+            offset: u32::try_from(offset).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// A file's text with the start of each line.
+pub(super) struct Text<'s> {
+    pub name: &'s str,
+    pub text: &'s str,
+    lines: Vec<u32>,
+}
+
+impl<'s> Text<'s> {
+    pub fn new(name: &'s str, text: &'s str) -> Self {
+        let starts = text
+            .bytes()
+            .enumerate()
+            .filter(|(_, byte)| *byte == b'\n')
+            .map(|(at, _)| at + 1);
+        let lines = std::iter::once(0)
+            .chain(starts)
+            .map(|at| u32::try_from(at).unwrap_or(u32::MAX))
+            .collect();
+        Self { name, text, lines }
+    }
+
+    /// Line and column of a byte offset, from 1.
+    fn line_column(&self, offset: u32) -> (u32, u32) {
+        let line = self.lines.partition_point(|start| *start <= offset).max(1);
+        let start = self.lines[line - 1] as usize;
+        let end = (offset as usize).clamp(start, self.text.len());
+        let column = self.text.as_bytes()[start..end]
+            .iter()
+            .filter(|byte| (**byte & 0xC0) != 0x80)
+            .count();
+        (
+            u32::try_from(line).unwrap_or(u32::MAX),
+            u32::try_from(column + 1).unwrap_or(u32::MAX),
+        )
+    }
+}
+
+/// The bundle's files and everything found wrong with them.
+pub(super) struct Report<'s> {
+    texts: Vec<Text<'s>>,
+    found: Vec<Diagnostic>,
+}
+
+impl<'s> Report<'s> {
+    pub fn new(texts: Vec<Text<'s>>) -> Self {
+        Self {
+            texts,
+            found: Vec::new(),
+        }
+    }
+
+    pub fn texts(&self) -> impl Iterator<Item = (u32, &'s str, &'s str)> + '_ {
+        (0u32..)
+            .zip(&self.texts)
+            .map(|(file, text)| (file, text.name, text.text))
+    }
+
+    pub fn text(&self, file: u32) -> &'s str {
+        self.texts[file as usize].text
+    }
+
+    pub fn error(&mut self, at: Place, message: impl Into<String>) {
+        self.push(at, message.into(), None);
+    }
+
+    pub fn error_help(&mut self, at: Place, message: impl Into<String>, help: impl Into<String>) {
+        self.push(at, message.into(), Some(help.into()));
+    }
+
+    /// What concerns a file as a whole, or one that is not there.
+    pub fn file_error(&mut self, file: &str, message: impl Into<String>, help: Option<String>) {
+        self.found.push(Diagnostic {
+            file: file.to_owned(),
+            line: None,
+            column: None,
+            message: message.into(),
+            help,
+        });
+    }
+
+    /// `file:line`, to name another place in a message.
+    pub fn name(&self, at: Place) -> String {
+        let (file, line, _) = self.position(at);
+        format!("{file}:{line}")
+    }
+
+    pub fn position(&self, at: Place) -> (&'s str, u32, u32) {
+        let text = &self.texts[at.file as usize];
+        let (line, column) = text.line_column(at.offset);
+        (text.name, line, column)
+    }
+
+    pub fn is_clean(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    pub fn count(&self) -> usize {
+        self.found.len()
+    }
+
+    /// Everything found, by file and position.
+    pub fn into_found(mut self) -> Vec<Diagnostic> {
+        self.found
+            .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        self.found.dedup();
+        self.found
+    }
+
+    fn push(&mut self, at: Place, message: String, help: Option<String>) {
+        let (file, line, column) = self.position(at);
+        self.found.push(Diagnostic {
+            file: file.to_owned(),
+            line: Some(line),
+            column: Some(column),
+            message,
+            help,
+        });
+    }
+}
+
+/// The known word that `word` was probably meant to be.
+pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let folded = word.to_ascii_lowercase();
+    known
+        .into_iter()
+        .map(|candidate| {
+            let distance = strsim::damerau_levenshtein(&folded, &candidate.to_ascii_lowercase());
+            (distance, candidate)
+        })
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count().min(12) / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// "did you mean …", if something is near.
+pub(super) fn did_you_mean<'k>(
+    word: &str,
+    known: impl IntoIterator<Item = &'k str>,
+) -> Option<String> {
+    nearest(word, known).map(|candidate| format!("did you mean `{candidate}`?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_count_lines_and_characters_from_one() {
+        let text = Text::new("f", "ab\nü=x\n");
+        let cases = [
+            (0, (1, 1)),
+            (2, (1, 3)),
+            (3, (2, 1)),
+            (5, (2, 2)),
+            (8, (3, 1)),
+            (99, (3, 1)),
+        ];
+        for (offset, expected) in cases {
+            assert_eq!(text.line_column(offset), expected, "offset {offset}");
+        }
+    }
+
+    #[test]
+    fn near_words_are_offered_and_far_ones_are_not() {
+        let known = ["host", "allow", "tls"];
+        assert_eq!(nearest("allows", known), Some("allow"));
+        assert_eq!(nearest("HOST", known), Some("host"));
+        assert_eq!(nearest("destination", known), None);
+    }
+}

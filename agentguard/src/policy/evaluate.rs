@@ -1,0 +1,147 @@
+//! Cedar's part of a decision: one reading of a request against the rules of a slice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use cedar_policy::{
+    AuthorizationError, Authorizer, Context, Decision as Answer, Entities, PolicySet, Request,
+    Response, RestrictedExpression,
+};
+
+use super::compile::CompiledAgent;
+use super::path::segment_count;
+use super::refusal::Refusal;
+use super::slice::Slice;
+use super::{Input, entity, schema};
+
+static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
+
+/// What one reading of a request meets.
+pub(super) struct Asked<'a> {
+    pub action: &'a str,
+    pub scheme: &'a str,
+    /// `None`: a connection whose bytes are passed.
+    pub path: Option<&'a str>,
+}
+
+/// Evaluates the slice's rules, and adds those that permit.
+pub(super) fn evaluate(
+    agent: &CompiledAgent,
+    slice: &Slice,
+    input: &Input<'_>,
+    asked: &Asked<'_>,
+    entities: Option<&Entities>,
+    permits: &mut BTreeSet<String>,
+) -> Result<(), Refusal> {
+    if slice.rules.is_empty() {
+        return Ok(());
+    }
+    let answer = answer(
+        agent,
+        slice,
+        &slice.set,
+        input,
+        asked,
+        entities.unwrap_or(&slice.entities),
+    );
+    let failed: BTreeMap<_, _> = answer.diagnostics().errors().map(failure).collect();
+    let decided = answer
+        .diagnostics()
+        .reason()
+        .map(|id| AsRef::<str>::as_ref(id).to_owned());
+    match answer.decision() {
+        // Cedar alone would skip a forbid that cannot be evaluated.
+        _ if !failed.is_empty() => Err(Refusal::Failed(failed)),
+        Answer::Allow => {
+            permits.extend(decided);
+            Ok(())
+        }
+        Answer::Deny => {
+            let forbids: BTreeSet<_> = decided.collect();
+            if forbids.is_empty() {
+                Ok(())
+            } else {
+                Err(Refusal::Forbidden(forbids))
+            }
+        }
+    }
+}
+
+/// Whether the conditions of a policy of the slice hold, which is in `alone`; `Err`: why that cannot be told.
+pub(super) fn evaluate_one(
+    agent: &CompiledAgent,
+    slice: &Slice,
+    alone: &PolicySet,
+    input: &Input<'_>,
+    asked: &Asked<'_>,
+    entities: &Entities,
+) -> Result<bool, String> {
+    let answer = answer(agent, slice, alone, input, asked, entities);
+    let failed = answer.diagnostics().errors().map(failure).next();
+    match failed {
+        Some((_, why)) => Err(why),
+        None => Ok(answer.diagnostics().reason().next().is_some()),
+    }
+}
+
+fn answer(
+    agent: &CompiledAgent,
+    slice: &Slice,
+    set: &PolicySet,
+    input: &Input<'_>,
+    asked: &Asked<'_>,
+    entities: &Entities,
+) -> Response {
+    let routes = |path: &str| {
+        let matching = slice.routes.matching(path).into_iter();
+        matching.map(|(route, ())| route.as_str()).collect()
+    };
+    let has = |attribute: &str| slice.reads.has(attribute);
+    AUTHORIZER.is_authorized(&request(agent, input, asked, has, routes), set, entities)
+}
+
+/// The policy that cannot be evaluated, and Cedar's message.
+fn failure(error: &AuthorizationError) -> (String, String) {
+    match error {
+        AuthorizationError::PolicyEvaluationError(error) => {
+            (error.policy_id().to_string(), error.to_string())
+        }
+    }
+}
+
+/// Cedar's request; of the context the attributes that `has` tells.
+pub(super) fn request<'r>(
+    agent: &CompiledAgent,
+    input: &Input<'_>,
+    asked: &Asked<'_>,
+    has: impl Fn(&str) -> bool,
+    routes: impl Fn(&str) -> Vec<&'r str>,
+) -> Request {
+    let text = |value: &str| RestrictedExpression::new_string(value.to_owned());
+    let value = |name, path: &str| match name {
+        "scheme" => text(asked.scheme),
+        "path" => text(path),
+        "segments" => {
+            RestrictedExpression::new_long(i64::try_from(segment_count(path)).unwrap_or(i64::MAX))
+        }
+        "routes" => RestrictedExpression::new_set(routes(path).into_iter().map(text)),
+        "query" => RestrictedExpression::new_entity_uid(entity::query_uid()),
+        _ => RestrictedExpression::new_entity_uid(entity::headers_uid()),
+    };
+    let context = match asked.path {
+        None => Context::empty(),
+        Some(path) => {
+            let read = schema::CONTEXT.into_iter().filter(|name| has(name));
+            let pairs = read.map(|name| (name.to_owned(), value(name, path)));
+            Context::from_pairs(pairs).expect("the names are different and the values are plain")
+        }
+    };
+    Request::new(
+        agent.uid.clone(),
+        entity::action_uid(asked.action),
+        entity::host_uid(&input.host.id(input.port)),
+        context,
+        None,
+    )
+    .expect("without a schema every request is one")
+}

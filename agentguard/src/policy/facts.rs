@@ -1,0 +1,338 @@
+//! What rules read of a request: query parameters and headers, and how the audit record shows them.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use http::HeaderMap;
+use sha2::{Digest as _, Sha256};
+
+use super::reads::{Names, Reads};
+
+/// Bytes of one fact's value that a record keeps.
+const MAX_VALUE: usize = 256;
+/// Facts of one request that a record keeps, when rules read names that are not known before.
+const MAX_FACTS: usize = 64;
+
+/// Values of which a record has the digest alone.
+const SECRET_HEADERS: [&str; 8] = [
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "x-api-key",
+    "api-key",
+    "x-auth-token",
+    "x-amz-security-token",
+    "x-goog-api-key",
+];
+const SECRET_PARAMETERS: [&str; 12] = [
+    "access_token",
+    "refresh_token",
+    "id_token",
+    "token",
+    "api_key",
+    "apikey",
+    "key",
+    "client_secret",
+    "password",
+    "sig",
+    "x-amz-signature",
+    "x-amz-security-token",
+];
+
+/// The values that rules read, by name.
+#[derive(Debug, Default)]
+pub(super) struct Values {
+    pub query: BTreeMap<String, String>,
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Values {
+    /// # Errors
+    /// Says what of the things that rules read has more than one meaning.
+    pub fn read(reads: &Reads, query: Option<&str>, headers: &HeaderMap) -> Result<Self, String> {
+        let query = if reads.query.is_empty() {
+            BTreeMap::new()
+        } else {
+            read_query(&reads.query, query.unwrap_or_default())?
+        };
+        Ok(Self {
+            query,
+            headers: read_headers(&reads.headers, headers)?,
+        })
+    }
+
+    /// Adds the values as a record may show them.
+    pub fn record(&self, facts: &mut BTreeMap<String, String>) {
+        let query = self.query.iter().map(|(name, value)| {
+            let secret = SECRET_PARAMETERS.contains(&name.to_ascii_lowercase().as_str());
+            (format!("query.{}", bounded(name)), shown(value, secret))
+        });
+        let headers = self.headers.iter().map(|(name, value)| {
+            let secret = SECRET_HEADERS.contains(&name.as_str());
+            (format!("header.{}", bounded(name)), shown(value, secret))
+        });
+        let count = self.query.len() + self.headers.len();
+        facts.extend(query.chain(headers).take(MAX_FACTS));
+        if count > MAX_FACTS {
+            facts.insert("omitted".into(), (count - MAX_FACTS).to_string());
+        }
+    }
+}
+
+/// A value as a record may show it: bounded, a secret one as its digest.
+fn shown(value: &str, secret: bool) -> String {
+    if secret {
+        format!("sha256:{}", digest(value))
+    } else {
+        bounded(value)
+    }
+}
+
+/// At most [`MAX_VALUE`] bytes; what is cut off is named by the whole value's length and digest.
+pub(super) fn bounded(value: &str) -> String {
+    if value.len() <= MAX_VALUE {
+        return value.to_owned();
+    }
+    let cut = value.floor_char_boundary(MAX_VALUE);
+    format!(
+        "{}… ({} bytes, sha256:{})",
+        &value[..cut],
+        value.len(),
+        digest(value)
+    )
+}
+
+fn digest(value: &str) -> String {
+    Sha256::digest(value)
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn read_query(names: &Names, query: &str) -> Result<BTreeMap<String, String>, String> {
+    if query.contains(';') {
+        return Err("the query has `;`, at which some servers split it".into());
+    }
+    let mut found = BTreeMap::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = decode_form(name)?;
+        let Some(read) = read_name(names, &name) else {
+            continue;
+        };
+        if read != name {
+            return Err(format!(
+                "query parameter `{}` can also be read as `{}`",
+                super::host::show(&name),
+                super::host::show(&read)
+            ));
+        }
+        let value = decode_form(value)?;
+        if found.insert(name.clone(), value).is_some() {
+            return Err(format!(
+                "query parameter `{}` is there more than once",
+                super::host::show(&name)
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// The name among those that rules read which some server would take `name` for: case, and `name[]`.
+fn read_name(names: &Names, name: &str) -> Option<String> {
+    let base = name.split_once('[').map_or(name, |(base, _)| base);
+    match names {
+        Names::All => Some(name.to_owned()),
+        Names::These(names) if names.contains(name) => Some(name.to_owned()),
+        Names::These(names) => names
+            .iter()
+            .find(|read| read.eq_ignore_ascii_case(base))
+            .cloned(),
+    }
+}
+
+/// `application/x-www-form-urlencoded` (WHATWG URL section 5.1), strict.
+fn decode_form(raw: &str) -> Result<String, String> {
+    if !raw.contains(['%', '+']) {
+        return Ok(raw.to_owned());
+    }
+    let mut bytes = Vec::with_capacity(raw.len());
+    let mut rest = raw.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16));
+                let value = digit()
+                    .zip(digit())
+                    .and_then(|(high, low)| u8::try_from(high << 4 | low).ok());
+                value.ok_or("the query has invalid percent-encoding")?
+            }
+            byte => byte,
+        });
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "the query is not UTF-8")?;
+    if text.contains('\0') {
+        return Err("the query has a NUL".into());
+    }
+    Ok(text)
+}
+
+fn read_headers(names: &Names, headers: &HeaderMap) -> Result<BTreeMap<String, String>, String> {
+    let mut found = BTreeMap::new();
+    match names {
+        Names::These(names) if names.is_empty() => {}
+        Names::These(names) => {
+            for name in names {
+                if let Some(value) = header(headers, name)? {
+                    found.insert(name.clone(), value);
+                }
+            }
+            // Gateways that turn headers into variables cannot tell `x_a` from `x-a`.
+            let alias = headers.keys().map(http::HeaderName::as_str).find(|name| {
+                name.contains('_')
+                    && !names.contains(*name)
+                    && names.contains(&name.replace('_', "-"))
+            });
+            if let Some(alias) = alias {
+                return Err(format!(
+                    "header `{alias}` can also be read as `{}`",
+                    alias.replace('_', "-")
+                ));
+            }
+        }
+        Names::All => {
+            for name in headers.keys() {
+                if let Some(value) = header(headers, name.as_str())? {
+                    found.insert(name.as_str().to_owned(), value);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn header(headers: &HeaderMap, name: &str) -> Result<Option<String>, String> {
+    let mut values = Vec::new();
+    for value in headers.get_all(name) {
+        let text = std::str::from_utf8(value.as_bytes())
+            .map_err(|_| format!("header `{name}` is not UTF-8"))?;
+        values.push(text);
+    }
+    match values[..] {
+        [] => Ok(None),
+        [one] => Ok(Some(one.to_owned())),
+        // HTTP/2 splits one Cookie header into several lines (RFC 9113 section 8.2.3).
+        _ if name == "cookie" => Ok(Some(values.join("; "))),
+        _ => Err(format!("header `{name}` is there more than once")),
+    }
+}
+
+/// A path as a sentence may carry it.
+pub(super) fn short(path: &str) -> Cow<'_, str> {
+    const MAX: usize = 120;
+    if path.len() <= MAX {
+        return Cow::Borrowed(path);
+    }
+    Cow::Owned(format!("{}…", &path[..path.floor_char_boundary(MAX)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+
+    use super::*;
+
+    fn these(names: &[&str]) -> Names {
+        Names::These(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    fn header_map(lines: &[(&str, &str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn queries_are_read_strictly_where_a_rule_reads_them() {
+        type Read = Option<&'static [(&'static str, &'static str)]>;
+        let cases: [(&str, Read); 16] = [
+            ("", Some(&[])),
+            ("n=1&other=2", Some(&[("n", "1")])),
+            ("%6e=a+b%21", Some(&[("n", "a b!")])),
+            ("n", Some(&[("n", "")])),
+            ("&&n=1&", Some(&[("n", "1")])),
+            ("n=1=2", Some(&[("n", "1=2")])),
+            ("other=1&other=2", Some(&[])),
+            ("other=%zz", Some(&[])),
+            ("n=1&n=2", None),
+            ("n=1&%6E=1", None),
+            ("N=1", None),
+            ("n[]=1", None),
+            ("x=1;n=2", None),
+            ("n=%zz", None),
+            ("n=%ff", None),
+            ("n=%00", None),
+        ];
+        for (query, expected) in cases {
+            let read = read_query(&these(&["n"]), query).ok();
+            let expected = expected.map(|pairs| {
+                pairs
+                    .iter()
+                    .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                    .collect()
+            });
+            assert_eq!(read, expected, "{query}");
+        }
+    }
+
+    #[test]
+    fn repeated_headers_that_a_rule_reads_are_ambiguous() {
+        let read = |names: &[&str], lines: &[(&str, &str)]| {
+            read_headers(&these(names), &header_map(lines)).map(|m| m.len())
+        };
+        assert_eq!(
+            read(&["x-a"], &[("x-a", "1"), ("x-b", "1"), ("x-b", "2")]),
+            Ok(1)
+        );
+        assert_eq!(
+            read(&["cookie"], &[("cookie", "a=1"), ("cookie", "b=2")]),
+            Ok(1)
+        );
+        assert_eq!(read(&["x-a"], &[]), Ok(0));
+        assert!(read(&["x-a"], &[("x-a", "1"), ("X-A", "1")]).is_err());
+        assert!(read(&["x-a"], &[("x_a", "1")]).is_err());
+        assert!(read_headers(&Names::All, &header_map(&[("x-b", "1"), ("x-b", "2")])).is_err());
+    }
+
+    #[test]
+    fn records_bound_values_and_hide_secrets() {
+        let values = Values {
+            query: [
+                ("q".to_owned(), "ü".repeat(300)),
+                ("api_key".to_owned(), "s3cret".to_owned()),
+            ]
+            .into(),
+            headers: [
+                ("authorization".to_owned(), "Bearer s3cret".to_owned()),
+                ("x-a".to_owned(), "1".to_owned()),
+            ]
+            .into(),
+        };
+        let mut facts = BTreeMap::new();
+        values.record(&mut facts);
+        assert_eq!(facts["header.x-a"], "1");
+        assert!(
+            facts["query.q"].starts_with("üü") && facts["query.q"].contains("(600 bytes, sha256:")
+        );
+        assert!(facts["query.q"].len() < 400);
+        for secret in ["query.api_key", "header.authorization"] {
+            assert!(
+                facts[secret].starts_with("sha256:") && !facts[secret].contains("s3cret"),
+                "{secret}"
+            );
+        }
+    }
+}

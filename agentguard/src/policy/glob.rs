@@ -1,0 +1,348 @@
+//! Path patterns of the shorthand: `*` is one segment or a part of one, `**` zero or more segments.
+
+use std::collections::HashMap;
+
+use super::path::CanonicalPath;
+
+/// A pattern over canonical paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PathPattern {
+    text: String,
+    segments: Vec<Segment>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    Literal(String),
+    /// `*`: any segment that is not empty.
+    One,
+    /// Text between `*`s, which stand for any characters of the segment: at least two pieces.
+    Part(Vec<String>),
+    /// `**`
+    Any,
+}
+
+impl PathPattern {
+    /// # Errors
+    /// Says why `raw` is no pattern, or could never match a canonical path.
+    pub fn parse(raw: &str) -> Result<Self, String> {
+        if !raw.starts_with('/') {
+            return Err(format!("path pattern `{raw}` does not start with `/`"));
+        }
+        if raw.contains(['?', '#']) {
+            return Err(format!(
+                "path pattern `{raw}` has `?` or `#`: it is compared with the path alone; rules read the query as `context.query`"
+            ));
+        }
+        // `*` is an ordinary character of a path, so the pattern must be in the canonical form itself.
+        let canonical = CanonicalPath::parse(raw)
+            .map_err(|why| format!("path pattern `{raw}` matches nothing: {why}"))?;
+        if canonical.as_str() != raw {
+            return Err(format!(
+                "path pattern `{raw}` matches nothing: paths are compared in their canonical form, here `{canonical}`"
+            ));
+        }
+        let segments = raw[1..]
+            .split('/')
+            .map(Segment::parse)
+            .collect::<Result<_, _>>();
+        let segments = segments.map_err(|segment| {
+            format!("path pattern `{raw}` has `{segment}`: `**` stands for whole segments and must be alone between slashes")
+        })?;
+        Ok(Self {
+            text: raw.to_owned(),
+            segments,
+        })
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    #[cfg(test)]
+    pub fn matches(&self, path: &str) -> bool {
+        self.matches_segments(&split(path))
+    }
+
+    fn matches_segments(&self, path: &[&str]) -> bool {
+        let (mut pattern, mut at) = (0, 0);
+        // Where the last `**` was, and the first segment it has not taken: greedy choices before it never need undoing.
+        let mut retry: Option<(usize, usize)> = None;
+        loop {
+            match self.segments.get(pattern) {
+                None if at == path.len() => return true,
+                Some(Segment::Any) => {
+                    retry = Some((pattern, at));
+                    pattern += 1;
+                    continue;
+                }
+                Some(segment) if path.get(at).is_some_and(|text| segment.matches(text)) => {
+                    pattern += 1;
+                    at += 1;
+                    continue;
+                }
+                _ => {}
+            }
+            match retry {
+                Some((any, taken)) if taken < path.len() => {
+                    retry = Some((any, taken + 1));
+                    pattern = any + 1;
+                    at = taken + 1;
+                }
+                _ => return false,
+            }
+        }
+    }
+}
+
+impl Segment {
+    fn parse(raw: &str) -> Result<Self, &str> {
+        match raw {
+            "*" => Ok(Self::One),
+            "**" => Ok(Self::Any),
+            _ if raw.contains("**") => Err(raw),
+            _ if raw.contains('*') => Ok(Self::Part(raw.split('*').map(str::to_owned).collect())),
+            _ => Ok(Self::Literal(raw.to_owned())),
+        }
+    }
+
+    fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Literal(literal) => literal == text,
+            Self::One => !text.is_empty(),
+            Self::Any => true,
+            Self::Part(pieces) => matches_pieces(pieces, text),
+        }
+    }
+}
+
+fn matches_pieces(pieces: &[String], text: &str) -> bool {
+    let [first, middle @ .., last] = pieces else {
+        return false;
+    };
+    let Some(mut rest) = text.strip_prefix(first.as_str()) else {
+        return false;
+    };
+    for piece in middle {
+        match rest.find(piece.as_str()) {
+            Some(at) => rest = &rest[at + piece.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last.as_str())
+}
+
+fn split(path: &str) -> Vec<&str> {
+    path.strip_prefix('/').unwrap_or(path).split('/').collect()
+}
+
+/// Patterns with values, by their leading literal segments: a look-up meets only patterns that share them.
+#[derive(Clone, Debug)]
+pub(super) struct Routes<T> {
+    nodes: Vec<Node>,
+    patterns: Vec<(PathPattern, T)>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Node {
+    children: HashMap<String, usize>,
+    /// Patterns that end here or go on with a wildcard.
+    patterns: Vec<usize>,
+}
+
+impl<T> Default for Routes<T> {
+    fn default() -> Self {
+        Self {
+            nodes: vec![Node::default()],
+            patterns: Vec::new(),
+        }
+    }
+}
+
+impl<T> Routes<T> {
+    pub fn insert(&mut self, pattern: PathPattern, value: T) {
+        let mut node = 0;
+        for segment in &pattern.segments {
+            let Segment::Literal(literal) = segment else {
+                break;
+            };
+            let next = self.nodes.len();
+            let child = *self.nodes[node]
+                .children
+                .entry(literal.clone())
+                .or_insert(next);
+            if child == next {
+                self.nodes.push(Node::default());
+            }
+            node = child;
+        }
+        self.nodes[node].patterns.push(self.patterns.len());
+        self.patterns.push((pattern, value));
+    }
+
+    pub fn len(&self) -> usize {
+        self.patterns.len()
+    }
+
+    /// Every pattern that matches the path.
+    pub fn matching(&self, path: &str) -> Vec<&(PathPattern, T)> {
+        let segments = split(path);
+        let mut found = Vec::new();
+        let mut node = &self.nodes[0];
+        let mut depth = 0;
+        loop {
+            let candidates = node.patterns.iter().map(|index| &self.patterns[*index]);
+            found.extend(candidates.filter(|(pattern, _)| pattern.matches_segments(&segments)));
+            let next = segments
+                .get(depth)
+                .and_then(|segment| node.children.get(*segment));
+            match next {
+                Some(child) => node = &self.nodes[*child],
+                None => return found,
+            }
+            depth += 1;
+        }
+    }
+}
+
+/// Checks the glob of an `exe` or `cgroup` key, which the kernel side matches: absolute, `*` within a segment, `**` across.
+pub(super) fn check_file_glob(raw: &str, max_bytes: usize) -> Result<(), String> {
+    if !raw.starts_with('/') {
+        return Err(format!("`{raw}` is not an absolute path"));
+    }
+    if raw.len() > max_bytes {
+        return Err(format!("the pattern is longer than {max_bytes} bytes"));
+    }
+    if raw.contains(|c: char| c.is_control()) {
+        return Err("the pattern has a control character".into());
+    }
+    if let Some(c) = raw
+        .chars()
+        .find(|c| matches!(c, '?' | '[' | ']' | '{' | '}'))
+    {
+        return Err(format!(
+            "`{raw}` has `{c}`: only `*` and `**` stand for other characters"
+        ));
+    }
+    if raw.len() > 1
+        && raw[1..]
+            .split('/')
+            .any(|segment| matches!(segment, "" | "." | ".."))
+    {
+        return Err(format!(
+            "`{raw}` matches nothing: it has an empty or dot segment"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definition, by trying everything.
+    fn naive(pattern: &[&str], path: &[&str]) -> bool {
+        match pattern.split_first() {
+            None => path.is_empty(),
+            Some((&"**", rest)) => (0..=path.len()).any(|taken| naive(rest, &path[taken..])),
+            Some((first, rest)) => path.split_first().is_some_and(|(segment, others)| {
+                let here = if *first == "*" {
+                    !segment.is_empty()
+                } else {
+                    naive_segment(first, segment)
+                };
+                here && naive(rest, others)
+            }),
+        }
+    }
+
+    fn naive_segment(pattern: &str, text: &str) -> bool {
+        match pattern.chars().next() {
+            None => text.is_empty(),
+            Some('*') => (0..=text.len()).any(|taken| naive_segment(&pattern[1..], &text[taken..])),
+            Some(c) => text.starts_with(c) && naive_segment(&pattern[1..], &text[1..]),
+        }
+    }
+
+    #[test]
+    fn patterns_match_as_documented() {
+        let cases = [
+            ("/v1/catalog/**", "/v1/catalog", true),
+            ("/v1/catalog/**", "/v1/catalog/", true),
+            ("/v1/catalog/**", "/v1/catalog/a/b", true),
+            ("/v1/catalog/**", "/v1/catalogue", false),
+            ("/v1/*/items", "/v1/a/items", true),
+            ("/v1/*/items", "/v1/a/b/items", false),
+            ("/v1/*", "/v1/", false),
+            ("/v1/*", "/v1/x/", false),
+            ("/v1/", "/v1", false),
+            ("/**", "/", true),
+            ("/*", "/", false),
+            ("/**/x", "/x", true),
+            ("/**/x", "/a/b/x", true),
+            ("/r/*.git/**", "/r/a.git/info/refs", true),
+            ("/r/*.git/**", "/r/a.gitx/info/refs", false),
+            ("/a*b*c", "/abc", true),
+            ("/a*b*c", "/axbxbc", true),
+            ("/a*a", "/a", false),
+        ];
+        for (pattern, path, expected) in cases {
+            assert_eq!(
+                PathPattern::parse(pattern).unwrap().matches(path),
+                expected,
+                "{pattern} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn patterns_that_match_nothing_are_refused() {
+        for raw in [
+            "v1", "", "/a/../b", "/a//b", "/%7Ea", "/a**", "/**a/b", "/a?b=c", "/a%2fb", "/a b",
+            "/ü",
+        ] {
+            assert!(PathPattern::parse(raw).is_err(), "{raw}");
+        }
+    }
+
+    #[test]
+    fn file_globs_are_checked() {
+        for good in [
+            "/",
+            "/usr/bin/python3*",
+            "/opt/**/agent",
+            "/system.slice/a\\x2db.service",
+        ] {
+            assert_eq!(check_file_glob(good, 255), Ok(()), "{good}");
+        }
+        for bad in ["bin/x", "/a//b", "/a/", "/a/../b", "/a?", "/[ab]", "/a\nb"] {
+            assert!(check_file_glob(bad, 255).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn matching_equals_the_definition(
+            patterns in prop::collection::vec("(/([ab]{0,2}|\\*|\\*\\*|[ab]\\*|\\*[ab]|a\\*b\\*)){1,4}", 1..6),
+            path in "(/[ab]{0,3}){1,5}",
+        ) {
+            let mut routes = Routes::default();
+            let segments = split(&path);
+            let mut expected = Vec::new();
+            for (index, raw) in patterns.iter().enumerate() {
+                let Ok(pattern) = PathPattern::parse(raw) else { continue };
+                let matched = naive(&split(raw), &segments);
+                prop_assert_eq!(pattern.matches(&path), matched, "{} {}", raw, path);
+                if matched {
+                    expected.push(index);
+                }
+                routes.insert(pattern, index);
+            }
+            let mut found: Vec<_> = routes.matching(&path).into_iter().map(|(_, index)| *index).collect();
+            found.sort_unstable();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

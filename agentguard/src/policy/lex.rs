@@ -1,0 +1,246 @@
+//! Tokens of Cedar text, for what Cedar's own parser does not tell: where annotations and entity literals stand, and which
+//! query parameters, headers and path patterns a policy reads.
+
+/// One token; strings without their quotes, escapes as written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind<'s> {
+    Word(&'s str),
+    Text(&'s str),
+    /// `::` or one other character.
+    Sign(&'s str),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Token<'s> {
+    pub offset: usize,
+    pub kind: Kind<'s>,
+}
+
+/// The tokens of each policy of the text, in order. Cedar has no `;` but at the end of a policy.
+pub(super) fn policies(text: &str) -> Vec<Vec<Token<'_>>> {
+    let mut found = Vec::new();
+    let mut current = Vec::new();
+    for token in tokens(text) {
+        if token.kind == Kind::Sign(";") {
+            found.push(std::mem::take(&mut current));
+        } else {
+            current.push(token);
+        }
+    }
+    if !current.is_empty() {
+        found.push(current);
+    }
+    found
+}
+
+fn tokens(text: &str) -> Vec<Token<'_>> {
+    let bytes = text.as_bytes();
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let start = at;
+        let kind = match bytes[at] {
+            byte if byte.is_ascii_whitespace() => {
+                at += 1;
+                continue;
+            }
+            b'/' if bytes.get(at + 1) == Some(&b'/') => {
+                at += bytes[at..]
+                    .iter()
+                    .position(|byte| *byte == b'\n')
+                    .unwrap_or(bytes.len() - at);
+                continue;
+            }
+            b'"' => {
+                at += 1;
+                while at < bytes.len() && bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                let end = at.min(bytes.len());
+                at = end + 1;
+                Kind::Text(text.get(start + 1..end).unwrap_or_default())
+            }
+            b':' if bytes.get(at + 1) == Some(&b':') => {
+                at += 2;
+                Kind::Sign(&text[start..at])
+            }
+            byte if byte.is_ascii_alphanumeric() || byte == b'_' => {
+                at += bytes[at..]
+                    .iter()
+                    .position(|byte| !(byte.is_ascii_alphanumeric() || *byte == b'_'))
+                    .unwrap_or(bytes.len() - at);
+                Kind::Word(&text[start..at])
+            }
+            _ => {
+                at += text[start..].chars().next().map_or(1, char::len_utf8);
+                Kind::Sign(&text[start..at])
+            }
+        };
+        found.push(Token {
+            offset: start,
+            kind,
+        });
+    }
+    found
+}
+
+/// An entity literal: `Host::"x"` is `("Host", "x")`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Literal<'s> {
+    pub offset: usize,
+    pub entity_type: &'s str,
+    pub id: &'s str,
+}
+
+pub(super) fn literals<'s>(tokens: &[Token<'s>]) -> Vec<Literal<'s>> {
+    tokens
+        .windows(3)
+        .filter_map(
+            |window| match (window[0].kind, window[1].kind, window[2].kind) {
+                (Kind::Word(entity_type), Kind::Sign("::"), Kind::Text(id)) => Some(Literal {
+                    offset: window[0].offset,
+                    entity_type,
+                    id,
+                }),
+                _ => None,
+            },
+        )
+        .collect()
+}
+
+/// Names of the annotations in front of the policy.
+pub(super) fn annotations<'s>(tokens: &[Token<'s>]) -> Vec<(usize, &'s str)> {
+    tokens
+        .windows(2)
+        .filter_map(|window| match (window[0].kind, window[1].kind) {
+            (Kind::Sign("@"), Kind::Word(name)) => Some((window[0].offset, name)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// How often the word is there.
+pub(super) fn count(tokens: &[Token<'_>], word: &str) -> usize {
+    let is_word = |token: &&Token<'_>| token.kind == Kind::Word(word);
+    tokens.iter().filter(is_word).count()
+}
+
+/// One use of `context`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use<'s> {
+    /// `context.attribute`, of an attribute that is a plain value.
+    Plain(&'s str),
+    /// `context.routes.contains("…")`
+    Route(&'s str),
+    /// `context.routes` in any other way.
+    OpenRoutes,
+    /// `context.query.getTag("…")` or `hasTag`; `None`: a name that is not known before.
+    Query(Option<&'s str>),
+    Header(Option<&'s str>),
+    /// `context` as a whole.
+    Whole,
+}
+
+pub(super) fn context_uses<'s>(tokens: &[Token<'s>]) -> Vec<(usize, Use<'s>)> {
+    let mut found = Vec::new();
+    for (index, token) in tokens.iter().enumerate() {
+        if token.kind != Kind::Word("context")
+            || index > 0 && tokens[index - 1].kind == Kind::Sign(".")
+        {
+            continue;
+        }
+        let rest = &tokens[index + 1..];
+        let kinds: Vec<_> = rest.iter().take(6).map(|token| token.kind).collect();
+        let call = |names: &[&str]| match kinds.get(2..6) {
+            Some(
+                [
+                    Kind::Sign("."),
+                    Kind::Word(method),
+                    Kind::Sign("("),
+                    Kind::Text(text),
+                ],
+            ) if names.contains(method)
+                && rest.get(6).map(|token| token.kind) == Some(Kind::Sign(")"))
+                && !text.contains('\\') =>
+            {
+                Some(*text)
+            }
+            _ => None,
+        };
+        let found_use = match (kinds.first(), kinds.get(1)) {
+            (Some(Kind::Sign(".")), Some(Kind::Word("routes"))) => {
+                call(&["contains"]).map_or(Use::OpenRoutes, Use::Route)
+            }
+            (Some(Kind::Sign(".")), Some(Kind::Word("query"))) => {
+                Use::Query(call(&["getTag", "hasTag"]))
+            }
+            (Some(Kind::Sign(".")), Some(Kind::Word("headers"))) => {
+                Use::Header(call(&["getTag", "hasTag"]))
+            }
+            (Some(Kind::Sign(".")), Some(Kind::Word(name))) => Use::Plain(name),
+            _ => Use::Whole,
+        };
+        found.push((token.offset, found_use));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_split_outside_strings_and_comments() {
+        let text = "// a; b\n@id(\"x;\\\";y\") permit(principal,action,resource); // ;\nforbid (principal, action, resource) ;";
+        let found = policies(text);
+        assert_eq!(found.len(), 2);
+        assert_eq!(annotations(&found[0]), [(8, "id")]);
+        assert_eq!(found[1][0].kind, Kind::Word("forbid"));
+    }
+
+    #[test]
+    fn literals_are_found_with_any_spacing() {
+        let text = "resource in [Host :: \"a\", Host::\"b\"] && \"Host::x\" == A::B::\"c\"";
+        let tokens = tokens(text);
+        let found: Vec<_> = literals(&tokens)
+            .into_iter()
+            .map(|l| (l.entity_type, l.id))
+            .collect();
+        assert_eq!(found, [("Host", "a"), ("Host", "b"), ("B", "c")]);
+    }
+
+    #[test]
+    fn uses_of_context_are_classified() {
+        let cases = [
+            ("context.path == \"/\"", Use::Plain("path")),
+            ("context . routes . contains ( \"/a\" )", Use::Route("/a")),
+            ("context.routes.containsAny([\"/a\"])", Use::OpenRoutes),
+            ("context.routes", Use::OpenRoutes),
+            ("context.query.getTag(\"n\")", Use::Query(Some("n"))),
+            ("context.query.getTag(\"n\" )", Use::Query(Some("n"))),
+            ("context.headers.hasTag(\"x-a\")", Use::Header(Some("x-a"))),
+            ("context.headers.hasTag(principal.owner)", Use::Header(None)),
+            (
+                "context.query.getTag(if true then \"a\" else \"b\")",
+                Use::Query(None),
+            ),
+            ("context.query.getTag(\"a\\u{62}\")", Use::Query(None)),
+            ("context.headers", Use::Header(None)),
+            ("context == context2", Use::Whole),
+            ("context has path", Use::Whole),
+            ("context[\"path\"]", Use::Whole),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(context_uses(&tokens(text)), [(0, expected)], "{text}");
+        }
+        assert_eq!(context_uses(&tokens("resource.context.path")), []);
+    }
+
+    #[test]
+    fn unfinished_text_does_not_panic() {
+        for text in ["\"", "\"\\", "\"ü\\ü", "/", "//", "@", "context.", "ü::\""] {
+            let _ = policies(text);
+            let _ = context_uses(&tokens(text));
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! What each agent may do. Pure: no I/O, no clock, no randomness; the same input gets the same answer.
+//!
+//! A bundle's files ([`Sources`]) are parsed, lowered to Cedar, strictly validated and compiled to a [`Policy`], or
+//! refused with every [`Diagnostic`] there is. The daemon compiles its kernel rules from it, the forwarder decides with
+//! it. Only [`store`] touches the disk.
+
+mod bundle;
+mod candidates;
+mod check;
+mod compile;
+mod decide;
+mod diagnostic;
+mod entity;
+mod evaluate;
+pub mod explain;
+mod facts;
+mod glob;
+mod host;
+mod lex;
+pub mod lower;
+mod parse;
+mod path;
+mod permit;
+mod question;
+mod reads;
+mod refusal;
+mod rules;
+mod schema;
+mod slice;
+pub mod store;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use agentguard_common::abi::AgentId;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+pub use self::diagnostic::Diagnostic;
+pub use self::host::{HostName, acts_on_terminal};
+pub use self::path::CanonicalPath;
+pub use self::permit::Permit;
+use crate::reason::DenyReason;
+
+/// A bundle's files as text: path below the bundle's folder (`agents/procurement.toml`) → content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sources {
+    pub files: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    pub name: String,
+    pub serial: u64,
+    /// SHA-256 over the files' names and contents, lower-case hex.
+    pub digest: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proto {
+    Tcp,
+    Udp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelRule {
+    Reach {
+        proto: Proto,
+        net: IpNet,
+        port: Option<u16>,
+    },
+    Listen {
+        proto: Proto,
+        addr: IpAddr,
+        port: u16,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TlsMode {
+    Terminate,
+    Passthrough,
+}
+
+/// One `[[identify]]` block: every key that is there must match. `exe` and `cgroup` are globs (`*` within a segment, `**` across).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identify {
+    pub exe: Option<String>,
+    pub user: Option<String>,
+    pub cgroup: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Starter {
+    User(String),
+    Group(String),
+}
+
+#[derive(Clone, Debug)]
+pub struct Agent {
+    pub name: String,
+    pub owner: String,
+    pub risk: String,
+    pub start_by: Vec<Starter>,
+    pub keep_privileges: bool,
+    pub identify: Vec<Identify>,
+    pub kernel: Vec<KernelRule>,
+    /// Whether it has any host to reach: what no kernel rule names then goes to the forwarder.
+    pub has_hosts: bool,
+}
+
+/// One thing an agent wants to do at a host.
+pub struct Input<'a> {
+    pub agent: AgentId,
+    pub host: &'a HostName,
+    pub port: u16,
+    pub action: Action<'a>,
+}
+
+pub enum Action<'a> {
+    /// An HTTP request.
+    Request {
+        method: &'a str,
+        scheme: &'a str,
+        path: &'a CanonicalPath,
+        query: Option<&'a str>,
+        headers: &'a http::HeaderMap,
+    },
+    /// A connection whose bytes are passed (`tls = "passthrough"`).
+    Connect,
+}
+
+#[derive(Debug)]
+pub enum Decision {
+    Permit(Permit),
+    Deny(Denial),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    pub reason: DenyReason,
+    /// Ids of the policies that decided; empty when nothing permitted.
+    pub policies: Vec<String>,
+    /// One sentence for the agent: what was refused and why. Reveals no rule's text.
+    pub detail: String,
+    /// What rules read.
+    pub facts: BTreeMap<String, String>,
+}
+
+/// A compiled bundle. `Send + Sync`, immutable.
+#[derive(Debug)]
+pub struct Policy {
+    meta: Meta,
+    agents: BTreeMap<AgentId, compile::CompiledAgent>,
+    rules: Vec<compile::CompiledRule>,
+    facts: host::HostMap<entity::HostFacts>,
+    notes: Vec<String>,
+}
+
+impl Policy {
+    /// `agents`: the ids that the host gave the bundle's agents. In a check without a host, any distinct ids do.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the bundle.
+    pub fn compile(
+        sources: &Sources,
+        agents: &BTreeMap<String, AgentId>,
+    ) -> Result<Self, Vec<Diagnostic>> {
+        let mut report = bundle::report(sources);
+        let bundle = bundle::read(&mut report, sources);
+        check::check(&mut report, &bundle);
+        if !report.is_clean() {
+            return Err(report.into_found());
+        }
+        match compile::compile(&mut report, bundle, agents) {
+            Some(policy) if report.is_clean() => Ok(policy),
+            _ => Err(report.into_found()),
+        }
+    }
+
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    pub fn agents(&self) -> impl Iterator<Item = &Agent> {
+        self.agents.values().map(|compiled| &compiled.agent)
+    }
+
+    pub fn agent(&self, id: AgentId) -> Option<&Agent> {
+        self.agents.get(&id).map(|compiled| &compiled.agent)
+    }
+
+    /// The most specific reach entry for the host alone; `None`: no call, whatever Cedar says.
+    pub fn reach(&self, agent: AgentId, host: &HostName, port: u16) -> Option<TlsMode> {
+        let agent = self.agents.get(&agent)?;
+        let class = agent.classes.lookup(host, port)?;
+        Some(agent.reach[class.entry].tls)
+    }
+
+    /// Whether any reach entry of the agent, on any port, covers the name: its DNS look-ups are answered.
+    pub fn may_resolve(&self, agent: AgentId, name: &HostName) -> bool {
+        let agent = self.agents.get(&agent);
+        agent.is_some_and(|agent| agent.classes.covers_name(name))
+    }
+
+    /// Policies in the bundle: those of its rules files, and the entries of `allow`.
+    pub fn counts(&self) -> (usize, usize) {
+        let entries = self.agents.values().flat_map(|agent| &agent.reach);
+        let shorthand = entries.map(|entry| entry.shorthand.len() + entry.connect.len());
+        (self.rules.len(), shorthand.sum())
+    }
+
+    /// What is no error and yet may not be meant: tests that this build does not run, hosts that no agent reaches.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Names of the bundle's agents, without full compilation: what the registry gives ids to.
+    pub fn agent_names(sources: &Sources) -> BTreeSet<String> {
+        bundle::agent_names(sources)
+    }
+}

@@ -1,0 +1,254 @@
+//! Typed, position-keeping reads from one TOML table: every wrong type and unknown key becomes an error in the report.
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::policy::diagnostic::{Place, Report, did_you_mean, nearest};
+
+/// A table and how messages name it (`[agent]`, `[[reach]]`).
+pub(super) struct Table<'a> {
+    pub title: &'static str,
+    pub at: Place,
+    keys: &'a DeTable<'a>,
+}
+
+/// A value and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::policy) struct Located<T> {
+    pub at: Place,
+    pub value: T,
+}
+
+/// What a table may hold.
+pub(super) struct Keys {
+    pub known: &'static [&'static str],
+    /// Part of the format, but nothing in this build acts on it.
+    pub later: &'static [&'static str],
+}
+
+/// Keys that people write one level too high or too low, and where they belong.
+const HOMES: &[(&str, &str)] = &[
+    (
+        "name",
+        "[agent] of an agent's file, [host] of a host's file, or bundle.toml",
+    ),
+    ("owner", "[agent]"),
+    ("risk", "[agent] or [host]"),
+    ("data", "[host]"),
+    ("parent", "[agent]"),
+    ("start_by", "[agent]"),
+    ("privileges", "[agent]"),
+    ("exe", "[[identify]]"),
+    ("user", "[[identify]]"),
+    ("cgroup", "[[identify]]"),
+    ("host", "[[reach]]"),
+    ("allow", "[[reach]]"),
+    ("tls", "[[reach]]"),
+    ("to", "[[reach]]"),
+    ("on", "[[listen]]"),
+    ("serial", "bundle.toml"),
+];
+
+impl<'a> Table<'a> {
+    pub fn root(file: u32, keys: &'a DeTable<'a>) -> Self {
+        Self {
+            title: "the file",
+            at: Place::new(file, 0),
+            keys,
+        }
+    }
+
+    /// Reports every key that is not known, or that this build does not enforce.
+    pub fn check_keys(&self, report: &mut Report<'_>, keys: &Keys) {
+        for key in self.keys.keys() {
+            let name: &str = key.get_ref();
+            let at = self.place(key);
+            if keys.known.contains(&name) {
+                continue;
+            }
+            if keys.later.contains(&name) {
+                report.error_help(
+                    at,
+                    format!("`{name}` in {} is not enforced by this build", self.title),
+                    "remove it: a bundle may not promise what is not enforced",
+                );
+                continue;
+            }
+            let home = HOMES.iter().find(|(known, _)| *known == name);
+            let help = nearest(name, keys.known.iter().copied())
+                .map(|near| format!("did you mean `{near}`?"))
+                .or_else(|| home.map(|(_, home)| format!("`{name}` belongs in {home}")))
+                .unwrap_or_else(|| format!("known here: {}", keys.known.join(", ")));
+            report.error_help(at, format!("unknown key `{name}` in {}", self.title), help);
+        }
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
+    }
+
+    /// Where the key is written; the table itself if it is not there.
+    pub fn key_place(&self, key: &str) -> Place {
+        self.keys
+            .keys()
+            .find(|found| found.get_ref().as_ref() == key)
+            .map_or(self.at, |found| self.place(found))
+    }
+
+    pub fn string(&self, report: &mut Report<'_>, key: &str) -> Option<Located<String>> {
+        let value = self.keys.get(key)?;
+        self.expect_string(report, key, value)
+    }
+
+    pub fn required(&self, report: &mut Report<'_>, key: &str) -> Option<Located<String>> {
+        if !self.has(key) {
+            report.error_help(
+                self.at,
+                format!("{} has no `{key}`", self.title),
+                format!("add `{key} = \"…\"`"),
+            );
+            return None;
+        }
+        let found = self.string(report, key)?;
+        if found.value.trim().is_empty() {
+            report.error(found.at, format!("`{key}` is empty"));
+            return None;
+        }
+        Some(found)
+    }
+
+    /// A string that is one of `choices`.
+    pub fn choice(
+        &self,
+        report: &mut Report<'_>,
+        key: &str,
+        choices: &[&str],
+    ) -> Option<Located<String>> {
+        let found = self.string(report, key)?;
+        if choices.contains(&found.value.as_str()) {
+            return Some(found);
+        }
+        let list = choices
+            .iter()
+            .map(|choice| format!("`{choice}`"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let help = did_you_mean(&found.value, choices.iter().copied());
+        let message = format!("`{key}` is `{}`, which is none of {list}", found.value);
+        match help {
+            Some(help) => report.error_help(found.at, message, help),
+            None => report.error(found.at, message),
+        }
+        None
+    }
+
+    pub fn strings(&self, report: &mut Report<'_>, key: &str) -> Vec<Located<String>> {
+        let Some(value) = self.keys.get(key) else {
+            return Vec::new();
+        };
+        let Some(array) = value.get_ref().as_array() else {
+            let found = value.get_ref().type_str();
+            let at = self.place(value);
+            report.error_help(
+                at,
+                format!("`{key}` is a {found}, not a list of strings"),
+                format!("write `{key} = [\"…\"]`"),
+            );
+            return Vec::new();
+        };
+        array
+            .iter()
+            .filter_map(|item| self.expect_string(report, key, item))
+            .collect()
+    }
+
+    pub fn unsigned(&self, report: &mut Report<'_>, key: &str) -> Option<Located<u64>> {
+        let value = self.keys.get(key)?;
+        let at = self.place(value);
+        let number = value
+            .get_ref()
+            .as_integer()
+            .and_then(|integer| u64::from_str_radix(integer.as_str(), integer.radix()).ok());
+        if number.is_none() {
+            report.error(at, format!("`{key}` is not a whole number of 0 or more"));
+        }
+        number.map(|value| Located { at, value })
+    }
+
+    pub fn table(
+        &self,
+        report: &mut Report<'_>,
+        key: &str,
+        title: &'static str,
+    ) -> Option<Table<'a>> {
+        let value = self.keys.get(key)?;
+        let at = self.key_place(key);
+        match value.get_ref().as_table() {
+            Some(keys) => Some(Table { title, at, keys }),
+            None => {
+                report.error_help(
+                    at,
+                    format!("`{key}` is a {}, not a table", kind(value)),
+                    format!("write `{title}` on a line of its own"),
+                );
+                None
+            }
+        }
+    }
+
+    /// The elements of an array of tables.
+    pub fn tables(
+        &self,
+        report: &mut Report<'_>,
+        key: &str,
+        title: &'static str,
+    ) -> Vec<Table<'a>> {
+        let Some(value) = self.keys.get(key) else {
+            return Vec::new();
+        };
+        let items = value.get_ref().as_array().map(|array| array.iter());
+        let tables = items.and_then(|mut items| {
+            items.try_fold(Vec::new(), |mut tables, item| {
+                let keys = item.get_ref().as_table()?;
+                let at = self.place(item);
+                tables.push(Table { title, at, keys });
+                Some(tables)
+            })
+        });
+        tables.unwrap_or_else(|| {
+            report.error_help(
+                self.key_place(key),
+                format!("`{key}` is a {}, not a list of tables", kind(value)),
+                format!("write `{title}` on a line of its own"),
+            );
+            Vec::new()
+        })
+    }
+
+    fn expect_string(
+        &self,
+        report: &mut Report<'_>,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Option<Located<String>> {
+        let at = self.place(value);
+        match value.get_ref().as_str() {
+            Some(text) => Some(Located {
+                at,
+                value: text.to_owned(),
+            }),
+            None => {
+                report.error(at, format!("`{key}` holds a {}, not a string", kind(value)));
+                None
+            }
+        }
+    }
+
+    fn place<T>(&self, spanned: &Spanned<T>) -> Place {
+        Place::new(self.at.file, spanned.span().start)
+    }
+}
+
+fn kind(value: &Spanned<DeValue<'_>>) -> &'static str {
+    value.get_ref().type_str()
+}

@@ -1,0 +1,312 @@
+//! The one normalisation of request paths: what is judged is what is sent upstream.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// A request path after the one normalisation that is both judged and sent upstream: unreserved characters decoded,
+/// percent-encoding in upper case, dot segments resolved, empty segments merged (RFC 3986 section 6.2.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CanonicalPath {
+    path: String,
+    /// The path as a server reads it that decodes delimiters before it splits, if that is another one.
+    decoded: Option<String>,
+}
+
+impl CanonicalPath {
+    /// `raw` is the path of the request target, without the query; empty means `/` (RFC 9110 section 4.2.3).
+    ///
+    /// # Errors
+    /// Says why two servers could read `raw` as two paths: control characters, backslashes, invalid percent-encoding
+    /// or UTF-8, dot segments behind an encoded slash or with parameters, and those that climb above the root.
+    pub fn parse(raw: &str) -> Result<Self, String> {
+        if raw.is_empty() {
+            return Ok(Self {
+                path: "/".into(),
+                decoded: None,
+            });
+        }
+        if !raw.starts_with('/') {
+            return Err("the path does not start with `/`".into());
+        }
+        let encoded = normalise_encoding(raw)?;
+        let path = resolve_segments(&encoded)?;
+        let decoded = match decode_delimiters(&path) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(other) => Some(merge_slashes(&other)),
+        };
+        Ok(Self { path, decoded })
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.path
+    }
+
+    /// Every path a server may read in it: a request must be permitted under each.
+    pub(super) fn readings(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.path.as_str()).chain(self.decoded.as_deref())
+    }
+}
+
+impl fmt::Display for CanonicalPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.path)
+    }
+}
+
+/// Number of segments that are not empty.
+pub(super) fn segment_count(path: &str) -> usize {
+    path.split('/')
+        .filter(|segment| !segment.is_empty())
+        .count()
+}
+
+fn normalise_encoding(raw: &str) -> Result<String, String> {
+    let bytes = raw.as_bytes();
+    let mut out = String::with_capacity(raw.len());
+    let mut plain = Vec::with_capacity(raw.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let (byte, encoded) = match bytes[at] {
+            b'%' => {
+                let digits = bytes
+                    .get(at + 1..at + 3)
+                    .and_then(|two| Some((hex(two[0])?, hex(two[1])?)));
+                let (high, low) = digits.ok_or("the path has invalid percent-encoding")?;
+                at += 3;
+                (high << 4 | low, true)
+            }
+            byte => {
+                at += 1;
+                (byte, false)
+            }
+        };
+        match byte {
+            0..=0x1f | 0x7f => return Err("the path has a control character".into()),
+            b'\\' => return Err("the path has a backslash, which some servers read as `/`".into()),
+            b'?' | b'#' if !encoded => return Err("the path has a query or fragment".into()),
+            b'/' if !encoded => out.push('/'),
+            _ if is_unreserved(byte) || !encoded && is_delimiter(byte) => {
+                out.push(char::from(byte))
+            }
+            _ => push_encoded(&mut out, byte),
+        }
+        plain.push(byte);
+    }
+    // Overlong sequences (`%C0%AE`) are another way to write dots and slashes.
+    std::str::from_utf8(&plain).map_err(|_| "the path is not UTF-8")?;
+    Ok(out)
+}
+
+/// Resolves dot segments and merges empty ones; a trailing slash stays.
+fn resolve_segments(encoded: &str) -> Result<String, String> {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut trailing = false;
+    for segment in encoded.split('/').skip(1) {
+        trailing = true;
+        match segment {
+            "" | "." => {}
+            ".." => {
+                kept.pop().ok_or("the path climbs above the root")?;
+            }
+            _ if hides_dots(segment) => {
+                return Err("the path has a dot segment that only some servers see".into());
+            }
+            _ => {
+                kept.push(segment);
+                trailing = false;
+            }
+        }
+    }
+    let mut path = String::with_capacity(encoded.len());
+    for segment in &kept {
+        path.push('/');
+        path.push_str(segment);
+    }
+    if trailing || kept.is_empty() {
+        path.push('/');
+    }
+    Ok(path)
+}
+
+/// A dot segment behind an encoded slash (`a%2F..`), or with a parameter that some servers cut off (`..;x`).
+fn hides_dots(segment: &str) -> bool {
+    segment.split("%2F").any(|piece| {
+        let name = piece.split(';').next().unwrap_or(piece);
+        let name = name.split("%3B").next().unwrap_or(name);
+        name == "." || name == ".."
+    })
+}
+
+/// `%2F`, and the other delimiters that a path can also hold as they are (RFC 3986 `pchar`), decoded.
+fn decode_delimiters(path: &str) -> Cow<'_, str> {
+    let value = |at: usize| {
+        let digits = path.as_bytes().get(at + 1..at + 3)?;
+        let byte = hex(digits[0])? << 4 | hex(digits[1])?;
+        (byte == b'/' || is_delimiter(byte)).then_some(byte)
+    };
+    if !path.match_indices('%').any(|(at, _)| value(at).is_some()) {
+        return Cow::Borrowed(path);
+    }
+    let mut out = String::with_capacity(path.len());
+    let mut rest = 0;
+    for (at, _) in path.match_indices('%') {
+        if let Some(byte) = value(at) {
+            out.push_str(&path[rest..at]);
+            out.push(char::from(byte));
+            rest = at + 3;
+        }
+    }
+    out.push_str(&path[rest..]);
+    Cow::Owned(out)
+}
+
+fn merge_slashes(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c != '/' || !out.ends_with('/') {
+            out.push(c);
+        }
+    }
+    out
+}
+
+fn push_encoded(out: &mut String, byte: u8) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    out.push('%');
+    out.push(char::from(DIGITS[usize::from(byte >> 4)]));
+    out.push(char::from(DIGITS[usize::from(byte & 15)]));
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|value| u8::try_from(value).ok())
+}
+
+/// RFC 3986 section 2.3.
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// What a path can hold unencoded besides unreserved characters and `/` (RFC 3986 section 3.3).
+const fn is_delimiter(byte: u8) -> bool {
+    matches!(
+        byte,
+        b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@'
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_path_has_one_spelling() {
+        let cases = [
+            ("", "/"),
+            ("/", "/"),
+            ("//", "/"),
+            ("/a//b///c", "/a/b/c"),
+            ("/a/", "/a/"),
+            ("/a/./b", "/a/b"),
+            ("/a/.", "/a/"),
+            ("/a/b/..", "/a/"),
+            ("/a/b/../c", "/a/c"),
+            ("/a/%2e%2E/c", "/c"),
+            ("/%7Euser/%41", "/~user/A"),
+            ("/a%20b%c3%bc", "/a%20b%C3%BC"),
+            ("/bücher<x>\"{}", "/b%C3%BCcher%3Cx%3E%22%7B%7D"),
+            ("/a%2fb", "/a%2Fb"),
+            ("/a;v=1/b:c@d", "/a;v=1/b:c@d"),
+            ("/...", "/..."),
+            ("/a..b", "/a..b"),
+            ("/%252e%252e/", "/%252e%252e/"),
+        ];
+        for (raw, expected) in cases {
+            assert_eq!(
+                CanonicalPath::parse(raw)
+                    .as_ref()
+                    .map(CanonicalPath::as_str),
+                Ok(expected),
+                "{raw}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_servers_could_read_differently_is_refused() {
+        let cases = [
+            "a",
+            "*",
+            "/..",
+            "/a/../..",
+            "/%2e%2e",
+            "/a%00",
+            "/a%0d%0a",
+            "/a\0",
+            "/a\tb",
+            "/a\\b",
+            "/a%5Cb",
+            "/a%5c..%5cb",
+            "/%",
+            "/%4",
+            "/%zz",
+            "/a%+1b",
+            "/%c0%ae%c0%ae/",
+            "/%e0%80%af",
+            "/%ff",
+            "/a%2f..%2fb",
+            "/a%2F..",
+            "/..%2Fb",
+            "/a%2f.",
+            "/a/..;/b",
+            "/a/.;x",
+            "/..%3bx",
+            "/a?b",
+            "/a#b",
+        ];
+        for raw in cases {
+            assert!(
+                CanonicalPath::parse(raw).is_err(),
+                "{raw:?} was accepted as {:?}",
+                CanonicalPath::parse(raw)
+            );
+        }
+    }
+
+    #[test]
+    fn encoded_delimiters_give_a_second_reading() {
+        let cases: [(&str, &[&str]); 5] = [
+            ("/a/b", &["/a/b"]),
+            ("/a%2Fb", &["/a%2Fb", "/a/b"]),
+            ("/a%2F%2Fb%2f/c", &["/a%2F%2Fb%2F/c", "/a/b/c"]),
+            ("/u/a%40b%20c", &["/u/a%40b%20c", "/u/a@b%20c"]),
+            ("/%252F", &["/%252F"]),
+        ];
+        for (raw, expected) in cases {
+            let path = CanonicalPath::parse(raw).unwrap();
+            assert_eq!(path.readings().collect::<Vec<_>>(), expected, "{raw}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_is_idempotent_and_leaves_no_dot_segments(
+            raw in "\\PC{0,30}|/([a-c./;%]|%2[efEF]|%5[cC]|%3[bB]|%40|%00|ü){0,20}",
+        ) {
+            if let Ok(path) = CanonicalPath::parse(&raw) {
+                prop_assert_eq!(CanonicalPath::parse(path.as_str()), Ok(path.clone()));
+                for reading in path.readings() {
+                    prop_assert!(reading.starts_with('/') && !reading.contains("//"), "{}", reading);
+                    for segment in reading.split('/') {
+                        let name = segment.split(';').next().unwrap();
+                        prop_assert!(name != "." && name != "..", "{} from {}", reading, raw);
+                    }
+                    prop_assert!(reading.is_ascii() && !reading.contains(['\\', '?', '#']));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A request as a person writes it, in the terms of a decision.
+
+use agentguard_common::abi::AgentId;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
+
+use super::host::split_port;
+use super::{Action, CanonicalPath, HostName, Input, schema};
+
+/// A request as a person writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    pub agent: String,
+    /// An HTTP method, or `connect`.
+    pub method: String,
+    /// `https://host/path?query`; `host:port` for `connect`.
+    pub url: String,
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+/// A question in the terms of a decision.
+pub(super) struct Parsed<'q> {
+    method: &'q str,
+    scheme: &'q str,
+    host: HostName,
+    port: u16,
+    path: CanonicalPath,
+    query: Option<&'q str>,
+    headers: HeaderMap,
+}
+
+impl<'q> Parsed<'q> {
+    pub fn new(question: &'q Question) -> Result<Self, String> {
+        let url = question.url.as_str();
+        let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
+        let default = match scheme {
+            "https" | "wss" => 443,
+            "http" | "ws" => 80,
+            _ => {
+                return Err(format!(
+                    "`{}` is not http or https",
+                    super::host::show(scheme)
+                ));
+            }
+        };
+        let rest = rest.split('#').next().unwrap_or(rest);
+        let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        if authority.contains('@') {
+            return Err(format!(
+                "`{}` has a user name; leave it out",
+                super::host::show(authority)
+            ));
+        }
+        let (host, port) = split_port(authority)?;
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target, None),
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in &question.headers {
+            let name: HeaderName = name
+                .parse()
+                .map_err(|_| format!("`{}` is not a header name", super::host::show(name)))?;
+            let value: HeaderValue = value
+                .parse()
+                .map_err(|_| format!("header `{name}` has a value that no header can have"))?;
+            headers.append(name, value);
+        }
+        Ok(Self {
+            method: &question.method,
+            scheme: if default == 443 { "https" } else { "http" },
+            host: HostName::parse(host)?,
+            port: port.map_or(Ok(default), super::host::parse_port)?,
+            path: CanonicalPath::parse(path)?,
+            query,
+            headers,
+        })
+    }
+
+    pub fn input(&self, agent: AgentId) -> Input<'_> {
+        let action = if self.method == schema::CONNECT {
+            Action::Connect
+        } else {
+            Action::Request {
+                method: self.method,
+                scheme: self.scheme,
+                path: &self.path,
+                query: self.query,
+                headers: &self.headers,
+            }
+        };
+        Input {
+            agent,
+            host: &self.host,
+            port: self.port,
+            action,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What policies read of a request, found in their text.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::diagnostic::{Place, Report};
+use super::glob::PathPattern;
+use super::lex::{self, Token, Use};
+
+/// What policies read of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reads {
+    /// Attributes of `context` that are plain values.
+    pub attributes: BTreeSet<String>,
+    /// Whether more of the host than its id and the patterns above it.
+    pub host: bool,
+    /// Parameters and headers by name.
+    pub query: Names,
+    pub headers: Names,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    These(BTreeSet<String>),
+    All,
+}
+
+impl Reads {
+    pub fn add(&mut self, other: &Self) {
+        self.attributes.extend(other.attributes.iter().cloned());
+        self.host |= other.host;
+        self.query.add(&other.query);
+        self.headers.add(&other.headers);
+    }
+
+    /// Whether the attribute of `context` has to be there; what nobody reads need not be.
+    pub fn has(&self, attribute: &str) -> bool {
+        match attribute {
+            "query" => !self.query.is_empty(),
+            "headers" => !self.headers.is_empty(),
+            _ => self.attributes.contains(attribute),
+        }
+    }
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self::These(BTreeSet::new())
+    }
+}
+
+impl Names {
+    fn add(&mut self, other: &Self) {
+        match (&mut *self, other) {
+            (Self::These(mine), Self::These(theirs)) => mine.extend(theirs.iter().cloned()),
+            _ => *self = Self::All,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::These(names) if names.is_empty())
+    }
+
+    fn note(&mut self, name: Option<String>) {
+        match (&mut *self, name) {
+            (Self::These(names), Some(name)) => drop(names.insert(name)),
+            _ => *self = Self::All,
+        }
+    }
+}
+
+/// What the policy reads, and the path patterns it asks `context.routes` for.
+pub(super) fn reads_of(
+    report: &mut Report<'_>,
+    file: u32,
+    tokens: &[Token<'_>],
+) -> (Reads, BTreeMap<String, PathPattern>) {
+    let mut reads = Reads::default();
+    let mut routes = BTreeMap::new();
+    // Its head names `resource` once.
+    reads.host = lex::count(tokens, "resource") > 1;
+    for (offset, found) in lex::context_uses(tokens) {
+        let at = Place::new(file, offset);
+        match found {
+            Use::Plain(name) => drop(reads.attributes.insert(name.to_owned())),
+            Use::Route(raw) => match PathPattern::parse(raw) {
+                Ok(pattern) => {
+                    reads.attributes.insert("routes".to_owned());
+                    routes.insert(raw.to_owned(), pattern);
+                }
+                Err(why) => report.error(at, why),
+            },
+            Use::OpenRoutes => report.error_help(
+                at,
+                "`context.routes` is asked for one written pattern at a time",
+                "write `context.routes.contains(\"/v1/catalog/**\")`, and join several with `||`",
+            ),
+            Use::Query(name) => reads.query.note(name.map(str::to_owned)),
+            Use::Header(name) => {
+                if let Some(upper) =
+                    name.filter(|name| name.contains(|c: char| c.is_ascii_uppercase()))
+                {
+                    report.error_help(
+                        at,
+                        format!("header `{upper}` is never there: header names are lower-case"),
+                        format!("write `{}`", upper.to_ascii_lowercase()),
+                    );
+                }
+                reads.headers.note(name.map(str::to_owned));
+            }
+            Use::Whole => report.error_help(
+                at,
+                "`context` cannot be used as a whole",
+                "name its attribute, as in `context.path`; every attribute of it is always there",
+            ),
+        }
+    }
+    (reads, routes)
+}

@@ -1,0 +1,97 @@
+//! The Cedar schema, generated from the bundle: what a rule can speak of.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+/// Action of a connection whose bytes are passed.
+pub(super) const CONNECT: &str = "connect";
+/// The group that every HTTP method is in.
+pub(super) const REQUEST: &str = "request";
+
+/// Attributes of a request's `context`.
+pub(super) const CONTEXT: [&str; 6] = ["scheme", "path", "segments", "routes", "query", "headers"];
+
+/// HTTP methods that can be decided: IANA's registry without `CONNECT`, `PRI` and `*`, which are the forwarder's own matter.
+pub(super) const METHODS: [&str; 38] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "PATCH",
+    "DELETE",
+    "OPTIONS",
+    "TRACE",
+    "QUERY",
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "COPY",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "ORDERPATCH",
+    "PROPFIND",
+    "PROPPATCH",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+    "VERSION-CONTROL",
+];
+
+/// The method as a decision knows it; methods are case-sensitive (RFC 9110 section 9.1).
+pub(super) fn method(name: &str) -> Option<&'static str> {
+    METHODS.iter().copied().find(|known| *known == name)
+}
+
+/// Whether rules are checked against requests only, or against passed connections too, which have no path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    Requests,
+    RequestsAndConnections,
+}
+
+/// `named`: the methods that some rule names. All others are alike to every rule, so one stands for them.
+pub(super) fn text(named: &BTreeSet<&str>, scope: Scope) -> String {
+    let mut methods = named.clone();
+    methods.extend(METHODS.iter().copied().find(|known| !named.contains(known)));
+    let list = methods
+        .iter()
+        .map(|method| format!("\"{method}\""))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let mut text = format!(
+        "entity Agent {{ owner: String, risk: String }};
+entity Host in [Host] {{ name: String, port: Long, risk: String, data: Set<String> }};
+entity Query tags String;
+entity Headers tags String;
+action \"{REQUEST}\";
+action {list} in [\"{REQUEST}\"] appliesTo {{
+  principal: [Agent],
+  resource: [Host],
+  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers }},
+}};
+"
+    );
+    if scope == Scope::RequestsAndConnections {
+        let _ = writeln!(
+            text,
+            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ }} }};"
+        );
+    }
+    text
+}

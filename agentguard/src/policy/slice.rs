@@ -1,0 +1,193 @@
+//! The rules that can apply, gathered before any request comes: a [`Class`] for each host or pattern that an agent's reach
+//! entries or any policy tell apart, and in it a [`Slice`] per method that policies tell apart.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use cedar_policy::{Entities, Entity, EntityUid, PolicySet};
+
+use super::bundle::Bundle;
+use super::candidates::{Candidates, patterns_above};
+use super::entity::{self, HostFacts};
+use super::glob::Routes;
+use super::host::{HostMap, HostPattern};
+use super::parse::AgentFile;
+use super::reads::Reads;
+use super::rules::Rule;
+use super::{TlsMode, schema};
+
+/// Hosts that are alike to every policy that can apply to the agent.
+#[derive(Debug)]
+pub(super) struct Class {
+    /// Index of the most specific reach entry.
+    pub entry: usize,
+    /// Patterns that policies name and that cover these hosts.
+    pub above: Vec<EntityUid>,
+    by_action: HashMap<&'static str, Arc<Slice>>,
+    other_methods: Arc<Slice>,
+}
+
+impl Class {
+    pub fn slice(&self, action: &str) -> &Slice {
+        self.by_action.get(action).unwrap_or(&self.other_methods)
+    }
+}
+
+/// The rules that can apply to one agent's action at one class of hosts, ready to evaluate.
+#[derive(Debug, Default)]
+pub(super) struct Slice {
+    /// Indices into [`Policy::rules`], ascending.
+    pub rules: Vec<usize>,
+    pub set: PolicySet,
+    /// Everything but what a request brings.
+    pub entities: Entities,
+    /// Whether `entities` has the host itself, which it cannot for a class of many.
+    pub has_host: bool,
+    pub reads: Reads,
+    pub routes: Routes<()>,
+}
+
+/// Makes the classes of one agent.
+pub(super) struct Slicer<'a> {
+    pub bundle: &'a Bundle,
+    pub facts: &'a HostMap<HostFacts>,
+    pub candidates: &'a Candidates<'a>,
+    pub file: &'a AgentFile,
+}
+
+impl Slicer<'_> {
+    /// The class of the hosts that `node` stands for; `entry`: the index of their reach entry.
+    pub fn class(&self, node: &HostPattern, entry: usize, tls: TlsMode) -> Class {
+        let fitting = self.candidates.fitting(node);
+        let above: Vec<EntityUid> = patterns_above(node)
+            .iter()
+            .chain(node.below.then_some(node))
+            .filter(|pattern| self.candidates.named.contains(pattern))
+            .map(|pattern| entity::host_uid(&pattern.id()))
+            .collect();
+        let rules = &self.bundle.rules;
+        let mut made: HashMap<Vec<usize>, Arc<Slice>> = HashMap::new();
+        let mut make = |fits: &dyn Fn(&Rule) -> bool| {
+            let chosen: Vec<_> = fitting
+                .iter()
+                .copied()
+                .filter(|index| fits(&rules[*index]))
+                .collect();
+            made.entry(chosen)
+                .or_insert_with_key(|chosen| Arc::new(self.slice(node, &above, chosen)))
+                .clone()
+        };
+        let mut by_action = HashMap::new();
+        let other_methods = match tls {
+            TlsMode::Terminate => {
+                let named: BTreeSet<_> = fitting
+                    .iter()
+                    .flat_map(|index| rules[*index].literals.methods.iter())
+                    .collect();
+                for method in named {
+                    by_action.insert(*method, make(&|rule| rule.actions.has_method(method)));
+                }
+                make(&|rule| rule.actions.has_every_method())
+            }
+            TlsMode::Passthrough => {
+                by_action.insert(schema::CONNECT, make(&|rule| rule.actions.has_connect()));
+                make(&|_| false)
+            }
+        };
+        Class {
+            entry,
+            above,
+            by_action,
+            other_methods,
+        }
+    }
+
+    fn slice(&self, node: &HostPattern, above: &[EntityUid], chosen: &[usize]) -> Slice {
+        let mut slice = Slice {
+            rules: chosen.to_vec(),
+            has_host: !node.below,
+            ..Slice::default()
+        };
+        if chosen.is_empty() {
+            return slice;
+        }
+        let mut entities = EntityStore::default();
+        entities.add(entity::agent(&self.file.agent));
+        if !node.below {
+            entities.add(entity::host(node, self.facts, above));
+        }
+        let mut routes = BTreeMap::new();
+        for index in chosen {
+            let rule = &self.bundle.rules[*index];
+            slice
+                .set
+                .add(rule.policy.clone())
+                .expect("ids of rules are checked to be different");
+            slice.reads.add(&rule.reads);
+            routes.extend(&rule.routes);
+            if rule.literals.request_group {
+                entities.extend(entity::actions);
+            }
+            for (_, host) in &rule.literals.hosts {
+                entities.add_host(host, self.facts, self.candidates);
+            }
+            for (_, name) in &rule.literals.agents {
+                let others = self
+                    .bundle
+                    .agents
+                    .iter()
+                    .filter(|other| other.agent.name == *name && *name != self.file.agent.name);
+                others.for_each(|other| entities.add(entity::agent(&other.agent)));
+            }
+        }
+        for (_, pattern) in routes {
+            slice.routes.insert(pattern.clone(), ());
+        }
+        slice.entities = entities.finish();
+        slice
+    }
+}
+
+/// Entities without repetition.
+#[derive(Default)]
+struct EntityStore {
+    entities: HashMap<EntityUid, Entity>,
+    has_actions: bool,
+}
+
+impl EntityStore {
+    fn add(&mut self, entity: Entity) {
+        self.entities.entry(entity.uid()).or_insert(entity);
+    }
+
+    fn extend(&mut self, actions: impl FnOnce() -> Vec<Entity>) {
+        if !std::mem::replace(&mut self.has_actions, true) {
+            actions().into_iter().for_each(|action| self.add(action));
+        }
+    }
+
+    fn add_host(
+        &mut self,
+        host: &HostPattern,
+        facts: &HostMap<HostFacts>,
+        candidates: &Candidates<'_>,
+    ) {
+        if self.entities.contains_key(&entity::host_uid(&host.id())) {
+            return;
+        }
+        let above = patterns_above(host);
+        let above = above
+            .iter()
+            .filter(|pattern| candidates.named.contains(pattern));
+        let above: Vec<_> = above
+            .map(|pattern| entity::host_uid(&pattern.id()))
+            .collect();
+        self.add(entity::host(host, facts, &above));
+    }
+
+    fn finish(self) -> Entities {
+        // The hierarchy of hosts follows their names, so it has no cycle.
+        Entities::from_entities(self.entities.into_values(), None)
+            .expect("different entities without cycles")
+    }
+}

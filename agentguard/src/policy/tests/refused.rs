@@ -1,0 +1,412 @@
+//! What a bundle may not say, and where the error points.
+
+use super::*;
+
+const REACH: &str = "[[reach]]\nhost = \"h.example\"\n";
+
+fn rule(body: &str) -> Sources {
+    bundle(REACH, body)
+}
+
+fn found(sources: &Sources) -> Vec<String> {
+    match Policy::compile(sources, &ids(sources)) {
+        Ok(_) => Vec::new(),
+        Err(found) => found
+            .into_iter()
+            .map(|one| {
+                let place = one.line.map_or(String::new(), |line| {
+                    format!(":{line}:{}", one.column.unwrap())
+                });
+                let help = one.help.map_or(String::new(), |help| format!(" | {help}"));
+                format!("{}{place}: {}{help}", one.file, one.message)
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn one_mistake_gives_one_error_that_names_it() {
+    let permit = "@id(\"p\") permit (principal, action == Action::\"GET\", resource)";
+    let cases = [
+        (
+            bundle("[[reach]]\nhost = \"h\"\nallows = []\n", ""),
+            "agents/a.toml:7:1: unknown key `allows` in [[reach]] | did you mean `allow`?",
+        ),
+        (
+            bundle("[exec]\ndefault = \"deny\"\n", ""),
+            "agents/a.toml:5:2: `exec` in the file is not enforced by this build",
+        ),
+        (
+            bundle("[[unix]]\npath = \"/x\"\n", ""),
+            "agents/a.toml:5:3: `unix` in the file is not enforced",
+        ),
+        (
+            bundle("parent = \"b\"\n", ""),
+            "agents/a.toml:5:1: `parent` in [agent] is not enforced",
+        ),
+        (
+            bundle("host = \"h\"\n", ""),
+            "agents/a.toml:5:1: unknown key `host` in [agent] | `host` belongs in [[reach]]",
+        ),
+        (
+            bundle("[[reach]]\nhost = \"h\"\nallow = [\"GTE /\"]\n", ""),
+            "agents/a.toml:7:10: `GTE` is not an HTTP method | did you mean `GET`?",
+        ),
+        (
+            bundle("[[reach]]\nhost = \"h\"\nallow = [\"GET /a/../b\"]\n", ""),
+            "agents/a.toml:7:10: path pattern `/a/../b` matches nothing: paths are compared in their canonical form, here `/b`",
+        ),
+        (
+            bundle("[[reach]]\nhost = \"h\"\nallow = [\"/a\"]\n", ""),
+            "agents/a.toml:7:10: `/a` is not a method and a path",
+        ),
+        (
+            bundle("[[reach]]\nhost = \"h\"\nallow = \"GET /\"\n", ""),
+            "agents/a.toml:7:9: `allow` is a string, not a list of strings",
+        ),
+        (
+            bundle("[[reach]]\nhost = \"h:0\"\n", ""),
+            "agents/a.toml:6:8: `0` is not a port from 1 to 65535",
+        ),
+        (
+            bundle("[[reach]]\nhost = \"127.1\"\n", ""),
+            "agents/a.toml:6:8: `127.1` is an IPv4 address in a form",
+        ),
+        (
+            bundle("[[reach]]\nhost = \"*\"\n", ""),
+            "agents/a.toml:6:8: `*` has `*` where no wildcard can be",
+        ),
+        (
+            bundle("[[reach]]\nhost = \"https://h/x\"\n", ""),
+            "agents/a.toml:6:8: ",
+        ),
+        (
+            bundle("[[reach]]\nhost = \"h\"\ntls = \"pass\"\n", ""),
+            "agents/a.toml:7:7: `tls` is `pass`, which is none of",
+        ),
+        (
+            bundle(
+                "[[reach]]\nhost = \"h\"\ntls = \"passthrough\"\nallow = [\"GET /\"]\n",
+                "",
+            ),
+            "agents/a.toml:8:10: `GET /` asks for what nobody reads",
+        ),
+        (
+            bundle("[[reach]]\nhost = \"h\"\n[[reach]]\nhost = \"H.\"\n", ""),
+            "agents/a.toml:8:8: `h` already has a [[reach]] in agents/a.toml:6",
+        ),
+        (
+            bundle("[[reach]]\n", ""),
+            "agents/a.toml:5:1: [[reach]] has neither `host` nor `to`",
+        ),
+        (
+            bundle("[[reach]]\nto = \"10.0.0.5/24:1\"\n", ""),
+            "agents/a.toml:6:6: `10.0.0.5/24` has address bits after its prefix; the range it lies in is `10.0.0.0/24`",
+        ),
+        (
+            bundle("[[reach]]\nto = \"10.0.0.0/33:1\"\n", ""),
+            "agents/a.toml:6:6: `10.0.0.0/33` is not an address range",
+        ),
+        (
+            bundle("[[reach]]\nto = \"10.0.0.0/24\"\n", ""),
+            "agents/a.toml:6:6: `10.0.0.0/24` has no port",
+        ),
+        (
+            bundle("[[reach]]\nto = \"10.0.0.0/24:70000\"\n", ""),
+            "agents/a.toml:6:6: `70000` is not a port",
+        ),
+        (
+            bundle("[[reach]]\nto = \"[::ffff:10.0.0.0/120]:1\"\n", ""),
+            "agents/a.toml:6:6: `::ffff:10.0.0.0/120` is an IPv4 range in IPv6 form",
+        ),
+        (
+            bundle("[[reach]]\nto = \"[::/0]:443\"\n", ""),
+            "agents/a.toml:6:6: `::/0` also covers every IPv4 address",
+        ),
+        (
+            rule(&format!("@id(\"a/agents/a.toml:1:1\") {};", &permit[8..])),
+            "rules/r.cedar:1:1: `@id` `a/agents/a.toml:1:1` is not usable",
+        ),
+        (
+            bundle("[[reach]]\nto = \"10.0.0.0/24:1\"\nproto = \"sctp\"\n", ""),
+            "agents/a.toml:7:9: `proto` is `sctp`",
+        ),
+        (
+            bundle(
+                "[[reach]]\nto = \"10.0.0.0/24:*\"\n[[reach]]\nhost = \"10.0.0.9\"\n",
+                "",
+            ),
+            "agents/a.toml:8:8: `10.0.0.9` is reached straight through the kernel by agents/a.toml:5",
+        ),
+        (
+            bundle("[[listen]]\non = \"127.0.0.1\"\n", ""),
+            "agents/a.toml:6:6: `127.0.0.1` has no port",
+        ),
+        (
+            bundle("[[identify]]\n", ""),
+            "agents/a.toml:5:1: [[identify]] has no key",
+        ),
+        (
+            bundle("[[identify]]\nexe = \"bin/a\"\n", ""),
+            "agents/a.toml:6:7: `bin/a` is not an absolute path",
+        ),
+        (
+            bundle("start_by = [\"ops\"]\n", ""),
+            "agents/a.toml:5:13: `ops` in `start_by` names nobody",
+        ),
+        (bundle("[[reach]\n", ""), "agents/a.toml:5:"),
+        (
+            rule("permit (principal, action, resource) when { context.path == \"/\" };"),
+            "rules/r.cedar:1:1: policy has no `@id`",
+        ),
+        (
+            rule(&format!("{permit};\n{permit};")),
+            "rules/r.cedar:2:1: `@id(\"p\")` is already used in rules/r.cedar:1",
+        ),
+        (
+            rule(&format!("@approve(\"owner\") {permit};")),
+            "rules/r.cedar:1:1: `@approve` is not enforced by this build",
+        ),
+        (
+            rule(&format!("@idd(\"x\") {permit};")),
+            "rules/r.cedar:1:1: unknown annotation `@idd` | did you mean `id`?",
+        ),
+        (
+            rule("@id(\"p\")\npermit (principal == Agent::\"b\", action, resource);"),
+            "rules/r.cedar:2:22: the bundle has no agent `b`",
+        ),
+        (
+            rule("@id(\"p\")\npermit (principal, action, resource == Host::\"h.exampel\");"),
+            "rules/r.cedar:2:40: the bundle has no host `h.exampel` | did you mean `h.example`?",
+        ),
+        (
+            rule("@id(\"p\")\npermit (principal, action, resource == Host::\"H.example\");"),
+            "rules/r.cedar:2:40: `Host::\"H.example\"` is never a host's id | write `Host::\"h.example\"`",
+        ),
+        (
+            rule("@id(\"p\") permit (principal, action, resource == Host::\"*.example\");"),
+            "rules/r.cedar:1:1: policy can never apply: no request goes to `*.example` itself",
+        ),
+        (
+            rule("@id(\"p\") permit (principal, action == Action::\"connect\", resource);"),
+            "rules/r.cedar:1:1: policy can never apply: `connect` is decided only where",
+        ),
+        (
+            rule("@id(\"p\") permit (principal, action == Action::\"request\", resource);"),
+            "rules/r.cedar:1:1: policy can never apply",
+        ),
+        (
+            rule("@id(\"p\") permit (principal, action == Action::\"GETT\", resource);"),
+            "rules/r.cedar:1:39: there is no action `GETT` | did you mean `GET`?",
+        ),
+        (
+            rule(&format!("{permit} when {{ context.pth == \"/\" }};")),
+            "rules/r.cedar:1:",
+        ),
+        (
+            rule(&format!("{permit} when {{ context.segments == \"/\" }};")),
+            "rules/r.cedar:1:",
+        ),
+        (
+            rule(&format!(
+                "{permit} when {{ context.headers.getTag(\"x\") == \"/\" }};"
+            )),
+            "rules/r.cedar:1:",
+        ),
+        (
+            rule(&format!(
+                "{permit} when {{ context.headers.hasTag(\"X-A\") }};"
+            )),
+            "rules/r.cedar:1:71: header `X-A` is never there",
+        ),
+        (
+            rule(&format!("{permit} when {{ context.routes == [\"/\"] }};")),
+            "rules/r.cedar:1:71: `context.routes` is asked for one written pattern at a time",
+        ),
+        (
+            rule(&format!(
+                "{permit} when {{ context.routes.contains(\"/a?b\") }};"
+            )),
+            "rules/r.cedar:1:71: path pattern `/a?b` has `?`",
+        ),
+        (
+            rule(&format!("{permit} when {{ context has path }};")),
+            "rules/r.cedar:1:71: `context` cannot be used as a whole",
+        ),
+        (
+            rule(&format!(
+                "{permit} when {{ Headers::\"x\".hasTag(\"a\") }};"
+            )),
+            "rules/r.cedar:1:71: a request's headers are not named by an id",
+        ),
+        (
+            rule(&format!(
+                "{permit} when {{ resource.port == 80 && false }};"
+            )),
+            "rules/r.cedar:1:1: policy is impossible",
+        ),
+        (
+            rule("@id(\"p\") permit (principal == ?principal, action, resource);"),
+            "rules/r.cedar:1:1: policy templates have nobody to fill them",
+        ),
+        (
+            rule("@id(\"p\")\npermit (principal, action, resource) when { context.path = \"/\" };"),
+            "rules/r.cedar:2:",
+        ),
+        (
+            sources(&[(
+                "bundle.toml",
+                "name = \"b\"\nserial = 1\nexpires = 2030-01-01\n",
+            )]),
+            "bundle.toml:3:1: `expires` in the file is not enforced",
+        ),
+        (
+            sources(&[(
+                "bundle.toml",
+                "name = \"b\"\nserial = 1\nmode = \"observe\"\n",
+            )]),
+            "bundle.toml:3:8: `mode = \"observe\"` is not supported by this build",
+        ),
+        (
+            sources(&[(
+                "bundle.toml",
+                "name = \"b\"\nserial = 1\nrequire = [\"exec\"]\n",
+            )]),
+            "bundle.toml:3:12: the guarantee `exec` in `require` is not checked",
+        ),
+        (
+            sources(&[("bundle.toml", "name = \"b\"\n")]),
+            "bundle.toml:1:1: bundle.toml has no `serial`",
+        ),
+        (
+            sources(&[("bundle.toml", "name = \"b\"\nserial = -1\n")]),
+            "bundle.toml:2:10: `serial` is not a whole number",
+        ),
+        (sources(&[]), "bundle.toml: the bundle has no bundle.toml"),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                ("rule/x.cedar", ""),
+            ]),
+            "rule/x.cedar: the file is no part of a bundle | did you mean the folder `rules`?",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                (
+                    "hosts/h.toml",
+                    "[host]\nname = \"h\"\n[[body]]\non = \"x\"\n",
+                ),
+            ]),
+            "hosts/h.toml:3:3: `body` in the file is not enforced",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                ("hosts/g.toml", "[host]\nname = \"h\"\n"),
+                ("hosts/h.toml", "[host]\nname = \"H:443\"\n"),
+            ]),
+            "hosts/h.toml:2:8: host `h` is already described in hosts/g.toml:2",
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (sources, expected) in cases {
+        let found = found(&sources);
+        if found.len() != 1 || !found[0].starts_with(expected) {
+            wrong.push(format!("expected {expected}\nfound {found:#?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn rules_about_what_the_kernel_lets_through_are_refused() {
+    let agent = format!("{REACH}[[reach]]\nto = \"10.0.0.0/24:5432\"\n");
+    for host in ["10.0.0.7:5432", "10.0.0.0/24:5432"] {
+        let rules = format!("@id(\"p\") permit (principal, action, resource == Host::\"{host}\");");
+        let found = found(&bundle(&agent, &rules));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(
+            found[0].contains("straight through the kernel"),
+            "{}",
+            found[0]
+        );
+    }
+}
+
+#[test]
+fn rules_about_passed_connections_know_no_path() {
+    let agent = format!("{REACH}tls = \"passthrough\"\n[[reach]]\nhost = \"g.example\"\n");
+    let reads_path =
+        "@id(\"p\") forbid (principal, action, resource) when { context.path == \"/\" };";
+    let found_all = found(&bundle(&agent, reads_path));
+    assert_eq!(found_all.len(), 1, "{found_all:#?}");
+    assert!(
+        found_all[0].contains("Action::\"request\""),
+        "{}",
+        found_all[0]
+    );
+    let requests_only = "@id(\"p\") forbid (principal, action in Action::\"request\", resource) when { context.path == \"/\" };";
+    assert_eq!(found(&bundle(&agent, requests_only)), Vec::<String>::new());
+    // At a host that is not passed there is a path, whatever other hosts are.
+    let one_host = "@id(\"p\") forbid (principal, action, resource == Host::\"g.example\") when { context.path == \"/\" };";
+    assert_eq!(found(&bundle(&agent, one_host)), Vec::<String>::new());
+    let never = "@id(\"p\") permit (principal, action == Action::\"GET\", resource == Host::\"h.example\");";
+    assert!(found(&bundle(&agent, never))[0].contains("passed through"));
+}
+
+#[test]
+fn agents_may_not_share_names_or_processes() {
+    let agent = |name: &str| {
+        format!("[agent]\nname = \"{name}\"\nowner = \"o\"\n[[identify]]\nexe = \"/bin/x\"\n")
+    };
+    let two = |first: &str, second: &str| {
+        found(&sources(&[
+            ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+            ("agents/a.toml", &agent(first)),
+            ("agents/b.toml", &agent(second)),
+        ]))
+    };
+    let same = two("x", "x");
+    assert!(
+        same[0].starts_with("agents/b.toml:2:8: agent `x` is already in agents/a.toml:2"),
+        "{same:#?}"
+    );
+    let blocks = two("x", "y");
+    assert_eq!(blocks.len(), 1, "{blocks:#?}");
+    assert!(
+        blocks[0].starts_with(
+            "agents/b.toml:4:1: [[identify]] is the same as one of agent `x` in agents/a.toml:4"
+        ),
+        "{blocks:#?}"
+    );
+}
+
+#[test]
+fn every_error_is_found_at_once() {
+    let mut all = bundle(
+        "colour = 1\n[[reach]]\nhost = \"a b\"\n[[reach]]\nhost = \"c\"\nallow = [\"GET\", \"PUT x\"]\n",
+        "permit (principal, action, resource);\n@x(\"y\") @id(\"z\") forbid (principal, action, resource);",
+    );
+    all.files.insert(
+        "hosts/h.toml".into(),
+        "[host]\nrisk = \"hgih\"\ndata = [\"A B\"]\n".into(),
+    );
+    all.files.insert("notes.txt".into(), String::new());
+    let found = found(&all);
+    assert_eq!(found.len(), 10, "{found:#?}");
+}
+
+#[test]
+fn the_digest_covers_names_and_contents() {
+    let digest = |files: &[(&str, &str)]| {
+        let mut all = vec![("bundle.toml", "name = \"b\"\nserial = 1\n")];
+        all.extend(files);
+        compile(&sources(&all)).meta().digest.clone()
+    };
+    let one = digest(&[("tests/a.toml", "x")]);
+    assert_eq!(one.len(), 64);
+    assert_ne!(one, digest(&[("tests/b.toml", "x")]));
+    assert_ne!(one, digest(&[("tests/a.toml", "y")]));
+    assert_eq!(one, digest(&[("tests/a.toml", "x")]));
+}

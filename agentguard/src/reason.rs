@@ -1,0 +1,101 @@
+//! Why something was refused: the one list that the agent's answer, the audit record and the metrics share.
+
+use serde::{Deserialize, Serialize};
+
+/// A refusal's reason. Its slug is in the agent's problem document (`urn:agentguard:problem:<slug>`, RFC 9457) and in
+/// the audit record's `reason`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DenyReason {
+    /// No rule permits it, or a forbid applies.
+    PolicyDenied,
+    AgentKilled,
+    /// The forwarder knows no such agent in the active bundle.
+    AgentSuspended,
+    /// A fact that a rule reads has more than one value.
+    BodyAmbiguous,
+    /// What arrived is not what the forwarder speaks, or its parts contradict each other.
+    ProtocolRefused,
+    /// A decision that cannot be recorded is not taken.
+    AuditUnavailable,
+    /// Upstream's certificate was not accepted.
+    UpstreamTls,
+    /// Upstream's name or address could not be used or reached.
+    UpstreamUnreachable,
+    /// Upstream did not answer in time.
+    UpstreamTimeout,
+}
+
+impl DenyReason {
+    pub const ALL: [Self; 9] = [
+        Self::PolicyDenied,
+        Self::AgentKilled,
+        Self::AgentSuspended,
+        Self::BodyAmbiguous,
+        Self::ProtocolRefused,
+        Self::AuditUnavailable,
+        Self::UpstreamTls,
+        Self::UpstreamUnreachable,
+        Self::UpstreamTimeout,
+    ];
+
+    pub const fn slug(self) -> &'static str {
+        match self {
+            Self::PolicyDenied => "policy-denied",
+            Self::AgentKilled => "agent-killed",
+            Self::AgentSuspended => "agent-suspended",
+            Self::BodyAmbiguous => "body-ambiguous",
+            Self::ProtocolRefused => "protocol-refused",
+            Self::AuditUnavailable => "audit-unavailable",
+            Self::UpstreamTls => "upstream-tls",
+            Self::UpstreamUnreachable => "upstream-unreachable",
+            Self::UpstreamTimeout => "upstream-timeout",
+        }
+    }
+
+    /// The HTTP status an agent gets: 403 for every policy outcome (popular SDKs retry 408, 409, 429 and 5xx by
+    /// themselves), 502 or 504 for upstream faults.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::PolicyDenied
+            | Self::AgentKilled
+            | Self::AgentSuspended
+            | Self::BodyAmbiguous
+            | Self::ProtocolRefused
+            | Self::AuditUnavailable => 403,
+            Self::UpstreamTls | Self::UpstreamUnreachable => 502,
+            Self::UpstreamTimeout => 504,
+        }
+    }
+
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::PolicyDenied => "Refused by policy",
+            Self::AgentKilled => "This agent has been stopped",
+            Self::AgentSuspended => "This agent is not active",
+            Self::BodyAmbiguous => "The request can be read in more than one way",
+            Self::ProtocolRefused => "Protocol refused",
+            Self::AuditUnavailable => "The decision cannot be recorded",
+            Self::UpstreamTls => "The server's certificate was not accepted",
+            Self::UpstreamUnreachable => "The server cannot be reached",
+            Self::UpstreamTimeout => "The server did not answer in time",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slugs_are_what_is_written_and_read() {
+        for reason in DenyReason::ALL {
+            let written = serde_json::to_string(&reason).unwrap();
+            assert_eq!(written, format!("\"{}\"", reason.slug()));
+            assert_eq!(
+                serde_json::from_str::<DenyReason>(&written).unwrap(),
+                reason
+            );
+        }
+    }
+}
