@@ -12,7 +12,11 @@
 //! - every early return in `serve_connection` leaves one audit record;
 //! - the death of the daemon or the forwarder never widens access.
 
+pub mod audit;
+pub mod config;
 pub mod kernel;
+pub mod link;
 pub mod policy;
 pub mod reason;
 pub mod sys;
+pub mod tls;

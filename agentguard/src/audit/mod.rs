@@ -1,0 +1,17 @@
+//! The audit log: one record per decision, hash-chained JSON lines, written by the daemon alone.
+//!
+//! [`log`] writes segments of lines ([`line`] has their fields), [`verify`] checks the chain, [`search`] reads back.
+
+pub mod line;
+pub mod log;
+mod read;
+pub mod record;
+pub mod search;
+mod segment;
+mod sync;
+pub mod verify;
+
+pub use log::{Log, LogError};
+
+#[cfg(test)]
+mod fixture;

@@ -1,0 +1,145 @@
+//! What one record is made of: the [`Draft`] that the decider makes, the [`Context`] that the daemon adds, and what
+//! operators do. [`line`](super::line) has the JSON.
+
+use std::collections::BTreeMap;
+
+use agentguard_common::abi::AgentId;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::policy::Meta;
+use crate::reason::DenyReason;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    Allow,
+    Deny,
+    /// Allowed, and cut by the kill switch before it ended.
+    Killed,
+    /// Allowed, and failed for a reason that is nobody's decision: upstream, the client, a bound.
+    Error,
+}
+
+/// What the decider knows. Crosses the link in `bincode`, so every field is always there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Draft {
+    /// Microseconds since the Unix epoch, when the decision was taken.
+    pub time_us: i64,
+    /// UUIDv7; the `instance` of the agent's problem document.
+    pub decision: Uuid,
+    pub agent: AgentId,
+    pub tgid: u32,
+    /// The method (`GET`, …) for requests; `connect`, `sendmsg`, `bind`, `socket`, `dns`, `exec`, … for the rest.
+    pub action: String,
+    /// The host id, or `address:port` for what has no name.
+    pub resource: String,
+    pub request: Option<RequestInfo>,
+    /// What rules read, by name.
+    pub facts: BTreeMap<String, String>,
+    pub outcome: Outcome,
+    /// Ids of the policies that decided.
+    pub policies: Vec<String>,
+    pub reason: Option<DenyReason>,
+    /// One sentence for people, without secrets.
+    pub detail: Option<String>,
+    /// Digest of the bundle that decided; `None` for what no bundle decides.
+    pub bundle: Option<String>,
+    pub upstream: Option<UpstreamInfo>,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub latency: Latency,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RequestInfo {
+    pub scheme: String,
+    pub host: String,
+    pub port: u16,
+    pub method: String,
+    /// Canonical, without the query.
+    pub path: String,
+    /// Of the answer the agent got; 0 where there was none.
+    pub status: u16,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpstreamInfo {
+    pub addr: String,
+    /// `TLSv1.3`, …; empty for plain.
+    pub tls: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Latency {
+    /// The policy's own time, µs.
+    pub decide: u64,
+    /// From the request's head to the end of the answer, µs.
+    pub total: u64,
+}
+
+/// The process behind a decision, as the daemon knew it at the time.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Process {
+    pub tgid: u32,
+    /// `CLOCK_BOOTTIME` of its start, ns: with `tgid`, unique since boot.
+    pub start: u64,
+    pub exe: String,
+    pub uid: u32,
+    pub cgroup: String,
+    /// `exe[tgid]` of its ancestors, nearest first.
+    pub parents: Vec<String>,
+}
+
+/// What the daemon knows besides, at the time of the decision.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Context<'a> {
+    /// The agent's name.
+    pub agent: &'a str,
+    pub owner: Option<&'a str>,
+    pub task: Option<&'a str>,
+    pub intent: Option<&'a str>,
+    pub process: Option<&'a Process>,
+    /// The bundle whose digest is in the draft.
+    pub bundle: Option<&'a Meta>,
+}
+
+/// What someone did to the guard itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    Kill,
+    Revive,
+    PolicyApply,
+    Start,
+    Stop,
+    /// The log had a torn tail, or could not be written for a while.
+    AuditRecover,
+    Unload,
+}
+
+/// One operator action, allowed or refused.
+#[derive(Clone, Copy, Debug)]
+pub struct Operator<'a> {
+    /// The caller's uid, by its peer credentials.
+    pub uid: u32,
+    /// The caller's name, if it has one.
+    pub user: Option<&'a str>,
+    pub operation: Operation,
+    /// The agent, if it is about one.
+    pub agent: Option<&'a str>,
+    /// What it was done to: an agent, a bundle, a file.
+    pub resource: &'a str,
+    pub outcome: Outcome,
+    /// For people: the reason the operator gave, or why it was refused.
+    pub detail: &'a str,
+    /// The bundle in force afterwards.
+    pub bundle: Option<&'a Meta>,
+}
+
+/// One record to be.
+#[derive(Clone, Copy, Debug)]
+pub enum Entry<'a> {
+    Decision(&'a Draft, &'a Context<'a>),
+    Operator(&'a Operator<'a>),
+}

@@ -1,0 +1,122 @@
+//! What daemon and forwarder say to each other. Frames keep their order in each direction.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use agentguard_common::abi::AgentId;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::audit::record::Draft;
+use crate::policy::Sources;
+
+/// Daemon to forwarder.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToForwarder {
+    /// Once, first. The forwarder answers [`ToDaemon::Ready`] when it listens.
+    Start(Box<Start>),
+    /// A bundle that the daemon has compiled without error; in force for every decision after it is read. Answered by
+    /// [`ToDaemon::Applied`].
+    Policy(Box<PolicyUpdate>),
+    /// The answer to [`ToDaemon::WantLeaf`].
+    Leaf {
+        name: String,
+        result: Result<Leaf, String>,
+    },
+    /// Agents that have been killed: drop their connections, both sides, and refuse what comes. Answered by
+    /// [`ToDaemon::Killed`].
+    Kill {
+        agents: Vec<AgentId>,
+    },
+    Revive {
+        agents: Vec<AgentId>,
+    },
+    /// Send every record completed so far, then [`ToDaemon::Flushed`] with the same token.
+    Flush {
+        token: u64,
+    },
+    /// Whether decisions can be recorded: while they cannot, agents are refused with `audit-unavailable`.
+    AuditAvailable(bool),
+    /// Finish: close the listeners, drop the connections, send what records there are, exit.
+    Stop,
+}
+
+/// Forwarder to daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToDaemon {
+    /// Listening on `port` on 127.0.0.1 and, if the host has it, ::1; TCP for connections, UDP for DNS.
+    Ready {
+        port: u16,
+        listener4: u64,
+        listener6: Option<u64>,
+    },
+    /// The leaf certificate for `name` is needed.
+    WantLeaf {
+        name: String,
+    },
+    /// One draft per decision, in the order they were completed.
+    Records(Vec<Draft>),
+    Flushed {
+        token: u64,
+    },
+    Applied {
+        digest: String,
+    },
+    Killed {
+        agents: Vec<AgentId>,
+    },
+    /// Live client connections per agent, sent when they change and at most once per 200 ms.
+    Connections(BTreeMap<AgentId, u32>),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Start {
+    /// 0: one outside the ephemeral range is chosen.
+    pub port: u16,
+    pub limits: Limits,
+    pub upstream: Upstream,
+    pub killed: Vec<AgentId>,
+    pub policy: PolicyUpdate,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PolicyUpdate {
+    pub sources: Sources,
+    /// Id → name of every agent of the bundle.
+    pub agents: BTreeMap<AgentId, String>,
+}
+
+/// Bounds on what one agent or all together can make the forwarder hold.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Limits {
+    pub max_connections: u32,
+    pub max_header_bytes: u32,
+    /// How long a client may take to send a ClientHello, a request head.
+    pub head_timeout_ms: u32,
+    pub upstream_connect_timeout_ms: u32,
+    /// How long upstream may take to the response head.
+    pub upstream_head_timeout_ms: u32,
+    /// How long a kept-alive connection may be idle.
+    pub idle_timeout_ms: u32,
+}
+
+/// How the forwarder finds and trusts upstreams. It reads no file itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Upstream {
+    /// Trust anchors, DER.
+    pub roots: Vec<Vec<u8>>,
+    /// Lower-case name → addresses: the configuration's, then `/etc/hosts`.
+    pub hosts: BTreeMap<String, Vec<IpAddr>>,
+    pub resolvers: Vec<SocketAddr>,
+    /// Of the addresses that are refused otherwise: loopback, link-local, private, metadata, multicast, unspecified.
+    pub allow_addresses: Vec<IpNet>,
+}
+
+/// A leaf and the key that belongs to it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Leaf {
+    /// Leaf first, then the CA certificate; DER.
+    pub chain: Vec<Vec<u8>>,
+    /// PKCS #8, DER.
+    pub key: Vec<u8>,
+}
