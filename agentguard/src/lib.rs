@@ -14,6 +14,7 @@
 
 pub mod audit;
 pub mod config;
+pub mod forwarder;
 pub mod kernel;
 pub mod link;
 pub mod policy;

@@ -1,0 +1,129 @@
+//! How a query ends: what the agent is told and what is recorded.
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::RData;
+
+use crate::audit::record::Outcome;
+use crate::forwarder::resolve::{ResolveError, Resolved};
+use crate::reason::DenyReason;
+
+/// Extended errors (RFC 8914 section 4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub(super) enum Extended {
+    Blocked = 15,
+    NoReachableAuthority = 22,
+    NetworkError = 23,
+}
+
+/// How one query ends.
+pub(super) struct Verdict {
+    pub(super) code: ResponseCode,
+    pub(super) answers: Vec<(RData, u32)>,
+    pub(super) extended: Option<(Extended, &'static str)>,
+    pub(super) outcome: Outcome,
+    pub(super) reason: Option<DenyReason>,
+    pub(super) detail: String,
+}
+
+impl Verdict {
+    pub(super) fn new(
+        code: ResponseCode,
+        outcome: Outcome,
+        reason: Option<DenyReason>,
+        detail: &str,
+    ) -> Self {
+        Self {
+            code,
+            answers: Vec::new(),
+            extended: None,
+            outcome,
+            reason,
+            detail: detail.to_owned(),
+        }
+    }
+
+    fn saying(mut self, extended: Extended, text: &'static str) -> Self {
+        self.extended = Some((extended, text));
+        self
+    }
+
+    pub(super) fn resolved(found: &Resolved) -> Self {
+        let ttl = u32::try_from(found.ttl.as_secs()).unwrap_or(u32::MAX);
+        let shown: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+        let mut verdict = Self::new(
+            ResponseCode::NoError,
+            Outcome::Allow,
+            None,
+            &format!("answered with {}", shown.join(", ")),
+        );
+        verdict.answers = found
+            .addresses
+            .iter()
+            .map(|ip| (RData::from(*ip), ttl))
+            .collect();
+        verdict
+    }
+
+    pub(super) fn failed(error: &ResolveError) -> Self {
+        let detail = error.to_string();
+        let new = |code, outcome, reason| Self::new(code, outcome, reason, &detail);
+        let (no_error, servfail) = (ResponseCode::NoError, ResponseCode::ServFail);
+        match error {
+            ResolveError::NotFound(_) => new(ResponseCode::NXDomain, Outcome::Allow, None),
+            ResolveError::NoAddress(_) => new(no_error, Outcome::Allow, None),
+            // Not SERVFAIL, which resolvers retry elsewhere.
+            ResolveError::Refused { .. } => new(
+                no_error,
+                Outcome::Deny,
+                Some(DenyReason::UpstreamUnreachable),
+            )
+            .saying(
+                Extended::Blocked,
+                "every address of this name is refused on this host",
+            ),
+            ResolveError::Timeout(_) => {
+                new(servfail, Outcome::Error, Some(DenyReason::UpstreamTimeout)).saying(
+                    Extended::NoReachableAuthority,
+                    "no resolver answered in time",
+                )
+            }
+            ResolveError::Failed { .. } | ResolveError::NoResolvers(_) => new(
+                servfail,
+                Outcome::Error,
+                Some(DenyReason::UpstreamUnreachable),
+            )
+            .saying(Extended::NetworkError, "the host's resolvers failed"),
+        }
+    }
+
+    pub(super) fn uncovered() -> Self {
+        Self::new(
+            ResponseCode::NXDomain,
+            Outcome::Deny,
+            Some(DenyReason::PolicyDenied),
+            "no reach entry of this agent covers the name",
+        )
+        .saying(Extended::Blocked, "no rule lets this agent reach this name")
+    }
+
+    pub(super) fn other_type() -> Self {
+        Self::new(
+            ResponseCode::NoError,
+            Outcome::Deny,
+            Some(DenyReason::PolicyDenied),
+            "only A and AAAA are answered",
+        )
+        .saying(Extended::Blocked, "only A and AAAA are answered")
+    }
+
+    pub(super) fn stopped(reason: DenyReason) -> Self {
+        Self::new(
+            ResponseCode::NXDomain,
+            Outcome::Deny,
+            Some(reason),
+            reason.title(),
+        )
+        .saying(Extended::Blocked, reason.title())
+    }
+}

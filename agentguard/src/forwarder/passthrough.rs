@@ -1,0 +1,101 @@
+//! Hosts whose TLS is not ended here: judged by the name in the ClientHello, then passed on byte by byte.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use tokio::io::AsyncWriteExt;
+
+use super::identity::Target;
+use super::io::{Client, Peeked};
+use super::record::{Entry, micros};
+use super::sniff::Hello;
+use super::standing::{Asked, Standing};
+use super::terminate::{Alert, send_alert};
+use super::{Arrival, refuse, tunnel};
+use crate::audit::record::UpstreamInfo;
+use crate::policy::{Action, Decision, Input, Permit, Policy};
+use crate::reason::DenyReason;
+
+/// Judges the connection as `Action::Connect` and carries it.
+pub async fn carry(
+    arrival: &Arrival,
+    target: Target,
+    hello: &Hello,
+    stream: Peeked<Client>,
+    mut entry: Entry,
+) {
+    entry.resource = target.id();
+    let policy = arrival.forwarder.policy.load_full();
+    let permit = match judge(arrival, &policy, &target, hello, &mut entry) {
+        Ok(permit) => permit,
+        Err((reason, detail)) => {
+            entry.refuse(reason, detail);
+            let (_, mut client) = stream.into_parts();
+            return send_alert(&mut client, &Alert::AccessDenied.bytes()).await;
+        }
+    };
+    let (head, mut client) = stream.into_parts();
+    let upstreams = &arrival.forwarder.upstreams;
+    let dialled = upstreams.connect(&arrival.life, permit).await;
+    let (mut upstream, addr) = match dialled {
+        Ok(dialled) => dialled,
+        Err(fault) => {
+            let detail = format!("{}: {}", entry.resource, fault.detail);
+            entry.fail(Some(fault.reason), detail);
+            return send_alert(&mut client, &Alert::InternalError.bytes()).await;
+        }
+    };
+    entry.upstream = Some(UpstreamInfo {
+        addr: addr.to_string(),
+        tls: "passthrough".into(),
+    });
+    let passed = entry.passed.clone();
+    let carried = async {
+        upstream.write_all(&head).await?;
+        passed.up.fetch_add(head.len() as u64, Ordering::Relaxed);
+        drop(head);
+        tunnel::splice(client, upstream, &passed).await
+    };
+    let agent = arrival.life.agent;
+    let forwarder = arrival.forwarder.clone();
+    let standing = Standing::new(forwarder, policy, agent, target, Asked::Connect);
+    tunnel::carry(carried, entry, standing).await;
+}
+
+fn judge(
+    arrival: &Arrival,
+    policy: &Policy,
+    target: &Target,
+    hello: &Hello,
+    entry: &mut Entry,
+) -> Result<Permit, (DenyReason, String)> {
+    let forwarder = &arrival.forwarder;
+    if !forwarder.records.available() {
+        return Err((DenyReason::AuditUnavailable, refuse::NO_AUDIT.into()));
+    }
+    if hello.encrypted {
+        let detail = "the ClientHello may hide another name (encrypted_client_hello)";
+        return Err((DenyReason::ProtocolRefused, detail.into()));
+    }
+    entry.bundle = Some(policy.meta().digest.clone());
+    let started = Instant::now();
+    let decision = policy.decide(&Input {
+        agent: arrival.life.agent,
+        host: &target.host,
+        port: target.port,
+        action: Action::Connect,
+    });
+    entry.latency.decide = micros(started);
+    match decision {
+        Decision::Permit(permit) => {
+            entry.policies = permit.policies().to_vec();
+            entry.facts = permit.facts().clone();
+            Ok(permit)
+        }
+        Decision::Deny(denial) => {
+            entry.policies = denial.policies;
+            entry.facts = denial.facts;
+            Err((denial.reason, denial.detail))
+        }
+    }
+}

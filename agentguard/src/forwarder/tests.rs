@@ -1,0 +1,14 @@
+//! The path on the wire, with real TLS and HTTP on loopback. Only the kernel is missing: origins are given, and
+//! upstream sockets are not marked.
+
+mod denial;
+mod http1;
+mod http2;
+mod kill;
+mod origin;
+mod pace;
+mod records;
+mod rig;
+mod stream;
+mod tls;
+mod tunnel;

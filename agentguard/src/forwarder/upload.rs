@@ -1,0 +1,205 @@
+//! Requests' bodies on their way to upstream, frame by frame, and those that nobody wants.
+
+use std::error::Error;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::clock::Busy;
+use super::life::Life;
+use super::record::Passed;
+
+/// How much of a refused request's body is read, so that the client gets to read why, and for how long.
+const DRAIN_BYTES: u64 = 16 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// A request's body towards upstream.
+pub struct Upload {
+    inner: Source,
+    state: UploadState,
+}
+
+enum Source {
+    Empty,
+    /// Of a request that went out and cannot be sent again.
+    Lost,
+    Client(Incoming),
+}
+
+/// How far an upload has come, for who waits for the answer.
+#[derive(Clone, Default)]
+pub struct UploadState {
+    passed: Arc<Passed>,
+    end: Arc<End>,
+}
+
+#[derive(Default)]
+struct End {
+    done: AtomicBool,
+    error: OnceLock<UploadError>,
+}
+
+/// Why a request's body did not come whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UploadError {
+    /// It is not what HTTP allows.
+    Malformed(String),
+    Gone,
+}
+
+impl Upload {
+    pub fn empty() -> Self {
+        Self {
+            inner: Source::Empty,
+            state: UploadState::finished(),
+        }
+    }
+
+    pub fn lost() -> Self {
+        Self {
+            inner: Source::Lost,
+            state: UploadState::finished(),
+        }
+    }
+
+    pub fn new(body: Incoming, passed: &Arc<Passed>) -> Self {
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        Self {
+            inner: Source::Client(body),
+            state: UploadState {
+                passed: passed.clone(),
+                end: Arc::default(),
+            },
+        }
+    }
+
+    pub fn state(&self) -> UploadState {
+        self.state.clone()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        matches!(self.inner, Source::Empty)
+    }
+
+    pub fn is_lost(&self) -> bool {
+        matches!(self.inner, Source::Lost)
+    }
+}
+
+impl UploadState {
+    fn finished() -> Self {
+        let state = Self::default();
+        state.end.done.store(true, Ordering::Relaxed);
+        state
+    }
+
+    /// Bytes passed on so far.
+    pub fn passed(&self) -> u64 {
+        self.passed.up.load(Ordering::Relaxed)
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.end.done.load(Ordering::Relaxed)
+    }
+
+    pub fn error(&self) -> Option<&UploadError> {
+        self.end.error.get()
+    }
+}
+
+impl From<&hyper::Error> for UploadError {
+    fn from(error: &hyper::Error) -> Self {
+        let mut source = error.source();
+        while let Some(cause) = source {
+            if let Some(io) = cause.downcast_ref::<io::Error>()
+                && matches!(
+                    io.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+                )
+            {
+                return Self::Malformed(io.to_string());
+            }
+            source = cause.source();
+        }
+        Self::Gone
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let Source::Client(body) = &mut this.inner else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                this.state
+                    .passed
+                    .up
+                    .fetch_add(bytes as u64, Ordering::Relaxed);
+                if frame.is_trailers() || body.is_end_stream() {
+                    this.state.end.done.store(true, Ordering::Relaxed);
+                }
+            }
+            Some(Err(error)) => {
+                this.state
+                    .end
+                    .error
+                    .get_or_init(|| UploadError::from(error));
+            }
+            None => this.state.end.done.store(true, Ordering::Relaxed),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Source::Empty | Source::Lost => true,
+            Source::Client(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Source::Empty | Source::Lost => SizeHint::with_exact(0),
+            Source::Client(body) => body.size_hint(),
+        }
+    }
+}
+
+/// Reads on, within bounds, what a refused client is sending: closed at once, many would only see a reset.
+pub fn drain(life: &Arc<Life>, mut body: Incoming, busy: Busy) {
+    life.spawn(async move {
+        let _busy = busy;
+        let read = async {
+            let mut left = DRAIN_BYTES;
+            while let Some(Ok(frame)) = body.frame().await {
+                let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+                match left.checked_sub(bytes) {
+                    Some(rest) => left = rest,
+                    None => return,
+                }
+            }
+        };
+        // Whether it ended or not, no more is read.
+        let _ = tokio::time::timeout(DRAIN_TIME, read).await;
+    });
+}
