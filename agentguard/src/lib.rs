@@ -12,8 +12,12 @@
 //! - every early return in `serve_connection` leaves one audit record;
 //! - the death of the daemon or the forwarder never widens access.
 
+pub mod agents;
 pub mod audit;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod forwarder;
 pub mod kernel;
 pub mod link;

@@ -1,0 +1,279 @@
+//! `agentguard audit`: what was decided, from the daemon; whether the log is whole, from its files.
+
+mod table;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::pin::pin;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use futures_util::{Stream, StreamExt};
+use jiff::{SignedDuration, Timestamp};
+
+use self::table::Table;
+use crate::audit::search::Filter;
+use crate::audit::verify::verify;
+use crate::config::Config;
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// The newest records, and with -f those that come
+    Tail(Tail),
+    /// The records that match every option given, newest last
+    Search(Search),
+    /// Everything in one record
+    Show(Show),
+    /// Check the chain of hashes from the first record to the last (needs no daemon)
+    Verify(Verify),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Tail {
+    /// Go on with every record that comes, until interrupted
+    #[arg(short, long)]
+    follow: bool,
+    /// How many records to start with
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
+    lines: usize,
+    /// One JSON object per line, as in the log
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct Search {
+    /// Of this agent
+    #[arg(long, value_name = "NAME")]
+    agent: Option<String>,
+    /// GET, connect, dns, kill, …
+    #[arg(long)]
+    action: Option<String>,
+    /// allow, deny, killed or error
+    #[arg(long)]
+    outcome: Option<String>,
+    /// Part of the host or address
+    #[arg(long, value_name = "TEXT")]
+    resource: Option<String>,
+    /// From this time on: 2026-01-31T12:00:00Z, or so long ago: 30s, 15m, 2h, 7d
+    #[arg(long, value_name = "TIME", value_parser = when)]
+    since: Option<Timestamp>,
+    /// Before this time
+    #[arg(long, value_name = "TIME", value_parser = when)]
+    until: Option<Timestamp>,
+    /// A decision's id, or how it starts
+    #[arg(long)]
+    id: Option<String>,
+    /// Anywhere in the record
+    #[arg(long)]
+    text: Option<String>,
+    /// The newest N only
+    #[arg(short = 'n', long, value_name = "N")]
+    limit: Option<usize>,
+    /// One JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Show {
+    /// The decision's id as a refused agent sees it, or how it starts
+    id: String,
+    /// The JSON object as it is in the log
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Verify {
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does what the command says, to stdout. `fetch` asks the daemon for the lines of a path of its control API.
+pub async fn run<S>(
+    command: &Command,
+    config: &Config,
+    fetch: impl AsyncFnOnce(&str) -> anyhow::Result<S>,
+) -> anyhow::Result<ExitCode>
+where
+    S: Stream<Item = anyhow::Result<String>>,
+{
+    let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let mut out = io::stdout().lock();
+    let done = match command {
+        Command::Verify(options) => check(&config.paths.state.join("audit"), options, &mut out),
+        asking => {
+            let lines = fetch(&asking.path()).await?;
+            print(asking, lines, &mut out, colour).await
+        }
+    };
+    match done {
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        done => done,
+    }
+}
+
+impl Command {
+    /// What to ask the daemon.
+    fn path(&self) -> String {
+        let query = match self {
+            Self::Tail(tail) => {
+                let follow = if tail.follow { "&follow=true" } else { "" };
+                format!("limit={}{follow}", tail.lines)
+            }
+            Self::Search(search) => search.filter().to_query(),
+            Self::Show(show) => Filter {
+                id: Some(show.id().to_owned()),
+                // A second one shows that the id is not enough.
+                limit: Some(2),
+                ..Filter::default()
+            }
+            .to_query(),
+            Self::Verify(_) => String::new(),
+        };
+        format!("/v1/audit?{query}")
+    }
+}
+
+impl Search {
+    fn filter(&self) -> Filter {
+        Filter {
+            agent: self.agent.clone(),
+            action: self.action.clone(),
+            outcome: self.outcome.clone(),
+            resource: self.resource.clone(),
+            since: self.since,
+            until: self.until,
+            id: self.id.clone(),
+            text: self.text.clone(),
+            limit: self.limit,
+        }
+    }
+}
+
+impl Show {
+    /// Without what a problem document's `instance` has before it.
+    fn id(&self) -> &str {
+        self.id.strip_prefix("urn:uuid:").unwrap_or(&self.id)
+    }
+}
+
+async fn print(
+    command: &Command,
+    lines: impl Stream<Item = anyhow::Result<String>>,
+    out: &mut impl Write,
+    colour: bool,
+) -> anyhow::Result<ExitCode> {
+    let mut lines = pin!(lines);
+    if let Command::Tail(tail) = command
+        && (tail.follow || tail.json)
+    {
+        let table = Table::fixed(colour);
+        if !tail.json {
+            writeln!(out, "{}", table.header())?;
+        }
+        while let Some(line) = lines.next().await.transpose()? {
+            let shown = if tail.json { line } else { table.row(&line) };
+            writeln!(out, "{shown}")?;
+            out.flush()?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut all = Vec::new();
+    while let Some(line) = lines.next().await.transpose()? {
+        all.push(line);
+    }
+    match command {
+        Command::Search(search) if search.json => array(&all, out)?,
+        Command::Show(show) => one(show, &all, out)?,
+        _ => {
+            let table = Table::fitting(&all, colour);
+            writeln!(out, "{}", table.header())?;
+            for line in &all {
+                writeln!(out, "{}", table.row(line))?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn array(lines: &[String], out: &mut impl Write) -> io::Result<()> {
+    let between = |at: usize| if at + 1 < lines.len() { "," } else { "" };
+    writeln!(out, "[")?;
+    for (at, line) in lines.iter().enumerate() {
+        writeln!(out, "{line}{}", between(at))?;
+    }
+    writeln!(out, "]")
+}
+
+fn one(show: &Show, lines: &[String], out: &mut impl Write) -> anyhow::Result<()> {
+    let id = &show.id;
+    let line = match lines {
+        [line] => line,
+        [] => {
+            bail!("no record of a decision `{id}`: see `agentguard audit search` for what there is")
+        }
+        _ => bail!("more than one decision's id starts with `{id}`: give more of it"),
+    };
+    if show.json {
+        writeln!(out, "{line}")?;
+        return Ok(());
+    }
+    let record = serde_json::from_str(line).context("the daemon sent what is no record")?;
+    for (name, value) in table::flat(&record) {
+        writeln!(out, "{name:<20} {value}")?;
+    }
+    Ok(())
+}
+
+fn check(dir: &Path, options: &Verify, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let found =
+        verify(dir).map_err(|error| anyhow::anyhow!("the audit log does not verify: {error}"))?;
+    if options.json {
+        writeln!(out, "{}", serde_json::to_string(&found)?)?;
+    } else {
+        writeln!(
+            out,
+            "{} records in {} files: the chain holds",
+            found.records, found.segments
+        )?;
+        if found.records > 0 {
+            writeln!(out, "seq   {} to {}", found.first_seq, found.last_seq)?;
+            writeln!(out, "head  {}", found.head)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn when(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let expected =
+        || "a time such as 2026-01-31T12:00:00Z, or 30s, 15m, 2h, 7d ago, is expected".to_owned();
+    let unit = text.chars().last().ok_or_else(expected)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(expected()),
+    };
+    let ago = text[..text.len() - 1]
+        .parse::<u32>()
+        .map(|count| SignedDuration::from_secs(i64::from(count) * seconds))
+        .map_err(|_| expected())?;
+    Timestamp::now().checked_sub(ago).map_err(|_| expected())
+}
+
+#[cfg(test)]
+mod tests;

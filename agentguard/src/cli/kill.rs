@@ -1,0 +1,97 @@
+//! `agentguard kill` and `agentguard revive`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::{Failure, print, print_json};
+use crate::control::api::{Cut, Named, Target};
+use crate::control::client::Client;
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct Which {
+    /// Agents by name
+    #[arg(value_name = "AGENT", conflicts_with = "all")]
+    agents: Vec<String>,
+    /// Every agent this host knows
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Kill {
+    #[command(flatten)]
+    which: Which,
+    /// Why, for the audit log and for who finds them killed
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Revive {
+    #[command(flatten)]
+    which: Which,
+    /// Why, for the audit log
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Killed {
+    killed: Vec<Cut>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Revived {
+    revived: Vec<Named>,
+}
+
+pub async fn kill(arguments: &Kill, client: &Client) -> Result<ExitCode, Failure> {
+    let target = target(&arguments.which, &arguments.reason);
+    let done: Killed = client.post("/v1/kill", &target).await?;
+    if arguments.json {
+        return print_json(&done);
+    }
+    print(&done.killed.iter().map(show).collect::<String>())
+}
+
+pub async fn revive(arguments: &Revive, client: &Client) -> Result<ExitCode, Failure> {
+    let target = target(&arguments.which, &arguments.reason);
+    let done: Revived = client.post("/v1/revive", &target).await?;
+    if arguments.json {
+        return print_json(&done);
+    }
+    let line = |named: &Named| match named.already {
+        true => format!("{} was not killed\n", named.agent),
+        false => format!("{} revived\n", named.agent),
+    };
+    print(&done.revived.iter().map(line).collect::<String>())
+}
+
+fn target(which: &Which, reason: &Option<String>) -> Target {
+    Target {
+        agents: which.agents.clone(),
+        all: which.all,
+        reason: reason.clone(),
+    }
+}
+
+fn show(cut: &Cut) -> String {
+    let state = if cut.already {
+        "was killed already"
+    } else {
+        "killed"
+    };
+    format!(
+        "{} {state}: {} processes held, {} sockets reset, {} connections dropped\n",
+        cut.agent, cut.processes, cut.sockets, cut.connections
+    )
+}

@@ -1,0 +1,195 @@
+//! The command line: one file per verb, each a client of the control API.
+
+mod agents;
+pub mod audit;
+pub mod ca;
+mod daemon;
+mod doctor;
+mod fail;
+mod forwarder;
+mod kill;
+mod policy;
+pub mod policy_offline;
+mod run;
+mod status;
+mod table;
+mod unload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use self::fail::Failure;
+use crate::config::Config;
+use crate::control::client::Client;
+
+/// Decides, at the moment of the action and outside the agent, what an AI agent may do.
+#[derive(Debug, Parser)]
+#[command(
+    name = "agentguard",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+struct Arguments {
+    /// Configuration file [default: /etc/agentguard/agentguard.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "AGENTGUARD_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon in the foreground
+    Daemon(daemon::Arguments),
+    /// Start a command as an agent
+    Run(run::Arguments),
+    /// The daemon, what is enforced, the bundle in force, agents, drops
+    Status(status::Arguments),
+    /// The agents of this host
+    Agents(agents::Arguments),
+    /// Stop agents at once: nothing of theirs leaves the host until they are revived
+    Kill(kill::Kill),
+    /// Let killed agents go on
+    Revive(kill::Revive),
+    /// Check, apply and explain policy bundles
+    #[command(subcommand)]
+    Policy(policy::Verb),
+    /// What was decided
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// What holds on this host, what does not, and the remedy (needs no daemon)
+    Doctor(doctor::Arguments),
+    /// The CA certificate that agents must trust
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// Stop the daemon if it runs, detach and unpin everything: agents are no longer held
+    Unload(unload::Arguments),
+    /// What the daemon starts; takes nothing from the command line or the environment
+    #[command(hide = true)]
+    Forwarder,
+}
+
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return fail::usage(&error),
+    };
+    let Arguments { config, verb } = arguments;
+    match dispatch(config, verb) {
+        Ok(status) => status,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(config: Option<PathBuf>, verb: Verb) -> Result<ExitCode, Failure> {
+    // The forwarder runs without a configuration: the daemon tells it everything.
+    if let Verb::Forwarder = verb {
+        return forwarder::run();
+    }
+    let wrong = match verb {
+        Verb::Run(_) => run::OWN_FAILURE,
+        _ => 2,
+    };
+    let config = Config::load(config.as_deref()).map_err(|e| Failure::new(wrong, e))?;
+    match verb {
+        Verb::Daemon(arguments) => daemon::run(&arguments, config),
+        Verb::Run(arguments) => run::run(&arguments, &config),
+        Verb::Doctor(arguments) => doctor::run(&arguments, &config),
+        Verb::Forwarder => forwarder::run(),
+        verb => client_runtime()?.block_on(ask_the_daemon(verb, &config)),
+    }
+}
+
+async fn ask_the_daemon(verb: Verb, config: &Config) -> Result<ExitCode, Failure> {
+    let client = Client::new(&config.paths.control_socket());
+    match verb {
+        Verb::Status(arguments) => status::run(&arguments, &client).await,
+        Verb::Agents(arguments) => agents::run(&arguments, &client).await,
+        Verb::Kill(arguments) => kill::kill(&arguments, &client).await,
+        Verb::Revive(arguments) => kill::revive(&arguments, &client).await,
+        Verb::Policy(verb) => policy::run(&verb, &client).await,
+        Verb::Audit(command) => {
+            let fetch = async |path: &str| Ok(client.lines(path).await?);
+            Ok(audit::run(&command, config, fetch).await?)
+        }
+        Verb::Ca(command) => {
+            let info = client.get("/v1/ca").await?;
+            let bundle = crate::daemon::trust_bundle(&config.paths.runtime);
+            Ok(ca::run(&command, &info, &bundle)?)
+        }
+        Verb::Unload(arguments) => unload::run(&arguments, config, &client).await,
+        Verb::Daemon(_) | Verb::Run(_) | Verb::Doctor(_) | Verb::Forwarder => {
+            unreachable!("dispatched before")
+        }
+    }
+}
+
+fn client_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(1, format!("cannot start the runtime: {e}")))
+}
+
+/// Prints to stdout; a reader that has gone is no failure.
+fn print(text: &str) -> Result<ExitCode, Failure> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(1, format!("cannot write to stdout: {error}")))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<ExitCode, Failure> {
+    let json = serde_json::to_string_pretty(value).map_err(|e| Failure::new(1, e))?;
+    print(&(json + "\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_users_type() {
+        for line in [
+            "agentguard status --json",
+            "agentguard run --agent a --task t --user u -- curl -s https://x/",
+            "agentguard agents show a",
+            "agentguard kill a b --reason odd",
+            "agentguard kill --all",
+            "agentguard policy check /x --json",
+            "agentguard policy explain --agent a GET https://x/y",
+            "agentguard unload --yes",
+            "agentguard --config /c status",
+            "agentguard status --config /c",
+        ] {
+            assert!(Arguments::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in [
+            "agentguard",
+            "agentguard kill",
+            "agentguard kill a --all",
+            "agentguard kill a --freeze",
+            "agentguard run -- x",
+            "agentguard run --agent a",
+            "agentguard stats",
+        ] {
+            assert!(
+                Arguments::try_parse_from(line.split(' ')).is_err(),
+                "{line}"
+            );
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What `policy check` and `policy explain` print: a bundle's errors with the lines they are on, and why a request gets the
+//! answer it gets. Needs no daemon.
+
+mod errors;
+mod explanation;
+mod layout;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use agentguard_common::abi::AgentId;
+use serde_json::{Value, json};
+
+pub use self::errors::diagnostics_text;
+pub use self::explanation::explanation_text;
+use self::layout::{count, paint, printable};
+use crate::policy::store::{self, StoreError, Trust};
+use crate::policy::{Diagnostic, Policy, Sources};
+
+/// A bundle's folder, read and compiled.
+pub struct Checked {
+    pub sources: Sources,
+    pub result: Result<Policy, Vec<Diagnostic>>,
+}
+
+/// # Errors
+/// What keeps the folder from being read.
+pub fn check(folder: &Path) -> Result<Checked, StoreError> {
+    let sources = store::read(folder, Trust::Anyone)?;
+    // No host has given the agents ids yet, and a check does not depend on them.
+    let ids: BTreeMap<_, _> = Policy::agent_names(&sources)
+        .into_iter()
+        .zip(AgentId::FIRST..)
+        .map(|(name, id)| (name, AgentId(id)))
+        .collect();
+    let result = Policy::compile(&sources, &ids);
+    Ok(Checked { sources, result })
+}
+
+impl Checked {
+    pub fn text(&self, colour: bool) -> String {
+        let mut text = match &self.result {
+            Err(found) => diagnostics_text(&self.sources, found, colour),
+            Ok(policy) => {
+                let meta = policy.meta();
+                let (rules, shorthand) = policy.counts();
+                format!(
+                    "bundle `{}` is valid: serial {}, {}, {}, {} of shorthand\n",
+                    meta.name,
+                    meta.serial,
+                    count(policy.agents().count(), "agent"),
+                    count(rules, "rule"),
+                    count(shorthand, "permit"),
+                )
+            }
+        };
+        for note in self.notes() {
+            let head = paint(colour, "1;36", "note:");
+            let _ = writeln!(text, "{head} {}", printable(note));
+        }
+        text
+    }
+
+    pub fn json(&self) -> Value {
+        let meta = self.result.as_ref().ok().map(Policy::meta);
+        let errors = self.result.as_ref().err().map_or(&[][..], Vec::as_slice);
+        json!({
+            "valid": self.result.is_ok(),
+            "bundle": meta,
+            "errors": errors,
+            "notes": self.notes(),
+        })
+    }
+
+    fn notes(&self) -> &[String] {
+        self.result.as_ref().map_or(&[], Policy::notes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::layout::WIDTH;
+    use super::*;
+    use crate::policy::explain::Question;
+
+    fn checked(files: &[(&str, &str)]) -> Checked {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        check(dir.path()).unwrap()
+    }
+
+    const MANIFEST: (&str, &str) = ("bundle.toml", "name = \"b\"\nserial = 3\n");
+
+    #[test]
+    fn errors_show_their_line() {
+        let agent =
+            "[agent]\nname = \"a\"\nowner = \"o\"\n[[reach]]\nhost = \"h\"\nallows = [\"GET /\"]\n";
+        let found = checked(&[MANIFEST, ("agents/a.toml", agent), ("agents/b.txt", "")]);
+        let expected = "\
+error: unknown key `allows` in [[reach]]
+ --> agents/a.toml:6:1
+  |
+6 | allows = [\"GET /\"]
+  | ^^^^^^
+  = help: did you mean `allow`?
+
+error: the file is no part of a bundle
+ --> agents/b.txt
+ = help: a bundle has bundle.toml, agents/*.toml, hosts/*.toml, rules/*.cedar and tests/*.toml
+
+error: the bundle is not valid: 2 errors in 2 files
+";
+        assert_eq!(found.text(false), expected);
+        let json = found.json();
+        assert_eq!(json["valid"], false);
+        assert_eq!(json["errors"][0]["line"], 6);
+    }
+
+    #[test]
+    fn a_good_bundle_is_summed_up() {
+        let agent =
+            "[agent]\nname = \"a\"\nowner = \"o\"\n[[reach]]\nhost = \"h\"\nallow = [\"GET /\"]\n";
+        let found = checked(&[MANIFEST, ("agents/a.toml", agent)]);
+        assert_eq!(
+            found.text(false),
+            "bundle `b` is valid: serial 3, 1 agent, 0 rules, 1 permit of shorthand\n"
+        );
+        assert_eq!(found.json()["bundle"]["serial"], 3);
+        let host = ("hosts/h.toml", "[host]\nname = \"x\"\n");
+        let found = checked(&[
+            MANIFEST,
+            ("agents/a.toml", agent),
+            ("tests/t.toml", ""),
+            host,
+        ]);
+        let text = found.text(false);
+        assert!(
+            text.contains("\nnote: tests/t.toml: this build does not run a bundle's tests\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\nnote: hosts/h.toml:2: no agent reaches `x`\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn long_lines_and_messages_stay_within_the_width() {
+        let agent = format!(
+            "[agent]\nname = \"a\"\nowner = \"o\"\nstart_by = [{}\"x{}\"]\n",
+            "\"user:u\", ".repeat(30),
+            "y ".repeat(60)
+        );
+        let text = checked(&[MANIFEST, ("agents/a.toml", &agent)]).text(false);
+        assert!(text.contains('^'), "{text}");
+        for line in text.lines() {
+            assert!(
+                line.chars().count() <= WIDTH,
+                "{} columns: {line}",
+                line.chars().count()
+            );
+        }
+    }
+
+    #[test]
+    fn explanations_name_the_policies_and_their_lines() {
+        let agent = "[agent]\nname = \"a\"\nowner = \"o\"\n[[reach]]\nhost = \"h\"\nallow = [\"GET /x/**\"]\n";
+        let rules = "@id(\"no\")\nforbid (principal, action, resource) when { context.query.hasTag(\"n\") };\n@id(\"big\")\npermit (principal, action == Action::\"GET\", resource) when { context.segments > 5 };\n";
+        let found = checked(&[MANIFEST, ("agents/a.toml", agent), ("rules/r.cedar", rules)]);
+        let explain = |url: &str| {
+            let question = Question {
+                agent: "a".into(),
+                method: "GET".into(),
+                url: url.into(),
+                headers: Vec::new(),
+            };
+            explanation_text(
+                &found.result.as_ref().unwrap().explain(&question).unwrap(),
+                false,
+            )
+        };
+        let expected = "\
+refused: a GET /x/y at h
+why       forbidden by `no`
+reason    policy-denied
+reach     h (every request decided), agents/a.toml:5
+read      method = GET
+read      path = /x/y
+read      query.n = 1
+
+policies that can apply
+  forbids             no                    rules/r.cedar:1
+  permits             a/agents/a.toml:6:10  agents/a.toml:6
+  conditions not met  big                   rules/r.cedar:3
+";
+        assert_eq!(explain("https://h/x/y?n=1"), expected);
+        assert!(
+            explain("https://h:8443/")
+                .contains("no [[reach]] of the agent covers `h:8443`; the nearest is `h`")
+        );
+        assert!(explain("https://h/x%2Fy").contains("if the path is read as /x/y"));
+    }
+}

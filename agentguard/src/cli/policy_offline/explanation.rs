@@ -1,0 +1,117 @@
+//! Why a request gets the answer it gets, as a table of the policies that could apply.
+
+use std::fmt::Write as _;
+
+use super::layout::{WIDTH, clip, paint, printable, wrap};
+use crate::policy::explain::{Explanation, Met, Verdict};
+
+/// Policies without effect that an explanation lists.
+const MAX_SILENT: usize = 12;
+
+/// Why a request gets the answer it gets.
+pub fn explanation_text(explained: &Explanation, colour: bool) -> String {
+    let answer = if explained.permitted {
+        paint(colour, "1;32", "permitted:")
+    } else {
+        paint(colour, "1;31", "refused:")
+    };
+    let path = explained
+        .readings
+        .first()
+        .and_then(|reading| reading.path.as_deref())
+        .unwrap_or_default();
+    let asked = format!(
+        "{} {} at {}",
+        explained.action,
+        printable(path),
+        explained.resource
+    );
+    let asked = asked.replace("  ", " ");
+    let mut text = format!(
+        "{answer} {} {}\n",
+        explained.agent,
+        clip(&asked, WIDTH - 12 - explained.agent.len())
+    );
+    let mut row = |name: &str, value: &str| {
+        for line in wrap(&format!("{name:<9} "), &printable(value), "          ") {
+            let _ = writeln!(text, "{line}");
+        }
+    };
+    row("why", &explained.why);
+    if let Some(reason) = explained.reason {
+        row("reason", reason.slug());
+    }
+    match &explained.reach {
+        Some(reach) => {
+            let way = if reach.passthrough {
+                "bytes passed as they are"
+            } else {
+                "every request decided"
+            };
+            row("reach", &format!("{} ({way}), {}", reach.host, reach.at));
+        }
+        None => row("reach", "none"),
+    }
+    for (name, value) in &explained.facts {
+        row("read", &clip(&format!("{name} = {value}"), WIDTH - 10));
+    }
+    for reading in &explained.readings {
+        let other = explained.readings.len() > 1;
+        let of = reading.path.as_deref().filter(|_| other);
+        text.push_str(&match of {
+            Some(path) => format!(
+                "\npolicies that can apply, if the path is read as {}\n",
+                clip(&printable(path), WIDTH - 50)
+            ),
+            None => "\npolicies that can apply\n".to_owned(),
+        });
+        met_table(&mut text, &reading.policies);
+    }
+    text
+}
+
+fn met_table(text: &mut String, policies: &[Met]) {
+    if policies.is_empty() {
+        text.push_str("  none\n");
+        return;
+    }
+    let mut sorted: Vec<&Met> = policies.iter().collect();
+    sorted.sort_by_key(|met| met.verdict);
+    let silent = sorted
+        .iter()
+        .filter(|met| met.verdict == Verdict::Silent)
+        .count();
+    sorted.truncate(sorted.len() - silent.saturating_sub(MAX_SILENT));
+    let widest = sorted
+        .iter()
+        .map(|met| met.id.chars().count())
+        .max()
+        .unwrap_or(0)
+        .min(50);
+    for met in sorted {
+        let verdict = match met.verdict {
+            Verdict::Permits => "permits",
+            Verdict::Forbids => "forbids",
+            Verdict::Failed => "fails",
+            Verdict::Silent => "conditions not met",
+        };
+        let line = format!(
+            "  {verdict:<18}  {:<widest$}  {}",
+            clip(&met.id, 50),
+            met.at
+        );
+        let _ = writeln!(text, "{}", clip(&line, WIDTH));
+        if let Some(error) = &met.error {
+            for line in wrap(&" ".repeat(22), &printable(error), &" ".repeat(22)) {
+                let _ = writeln!(text, "{line}");
+            }
+        }
+    }
+    if silent > MAX_SILENT {
+        let _ = writeln!(
+            text,
+            "  and {} more whose conditions are not met",
+            silent - MAX_SILENT
+        );
+    }
+}

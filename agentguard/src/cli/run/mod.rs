@@ -1,0 +1,174 @@
+//! `agentguard run`: a command as an agent, labelled by the daemon before its first instruction.
+
+mod child;
+mod environment;
+mod relay;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::ExitCode;
+
+use clap::Args;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+use self::child::Plan;
+use super::{Failure, client_runtime};
+use crate::config::Config;
+use crate::control::api::{Run, Started};
+use crate::control::client::Client;
+use crate::sys::signal::Signals;
+use crate::sys::user::{self, Account};
+use crate::sys::{process, pty};
+
+/// Exit status for a failure of `run` itself: CMD has not run.
+pub const OWN_FAILURE: u8 = 125;
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The agent that the command is
+    #[arg(long, value_name = "NAME")]
+    agent: String,
+    /// What it is to do, for the log
+    #[arg(long, value_name = "TEXT")]
+    task: Option<String>,
+    /// Run the command as this user (root only)
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> {
+    let own = |e: &dyn std::fmt::Display| Failure::new(OWN_FAILURE, e);
+    let user = arguments.user.as_deref().map(other_user).transpose()?;
+    let terminal = Terminal::of_this_process();
+    let (master, slave) = match &terminal {
+        Some(terminal) => {
+            let (master, slave) = pty::open_like(terminal.fd.as_fd(), terminal.is_interactive())
+                .map_err(|e| own(&e))?;
+            (Some(master), Some(slave))
+        }
+        None => (None, None),
+    };
+    // Blocked before there is a child, so that none of its or its caller's signals is missed.
+    let signals = Signals::block().map_err(|e| own(&e))?;
+    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| own(&e));
+    let (go_read, go_write) = pipe()?;
+    let (error_read, error_write) = pipe()?;
+    let plan = Plan {
+        command: &arguments.command,
+        user: user.as_ref(),
+        terminal: slave
+            .as_ref()
+            .map(|slave| (slave.as_fd(), terminal_ends(&terminal))),
+    };
+    let Some(tgid) = process::fork().map_err(|e| own(&e))? else {
+        drop((go_write, error_read));
+        child::run(&plan, go_read, error_write)
+    };
+    drop((go_read, error_write, slave));
+    let child = Pid::from_raw(tgid.cast_signed());
+    match label(arguments, config, tgid) {
+        Ok(started) => tell(&go_write, &started).map_err(|e| own(&e))?,
+        Err(failure) => {
+            // Without a word the child ends by itself; this is for one that is stuck.
+            let _ = kill(child, Signal::SIGKILL);
+            let _ = waitpid(child, None);
+            return Err(failure);
+        }
+    }
+    drop(go_write);
+    if let Some(failure) = child::failure(error_read) {
+        let _ = waitpid(child, None);
+        return Err(failure);
+    }
+    let status = relay::until_the_end(child, signals, master, terminal).map_err(|e| own(&e))?;
+    Ok(ExitCode::from(status))
+}
+
+/// The answer for anything before CMD runs is 125, but for CMD's own 126 and 127.
+impl Failure {
+    fn of_run(self) -> Self {
+        self.with_status(OWN_FAILURE)
+    }
+}
+
+/// An account with its groups.
+pub(super) struct As {
+    account: Account,
+    groups: Vec<u32>,
+}
+
+fn other_user(name: &str) -> Result<As, Failure> {
+    let own = |message: String| Failure::new(OWN_FAILURE, message);
+    if !nix::unistd::geteuid().is_root() {
+        return Err(own(format!(
+            "--user {name}: only root may run a command as another user"
+        )));
+    }
+    let account = user::account(name)
+        .map_err(|e| own(format!("--user {name}: {e}")))?
+        .ok_or_else(|| own(format!("--user {name}: there is no such user on this host")))?;
+    let groups = user::groups(&account).map_err(|e| own(format!("--user {name}: {e}")))?;
+    Ok(As { account, groups })
+}
+
+fn label(arguments: &Arguments, config: &Config, tgid: u32) -> Result<Started, Failure> {
+    let client = Client::new(&config.paths.control_socket());
+    let request = Run {
+        agent: arguments.agent.clone(),
+        pid: tgid,
+        task: arguments.task.clone(),
+    };
+    let runtime = client_runtime().map_err(Failure::of_run)?;
+    let asked = runtime.block_on(client.post("/v1/run", &request));
+    asked.map_err(|error| Failure::from(error).of_run())
+}
+
+fn tell(go: &OwnedFd, started: &Started) -> std::io::Result<()> {
+    let message = serde_json::to_vec(started)?;
+    std::fs::File::from(go.try_clone()?).write_all(&message)
+}
+
+/// The terminal this process is on, and which of its standard descriptors are on it.
+pub(super) struct Terminal {
+    fd: OwnedFd,
+    ends: [bool; 3],
+}
+
+impl Terminal {
+    fn of_this_process() -> Option<Self> {
+        use std::io::{IsTerminal, stderr, stdin, stdout};
+        let ends = [
+            stdin().is_terminal(),
+            stdout().is_terminal(),
+            stderr().is_terminal(),
+        ];
+        let fd = match ends {
+            [_, true, _] => stdout().as_fd().try_clone_to_owned(),
+            [_, _, true] => stderr().as_fd().try_clone_to_owned(),
+            [true, ..] => stdin().as_fd().try_clone_to_owned(),
+            _ => return None,
+        };
+        Some(Self { fd: fd.ok()?, ends })
+    }
+
+    /// Keys go to CMD as they are typed only if its output is seen here too.
+    fn is_interactive(&self) -> bool {
+        self.ends[0] && self.ends[1]
+    }
+}
+
+fn terminal_ends(terminal: &Option<Terminal>) -> [bool; 3] {
+    terminal.as_ref().map_or([false; 3], |t| t.ends)
+}
+
+impl std::fmt::Debug for Terminal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Terminal({}, {:?})", self.fd.as_raw_fd(), self.ends)
+    }
+}

@@ -1,0 +1,173 @@
+//! What goes over the control socket, as JSON: the daemon's and the command line's one definition.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{Diagnostic, Meta};
+
+/// Every answer with a status of 400 or above.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    pub error: String,
+    /// `bad-request`, `forbidden`, `not-found`, `conflict`, `invalid`, `internal`.
+    pub code: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// `POST /v1/run`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    pub agent: String,
+    /// A child of the caller's that waits to be labelled.
+    pub pid: u32,
+    #[serde(default)]
+    pub task: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Started {
+    pub agent: String,
+    /// The agent's file says `privileges = "keep"`.
+    pub keep_privileges: bool,
+    /// The system's trust anchors and this host's CA, PEM.
+    pub trust: PathBuf,
+    /// For wget, which reads nothing else.
+    pub wgetrc: PathBuf,
+}
+
+/// `POST /v1/kill` and `/v1/revive`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    #[serde(default)]
+    pub agents: Vec<String>,
+    #[serde(default)]
+    pub all: bool,
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// What a kill cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    pub agent: String,
+    /// It was killed before.
+    pub already: bool,
+    pub processes: u32,
+    /// Of its processes, reset.
+    pub sockets: u32,
+    /// In the forwarder, dropped on both sides.
+    pub connections: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    pub agent: String,
+    /// There was nothing to do.
+    pub already: bool,
+}
+
+/// `POST /v1/policy`: path below the bundle's folder → content.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bundle {
+    pub files: BTreeMap<String, String>,
+}
+
+/// `GET /v1/policy`, and the answer to an apply.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InForce {
+    #[serde(flatten)]
+    pub meta: Meta,
+    pub generation: u64,
+    pub applied_at: Timestamp,
+    pub agents: Vec<String>,
+    /// Apply only: this very bundle was in force before.
+    #[serde(default)]
+    pub unchanged: bool,
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// `GET /v1/policy` only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
+}
+
+/// One line of `GET /v1/agents`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentLine {
+    pub name: String,
+    pub id: u32,
+    /// `active`, `killed`, or `unlisted` for one the bundle does not have (everything denied).
+    pub state: String,
+    pub owner: Option<String>,
+    pub risk: Option<String>,
+    pub processes: Vec<u32>,
+    pub connections: u32,
+    /// Since the daemon started.
+    pub allowed: u64,
+    pub denied: u64,
+    pub last_seen: Option<Timestamp>,
+    pub killed: Option<KilledView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KilledView {
+    pub reason: Option<String>,
+    pub by: String,
+    pub at: Timestamp,
+}
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub started_at: Timestamp,
+    pub forwarder: ForwarderView,
+    pub bundle: Option<InForce>,
+    pub agents: AgentCounts,
+    pub hooks: Vec<HookView>,
+    /// What went wrong in the kernel, by counter.
+    pub drops: BTreeMap<String, u64>,
+    pub audit: AuditView,
+    /// What an operator must look at; empty when all is well.
+    pub alarms: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ForwarderView {
+    /// `up`, `starting`, `down`.
+    pub state: String,
+    pub pid: Option<u32>,
+    pub port: Option<u16>,
+    pub restarts: u64,
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentCounts {
+    pub known: usize,
+    pub killed: usize,
+    pub processes: usize,
+    pub connections: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HookView {
+    pub name: String,
+    pub attached: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuditView {
+    pub path: PathBuf,
+    pub available: bool,
+    /// Of the last record.
+    pub seq: u64,
+    pub error: Option<String>,
+}

@@ -1,0 +1,329 @@
+//! Putting a bundle in force: compiled whole, written, switched in the kernel and the forwarder, or nothing has changed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentguard_common::abi::AgentId;
+use jiff::Timestamp;
+
+use super::forwarder::Ask;
+use super::records::{Item, Operated};
+use super::state::{Active, Shared};
+use super::{adoption, lock};
+use crate::agents::identify::Blocks;
+use crate::agents::registry::RegistryError;
+use crate::audit::record::{Operation, Outcome};
+use crate::kernel::{KernelError, Rule};
+use crate::policy::{self, Diagnostic, KernelRule, Policy, Proto, Sources};
+use crate::sys;
+
+/// How long the forwarder may take to compile a bundle.
+const FORWARDER_LIMIT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error("the bundle is not valid")]
+    Invalid(Vec<Diagnostic>),
+    /// Valid, and not acceptable on this host now.
+    #[error("{0}")]
+    Refused(String),
+    /// The old bundle stays in force.
+    #[error("{0}; the bundle that was in force still is")]
+    Failed(String),
+}
+
+/// What an apply did.
+pub struct Applied {
+    pub active: Arc<Active>,
+    /// The same bundle was in force already.
+    pub unchanged: bool,
+    pub warnings: Vec<String>,
+}
+
+/// Where the bundle in force is kept.
+pub fn active_path(state: &Path) -> PathBuf {
+    state.join("policy").join("active.json")
+}
+
+/// Compiles and resolves for this host. Changes nothing.
+pub fn prepare(
+    sources: Sources,
+    propose: impl FnOnce(
+        &std::collections::BTreeSet<String>,
+    ) -> Result<BTreeMap<String, AgentId>, RegistryError>,
+    generation: u64,
+) -> Result<Active, ApplyError> {
+    let names = Policy::agent_names(&sources);
+    let ids = propose(&names).map_err(|e| ApplyError::Refused(e.to_string()))?;
+    let policy = Policy::compile(&sources, &ids).map_err(ApplyError::Invalid)?;
+    let by_id = policy
+        .agents()
+        .filter_map(|agent| Some((*ids.get(&agent.name)?, agent)));
+    let blocks = Blocks::resolve(by_id, sys::user::uid).map_err(ApplyError::Refused)?;
+    let meta = Arc::new(policy.meta().clone());
+    Ok(Active {
+        sources,
+        policy,
+        meta,
+        ids,
+        blocks,
+        applied_at: Timestamp::now(),
+        generation,
+    })
+}
+
+/// Puts `sources` in force for `uid`. Whatever becomes of it is recorded.
+pub async fn apply(
+    shared: &Arc<Shared>,
+    sources: Sources,
+    uid: u32,
+) -> Result<Applied, ApplyError> {
+    let result = try_apply(shared, sources, uid).await;
+    let why = match &result {
+        Err(ApplyError::Invalid(diagnostics)) => {
+            let first = diagnostics.first().map(|it| {
+                let line = it.line.map(|line| format!(":{line}")).unwrap_or_default();
+                format!(": {}{line}: {}", it.file, it.message)
+            });
+            format!("not valid{}", first.unwrap_or_default())
+        }
+        Err(ApplyError::Refused(why)) => why.clone(),
+        Ok(_) | Err(ApplyError::Failed(_)) => return result,
+    };
+    let in_force = shared.active.load();
+    let refused = Operated {
+        uid,
+        operation: Operation::PolicyApply,
+        agent: None,
+        resource: "a bundle".to_owned(),
+        outcome: Outcome::Deny,
+        detail: why,
+        bundle: in_force.as_ref().map(|active| active.meta.clone()),
+    };
+    shared.records.append(vec![Item::Operator(refused)]).await;
+    result
+}
+
+async fn try_apply(
+    shared: &Arc<Shared>,
+    sources: Sources,
+    uid: u32,
+) -> Result<Applied, ApplyError> {
+    let _one_at_a_time = shared.applying.lock().await;
+    let old = shared.active.load_full();
+    let generation = old.as_ref().map_or(1, |old| old.generation + 1);
+    let propose = |names: &_| lock(&shared.registry).propose(names);
+    let new = Arc::new(prepare(sources, propose, generation)?);
+    if let Some(old) = &old {
+        if old.meta.digest == new.meta.digest {
+            return Ok(Applied {
+                active: old.clone(),
+                unchanged: true,
+                warnings: Vec::new(),
+            });
+        }
+        if new.meta.serial <= old.meta.serial {
+            return Err(ApplyError::Refused(format!(
+                "the bundle's serial {} is not above {}, the one in force; raise `serial` in bundle.toml",
+                new.meta.serial, old.meta.serial
+            )));
+        }
+    }
+    let result = install(shared, old.clone(), new.clone()).await;
+    let (outcome, detail) = match &result {
+        Ok(()) => (Outcome::Allow, format!("generation {generation}")),
+        Err(error) => (Outcome::Error, error.clone()),
+    };
+    let in_force = if result.is_ok() {
+        Some(&new)
+    } else {
+        old.as_ref()
+    };
+    let record = Item::Operator(Operated {
+        uid,
+        operation: Operation::PolicyApply,
+        agent: None,
+        resource: format!("{} {}", new.meta.name, new.meta.serial),
+        outcome,
+        detail,
+        bundle: in_force.map(|active| active.meta.clone()),
+    });
+    shared.records.append(vec![record]).await;
+    result.map_err(ApplyError::Failed)?;
+    tracing::info!(
+        bundle = new.meta.name,
+        serial = new.meta.serial,
+        digest = new.meta.digest,
+        generation,
+        "bundle in force"
+    );
+    let mut warnings = new.blocks.warnings.clone();
+    if let Err(error) = adoption::adopt(shared).await {
+        warnings.push(format!(
+            "running processes could not all be looked at: {error}"
+        ));
+    }
+    Ok(Applied {
+        active: new,
+        unchanged: false,
+        warnings,
+    })
+}
+
+async fn install(
+    shared: &Arc<Shared>,
+    old: Option<Arc<Active>>,
+    new: Arc<Active>,
+) -> Result<(), String> {
+    lock(&shared.registry)
+        .keep(&new.ids)
+        .map_err(|e| e.to_string())?;
+    let path = active_path(&shared.config.paths.state);
+    let staged = path.with_extension("staged");
+    let json = serde_json::to_vec(&new.sources).map_err(|e| e.to_string())?;
+    sys::file::write_atomically(&staged, &json, 0o600)
+        .map_err(|e| format!("cannot write `{}`: {e}", staged.display()))?;
+    // From here on a record may name it.
+    shared.remember(new.meta.clone());
+    let result = put_in_force(shared, &old, &new, &staged, &path).await;
+    if let Err(error) = &result {
+        tracing::error!(%error, "the bundle is not put in force, going back");
+        roll_back(shared, old, new).await;
+    }
+    result
+}
+
+async fn put_in_force(
+    shared: &Arc<Shared>,
+    old: &Option<Arc<Active>>,
+    new: &Arc<Active>,
+    staged: &Path,
+    path: &Path,
+) -> Result<(), String> {
+    switch(shared, old.clone(), Some(new.clone()))
+        .await
+        .map_err(|e| format!("the kernel did not take the rules: {e}"))?;
+    tell_forwarder(shared, new).await?;
+    sys::file::rename_durably(staged, path)
+        .map_err(|e| format!("cannot write `{}`: {e}", path.display()))?;
+    shared.active.store(Some(new.clone()));
+    Ok(())
+}
+
+async fn roll_back(shared: &Arc<Shared>, old: Option<Arc<Active>>, new: Arc<Active>) {
+    if let Err(error) = switch(shared, Some(new), old.clone()).await {
+        tracing::error!(%error, "the kernel's old rules could not all be restored: agents are denied more than their bundle says");
+    }
+    let restored = match &old {
+        Some(old) => tell_forwarder(shared, old).await,
+        None => tell_nothing(shared).await,
+    };
+    if restored.is_err() {
+        let why = "it did not take the old bundle back";
+        shared.forwarder.tell(Ask::Restart(why)).await;
+    }
+}
+
+async fn tell_forwarder(shared: &Shared, active: &Active) -> Result<(), String> {
+    let update = Arc::new(active.update());
+    let digest = active.meta.digest.clone();
+    shared
+        .forwarder
+        .ask(FORWARDER_LIMIT, |reply| Ask::Policy(update, digest, reply))
+        .await
+}
+
+/// There was no bundle before: whatever the forwarder starts with next, the kernel sends it nothing.
+async fn tell_nothing(shared: &Shared) -> Result<(), String> {
+    let update = Arc::new(no_bundle());
+    shared
+        .forwarder
+        .ask(Duration::from_millis(1), |reply| {
+            Ask::Policy(update, String::new(), reply)
+        })
+        .await
+}
+
+/// What the forwarder has while there is no bundle.
+pub fn no_bundle() -> crate::link::frame::PolicyUpdate {
+    crate::link::frame::PolicyUpdate {
+        sources: Sources::default(),
+        agents: BTreeMap::new(),
+    }
+}
+
+/// Makes the kernel hold `to` where it held `from`: each agent's rules in one update, then what enrols processes.
+pub async fn switch(
+    shared: &Arc<Shared>,
+    from: Option<Arc<Active>>,
+    to: Option<Arc<Active>>,
+) -> Result<(), String> {
+    let shared = shared.clone();
+    // A map of maps waits for an RCU grace period per agent: not on a thread that others' answers need.
+    let switching = tokio::task::spawn_blocking(move || {
+        switch_now(&shared, from.as_deref(), to.as_deref()).map_err(|e| e.to_string())
+    });
+    switching.await.map_err(|e| e.to_string())?
+}
+
+fn switch_now(
+    shared: &Shared,
+    from: Option<&Active>,
+    to: Option<&Active>,
+) -> Result<(), KernelError> {
+    for (id, rules) in to.map(rules).unwrap_or_default() {
+        lock(&shared.kernel).set_rules(id, &rules)?;
+    }
+    let kept = |id: &AgentId| to.is_some_and(|to| to.ids.values().any(|kept| kept == id));
+    for id in from.map(|from| from.ids.values()).into_iter().flatten() {
+        if !kept(id) {
+            lock(&shared.kernel).remove_rules(*id)?;
+        }
+    }
+    let blocks = to.map(|to| to.blocks.to_kernel()).unwrap_or_default();
+    lock(&shared.kernel).set_identify(&blocks)
+}
+
+/// Every agent's kernel rules.
+fn rules(active: &Active) -> Vec<(AgentId, Vec<Rule>)> {
+    active
+        .ids
+        .values()
+        .filter_map(|id| Some((*id, kernel_rules(active.policy.agent(*id)?))))
+        .collect()
+}
+
+fn kernel_rules(agent: &policy::Agent) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = agent.kernel.iter().map(kernel_rule).collect();
+    if agent.has_hosts {
+        rules.push(Rule::Forward);
+    }
+    rules
+}
+
+fn kernel_rule(rule: &KernelRule) -> Rule {
+    match *rule {
+        KernelRule::Reach {
+            proto: Proto::Tcp,
+            net,
+            port,
+        } => Rule::ReachTcp { net, port },
+        KernelRule::Reach {
+            proto: Proto::Udp,
+            net,
+            port,
+        } => Rule::ReachUdp { net, port },
+        KernelRule::Listen {
+            proto: Proto::Tcp,
+            addr,
+            port,
+        } => Rule::ListenTcp { addr, port },
+        KernelRule::Listen {
+            proto: Proto::Udp,
+            addr,
+            port,
+        } => Rule::ListenUdp { addr, port },
+    }
+}

@@ -1,0 +1,335 @@
+//! Kernel events: processes into the lineage, verdicts into the audit log.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use agentguard_common::abi::{Event, EventKind};
+use agentguard_common::verdict::Refusal;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use super::lock;
+use super::state::{Clock, Shared};
+use crate::agents::lineage::Exec;
+use crate::audit::record::{Draft, Latency, Outcome};
+use crate::kernel::Events;
+use crate::reason::DenyReason;
+
+/// Reads the ring until the daemon stops; on each `ask`, what is in it now, first.
+pub async fn serve(
+    shared: Arc<Shared>,
+    mut events: Events,
+    mut asks: mpsc::Receiver<oneshot::Sender<()>>,
+) {
+    loop {
+        let ask = tokio::select! {
+            ready = events.readable() => {
+                if let Err(error) = ready {
+                    shared.alarm("events", Some(format!("kernel events cannot be read: {error}")));
+                    tracing::error!(%error, "kernel events cannot be read");
+                    return;
+                }
+                None
+            }
+            Some(ask) = asks.recv() => Some(ask),
+            () = shared.stop.cancelled() => return,
+        };
+        let mut taken = Vec::new();
+        events.drain(|event| taken.push(*event));
+        take(&shared, &taken).await;
+        if let Some(ask) = ask {
+            let _ = ask.send(());
+        }
+    }
+}
+
+async fn take(shared: &Shared, events: &[Event]) {
+    let clock = Clock::now();
+    let mut drafts = Vec::new();
+    for event in events {
+        match EventKind::try_from(event.kind) {
+            Ok(EventKind::Fork | EventKind::Exec | EventKind::Enrol | EventKind::Exit) => {
+                follow(shared, event)
+            }
+            Ok(EventKind::ForwarderDown) => {
+                tracing::warn!("the forwarder's listener is gone: agents' connects are refused");
+                continue;
+            }
+            Ok(_) => {}
+            Err(kind) => {
+                tracing::warn!(kind, "a kernel event of an unknown kind");
+                continue;
+            }
+        }
+        drafts.extend(draft(event, &clock));
+    }
+    if !drafts.is_empty() {
+        shared.record(drafts).await;
+    }
+}
+
+fn follow(shared: &Shared, event: &Event) {
+    let mut lineage = lock(&shared.lineage);
+    match EventKind::try_from(event.kind) {
+        Ok(EventKind::Fork) => {
+            let start = if event.start_ns == 0 {
+                event.time_ns
+            } else {
+                event.start_ns
+            };
+            lineage.forked(event.tgid, event.parent_tgid, event.agent, start);
+        }
+        Ok(EventKind::Exec | EventKind::Enrol) => {
+            let exec = Exec {
+                exe: path(event),
+                uid: event.uid,
+                cgroup: shared.cgroups.path(event.cgroup),
+                start_ns: event.start_ns,
+            };
+            lineage.executed(event.tgid, event.agent, exec);
+        }
+        _ => lineage.exited(event.tgid, event.time_ns),
+    }
+}
+
+/// The record of a verdict; `None` for events that are none.
+fn draft(event: &Event, clock: &Clock) -> Option<Draft> {
+    let action = match EventKind::try_from(event.kind).ok()? {
+        EventKind::Connect => "connect",
+        EventKind::Send => "sendmsg",
+        EventKind::Bind => "bind",
+        EventKind::Socket => "socket",
+        EventKind::Packet => "packet",
+        EventKind::Exec | EventKind::Enrol if event.reason != 0 => "exec",
+        EventKind::Exec
+        | EventKind::Enrol
+        | EventKind::Fork
+        | EventKind::Exit
+        | EventKind::ForwarderDown => {
+            return None;
+        }
+    };
+    let resource = match action {
+        "exec" => path(event),
+        "socket" => socket_name(event),
+        _ => match IpAddr::from(event.addr) {
+            IpAddr::V4(ip) => format!("{ip}:{}", event.port),
+            IpAddr::V6(ip) => format!("[{ip}]:{}", event.port),
+        },
+    };
+    let refusal = Refusal::try_from(event.reason).ok();
+    let denied = event.reason != 0;
+    let mut facts = BTreeMap::new();
+    if let (Some(name), "connect" | "sendmsg" | "bind" | "packet") = (protocol(event.proto), action)
+    {
+        facts.insert("proto".to_owned(), name.to_owned());
+    }
+    Some(Draft {
+        time_us: clock.wall_of(event.time_ns),
+        decision: Uuid::now_v7(),
+        agent: event.agent,
+        tgid: event.tgid,
+        action: action.to_owned(),
+        resource,
+        request: None,
+        facts,
+        outcome: if denied {
+            Outcome::Deny
+        } else {
+            Outcome::Allow
+        },
+        policies: Vec::new(),
+        reason: denied.then(|| refusal.map_or(DenyReason::ProtocolRefused, reason)),
+        detail: denied.then(|| refusal.map_or("refused", detail).to_owned()),
+        bundle: None,
+        upstream: None,
+        bytes_up: 0,
+        bytes_down: 0,
+        latency: Latency::default(),
+    })
+}
+
+fn reason(refusal: Refusal) -> DenyReason {
+    match refusal {
+        Refusal::NoRule | Refusal::Packet | Refusal::Listen | Refusal::ForwarderPort => {
+            DenyReason::PolicyDenied
+        }
+        Refusal::Killed => DenyReason::AgentKilled,
+        Refusal::ForwarderDown | Refusal::Namespace => DenyReason::UpstreamUnreachable,
+        Refusal::BoundToDevice | Refusal::Protocol | Refusal::SourceRoute | Refusal::Internal => {
+            DenyReason::ProtocolRefused
+        }
+        Refusal::Ambiguous => DenyReason::AgentSuspended,
+    }
+}
+
+fn detail(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::NoRule => "no rule of the agent's reaches this address",
+        Refusal::Killed => "the agent has been killed",
+        Refusal::ForwarderDown => "no forwarder is running",
+        Refusal::ForwarderPort => "the forwarder's own port cannot be addressed",
+        Refusal::BoundToDevice => {
+            "the socket is bound to a device, which would lead it past the forwarder"
+        }
+        Refusal::Protocol => "a kind of socket that no rule can allow",
+        Refusal::SourceRoute => "IP options or extension headers could lead the packet elsewhere",
+        Refusal::Packet => "no rule of the agent's reaches the packet's address",
+        Refusal::Listen => "no [[listen]] entry has this address and port",
+        Refusal::Internal => "a kernel map was full or a read failed",
+        Refusal::Namespace => "no forwarder listens in this network namespace",
+        Refusal::Ambiguous => "identify blocks of two agents match this process",
+    }
+}
+
+fn path(event: &Event) -> String {
+    let len = usize::try_from(event.path_len).map_or(0, |len| len.min(event.path.len()));
+    let path = &event.path[..len];
+    let end = path.iter().position(|byte| *byte == 0).unwrap_or(len);
+    String::from_utf8_lossy(&path[..end]).into_owned()
+}
+
+fn protocol(proto: u32) -> Option<&'static str> {
+    match i32::try_from(proto).ok()? {
+        libc::IPPROTO_TCP => Some("tcp"),
+        libc::IPPROTO_UDP => Some("udp"),
+        _ => None,
+    }
+}
+
+/// `family/type/protocol`, names where there are any.
+fn socket_name(event: &Event) -> String {
+    let family = match event.family {
+        4 => "inet".to_owned(),
+        6 => "inet6".to_owned(),
+        other => other.to_string(),
+    };
+    let kind = match i32::try_from(event.sock_type).unwrap_or(-1) {
+        libc::SOCK_STREAM => "stream".to_owned(),
+        libc::SOCK_DGRAM => "dgram".to_owned(),
+        libc::SOCK_RAW => "raw".to_owned(),
+        libc::SOCK_SEQPACKET => "seqpacket".to_owned(),
+        other => other.to_string(),
+    };
+    let proto = match event.proto {
+        1 => "icmp".to_owned(),
+        58 => "icmpv6".to_owned(),
+        132 => "sctp".to_owned(),
+        262 => "mptcp".to_owned(),
+        other => protocol(other).map_or_else(|| other.to_string(), str::to_owned),
+    };
+    format!("{family}/{kind}/{proto}")
+}
+
+#[cfg(test)]
+mod tests {
+    use agentguard_common::abi::{AgentId, PATH_LEN};
+    use agentguard_common::net::Addr;
+
+    use super::*;
+
+    fn event(kind: EventKind, reason: u32) -> Event {
+        Event {
+            kind: kind as u32,
+            reason,
+            agent: AgentId(2),
+            tgid: 7,
+            parent_tgid: 1,
+            uid: 0,
+            time_ns: 5,
+            start_ns: 0,
+            cgroup: 0,
+            addr: Addr::from_v4([192, 0, 2, 1]),
+            port: 80,
+            family: 4,
+            sock_type: 3,
+            proto: 6,
+            path_len: 0,
+            path: [0; PATH_LEN],
+        }
+    }
+
+    #[test]
+    fn verdicts_become_records() {
+        let clock = Clock::now();
+        for (kind, why, action, resource, outcome, slug) in [
+            (
+                EventKind::Connect,
+                0,
+                "connect",
+                "192.0.2.1:80",
+                Outcome::Allow,
+                None,
+            ),
+            (
+                EventKind::Connect,
+                1,
+                "connect",
+                "192.0.2.1:80",
+                Outcome::Deny,
+                Some("policy-denied"),
+            ),
+            (
+                EventKind::Send,
+                2,
+                "sendmsg",
+                "192.0.2.1:80",
+                Outcome::Deny,
+                Some("agent-killed"),
+            ),
+            (
+                EventKind::Socket,
+                6,
+                "socket",
+                "inet/raw/tcp",
+                Outcome::Deny,
+                Some("protocol-refused"),
+            ),
+            (
+                EventKind::Exec,
+                12,
+                "exec",
+                "",
+                Outcome::Deny,
+                Some("agent-suspended"),
+            ),
+            (
+                EventKind::Bind,
+                99,
+                "bind",
+                "192.0.2.1:80",
+                Outcome::Deny,
+                Some("protocol-refused"),
+            ),
+        ] {
+            let draft = draft(&event(kind, why), &clock).unwrap();
+            assert_eq!(
+                (draft.action.as_str(), draft.resource.as_str()),
+                (action, resource)
+            );
+            assert_eq!(draft.outcome, outcome);
+            assert_eq!(draft.reason.map(DenyReason::slug), slug);
+        }
+        for kind in [
+            EventKind::Fork,
+            EventKind::Exec,
+            EventKind::Exit,
+            EventKind::ForwarderDown,
+        ] {
+            assert!(draft(&event(kind, 0), &clock).is_none());
+        }
+    }
+
+    #[test]
+    fn a_path_ends_at_its_length_or_its_nul() {
+        let mut exec = event(EventKind::Exec, 12);
+        exec.path[..9].copy_from_slice(b"/bin/true");
+        exec.path_len = 9;
+        assert_eq!(path(&exec), "/bin/true");
+        exec.path_len = 200;
+        assert_eq!(path(&exec), "/bin/true");
+        exec.path_len = u32::MAX;
+        assert_eq!(path(&exec), "/bin/true");
+    }
+}

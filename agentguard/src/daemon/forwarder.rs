@@ -1,0 +1,191 @@
+//! Keeps one forwarder process running and talks to it. While none runs, agents' connects are refused in the kernel.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agentguard_common::abi::AgentId;
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::link::{Ended, Session};
+use super::state::Shared;
+use crate::link::frame::{PolicyUpdate, Start, ToForwarder, Upstream};
+
+/// Restart delays grow from the first to the second.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// A forwarder that lived this long was well: the next delay is the shortest again.
+const WELL: Duration = Duration::from_secs(30);
+
+/// What the rest of the daemon wants of the forwarder. The answer comes when the forwarder has done it, or at once while
+/// none runs: it starts with what holds then.
+pub enum Ask {
+    /// With the bundle's digest, by which the forwarder answers.
+    Policy(Arc<PolicyUpdate>, String, Reply),
+    Kill(Vec<AgentId>, Reply),
+    Revive(Vec<AgentId>, Reply),
+    Flush(Reply),
+    /// End this process and start another: it did not answer, so what it holds is unknown.
+    Restart(&'static str),
+    Stop(Reply),
+}
+
+pub type Reply = oneshot::Sender<Result<(), String>>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum Status {
+    Starting,
+    Up {
+        pid: u32,
+        port: u16,
+        since: Timestamp,
+    },
+    Down {
+        error: String,
+    },
+}
+
+/// The daemon's side of it; cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    asks: mpsc::Sender<Ask>,
+    status: Arc<Mutex<(Status, u64)>>,
+}
+
+impl Handle {
+    pub fn new() -> (Self, mpsc::Receiver<Ask>) {
+        let (asks, taken) = mpsc::channel(64);
+        let status = Arc::new(Mutex::new((Status::Starting, 0)));
+        (Self { asks, status }, taken)
+    }
+
+    /// The state, and how often it has been started again.
+    pub fn status(&self) -> (Status, u64) {
+        super::lock(&self.status).clone()
+    }
+
+    /// The forwarder's process, if one runs.
+    pub fn tgid(&self) -> Option<u32> {
+        match self.status().0 {
+            Status::Up { pid, .. } => Some(pid),
+            _ => None,
+        }
+    }
+
+    pub fn set_status(&self, status: Status) {
+        super::lock(&self.status).0 = status;
+    }
+
+    /// Asks, and waits at most `limit`.
+    pub async fn ask(&self, limit: Duration, ask: impl FnOnce(Reply) -> Ask) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            let gone = || "the forwarder's supervisor has ended".to_owned();
+            self.asks.send(ask(reply)).await.map_err(|_| gone())?;
+            answer.await.unwrap_or_else(|_| Err(gone()))
+        };
+        tokio::time::timeout(limit, asked)
+            .await
+            .unwrap_or_else(|_| Err(format!("the forwarder did not answer within {limit:?}")))
+    }
+
+    pub async fn tell(&self, ask: Ask) {
+        // The supervisor ends only when the daemon does.
+        let _ = self.asks.send(ask).await;
+    }
+}
+
+/// What a new forwarder starts with. Changes before a forwarder is told, so that one that dies in between loses nothing.
+pub struct Desired {
+    pub policy: Arc<PolicyUpdate>,
+    pub killed: Vec<AgentId>,
+    /// Whether records can be written.
+    pub audit: watch::Receiver<bool>,
+    pub upstream: Upstream,
+}
+
+impl Desired {
+    fn start(&self, shared: &Shared) -> ToForwarder {
+        ToForwarder::Start(Box::new(Start {
+            port: shared.config.forwarder.port,
+            limits: shared.config.forwarder.limits(),
+            upstream: self.upstream.clone(),
+            killed: self.killed.clone(),
+            policy: PolicyUpdate::clone(&self.policy),
+        }))
+    }
+
+    /// Takes up an ask, and says what the forwarder must be told of it.
+    pub fn take(&mut self, ask: &Ask) -> Option<ToForwarder> {
+        match ask {
+            Ask::Policy(update, ..) => {
+                self.policy = update.clone();
+                Some(ToForwarder::Policy(Box::new(PolicyUpdate::clone(update))))
+            }
+            Ask::Kill(agents, _) => {
+                self.killed.extend(agents);
+                self.killed.sort_unstable();
+                self.killed.dedup();
+                Some(ToForwarder::Kill {
+                    agents: agents.clone(),
+                })
+            }
+            Ask::Revive(agents, _) => {
+                self.killed.retain(|agent| !agents.contains(agent));
+                Some(ToForwarder::Revive {
+                    agents: agents.clone(),
+                })
+            }
+            Ask::Flush(_) | Ask::Restart(_) | Ask::Stop(_) => None,
+        }
+    }
+}
+
+/// Runs until told to stop.
+pub async fn supervise(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>, mut desired: Desired) {
+    let mut delay = BACKOFF.0;
+    loop {
+        let begun = tokio::time::Instant::now();
+        let start = desired.start(&shared);
+        let ended = match Session::start(&shared, start).await {
+            Ok(session) => session.serve(&shared, &mut asks, &mut desired).await,
+            Err(error) => Ended::Failed(error),
+        };
+        shared.forwarder_is_down();
+        let error = match ended {
+            Ended::Stopped(reply) => {
+                let _ = reply.send(Ok(()));
+                return;
+            }
+            Ended::Failed(error) => error,
+        };
+        if begun.elapsed() > WELL {
+            delay = BACKOFF.0;
+        }
+        tracing::error!(%error, retry_in = ?delay, "no forwarder: agents' connections are refused");
+        super::lock(&shared.forwarder.status).1 += 1;
+        shared.forwarder.set_status(Status::Down { error });
+        let again = tokio::time::sleep(delay);
+        tokio::pin!(again);
+        loop {
+            tokio::select! {
+                () = &mut again => break,
+                Some(ask) = asks.recv() => {
+                    desired.take(&ask);
+                    match ask {
+                        Ask::Policy(_, _, reply) | Ask::Kill(_, reply) | Ask::Revive(_, reply) | Ask::Flush(reply) => {
+                            let _ = reply.send(Ok(()));
+                        }
+                        Ask::Stop(reply) => {
+                            let _ = reply.send(Ok(()));
+                            return;
+                        }
+                        Ask::Restart(_) => {}
+                    }
+                }
+            }
+        }
+        delay = (delay * 2).min(BACKOFF.1);
+    }
+}

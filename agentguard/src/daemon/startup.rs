@@ -1,0 +1,254 @@
+//! What has to be so before the daemon can start, and what to say when it is not.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::apply::{self, ApplyError};
+use super::state::Active;
+use crate::agents::registry::Registry;
+use crate::config::Config;
+use crate::kernel::{self, KernelError};
+use crate::policy::store::{self, Trust};
+use crate::policy::{Diagnostic, Sources};
+use crate::sys::file;
+use crate::sys::lock::{self, FolderLock, Taken};
+use crate::sys::user::{self, Account};
+
+/// Inode of the first pid namespace (`PROC_PID_INIT_INO` in `include/linux/proc_ns.h`).
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// Why the daemon does not start; the exit status is CONTRACT's.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the daemon must be started by root")]
+    NotRoot,
+    #[error("{0}")]
+    Config(String),
+    #[error("{0}")]
+    Bundle(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl StartError {
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Config(_) => 2,
+            Self::Bundle(_) => 3,
+            Self::NotRoot => 5,
+        }
+    }
+}
+
+pub fn check_privileges() -> Result<(), StartError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(StartError::NotRoot);
+    }
+    let namespace = fs::metadata("/proc/self/ns/pid").map(|meta| meta.ino());
+    if namespace.is_ok_and(|inode| inode != FIRST_PID_NAMESPACE) {
+        return Err(StartError::Failed(
+            "the daemon must run in the host's pid namespace: the kernel knows processes by the ids they have there \
+             (in a container: --pid=host)"
+                .into(),
+        ));
+    }
+    Ok(())
+}
+
+/// The user the forwarder runs as.
+pub fn forwarder_account(config: &Config) -> Result<Account, StartError> {
+    let name = &config.forwarder.user;
+    match user::account(name) {
+        Ok(Some(account)) if account.uid == 0 => Err(StartError::Config(format!(
+            "`forwarder.user`: `{name}` is root; the forwarder runs as a user of its own"
+        ))),
+        Ok(Some(account)) => Ok(account),
+        Ok(None) => Err(StartError::Config(format!(
+            "`forwarder.user`: there is no user `{name}`; make it with `useradd --system --no-create-home {name}`, or \
+             name another"
+        ))),
+        Err(error) => Err(StartError::Failed(format!(
+            "cannot look up user `{name}`: {error}"
+        ))),
+    }
+}
+
+/// A role for a group that this host does not have is given to nobody.
+pub fn warn_of_unknown_groups(config: &Config) {
+    for grant in &config.roles {
+        if user::gid(&grant.group).is_none() {
+            tracing::warn!(
+                group = grant.group,
+                "[[roles]] names a group that this host does not have"
+            );
+        }
+    }
+}
+
+/// Where the programs are attached: above every process.
+pub fn cgroup_root(config: &Config) -> Result<PathBuf, StartError> {
+    let Some(root) = config.paths.cgroup_root() else {
+        return kernel::cgroup_root().map_err(|e| StartError::Failed(e.to_string()));
+    };
+    match nix::sys::statfs::statfs(root) {
+        Ok(found) if found.filesystem_type() == nix::sys::statfs::CGROUP2_SUPER_MAGIC => {
+            Ok(root.to_owned())
+        }
+        _ => Err(StartError::Config(format!(
+            "`paths.cgroup`: no cgroup v2 hierarchy is mounted at `{}`; say `auto`, or where it is",
+            root.display()
+        ))),
+    }
+}
+
+/// Takes the folder for this daemon alone.
+pub fn take(folder: &Path) -> Result<FolderLock, StartError> {
+    let shown = folder.display();
+    match FolderLock::take(folder) {
+        Ok(Ok(lock)) => Ok(lock),
+        Ok(Err(Taken::By(tgid))) => Err(held(folder, tgid)),
+        Ok(Err(Taken::Unknown)) => Err(StartError::Failed(format!(
+            "another daemon has `{shown}`; stop it, or give this one other paths"
+        ))),
+        Err(error) => Err(StartError::Failed(format!(
+            "cannot lock `{shown}`: {error}"
+        ))),
+    }
+}
+
+/// Another daemon that works with these pins, by its lock on them.
+pub fn check_free(pins: &Path) -> Result<(), StartError> {
+    match lock::holder(pins) {
+        Taken::By(tgid) => Err(held(pins, tgid)),
+        Taken::Unknown => Ok(()),
+    }
+}
+
+/// One line, and the verifier's own words to the log.
+pub fn kernel_error(error: KernelError, pins: &Path) -> StartError {
+    match (&error, lock::holder(pins)) {
+        (KernelError::Held { .. }, Taken::By(tgid)) => held(pins, tgid),
+        _ => StartError::Failed(error.to_string()),
+    }
+}
+
+fn held(folder: &Path, tgid: u32) -> StartError {
+    StartError::Failed(format!(
+        "another daemon (pid {tgid}) has `{}`; stop it, or give this one other paths",
+        folder.display()
+    ))
+}
+
+/// Makes the folders the daemon needs; only root sees into the state.
+pub fn make_folders(config: &Config) -> Result<(), StartError> {
+    for (path, mode) in [
+        (config.paths.state.clone(), 0o700),
+        (config.paths.state.join("policy"), 0o700),
+        (config.paths.runtime.clone(), 0o755),
+    ] {
+        file::ensure_folder(&path, mode).map_err(|error| {
+            StartError::Failed(format!("cannot make `{}`: {error}", path.display()))
+        })?;
+    }
+    Ok(())
+}
+
+/// The bundle to start with, and what is to be known about it. The one applied last counts, else the configured folder.
+pub fn first_bundle(
+    config: &Config,
+    registry: &Registry,
+) -> Result<(Option<Active>, Option<String>), StartError> {
+    let applied = apply::active_path(&config.paths.state);
+    let propose = |names: &_| registry.propose(names);
+    match fs::read(&applied) {
+        Ok(bytes) => {
+            let sources = serde_json::from_slice::<Sources>(&bytes).map_err(|e| e.to_string());
+            let prepared = sources.and_then(|sources| {
+                apply::prepare(sources, propose, 1).map_err(|error| one_line(&error))
+            });
+            // The daemon runs all the same: agents stay closed, and another bundle can be applied.
+            return Ok(match prepared {
+                Ok(active) => (Some(active), None),
+                Err(why) => (
+                    None,
+                    Some(format!("the bundle applied last cannot be used: {why}")),
+                ),
+            });
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(StartError::Failed(format!(
+                "cannot read `{}`: {error}",
+                applied.display()
+            )));
+        }
+    }
+    let folder = &config.policy.bundle;
+    if !folder.exists() {
+        return Ok((None, None));
+    }
+    // Whoever can write the bundle decides what agents may do: root alone.
+    let sources =
+        store::read(folder, Trust::Root).map_err(|error| StartError::Bundle(error.to_string()))?;
+    match apply::prepare(sources, propose, 1) {
+        Ok(active) => Ok((Some(active), None)),
+        Err(error) => Err(StartError::Bundle(format!(
+            "the bundle `{}`: {}",
+            folder.display(),
+            one_line(&error)
+        ))),
+    }
+}
+
+fn one_line(error: &ApplyError) -> String {
+    match error {
+        ApplyError::Invalid(diagnostics) => {
+            let first = diagnostics.first().map(show).unwrap_or_default();
+            match diagnostics.len() {
+                0 | 1 => first,
+                more => format!(
+                    "{first} (and {} more; see `agentguard policy check`)",
+                    more - 1
+                ),
+            }
+        }
+        other => other.to_string(),
+    }
+}
+
+/// `file:line:column: message`.
+pub fn show(diagnostic: &Diagnostic) -> String {
+    let mut place = diagnostic.file.clone();
+    for number in [diagnostic.line, diagnostic.column].into_iter().flatten() {
+        place = format!("{place}:{number}");
+    }
+    format!("{place}: {}", diagnostic.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_taken_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = take(dir.path()).unwrap();
+        let error = take(dir.path()).unwrap_err();
+        let me = format!("another daemon (pid {})", std::process::id());
+        assert!(error.to_string().starts_with(&me), "{error}");
+        assert_eq!(error.exit_status(), 1);
+    }
+
+    #[test]
+    fn the_forwarders_user_must_exist_and_not_be_root() {
+        let mut config = Config::default();
+        config.forwarder.user = "no-such-user-here".into();
+        let error = forwarder_account(&config).unwrap_err();
+        assert!(error.to_string().contains("useradd"), "{error}");
+        assert_eq!(error.exit_status(), 2);
+        config.forwarder.user = "root".into();
+        assert_eq!(forwarder_account(&config).unwrap_err().exit_status(), 2);
+    }
+}

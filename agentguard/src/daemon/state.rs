@@ -1,0 +1,199 @@
+//! What the daemon's parts share.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use agentguard_common::abi::{AgentId, Forwarder, Label};
+use arc_swap::ArcSwapOption;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{forwarder, lock, records};
+use crate::agents::activity::Activities;
+use crate::agents::adopt::Labels;
+use crate::agents::identify::Blocks;
+use crate::agents::lineage::Lineage;
+use crate::agents::registry::Registry;
+use crate::audit::record::Draft;
+use crate::config::Config;
+use crate::kernel::{Kernel, KernelError};
+use crate::link::frame::PolicyUpdate;
+use crate::policy::{Meta, Policy, Sources};
+use crate::sys;
+use crate::tls::ca::Authority;
+
+/// Bundles whose name and serial late records can still be given.
+const METAS: usize = 16;
+
+/// The bundle in force.
+pub struct Active {
+    pub sources: Sources,
+    pub policy: Policy,
+    pub meta: Arc<Meta>,
+    pub ids: BTreeMap<String, AgentId>,
+    pub blocks: Blocks,
+    pub applied_at: Timestamp,
+    /// 1 for the first bundle since the daemon started.
+    pub generation: u64,
+}
+
+impl Active {
+    /// As the forwarder takes it.
+    pub fn update(&self) -> PolicyUpdate {
+        PolicyUpdate {
+            sources: self.sources.clone(),
+            agents: self.ids.iter().map(|(n, id)| (*id, n.clone())).collect(),
+        }
+    }
+}
+
+/// Locks that are held together are taken in the order of their fields here.
+pub struct Shared {
+    pub config: Config,
+    pub started: Timestamp,
+    pub registry: Mutex<Registry>,
+    /// Held for one call at a time: the kill never waits for more than one map's swap.
+    pub kernel: Mutex<Kernel>,
+    pub metas: Mutex<Vec<Arc<Meta>>>,
+    pub activity: Mutex<Activities>,
+    pub lineage: Mutex<Lineage>,
+    pub active: ArcSwapOption<Active>,
+    pub authority: Authority,
+    pub forwarder: forwarder::Handle,
+    pub forwarder_account: sys::user::Account,
+    pub records: records::Handle,
+    /// Asks for what is in the kernel's ring to be taken now.
+    pub events: mpsc::Sender<oneshot::Sender<()>>,
+    pub cgroup_root: PathBuf,
+    pub cgroups: sys::cgroup::CgroupNames,
+    pub netns_cookie: u64,
+    /// One kill or revival at a time.
+    pub killing: tokio::sync::Mutex<()>,
+    /// One change of policy at a time.
+    pub applying: tokio::sync::Mutex<()>,
+    /// What the operator must know, by what it is about.
+    pub alarms: Mutex<BTreeMap<&'static str, String>>,
+    pub stop: CancellationToken,
+    /// Set before `stop`: take the programs away too.
+    pub unload: AtomicBool,
+}
+
+impl Shared {
+    pub fn set_forwarder(&self, forwarder: Forwarder) -> Result<(), KernelError> {
+        lock(&self.kernel).set_forwarder(self.netns_cookie, forwarder)
+    }
+
+    /// Agents' connects are refused from here on. The kernel has mostly noticed by itself, when the listener closed.
+    pub fn forwarder_is_down(&self) {
+        if let Err(error) = self.set_forwarder(Forwarder::default()) {
+            tracing::error!(%error, "cannot tell the kernel that the forwarder is gone");
+        }
+        lock(&self.activity).connected(&BTreeMap::new());
+    }
+
+    pub fn alarm(&self, about: &'static str, message: Option<String>) {
+        let mut alarms = lock(&self.alarms);
+        match message {
+            Some(message) => alarms.insert(about, message),
+            None => alarms.remove(about),
+        };
+    }
+
+    pub fn remember(&self, meta: Arc<Meta>) {
+        let mut metas = lock(&self.metas);
+        metas.retain(|known| known.digest != meta.digest);
+        metas.push(meta);
+        if metas.len() > METAS {
+            metas.remove(0);
+        }
+    }
+
+    /// Completes drafts by what the daemon knows of their agents and processes, and has them written.
+    pub async fn record(&self, drafts: Vec<Draft>) {
+        let items = {
+            let registry = lock(&self.registry);
+            let active = self.active.load();
+            let metas = lock(&self.metas);
+            let mut activity = lock(&self.activity);
+            let mut lineage = lock(&self.lineage);
+            let clock = Clock::now();
+            let complete = |draft: Draft| {
+                activity.decided(draft.agent, draft.outcome, draft.time_us);
+                let name = registry.name(draft.agent).map(str::to_owned);
+                let owner = active
+                    .as_ref()
+                    .and_then(|active| active.policy.agent(draft.agent))
+                    .map(|agent| agent.owner.clone());
+                let at = clock.boottime_of(draft.time_us);
+                records::Item::Decision(Box::new(records::Decided {
+                    agent: name.unwrap_or_else(|| records::unnamed(draft.agent)),
+                    owner,
+                    task: lineage.task(draft.tgid, at),
+                    process: lineage.process_or_look(draft.tgid, at, draft.agent),
+                    bundle: draft.bundle.as_ref().and_then(|digest| {
+                        metas.iter().find(|meta| meta.digest == *digest).cloned()
+                    }),
+                    draft,
+                }))
+            };
+            drafts.into_iter().map(complete).collect()
+        };
+        self.records.append(items).await;
+    }
+
+    /// Everything decided before this was called can be read from the log when it returns.
+    pub async fn settle_records(&self) {
+        let limit = std::time::Duration::from_secs(5);
+        let (reply, drained) = oneshot::channel();
+        let kernel = async {
+            if self.events.send(reply).await.is_ok() {
+                let _ = drained.await;
+            }
+        };
+        let flush = self.forwarder.ask(limit, forwarder::Ask::Flush);
+        let (_, flushed) = tokio::join!(kernel, flush);
+        if let Err(error) = flushed {
+            tracing::warn!(%error, "the forwarder's latest records may be missing");
+        }
+        self.records.settled().await;
+    }
+}
+
+/// Relates the wall clock of drafts to the clock of processes.
+pub struct Clock {
+    offset_ns: i128,
+}
+
+impl Clock {
+    pub fn now() -> Self {
+        let wall = Timestamp::now().as_nanosecond();
+        Self {
+            offset_ns: wall - i128::from(sys::process::boottime_ns()),
+        }
+    }
+
+    pub fn boottime_of(&self, time_us: i64) -> u64 {
+        u64::try_from(i128::from(time_us) * 1000 - self.offset_ns).unwrap_or(0)
+    }
+
+    /// Microseconds since the Unix epoch.
+    pub fn wall_of(&self, boottime_ns: u64) -> i64 {
+        i64::try_from((i128::from(boottime_ns) + self.offset_ns) / 1000).unwrap_or(0)
+    }
+}
+
+/// Labels, the kernel locked for each call: a scan of all processes holds no kill up.
+impl Labels for &Shared {
+    type Error = KernelError;
+
+    fn label(&self, tgid: u32) -> Result<AgentId, KernelError> {
+        lock(&self.kernel).label(tgid).map(|label| label.agent)
+    }
+
+    fn set_label(&mut self, tgid: u32, agent: AgentId) -> Result<(), KernelError> {
+        lock(&self.kernel).set_label(tgid, Label { agent, flags: 0 })
+    }
+}

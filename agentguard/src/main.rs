@@ -1,0 +1,7 @@
+//! The `agentguard` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    agentguard::cli::main()
+}
