@@ -1,0 +1,27 @@
+//! The harness of the black-box tests: a private AgentGuard, real origins and unchanged clients.
+//!
+//! Everything a test makes is a guard that undoes it when dropped, also on panic. Nothing of the host's own AgentGuard is
+//! touched: state, runtime, pins and trust are private to each [`Site`], all traffic stays on loopback, and a lock lets
+//! one site at a time hold the kernel's hooks. Tests wait for events (a line, a log entry, a notification), never for time.
+
+pub mod audit;
+pub mod bundle;
+pub mod client;
+pub mod guard;
+pub mod nginx;
+pub mod pki;
+pub mod process;
+pub mod server;
+pub mod site;
+pub mod tap;
+pub mod tools;
+
+pub use audit::Record;
+pub use bundle::Bundle;
+pub use client::Client;
+pub use guard::Guard;
+pub use nginx::{Hit, Nginx};
+pub use process::{Ran, Running};
+pub use server::Server;
+pub use site::Site;
+pub use tap::Tap;

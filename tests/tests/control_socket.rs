@@ -1,0 +1,174 @@
+//! The control socket: an agent gets nothing from it, whatever its user; others get what is theirs, and clear errors.
+
+use agentguard_tests::bundle::reach;
+use agentguard_tests::client::{Client, Subject, dialer};
+use agentguard_tests::tools::agentguard;
+use agentguard_tests::{Bundle, Guard, Nginx, Site};
+
+#[test]
+fn an_agent_is_refused_whatever_its_user() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    // As root with everything that root can.
+    let policy = format!(
+        "privileges = \"keep\"\n\n{}",
+        reach("origin.test", origin.port, &["GET /v1/**"])
+    );
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let socket = site.path("run/control.sock");
+    let agent = guard.agent("probe");
+    let control = |subject: &dyn Subject, method: &str, path: &str, body: &str| {
+        subject
+            .client("curl".as_ref())
+            .args([
+                "--silent",
+                "--output",
+                "/dev/null",
+                "--write-out",
+                "%{http_code}",
+                "--unix-socket",
+            ])
+            .arg(&socket)
+            .args([
+                "-H",
+                "content-type: application/json",
+                "-X",
+                method,
+                "-d",
+                body,
+            ])
+            .arg(format!("http://localhost{path}"))
+            .run()
+            .stdout
+    };
+    assert_eq!(
+        control(&site, "GET", "/v1/status", ""),
+        "200",
+        "root that is no agent"
+    );
+    for (method, path, body) in [
+        ("GET", "/v1/status", ""),
+        ("GET", "/v1/agents", ""),
+        ("GET", "/v1/policy", ""),
+        ("GET", "/v1/ca", ""),
+        ("GET", "/v1/audit", ""),
+        ("POST", "/v1/kill", "{\"all\":true}"),
+        ("POST", "/v1/revive", "{\"all\":true}"),
+        ("POST", "/v1/policy", "{\"files\":{}}"),
+        (
+            "POST",
+            "/v1/policy/explain",
+            "{\"agent\":\"probe\",\"method\":\"GET\",\"url\":\"https://a.test/\"}",
+        ),
+        ("POST", "/v1/run", "{\"agent\":\"probe\",\"pid\":1}"),
+        ("POST", "/v1/unload", "{}"),
+    ] {
+        let answer = control(&agent, method, path, body);
+        assert!(
+            ["403", "000"].contains(&&*answer),
+            "{method} {path}: {answer}"
+        );
+    }
+    for words in [
+        &["status"][..],
+        &["kill", "--all"],
+        &["policy", "show"],
+        &["unload", "--yes"],
+    ] {
+        let ran = agent
+            .client(&agentguard())
+            .args(words)
+            .env("AGENTGUARD_CONFIG", site.config())
+            .run();
+        assert_eq!(ran.code(), 5, "{words:?}: {ran:#?}");
+    }
+    let mut still = dialer(&agent);
+    assert_eq!(
+        still.tries(&format!("get {}", origin.url("/v1/x"))),
+        "ok 200"
+    );
+    assert_eq!(
+        still.tries(&format!("get {}", origin.url("/v2/x"))),
+        "ok 403"
+    );
+}
+
+#[test]
+fn an_agent_cannot_start_another() {
+    let site = Site::new();
+    let policy = "privileges = \"keep\"\n";
+    let guard = Guard::start(
+        &site,
+        &Bundle::new(1)
+            .agent("probe", policy)
+            .agent("mighty", policy),
+    );
+    let ran = guard
+        .agent("probe")
+        .client(&agentguard())
+        .args(["run", "--agent", "mighty", "--", "true"])
+        .env("AGENTGUARD_CONFIG", site.config())
+        .run();
+    assert_eq!(ran.code(), 125, "{ran:#?}");
+}
+
+#[test]
+fn wrong_requests_get_a_reason() {
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let socket = site.path("run/control.sock");
+    let ask = |method: &str, path: &str, body: &str| {
+        let ran = Client::new("curl")
+            .args(["--silent", "--write-out", "\n%{http_code}", "--unix-socket"])
+            .arg(&socket)
+            .args(["-X", method, "-d", body])
+            .arg(format!("http://localhost{path}"))
+            .run()
+            .ok();
+        let (body, status) = ran.stdout.rsplit_once('\n').expect("a status");
+        let problem: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+        (status.to_owned(), problem)
+    };
+    for (method, path, body, status) in [
+        ("GET", "/v1/nonsense", "", "404"),
+        ("POST", "/v1/kill", "{", "400"),
+        ("POST", "/v1/kill", "{\"agents\":[\"prob\"]}", "404"),
+        (
+            "POST",
+            "/v1/kill",
+            "{\"agents\":[\"probe\"],\"colour\":1}",
+            "400",
+        ),
+        ("POST", "/v1/policy", "{\"files\":{}}", "422"),
+        ("POST", "/v1/run", "{\"agent\":\"probe\",\"pid\":1}", "403"),
+        ("POST", "/v1/run", "{\"agent\":\"probe\",\"pid\":0}", "409"),
+    ] {
+        let (seen, problem) = ask(method, path, body);
+        assert_eq!(seen, status, "{method} {path} {body}: {problem}");
+        assert!(
+            problem["error"].is_string() && problem["code"].is_string(),
+            "{method} {path}: {problem}"
+        );
+    }
+    guard.cli(["status"]).ok();
+}
+
+#[test]
+fn an_agent_that_holds_connections_open_keeps_nobody_out() {
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let code = format!(
+        r#"
+held = []
+for _ in range(500):
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].connect("{}")
+print("holding", flush=True)
+sys.stdin.readline()
+"#,
+        site.path("run/control.sock").display()
+    );
+    let mut agent = guard.agent("probe").python(&code).spawn();
+    agent.line(|line| line == "holding");
+    guard.cli(["kill", "probe", "--reason", "test"]).ok();
+}

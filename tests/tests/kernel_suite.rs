@@ -1,0 +1,24 @@
+//! The kernel programs on the real kernel: what they do to an agent's calls, and that they do nothing to anybody else's.
+//! Every test has its own programs, maps and pins, and takes them away again.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "kernel_suite/harness.rs"]
+mod harness;
+
+#[path = "kernel_suite/bind.rs"]
+mod bind;
+#[path = "kernel_suite/connect.rs"]
+mod connect;
+#[path = "kernel_suite/datagram.rs"]
+mod datagram;
+#[path = "kernel_suite/identify.rs"]
+mod identify;
+#[path = "kernel_suite/kill.rs"]
+mod kill;
+#[path = "kernel_suite/lineage.rs"]
+mod lineage;
+#[path = "kernel_suite/restart.rs"]
+mod restart;
+#[path = "kernel_suite/socket.rs"]
+mod socket;

@@ -1,0 +1,110 @@
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use agentguard::kernel::Rule;
+use agentguard_common::abi::EventKind;
+use agentguard_common::verdict::Refusal;
+
+use crate::harness::*;
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    server("127.0.0.1").1
+}
+
+#[test]
+fn an_agent_listens_only_where_a_rule_says() {
+    let mut host = Host::new();
+    let (port, other) = (free_port(), free_port());
+    host.rules(&[Rule::ListenTcp {
+        addr: Ipv4Addr::LOCALHOST.into(),
+        port,
+    }]);
+    let mut agent = host.agent(
+        AGENT,
+        &format!(
+            "def bind(host, port, family=socket.AF_INET, kind=socket.SOCK_STREAM):
+    return attempt(socket.socket(family, kind).bind, (host, port))
+say(bind('127.0.0.1', {other}), bind('0.0.0.0', {port}), bind('127.0.0.2', {port}), bind('127.0.0.1', 0), bind('::', {port}, socket.AF_INET6))
+say(bind('127.0.0.1', {other}, kind=socket.SOCK_DGRAM), bind('0.0.0.0', 0, kind=socket.SOCK_DGRAM))
+l = socket.socket(); l.bind(('127.0.0.1', {port})); l.listen(); say('listening')
+c, _ = l.accept(); c.sendall(b'served'); wait()"
+        ),
+    );
+    assert_eq!(agent.line(), "EPERM EPERM EPERM EPERM EPERM");
+    assert_eq!(agent.line(), "EPERM None");
+    assert_eq!(agent.line(), "listening");
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    let mut answer = [0; 6];
+    std::io::Read::read_exact(&mut stream, &mut answer).unwrap();
+    assert_eq!(&answer, b"served");
+    assert_eq!(host.refused(EventKind::Bind, Refusal::Listen), 6);
+}
+
+#[test]
+fn every_address_may_be_listed_at_once() {
+    let mut host = Host::new();
+    let port = free_port();
+    host.rules(&[Rule::ListenTcp {
+        addr: Ipv4Addr::UNSPECIFIED.into(),
+        port,
+    }]);
+    let mut agent = host.agent(
+        AGENT,
+        &format!(
+            "l = socket.socket(); l.bind(('0.0.0.0', {port})); l.listen(); say('listening')
+c, _ = l.accept(); c.sendall(b'served'); wait()"
+        ),
+    );
+    assert_eq!(agent.line(), "listening");
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    let mut answer = [0; 6];
+    std::io::Read::read_exact(&mut stream, &mut answer).unwrap();
+}
+
+#[test]
+fn listen_without_bind_gets_no_answer_out() {
+    let mut host = Host::new();
+    host.rules(&[Rule::Forward]);
+    let mut agent = host.agent(
+        AGENT,
+        "l = socket.socket(); l.listen(); say(l.getsockname()[1]); wait()",
+    );
+    let port = agent.number() as u16;
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let connected = TcpStream::connect_timeout(&address, Duration::from_millis(300));
+    assert!(connected.is_err());
+    let event = host.await_event(|event| event.kind == EventKind::Packet as u32);
+    assert_eq!(event.reason, Refusal::Listen as u32);
+}
+
+#[test]
+fn a_listed_datagram_port_answers() {
+    let mut host = Host::new();
+    let port = free_port();
+    host.rules(&[Rule::ListenUdp {
+        addr: Ipv4Addr::LOCALHOST.into(),
+        port,
+    }]);
+    let mut agent = host.agent(
+        AGENT,
+        &format!(
+            "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('127.0.0.1', {port})); say('bound')
+data, peer = u.recvfrom(9); say(attempt(u.sendto, b'answer', peer)); wait()"
+        ),
+    );
+    assert_eq!(agent.line(), "bound");
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    client.send_to(b"q", ("127.0.0.1", port)).unwrap();
+    assert_eq!(agent.line(), "6");
+    assert_eq!(client.recv(&mut [0; 9]).unwrap(), 6);
+}

@@ -1,0 +1,159 @@
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use agentguard::kernel::{Rule, netns_cookie};
+use agentguard_common::abi::{EventKind, FlowKey};
+use agentguard_common::verdict::Refusal;
+
+use crate::harness::*;
+
+fn flow(agent: SocketAddr, resolver: SocketAddr) -> FlowKey {
+    FlowKey {
+        netns: netns_cookie().unwrap(),
+        local: agent.ip().into(),
+        remote: resolver.ip().into(),
+        local_port: agent.port(),
+        remote_port: resolver.port(),
+        proto: 17,
+    }
+}
+
+#[test]
+fn a_question_arrives_at_the_resolver_and_its_answer_from_the_address_asked() {
+    let mut host = Host::new();
+    host.rules(&[Rule::Forward]);
+    let forwarder = host.forwarder();
+    let origins = host.origins();
+    let connected = "u.connect(to); say(*u.getpeername()[:2]); u.send(b'q'); say(u.recv(9).decode(), *u.getpeername()[:2]); wait()";
+    let unconnected = "u.sendto(b'q', to); say('-'); data, peer = u.recvfrom(9); say(data.decode(), *peer[:2]); wait()";
+    for (family, address, asked, resolver) in [
+        ("AF_INET", "127.9.9.9", "127.9.9.9", &forwarder.dns),
+        ("AF_INET6", "::ffff:127.9.9.9", "127.9.9.9", &forwarder.dns),
+        ("AF_INET6", "::1", "::1", &forwarder.dns6),
+    ] {
+        for way in [connected, unconnected] {
+            let mut agent = host.agent(
+                AGENT,
+                &format!(
+                    "u = socket.socket(socket.{family}, socket.SOCK_DGRAM); u.settimeout(5); to = ('{address}', 53); {way}"
+                ),
+            );
+            let mut buffer = [0; 9];
+            let (_, peer) = resolver.recv_from(&mut buffer).unwrap();
+            let key = flow(peer, resolver.local_addr().unwrap());
+            let origin = origins.datagram(&key).unwrap().expect("an origin");
+            assert_eq!(IpAddr::from(origin.addr), asked.parse::<IpAddr>().unwrap());
+            assert_eq!((origin.port, origin.agent), (53, AGENT));
+            resolver.send_to(b"answer", peer).unwrap();
+            agent.line();
+            assert_eq!(agent.line(), format!("answer {address} 53"));
+            agent.go();
+            agent.finish();
+            assert_eq!(origins.datagram(&key).unwrap(), None, "after the close");
+        }
+    }
+}
+
+#[test]
+fn questions_asked_at_once_on_one_socket_all_have_their_origin() {
+    let mut host = Host::new();
+    host.rules(&[Rule::Forward]);
+    let forwarder = host.forwarder();
+    let origins = host.origins();
+    let agent = host.agent(
+        AGENT,
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for n in range(1, 9): u.sendto(b'q', ('127.9.9.%d' % n, 53))
+say('sent'); wait()",
+    );
+    for _ in 0..8 {
+        let mut buffer = [0; 9];
+        let (_, peer) = forwarder.dns.recv_from(&mut buffer).unwrap();
+        let key = flow(peer, forwarder.dns.local_addr().unwrap());
+        assert!(origins.datagram(&key).unwrap().is_some());
+    }
+    drop(agent);
+}
+
+#[test]
+fn other_datagrams_are_refused() {
+    let mut host = Host::new();
+    host.rules(&[Rule::Forward]);
+    let _forwarder = host.forwarder();
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let said = host.run(&format!(
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+say(attempt(u.sendto, b'x', ('127.0.0.1', {port})))
+say(attempt(u.connect, ('127.0.0.1', {port})), attempt(u.send, b'x'))
+v = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+say(attempt(v.sendto, b'x', ('::1', {port})), attempt(v.sendto, b'x', ('::ffff:127.0.0.1', {port})))
+# AF_UNSPEC as the family of a destination means AF_INET to udp_sendmsg.
+name = struct.pack('<H', 0) + struct.pack('>H', {port}) + bytes([127, 0, 0, 1]) + bytes(8)
+libc = ctypes.CDLL(None, use_errno=True)
+w = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+say(libc.sendto(w.fileno(), b'x', 1, 0, name, 16), errno.errorcode[ctypes.get_errno()])"
+    ));
+    assert_eq!(said, "EPERM\nNone EPERM\nEPERM EPERM\n-1 EPERM");
+    server
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .unwrap();
+    assert!(server.recv(&mut [0; 9]).is_err(), "nothing arrived");
+    assert_eq!(host.refused(EventKind::Send, Refusal::NoRule), 5);
+}
+
+#[test]
+fn a_rule_lets_datagrams_through_and_makes_one_event() {
+    let mut host = Host::new();
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    let port = server.local_addr().unwrap().port();
+    host.rules(&[reach_udp("127.0.0.1/32", port)]);
+    let agent = host.agent(
+        AGENT,
+        &format!(
+            "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.settimeout(5)
+for _ in range(3): u.sendto(b'x', ('127.0.0.1', {port}))
+say(u.recvfrom(9)[1] == ('127.0.0.1', {port}))"
+        ),
+    );
+    let mut peer = None;
+    for _ in 0..3 {
+        peer = Some(server.recv_from(&mut [0; 9]).unwrap().1);
+    }
+    server.send_to(b"y", peer.unwrap()).unwrap();
+    assert_eq!(agent.finish(), "True");
+    let allowed = host
+        .events()
+        .iter()
+        .filter(|event| event.kind == EventKind::Send as u32 && event.reason == 0)
+        .count();
+    assert_eq!(allowed, 1);
+}
+
+#[test]
+fn a_connected_socket_with_a_control_message_is_judged_by_its_packets() {
+    let mut host = Host::new();
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let script = format!(
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.connect(('127.0.0.1', {port}))
+say(attempt(u.sendmsg, [b'x'], [(socket.IPPROTO_IP, socket.IP_TTL, struct.pack('i', 9))]))"
+    );
+    assert_eq!(host.run(&script), "EPERM");
+    host.rules(&[reach_udp("127.0.0.1/32", port)]);
+    assert_eq!(host.run(&script), "1");
+}
+
+#[test]
+fn without_a_resolver_questions_are_refused() {
+    let mut host = Host::new();
+    host.rules(&[Rule::Forward]);
+    let said = host.run(
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+say(attempt(u.sendto, b'q', ('127.9.9.9', 53)), attempt(u.connect, ('127.9.9.9', 53)))",
+    );
+    assert_eq!(said, "EPERM EPERM");
+}

@@ -1,0 +1,168 @@
+use agentguard::kernel::{Kernel, KernelError, Rule, cgroup_root};
+use agentguard_common::abi::AgentId;
+
+use crate::harness::*;
+
+#[test]
+fn enforcement_and_labels_outlive_the_daemon() {
+    let mut host = Host::new();
+    let (listener, port) = server("127.0.0.1");
+    host.rules(&[Rule::Forward, reach_tcp("127.0.0.1/32", port)]);
+    let mut agent = host.agent(
+        AGENT,
+        &format!(
+            "def both(): say(connect('127.0.0.1', {port}), connect('127.0.0.1', {port} ^ 1))
+both(); wait(); both(); pid = os.fork()
+if pid == 0: time.sleep(60)
+say(pid); wait(); both(); wait(); os.kill(pid, 9); os.wait()"
+        ),
+    );
+    assert_eq!(agent.line(), "ok EPERM");
+    let tgid = agent.tgid();
+    let links = || {
+        let mut names: Vec<_> = std::fs::read_dir(host_links(&host.pins))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = links();
+    host.forget();
+    agent.go();
+    assert_eq!(agent.line(), "ok EPERM");
+    let child = agent.number();
+    host.load();
+    assert_eq!(host.label(tgid), AGENT);
+    assert_eq!(host.label(child), AGENT, "forked while nobody looked");
+    assert!(host.kernel().hooks().iter().all(|hook| hook.attached));
+    let after: Vec<_> = {
+        let mut names: Vec<_> = std::fs::read_dir(host_links(&host.pins))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(before, after);
+    agent.go();
+    assert_eq!(agent.line(), "ok EPERM");
+    agent.go();
+    agent.finish();
+    drop(listener);
+}
+
+fn host_links(pins: &std::path::Path) -> std::path::PathBuf {
+    pins.join(format!("v{}/links", agentguard_common::abi::VERSION))
+}
+
+#[test]
+fn a_restart_leaves_no_moment_open() {
+    let mut host = Host::new();
+    let (_server, port) = server("127.0.0.1");
+    host.rules(&[reach_tcp("127.0.0.1/32", port ^ 1)]);
+    let mut agent = host.agent(
+        AGENT,
+        &format!(
+            "stop = threading.Event(); threading.Thread(target=lambda: (wait(), stop.set())).start()
+said = set()
+while not stop.is_set(): said.add(connect('127.0.0.1', {port})); said.add(str(attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1)))
+say(*said)"
+        ),
+    );
+    for _ in 0..2 {
+        host.forget();
+        host.load();
+    }
+    agent.go();
+    assert_eq!(agent.finish(), "EPERM");
+}
+
+#[test]
+fn a_second_daemon_is_told_who_is_first() {
+    let host = Host::new();
+    let second = Kernel::load(&host.pins, &cgroup_root().unwrap());
+    assert!(matches!(second, Err(KernelError::Held { tgid, .. }) if tgid == std::process::id()));
+}
+
+#[test]
+fn unload_leaves_nothing() {
+    let mut host = Host::new();
+    let (listener, port) = server("127.0.0.1");
+    let mut agent = host.agent(
+        AGENT,
+        &format!("say(connect('127.0.0.1', {port})); wait(); say(connect('127.0.0.1', {port}))"),
+    );
+    assert_eq!(agent.line(), "EPERM");
+    host.forget();
+    Kernel::unload(&host.pins).unwrap();
+    assert!(!host.pins.exists());
+    agent.go();
+    assert_eq!(agent.line(), "ok");
+    drop(listener);
+}
+
+#[test]
+fn a_load_that_fails_leaves_nothing() {
+    let pins = std::path::PathBuf::from(format!(
+        "/sys/fs/bpf/agentguard-test-{}-failed",
+        std::process::id()
+    ));
+    // A folder, but no cgroup.
+    let refused = Kernel::load(&pins, std::path::Path::new("/proc"));
+    assert!(refused.is_err());
+    assert!(!pins.exists());
+}
+
+#[test]
+fn pins_of_another_version_are_refused() {
+    let mut host = Host::new();
+    host.forget();
+    let other = host.pins.join("v999");
+    std::fs::create_dir(&other).unwrap();
+    let refused = Kernel::load(&host.pins, &cgroup_root().unwrap());
+    assert!(matches!(refused, Err(KernelError::Pins(text)) if text.contains("v999")));
+    std::fs::remove_dir(&other).unwrap();
+}
+
+#[test]
+fn a_map_of_other_sizes_is_refused() {
+    let mut host = Host::new();
+    host.forget();
+    let maps = host
+        .pins
+        .join(format!("v{}/maps", agentguard_common::abi::VERSION));
+    std::fs::rename(maps.join("CONFIG"), maps.join("CONFIG_")).unwrap();
+    std::fs::rename(maps.join("AGENTS"), maps.join("CONFIG")).unwrap();
+    let refused = Kernel::load(&host.pins, &cgroup_root().unwrap());
+    assert!(matches!(refused, Err(KernelError::Pins(text)) if text.contains("CONFIG")));
+}
+
+#[test]
+fn the_forwarders_descriptors_cannot_write() {
+    let mut host = Host::new();
+    let maps = host.kernel().forwarder_maps().unwrap();
+    let (key, value) = (7u64, [0u8; 40]);
+    // `union bpf_attr` of BPF_MAP_UPDATE_ELEM.
+    let attr = [
+        std::os::fd::AsRawFd::as_raw_fd(&maps.accepted) as u64,
+        std::ptr::from_ref(&key).addr() as u64,
+        value.as_ptr().addr() as u64,
+        0,
+    ];
+    // SAFETY: the kernel reads 32 bytes of `attr`, and key and value by the map's sizes.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::syscall(libc::SYS_bpf, 2, attr.as_ptr(), 32) };
+    let error = std::io::Error::last_os_error().raw_os_error();
+    assert_eq!((result, error), (-1, Some(libc::EPERM)));
+    let origins = agentguard::kernel::OriginMaps::from_fds(maps.accepted, maps.flows);
+    assert_eq!(origins.accepted(7).unwrap(), None);
+}
+
+#[test]
+fn ids_out_of_range_have_no_rules() {
+    let mut host = Host::new();
+    for id in [0, 1, 4096, u32::MAX] {
+        assert!(host.kernel().set_rules(AgentId(id), &[]).is_err(), "{id}");
+    }
+}

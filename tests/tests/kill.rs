@@ -1,0 +1,155 @@
+//! The kill switch: when the command returns, not one byte of payload of that agent moves any more.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use agentguard_tests::bundle::reach;
+use agentguard_tests::client::{Subject, dialer};
+use agentguard_tests::process::listening_ports;
+use agentguard_tests::{Bundle, Client, Guard, Nginx, Site, Tap};
+
+#[test]
+fn nothing_moves_after_it_returns() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let file = std::fs::File::create(origin.files().join("endless")).expect("made");
+    // Sparse: as long as the test wants, and no disk.
+    file.set_len(1 << 40).expect("set");
+    let download = |subject: &dyn Subject| -> Client {
+        subject
+            .client("curl".as_ref())
+            .args(["--silent", "--show-error", "--output", "/dev/null"])
+            .arg(origin.url("/files/endless"))
+    };
+    let policy = reach("origin.test", origin.port, &["GET /files/**", "GET /v1/**"]);
+    let bundle = Bundle::new(1)
+        .agent("probe", &policy)
+        .agent("other", &policy);
+    let mut guard = Guard::start(&site, &bundle);
+    let forwarder = guard.forwarder_tgid();
+    let inner = listening_ports(forwarder);
+    assert!(!inner.is_empty(), "the forwarder listens");
+
+    let mut tap = Tap::start();
+    let mut client = download(&guard.agent("probe")).spawn();
+    let mut survivor = dialer(&guard.agent("other"));
+    while tap.from_port(origin.port).bytes < 64 << 20 {
+        assert!(client.is_running(), "{}", client.rest());
+    }
+    // Control: it does move by itself.
+    let before = tap.from_port(origin.port);
+    while tap.from_port(origin.port).bytes < before.bytes + (16 << 20) {
+        assert!(client.is_running(), "{}", client.rest());
+    }
+
+    guard.cli(["kill", "probe", "--reason", "leaking"]).ok();
+    let returned = now_ns();
+
+    let ran = client.finish();
+    assert_ne!(ran.code(), 0, "the download was cut: {ran:#?}");
+    let hit = origin.await_hit(|hit| hit.uri == "/files/endless");
+    assert!(!hit.complete, "the origin saw it cut: {hit:?}");
+    for &port in inner.iter().chain([&origin.port]) {
+        for seen in [tap.from_port(port), tap.to_port(port)] {
+            let late = seen.last_ns.saturating_sub(returned);
+            assert_eq!(
+                late, 0,
+                "payload on port {port}, {late} ns after the command returned: {seen:?}"
+            );
+        }
+    }
+    // Another agent is untouched.
+    assert_eq!(
+        survivor.tries(&format!("get {}", origin.url("/v1/other"))),
+        "ok 200"
+    );
+
+    let records = guard.requests();
+    let cut = records
+        .iter()
+        .find(|record| record.path() == "/files/endless")
+        .expect("a record");
+    assert_eq!(cut.outcome(), "killed", "{cut:?}");
+    let order = guard
+        .audit()
+        .into_iter()
+        .find(|record| record.action() == "kill")
+        .expect("the kill itself is recorded");
+    assert!(order.0.to_string().contains("leaking"), "{order:?}");
+}
+
+#[test]
+fn it_holds_over_a_restart_until_revived() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let policy = reach("origin.test", origin.port, &["GET /v1/**"]);
+    let bundle = Bundle::new(1)
+        .agent("probe", &policy)
+        .agent("other", &policy);
+    let mut guard = Guard::start(&site, &bundle);
+    let get = format!("get {}", origin.url("/v1/x"));
+    let connect = format!("tcp 127.0.0.1 {}", origin.port);
+    let mut running = dialer(&guard.agent("probe"));
+    assert_eq!(running.tries(&get), "ok 200");
+
+    guard.cli(["kill", "probe", "--reason", "test"]).ok();
+    assert_eq!(running.tries(&connect), "error EPERM");
+    assert_ne!(running.tries(&get), "ok 200");
+
+    guard.stop();
+    guard.restart();
+    assert_eq!(running.tries(&connect), "error EPERM", "after a restart");
+    let mut other = dialer(&guard.agent("other"));
+    assert_eq!(other.tries(&get), "ok 200", "another agent");
+
+    guard.cli(["revive", "probe"]).ok();
+    assert_eq!(running.tries(&get), "ok 200", "after the revival");
+    let arrived = origin.hits_below("/v1/").len();
+    assert_eq!(arrived, 3);
+
+    guard.cli(["kill", "--all", "--reason", "test"]).ok();
+    assert_eq!(running.tries(&connect), "error EPERM");
+    assert_eq!(other.tries(&connect), "error EPERM");
+    guard.cli(["revive", "--all"]).ok();
+    assert_eq!(running.tries(&get), "ok 200");
+    assert_eq!(other.tries(&get), "ok 200");
+}
+
+#[test]
+fn a_killed_agent_starts_nothing() {
+    let site = Site::new();
+    let guard = Guard::start(
+        &site,
+        &Bundle::new(1).agent("probe", &reach("origin.test", 443, &["GET /**"])),
+    );
+    guard.agent("probe").client("true".as_ref()).run().ok();
+    let mut running = guard.agent("probe").client("sh".as_ref()).spawn();
+    running.say("echo before");
+    running.line(|line| line == "before");
+
+    guard.cli(["kill", "probe", "--reason", "test"]).ok();
+    running.say("/bin/echo after; echo status $?");
+    let status = running.after("status ");
+    assert_ne!(status, "0", "an exec of a killed agent");
+    assert!(
+        !running.heard().lines().any(|line| line == "after"),
+        "{}",
+        running.heard()
+    );
+    assert_ne!(guard.agent("probe").client("true".as_ref()).run().code(), 0);
+}
+
+#[test]
+fn an_unknown_agent_is_an_error_that_names_the_near_one() {
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let ran = guard.cli(["kill", "prob", "--reason", "test"]);
+    assert_eq!(ran.code(), 1, "{ran:#?}");
+    assert!(ran.stderr.contains("probe"), "{ran:#?}");
+}
+
+fn now_ns() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970");
+    u64::try_from(now.as_nanos()).expect("before 2554")
+}

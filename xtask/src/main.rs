@@ -1,0 +1,41 @@
+//! `cargo xtask VERB`: builds, tests and checks AgentGuard from a clean clone. One file per verb.
+
+mod build;
+mod lint;
+mod setup;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Builds, tests and checks AgentGuard",
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what building and testing need and this machine lacks; says what and why
+    Setup,
+    /// Build the release binary with its eBPF object
+    Build,
+    /// Set up, build, and run every test against the release binary (root: tests load eBPF programs)
+    Test(test::Args),
+    /// Formatting, clippy without warnings, dependency bans, licences and sources
+    Lint,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().verb {
+        Verb::Setup => setup::run(setup::Need::Tests),
+        Verb::Build => build::run().map(drop),
+        Verb::Test(args) => test::run(&args),
+        Verb::Lint => lint::run(),
+    }
+}
