@@ -1,6 +1,8 @@
 //! `cargo xtask VERB`: builds, tests and checks AgentGuard from a clean clone. One file per verb.
 
+mod bench;
 mod build;
+mod demo;
 mod lint;
 mod setup;
 mod shell;
@@ -25,8 +27,12 @@ enum Verb {
     Setup,
     /// Build the release binary with its eBPF object
     Build,
+    /// The main job on loopback, told in plain words: allowed and refused calls, the kill switch, the audit log (root)
+    Demo,
     /// Set up, build, and run every test against the release binary (root: tests load eBPF programs)
     Test(test::Args),
+    /// Set up, build, and measure the release binary beside direct connections and nginx (root)
+    Bench(bench::Args),
     /// Formatting, clippy without warnings, dependency bans, licences and sources
     Lint,
 }
@@ -35,7 +41,9 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         Verb::Setup => setup::run(setup::Need::Tests),
         Verb::Build => build::run().map(drop),
+        Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Lint => lint::run(),
     }
 }

@@ -1,0 +1,81 @@
+//! Where the measurements happen: an origin and what it serves, all on 127.0.0.1, in a harness site that goes with it.
+
+mod backend;
+mod nginx;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+use agentguard_tests::bundle::{direct, reach};
+use agentguard_tests::tools::ORIGIN;
+use agentguard_tests::{Bundle, Site};
+
+use self::backend::Backend;
+pub use self::nginx::Nginx;
+
+pub const SMALL: &str = "/1k";
+pub const EVENTS: &str = "/events";
+pub const SINK: &str = "/sink";
+pub const BULK: &str = "/bulk";
+
+/// The agent that all guarded load is.
+pub const AGENT: &str = "bench";
+
+pub struct Place {
+    origin: Nginx,
+    backend: Backend,
+    site: Site,
+}
+
+impl Place {
+    pub fn set_up(bulk_bytes: u64) -> anyhow::Result<Self> {
+        let site = Site::new();
+        std::fs::write(site.path("files/1k"), [b'k'; 1024])?;
+        // A hole: read from the page cache like any file.
+        std::fs::File::create(site.path("files/bulk"))?.set_len(bulk_bytes)?;
+        let backend = Backend::start()?;
+        let origin = Nginx::origin(&site, backend.http)?;
+        Ok(Self {
+            origin,
+            backend,
+            site,
+        })
+    }
+
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    pub fn origin(&self) -> SocketAddr {
+        self.origin.address
+    }
+
+    /// `origin.test:PORT`
+    pub fn authority(&self) -> String {
+        format!("{ORIGIN}:{}", self.origin().port())
+    }
+
+    /// Accepts and closes.
+    pub fn acceptor(&self) -> SocketAddr {
+        self.backend.acceptor
+    }
+
+    pub fn peer(&self) -> anyhow::Result<Nginx> {
+        Nginx::peer(&self.site, self.origin())
+    }
+
+    /// The origin by host and path; the acceptor straight through the kernel.
+    pub fn bundle(&self) -> Bundle {
+        let routes = [SMALL, EVENTS, BULK].map(|path| format!("GET {path}"));
+        let mut routes: Vec<&str> = routes.iter().map(String::as_str).collect();
+        let sink = format!("PUT {SINK}");
+        routes.push(&sink);
+        let host = reach(ORIGIN, self.origin().port(), &routes);
+        let kernel = direct(&self.acceptor().to_string(), "tcp");
+        Bundle::new(1).agent(AGENT, &format!("{host}{kernel}"))
+    }
+}
+
+/// A port of 127.0.0.1 that nobody has at the moment.
+fn free_port() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
