@@ -247,3 +247,78 @@ fn apply(site: &Site, bundle: &Bundle) {
     bundle.write(&dir);
     site.cli(["policy", "apply"]).arg(&dir).run().ok();
 }
+
+const CASES: &str = r#"
+[[case]]
+name    = "version one is read"
+agent   = "probe"
+request = "GET https://origin.test/v1/x"
+expect  = "allow"
+
+[[case]]
+name    = "version two is not"
+agent   = "probe"
+request = "GET https://origin.test/v2/x"
+expect  = "deny"
+reason  = "policy-denied"
+"#;
+
+#[test]
+fn a_bundles_cases_are_tested_without_a_daemon() {
+    let site = Site::new();
+    let bundle = |version: &str| {
+        let allow = format!("GET /{version}/**");
+        Bundle::new(1)
+            .agent("probe", &reach("origin.test", 443, &[&*allow]))
+            .file("tests/versions.toml", CASES)
+    };
+    let write = |bundle: Bundle, name: &str| {
+        let dir = site.path(name);
+        bundle.write(&dir);
+        dir.to_str().expect("UTF-8").to_owned()
+    };
+    let good = write(bundle("v1"), "good");
+    let test = |dir: &str, json: bool| {
+        let words = ["policy", "test", dir, "--json"];
+        site.cli(&words[..if json { 4 } else { 3 }]).run()
+    };
+    assert_eq!(test(&good, false).ok().stdout, "2 cases: all hold");
+    assert_eq!(test(&good, true).ok().json()["passed"], 2);
+
+    let bad = write(bundle("v2"), "bad");
+    let said = test(&bad, false);
+    assert_eq!(said.code(), 1, "{said:?}");
+    for part in [
+        "AT                     CASE                 EXPECTED            DECIDED\n",
+        "tests/versions.toml:3  version one is read  allow               deny policy-denied\n",
+        "tests/versions.toml:3: probe GET https://origin.test/v1/x\n  no policy permits it\n",
+        "2 cases: 2 do not hold",
+    ] {
+        assert!(said.stdout.contains(part), "{part}\n{}", said.stdout);
+    }
+    let json = test(&bad, true).json();
+    assert_eq!((&json["passed"], &json["failed"]), (&0.into(), &2.into()));
+    assert_eq!(json["cases"][0]["decided"]["outcome"], "deny");
+
+    let diff = site.cli(["policy", "diff", &good, &bad]).run().ok();
+    assert!(
+        diff.stdout.contains("2 cases: 2 decided otherwise")
+            && diff
+                .stdout
+                .starts_with("probe GET https://origin.test/v1/x\n  old  allow by probe/")
+            && diff.stdout.contains("\n  new  deny policy-denied\n"),
+        "{}",
+        diff.stdout
+    );
+    let same = site.cli(["policy", "diff", &good, &good, "--json"]).run();
+    let same = same.ok().json();
+    assert_eq!(
+        (&same["cases"], &same["changes"]),
+        (&2.into(), &serde_json::json!([]))
+    );
+
+    let broken = bundle("v1").file("tests/x.toml", "[[cases]]\n");
+    let broken = test(&write(broken, "broken"), false);
+    assert_eq!(broken.code(), 3, "{broken:?}");
+    assert!(broken.stderr.contains("did you mean `case`?"), "{broken:?}");
+}

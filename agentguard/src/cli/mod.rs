@@ -54,7 +54,7 @@ enum Verb {
     Kill(kill::Kill),
     /// Let killed agents go on
     Revive(kill::Revive),
-    /// Check, apply and explain policy bundles
+    /// Check, test, compare, apply and explain policy bundles
     #[command(subcommand)]
     Policy(policy::Verb),
     /// What was decided
@@ -170,6 +170,8 @@ mod tests {
             "agentguard kill a b --reason odd",
             "agentguard kill --all",
             "agentguard policy check /x --json",
+            "agentguard policy test /x",
+            "agentguard policy diff /x /y --json",
             "agentguard policy explain --agent a GET https://x/y",
             "agentguard unload --yes",
             "agentguard --config /c status",

@@ -4,12 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
 use super::status::short;
 use super::table::{Colour, coloured, fields};
 use super::{Failure, policy_offline, print, print_json, table};
 use crate::control::api::{Bundle, InForce};
 use crate::control::client::{Client, ClientError};
+use crate::policy::Policy;
+use crate::policy::cases::Tested;
 use crate::policy::explain::{Explanation, Question};
 use crate::policy::store::{self, Trust};
 
@@ -22,6 +25,24 @@ pub enum Verb {
     Check {
         /// The bundle's folder
         dir: PathBuf,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a bundle decides for its own cases, tests/*.toml (needs no daemon)
+    Test {
+        /// The bundle's folder
+        dir: PathBuf,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a bundle decides otherwise than another, over the cases of both (needs no daemon)
+    Diff {
+        /// The folder of the bundle to compare with
+        old: PathBuf,
+        /// The folder of the bundle that would come after it
+        new: PathBuf,
         /// One JSON object
         #[arg(long)]
         json: bool,
@@ -66,6 +87,8 @@ pub struct Explain {
 pub async fn run(verb: &Verb, client: &Client) -> Result<ExitCode, Failure> {
     match verb {
         Verb::Check { dir, json } => check(dir, *json),
+        Verb::Test { dir, json } => test(dir, *json),
+        Verb::Diff { old, new, json } => diff(old, new, *json),
         Verb::Apply { dir, json } => apply(dir, *json, client).await,
         Verb::Show { json, file } => show(*json, file.as_deref(), client).await,
         Verb::Explain(explain) => ask(explain, client).await,
@@ -87,6 +110,46 @@ fn check(dir: &Path, json: bool) -> Result<ExitCode, Failure> {
     })
 }
 
+/// A case that does not hold is a failed verification: 1. A bundle that is not valid has no cases to test: 3.
+fn test(dir: &Path, json: bool) -> Result<ExitCode, Failure> {
+    let policy = valid(dir)?;
+    let tested: Vec<Tested<'_>> = policy.test().collect();
+    let failed = tested.iter().filter(|one| !one.passed).count();
+    if json {
+        let cases: Vec<Value> = tested.iter().map(case_json).collect();
+        print_json(&json!({ "passed": tested.len() - failed, "failed": failed, "cases": cases }))?;
+    } else {
+        print(&policy_offline::tested_text(&tested, table::is_coloured()))?;
+    }
+    Ok(ExitCode::from(u8::from(failed > 0)))
+}
+
+fn case_json(one: &Tested<'_>) -> Value {
+    json!({
+        "name": one.case.name,
+        "at": one.case.at,
+        "question": one.case.question,
+        "expected": one.case.expected,
+        "decided": one.answer,
+        "passed": one.passed,
+    })
+}
+
+fn diff(old: &Path, new: &Path, json: bool) -> Result<ExitCode, Failure> {
+    let (old, new) = (valid(old)?, valid(new)?);
+    let (changes, asked) = old.diff(&new);
+    if json {
+        return print_json(&json!({ "cases": asked, "changes": changes }));
+    }
+    print(&policy_offline::changes_text(&changes, asked))
+}
+
+fn valid(dir: &Path) -> Result<Policy, Failure> {
+    let checked = policy_offline::check(dir).map_err(|e| Failure::new(INVALID, e))?;
+    let text = checked.text(false);
+    checked.result.map_err(|_| refused(&text))
+}
+
 /// What is wrong, each with its line, on stderr.
 fn refused(text: &str) -> Failure {
     eprint!("{text}");
@@ -102,7 +165,7 @@ async fn apply(dir: &Path, json: bool, client: &Client) -> Result<ExitCode, Fail
     let applied = match applied {
         Err(ClientError::Invalid { diagnostics, .. }) if !diagnostics.is_empty() => {
             if json {
-                print_json(&serde_json::json!({ "applied": false, "diagnostics": diagnostics }))?;
+                print_json(&json!({ "applied": false, "diagnostics": diagnostics }))?;
                 return Ok(ExitCode::from(INVALID));
             }
             let text = policy_offline::diagnostics_text(&sources, &diagnostics, false);

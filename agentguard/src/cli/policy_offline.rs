@@ -1,6 +1,7 @@
-//! What `policy check` and `policy explain` print: a bundle's errors with the lines they are on, and why a request gets the
-//! answer it gets. Needs no daemon.
+//! What `policy check`, `test`, `diff` and `explain` print: a bundle's errors with the lines they are on, what its cases
+//! get, and why. Needs no daemon.
 
+mod cases;
 mod errors;
 mod explanation;
 mod layout;
@@ -12,6 +13,7 @@ use std::path::Path;
 use agentguard_common::abi::AgentId;
 use serde_json::{Value, json};
 
+pub use self::cases::{changes_text, tested_text};
 pub use self::errors::diagnostics_text;
 pub use self::explanation::explanation_text;
 use self::layout::{count, paint, printable};
@@ -132,17 +134,8 @@ error: the bundle is not valid: 2 errors in 2 files
         );
         assert_eq!(found.json()["bundle"]["serial"], 3);
         let host = ("hosts/h.toml", "[host]\nname = \"x\"\n");
-        let found = checked(&[
-            MANIFEST,
-            ("agents/a.toml", agent),
-            ("tests/t.toml", ""),
-            host,
-        ]);
+        let found = checked(&[MANIFEST, ("agents/a.toml", agent), host]);
         let text = found.text(false);
-        assert!(
-            text.contains("\nnote: tests/t.toml: this build does not run a bundle's tests\n"),
-            "{text}"
-        );
         assert!(
             text.contains("\nnote: hosts/h.toml:2: no agent reaches `x`\n"),
             "{text}"

@@ -1,13 +1,13 @@
 //! The bundle's files together: which there are, and what one says that another must agree with.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use agentguard_common::abi::{MAX_IDENTIFY, MAX_RULES};
 use sha2::{Digest as _, Sha256};
 
-use super::diagnostic::{Place, Report, Text, nearest};
+use super::diagnostic::{Place, Report, Text, did_you_mean, nearest};
 use super::host::HostMap;
-use super::parse::{self, AgentFile, HostFile};
+use super::parse::{self, AgentFile, CaseEntry, HostFile};
 use super::rules::{self, Rule};
 use super::{KernelRule, Meta, Proto, Sources};
 
@@ -17,6 +17,7 @@ pub(super) struct Bundle {
     pub agents: Vec<AgentFile>,
     pub hosts: Vec<HostFile>,
     pub rules: Vec<Rule>,
+    pub cases: Vec<CaseEntry>,
     /// Whether every agent's and host's file could be read as it was meant.
     pub whole: bool,
 }
@@ -74,6 +75,7 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
         agents: Vec::new(),
         hosts: Vec::new(),
         rules: Vec::new(),
+        cases: Vec::new(),
         whole: true,
     };
     if sources.files.values().map(String::len).sum::<usize>() > MAX_BYTES {
@@ -106,7 +108,7 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
             Some(FileKind::Agent) => bundle.agents.extend(parse::agent_file(report, file)),
             Some(FileKind::Host) => bundle.hosts.extend(parse::host_file(report, file)),
             Some(FileKind::Rules) => bundle.rules.extend(rules::rules_file(report, file)),
-            Some(FileKind::Test) => {}
+            Some(FileKind::Test) => bundle.cases.extend(parse::case_file(report, file)),
             None => report.file_error(
                 name,
                 "the file is no part of a bundle",
@@ -119,6 +121,10 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
     check_agents(report, &bundle.agents);
     check_hosts(report, &bundle.hosts);
     check_rule_ids(report, &bundle.rules);
+    // What another file failed to say would be missed here a second time.
+    if report.is_clean() {
+        check_cases(report, &bundle);
+    }
     bundle
 }
 
@@ -261,6 +267,41 @@ fn check_rule_ids(report: &mut Report<'_>, rules: &[Rule]) {
                 rule.at,
                 format!("`@id(\"{}\")` is already used in {first}", rule.id),
             );
+        }
+    }
+}
+
+/// Cases name what the bundle has, and are told apart by their names.
+fn check_cases(report: &mut Report<'_>, bundle: &Bundle) {
+    let agents: HashSet<&str> = bundle
+        .agents
+        .iter()
+        .map(|file| file.agent.name.as_str())
+        .collect();
+    let rules: HashSet<&str> = bundle.rules.iter().map(|rule| rule.id.as_str()).collect();
+    let mut names: HashMap<&str, Place> = HashMap::new();
+    for case in &bundle.cases {
+        if let Some(first) = names.insert(&case.name.value, case.name.at) {
+            let first = report.name(first);
+            let shown = super::host::show(&case.name.value);
+            report.error(
+                case.name.at,
+                format!("the case `{shown}` is already in {first}"),
+            );
+        }
+        let agent = case.question.agent.as_str();
+        if !agents.contains(agent) {
+            let shown = super::host::show(agent);
+            let help = did_you_mean(agent, agents.iter().copied());
+            let message = format!("the bundle has no agent `{shown}`");
+            report.error_with(case.agent_at, message, help);
+        }
+        for id in &case.policies {
+            if !rules.contains(id.value.as_str()) {
+                let shown = super::host::show(&id.value);
+                let help = did_you_mean(&id.value, rules.iter().copied());
+                report.error_with(id.at, format!("the bundle has no rule `{shown}`"), help);
+            }
         }
     }
 }

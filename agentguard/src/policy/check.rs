@@ -10,7 +10,7 @@ use super::bundle::Bundle;
 use super::diagnostic::{Place, Report, did_you_mean};
 use super::host::{HostMap, HostPattern};
 use super::parse::AgentFile;
-use super::rules::{HostScope, Rule, first_label, report_with};
+use super::rules::{HostScope, Rule, first_label};
 use super::schema::{self, Scope};
 use super::{KernelRule, TlsMode};
 
@@ -180,8 +180,7 @@ fn check_literals(report: &mut Report<'_>, world: &World<'_>, rule: &Rule) -> bo
         if !world.by_name.contains_key(name.as_str()) {
             known = false;
             let help = did_you_mean(name, world.by_name.keys().copied());
-            report_with(
-                report,
+            report.error_with(
                 *at,
                 format!("the bundle has no agent `{}`", super::host::show(name)),
                 Some(help.unwrap_or_else(|| "add it to agents/, or correct the name".into())),
@@ -204,8 +203,7 @@ fn check_literals(report: &mut Report<'_>, world: &World<'_>, rule: &Rule) -> bo
             continue;
         }
         let help = did_you_mean(&id, world.host_ids.iter().map(String::as_str));
-        report_with(
-            report,
+        report.error_with(
             *at,
             format!("the bundle has no host `{id}`"),
             Some(help.unwrap_or_else(|| {
@@ -300,7 +298,7 @@ fn validate<'b>(
         } else {
             without_action(message)
         };
-        report_with(report, at, message, help);
+        report.error_with(at, message, help);
     };
     for error in result.validation_errors() {
         let of_head = matches!(error, ValidationError::UnrecognizedActionId(_));

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use agentguard_common::abi::AgentId;
 use cedar_policy::{Effect, EntityUid};
 
-use super::bundle::{Bundle, FileKind};
+use super::bundle::Bundle;
 use super::candidates::Candidates;
+use super::cases::Case;
 use super::diagnostic::Report;
 use super::entity::{self, HostFacts};
 use super::glob::Routes;
@@ -94,6 +95,13 @@ pub(super) fn compile(
         };
         agents.insert(*id, agent(report, &slicer));
     }
+    let cases = bundle.cases.into_iter().map(|case| Case {
+        at: report.name(case.name.at),
+        name: case.name.value,
+        question: case.question,
+        expected: case.expected,
+    });
+    let cases = cases.collect();
     let rules = bundle.rules.into_iter().map(|rule| CompiledRule {
         at: report.name(rule.at),
         id: rule.id,
@@ -105,16 +113,12 @@ pub(super) fn compile(
         meta: bundle.meta?,
         agents,
         facts,
+        cases,
         notes,
     })
 }
 
 fn notes(report: &Report<'_>, bundle: &Bundle) -> Vec<String> {
-    let tests = report
-        .texts()
-        .filter(|(_, name, _)| FileKind::of(name) == Some(FileKind::Test));
-    let tests =
-        tests.map(|(_, name, _)| format!("{name}: this build does not run a bundle's tests"));
     let reach = || {
         bundle
             .agents
@@ -126,14 +130,14 @@ fn notes(report: &Report<'_>, bundle: &Bundle) -> Vec<String> {
         .hosts
         .iter()
         .filter(|file| !reach().any(|host| host.covers(&file.host) || file.host.covers(host)));
-    let unreached = unreached.map(|file| {
+    let notes = unreached.map(|file| {
         format!(
             "{}: no agent reaches `{}`",
             report.name(file.at),
             file.host.id()
         )
     });
-    tests.chain(unreached).collect()
+    notes.collect()
 }
 
 fn agent(report: &Report<'_>, slicer: &Slicer<'_>) -> CompiledAgent {

@@ -98,6 +98,10 @@ impl<'s> Report<'s> {
         self.push(at, message.into(), Some(help.into()));
     }
 
+    pub fn error_with(&mut self, at: Place, message: impl Into<String>, help: Option<String>) {
+        self.push(at, message.into(), help);
+    }
+
     /// What concerns a file as a whole, or one that is not there.
     pub fn file_error(&mut self, file: &str, message: impl Into<String>, help: Option<String>) {
         self.found.push(Diagnostic {

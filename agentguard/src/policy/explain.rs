@@ -112,7 +112,7 @@ impl Policy {
         })
     }
 
-    fn agent_named(&self, name: &str) -> Result<(AgentId, &CompiledAgent), String> {
+    pub(super) fn agent_named(&self, name: &str) -> Result<(AgentId, &CompiledAgent), String> {
         let found = self
             .agents
             .iter()
@@ -223,7 +223,7 @@ fn shorthand_place(id: &str) -> String {
         .to_owned()
 }
 
-fn why(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgement<'_>) -> String {
+pub(super) fn why(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgement<'_>) -> String {
     let listed = |ids: &mut dyn Iterator<Item = &String>| {
         ids.map(|id| format!("`{id}`"))
             .collect::<Vec<_>>()

@@ -6,6 +6,7 @@
 
 mod bundle;
 mod candidates;
+pub mod cases;
 mod check;
 mod compile;
 mod decide;
@@ -157,6 +158,7 @@ pub struct Policy {
     agents: BTreeMap<AgentId, compile::CompiledAgent>,
     rules: Vec<compile::CompiledRule>,
     facts: host::HostMap<entity::HostFacts>,
+    cases: Vec<cases::Case>,
     notes: Vec<String>,
 }
 
@@ -213,7 +215,7 @@ impl Policy {
         (self.rules.len(), shorthand.sum())
     }
 
-    /// What is no error and yet may not be meant: tests that this build does not run, hosts that no agent reaches.
+    /// What is no error and yet may not be meant: hosts that no agent reaches.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }

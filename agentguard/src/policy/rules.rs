@@ -107,7 +107,7 @@ pub(super) fn rules_file(report: &mut Report<'_>, file: u32) -> Vec<Rule> {
                 let label = error.labels().and_then(|mut labels| labels.next());
                 let label = label.and_then(|label| label.label().map(|text| format!(": {text}")));
                 let message = format!("{error}{}", label.unwrap_or_default());
-                report_with(report, at, message, help);
+                report.error_with(at, message, help);
             }
             return Vec::new();
         }
@@ -172,7 +172,7 @@ fn check_annotations(report: &mut Report<'_>, file: u32, tokens: &[Token<'_>]) {
             );
         } else if name != "id" {
             let help = did_you_mean(name, ["id", "approve", "credential", "limit"]);
-            report_with(report, at, format!("unknown annotation `@{name}`"), help);
+            report.error_with(at, format!("unknown annotation `@{name}`"), help);
         }
     }
 }
@@ -281,16 +281,4 @@ fn eid(uid: &EntityUid) -> String {
 /// Where a Cedar error points first.
 pub(super) fn first_label(error: &dyn miette::Diagnostic) -> Option<usize> {
     error.labels()?.map(|label| label.offset()).next()
-}
-
-pub(super) fn report_with(
-    report: &mut Report<'_>,
-    at: Place,
-    message: String,
-    help: Option<String>,
-) {
-    match help {
-        Some(help) => report.error_help(at, message, help),
-        None => report.error(at, message),
-    }
 }

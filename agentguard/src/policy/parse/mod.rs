@@ -1,6 +1,7 @@
 //! The bundle's TOML files, read into plain values with their positions. Checks each file alone.
 
 mod agent;
+mod case;
 mod host;
 mod manifest;
 mod reach;
@@ -11,6 +12,7 @@ use toml::de::DeTable;
 use super::diagnostic::{Place, Report};
 
 pub(super) use agent::{AgentFile, agent_name};
+pub(super) use case::{CaseEntry, case_file};
 pub(super) use host::{HostFile, UNKNOWN_RISK};
 pub(super) use manifest::manifest;
 pub(super) use reach::{Allow, Method, Reach};

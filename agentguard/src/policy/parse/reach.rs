@@ -113,10 +113,7 @@ fn reach_host(report: &mut Report<'_>, table: &Table<'_>) -> Option<Reach> {
             } else {
                 None
             };
-            match help {
-                Some(help) => report.error_help(host.at, why, help),
-                None => report.error(host.at, why),
-            }
+            report.error_with(host.at, why, help.map(str::to_owned));
             None
         }
     }

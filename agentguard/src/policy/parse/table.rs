@@ -47,6 +47,7 @@ const HOMES: &[(&str, &str)] = &[
     ("to", "[[reach]]"),
     ("on", "[[listen]]"),
     ("serial", "bundle.toml"),
+    ("expect", "[[case]] of a file in tests/"),
 ];
 
 impl<'a> Table<'a> {
@@ -135,10 +136,7 @@ impl<'a> Table<'a> {
             .join(", ");
         let help = did_you_mean(&found.value, choices.iter().copied());
         let message = format!("`{key}` is `{}`, which is none of {list}", found.value);
-        match help {
-            Some(help) => report.error_help(found.at, message, help),
-            None => report.error(found.at, message),
-        }
+        report.error_with(found.at, message, help);
         None
     }
 
@@ -160,6 +158,34 @@ impl<'a> Table<'a> {
             .iter()
             .filter_map(|item| self.expect_string(report, key, item))
             .collect()
+    }
+
+    /// A table of strings or lists of them: `key = { "name" = "value" }`, one pair for each value.
+    pub fn pairs(&self, report: &mut Report<'_>, key: &str) -> Vec<(String, String)> {
+        let Some(value) = self.keys.get(key) else {
+            return Vec::new();
+        };
+        let Some(entries) = value.get_ref().as_table() else {
+            report.error_help(
+                self.place(value),
+                format!("`{key}` is a {}, not a table of strings", kind(value)),
+                format!("write `{key} = {{ \"name\" = \"value\" }}`"),
+            );
+            return Vec::new();
+        };
+        let mut pairs = Vec::new();
+        for (name, value) in entries {
+            let name: &str = name.get_ref();
+            let values = match value.get_ref().as_array() {
+                Some(array) => array.iter().collect(),
+                None => vec![value],
+            };
+            for value in values {
+                let value = self.expect_string(report, name, value);
+                pairs.extend(value.map(|value| (name.to_owned(), value.value)));
+            }
+        }
+        pairs
     }
 
     pub fn unsigned(&self, report: &mut Report<'_>, key: &str) -> Option<Located<u64>> {

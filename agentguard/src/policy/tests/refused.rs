@@ -404,9 +404,69 @@ fn the_digest_covers_names_and_contents() {
         all.extend(files);
         compile(&sources(&all)).meta().digest.clone()
     };
-    let one = digest(&[("tests/a.toml", "x")]);
+    let one = digest(&[("tests/a.toml", "# x")]);
     assert_eq!(one.len(), 64);
-    assert_ne!(one, digest(&[("tests/b.toml", "x")]));
-    assert_ne!(one, digest(&[("tests/a.toml", "y")]));
-    assert_eq!(one, digest(&[("tests/a.toml", "x")]));
+    assert_ne!(one, digest(&[("tests/b.toml", "# x")]));
+    assert_ne!(one, digest(&[("tests/a.toml", "# y")]));
+    assert_eq!(one, digest(&[("tests/a.toml", "# x")]));
+}
+
+#[test]
+fn cases_ask_what_the_bundle_can_answer() {
+    let case = |text: &str| {
+        let mut all = bundle(REACH, "@id(\"p\") permit (principal, action, resource);");
+        let text = format!("[[case]]\nname = \"c\"\n{text}");
+        all.files.insert("tests/t.toml".into(), text);
+        found(&all)
+    };
+    let asks = |request: &str| format!("agent = \"a\"\nrequest = \"{request}\"\n");
+    let whole = asks("GET https://h.example/") + "expect = \"allow\"\n";
+    assert!(case(&(whole.clone() + "policies = [\"p\"]\n")).is_empty());
+    let cases = [
+        (
+            asks("GET https://h.example/"),
+            "tests/t.toml:1:1: [[case]] has no `expect` | add `expect = \"allow\"`",
+        ),
+        (
+            whole.replace("GET https", "https"),
+            "tests/t.toml:4:11: `https://h.example/` is not a request | write the method",
+        ),
+        (
+            whole.replace("https", "ftp"),
+            "tests/t.toml:4:11: `ftp` is not http or https",
+        ),
+        (
+            whole.replace("\"a\"", "\"b\""),
+            "tests/t.toml:3:9: the bundle has no agent `b` | did you mean `a`?",
+        ),
+        (
+            whole.clone() + "policies = [\"q\"]\n",
+            "tests/t.toml:6:13: the bundle has no rule `q` | did you mean `p`?",
+        ),
+        (
+            whole.clone() + "reason = \"policy-denied\"\n",
+            "tests/t.toml:6:10: `reason` is why something is refused",
+        ),
+        (
+            whole.replace("allow", "deny") + "reason = \"policy-denid\"\n",
+            "tests/t.toml:6:10: `policy-denid` is no reason | did you mean `policy-denied`?",
+        ),
+        (
+            whole.clone() + "headers = [\"a\"]\n",
+            "tests/t.toml:6:11: `headers` is a array, not a table of strings",
+        ),
+        (
+            whole.clone() + "body = \"{}\"\n",
+            "tests/t.toml:6:1: `body` in [[case]] is not enforced by this build",
+        ),
+        (
+            whole.clone() + "[[case]]\nname = \"c\"\n" + &whole,
+            "tests/t.toml:7:8: the case `c` is already in tests/t.toml:2",
+        ),
+    ];
+    for (text, expected) in cases {
+        let found = case(&text);
+        assert_eq!(found.len(), 1, "{text}{found:#?}");
+        assert!(found[0].starts_with(expected), "{expected}\n{found:#?}");
+    }
 }

@@ -1,0 +1,136 @@
+//! `tests/*.toml`: requests with the decisions that the bundle's author expects.
+
+use super::document;
+use super::table::{Keys, Located, Table};
+use crate::policy::cases::{Expected, Outcome};
+use crate::policy::diagnostic::{Place, Report, did_you_mean};
+use crate::policy::question::{Parsed, Question};
+use crate::reason::DenyReason;
+
+/// One `[[case]]`, with positions for the checks across files.
+pub(in crate::policy) struct CaseEntry {
+    pub name: Located<String>,
+    pub agent_at: Place,
+    pub question: Question,
+    pub expected: Expected,
+    /// Those of `expected`.
+    pub policies: Vec<Located<String>>,
+}
+
+const FILE: Keys = Keys {
+    known: &["case"],
+    later: &[],
+};
+const CASE: Keys = Keys {
+    known: &[
+        "name", "agent", "request", "headers", "expect", "reason", "policies",
+    ],
+    later: &["body", "task", "approvals", "time"],
+};
+
+pub(in crate::policy) fn case_file(report: &mut Report<'_>, file: u32) -> Vec<CaseEntry> {
+    let text = report.text(file);
+    let Some(document) = document(report, file, text) else {
+        return Vec::new();
+    };
+    let root = Table::root(file, &document);
+    root.check_keys(report, &FILE);
+    let tables = root.tables(report, "case", "[[case]]");
+    let cases = tables.iter().filter_map(|table| case(report, table));
+    cases.collect()
+}
+
+fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
+    table.check_keys(report, &CASE);
+    let name = table.required(report, "name");
+    let agent = table.required(report, "agent");
+    let request = table.required(report, "request");
+    let headers = table.pairs(report, "headers");
+    let policies = table.strings(report, "policies");
+    let expected = expected(report, table, &policies);
+    let request = request?;
+    let Some((method, url)) = request.value.split_once(' ') else {
+        report.error_help(
+            request.at,
+            format!(
+                "`{}` is not a request",
+                super::super::host::show(&request.value)
+            ),
+            "write the method, one space and the URL: `request = \"GET https://host/path\"`",
+        );
+        return None;
+    };
+    let agent = agent?;
+    let question = Question {
+        agent: agent.value,
+        method: method.to_owned(),
+        url: url.to_owned(),
+        headers,
+    };
+    if let Err(why) = Parsed::new(&question) {
+        report.error(request.at, why);
+        return None;
+    }
+    Some(CaseEntry {
+        name: name?,
+        agent_at: agent.at,
+        question,
+        expected: expected?,
+        policies,
+    })
+}
+
+fn expected(
+    report: &mut Report<'_>,
+    table: &Table<'_>,
+    policies: &[Located<String>],
+) -> Option<Expected> {
+    if !table.has("expect") {
+        report.error_help(
+            table.at,
+            "[[case]] has no `expect`",
+            "add `expect = \"allow\"` or `expect = \"deny\"`",
+        );
+        return None;
+    }
+    let outcome = match table
+        .choice(report, "expect", &["allow", "deny"])?
+        .value
+        .as_str()
+    {
+        "allow" => Outcome::Allow,
+        _ => Outcome::Deny,
+    };
+    let reason = table.string(report, "reason");
+    if let Some(reason) = reason.as_ref().filter(|_| outcome == Outcome::Allow) {
+        report.error_help(
+            reason.at,
+            "`reason` is why something is refused, and this case expects `allow`",
+            "remove `reason`, or expect `deny`",
+        );
+        return None;
+    }
+    Some(Expected {
+        outcome,
+        reason: match reason {
+            Some(slug) => Some(reason_of(report, &slug)?),
+            None => None,
+        },
+        policies: table
+            .has("policies")
+            .then(|| policies.iter().map(|id| id.value.clone()).collect()),
+    })
+}
+
+fn reason_of(report: &mut Report<'_>, slug: &Located<String>) -> Option<DenyReason> {
+    let known = DenyReason::ALL.into_iter();
+    let found = known.clone().find(|reason| reason.slug() == slug.value);
+    if found.is_none() {
+        let slugs: Vec<&str> = known.map(DenyReason::slug).collect();
+        let help = did_you_mean(&slug.value, slugs.iter().copied())
+            .unwrap_or_else(|| format!("known here: {}", slugs.join(", ")));
+        let shown = super::super::host::show(&slug.value);
+        report.error_help(slug.at, format!("`{shown}` is no reason"), help);
+    }
+    found
+}
