@@ -2,7 +2,8 @@
 //!
 //! Read in the order of one call: [`kernel`] (attribution and the connect verdict, with `agentguard-ebpf`), then
 //! `forwarder::serve_connection` (the whole path on the wire), [`policy`] (the decision), [`audit`] (its record).
-//! [`daemon`] wires them together; [`control`] is the API that [`cli`] speaks.
+//! [`daemon`] wires them together; [`control`] is the API that [`cli`] speaks. What is promised, and whether it holds on this
+//! host, is in [`guarantee`] alone.
 //!
 //! Invariants:
 //! - `policy` does no I/O and has no clock;

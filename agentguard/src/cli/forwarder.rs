@@ -21,15 +21,11 @@ pub fn run() -> Result<ExitCode, Failure> {
         .without_time()
         .with_target(false)
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(1, format!("cannot start the runtime: {e}")))?;
     let inherited = Inherited {
         link,
         accepted,
         flows,
     };
-    runtime.block_on(forwarder::run(inherited))?;
+    forwarder::run(inherited)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::link::{Ended, Session};
 use super::state::Shared;
-use crate::link::frame::{PolicyUpdate, Start, ToForwarder, Upstream};
+use crate::link::frame::{PolicyUpdate, Sandbox, Start, ToForwarder, Upstream};
 
 /// Restart delays grow from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -40,6 +40,7 @@ pub enum Status {
         pid: u32,
         port: u16,
         since: Timestamp,
+        sandbox: Sandbox,
     },
     Down {
         error: String,

@@ -92,6 +92,7 @@ impl Session {
             port,
             listener4,
             listener6,
+            sandbox,
         } = ready
         else {
             return Err("the forwarder's first frame was not `Ready`".into());
@@ -112,9 +113,15 @@ impl Session {
             pid: tgid,
             port,
             since,
+            sandbox,
         };
         shared.forwarder.set_status(status);
-        tracing::info!(pid = tgid, port, "the forwarder listens");
+        tracing::info!(
+            pid = tgid,
+            port,
+            landlock_abi = sandbox.landlock_abi,
+            "the forwarder listens"
+        );
         Ok(Self {
             child,
             out,

@@ -2,16 +2,15 @@
 //! chance.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, UdpSocket};
 
 /// Tried in this order when no port is configured: above and below Linux's usual ephemeral range (32768 to 60999).
 const CANDIDATES: [std::ops::RangeInclusive<u16>; 2] = [61_000..=65_535, 20_000..=32_767];
 const BACKLOG: i32 = 4096;
 
-/// The listeners of one family.
+/// The listeners of one family, not blocking.
 pub struct Sockets {
     pub tcp: TcpListener,
     pub udp: UdpSocket,
@@ -67,8 +66,8 @@ fn sockets(ip: IpAddr, port: u16) -> io::Result<Sockets> {
     udp.bind(&addr.into())?;
     Ok(Sockets {
         cookie: tcp.cookie()?,
-        tcp: TcpListener::from_std(tcp.into())?,
-        udp: UdpSocket::from_std(udp.into())?,
+        tcp: tcp.into(),
+        udp: udp.into(),
     })
 }
 

@@ -36,6 +36,7 @@ mod orders;
 mod outbox;
 mod record;
 pub mod resolve;
+mod sandbox;
 #[cfg(test)]
 mod tests;
 
@@ -44,9 +45,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_common::abi::Origin;
+use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
@@ -120,9 +123,21 @@ impl Forwarder {
     }
 }
 
-/// Runs until the daemon says stop or the link closes.
-pub async fn run(inherited: Inherited) -> anyhow::Result<()> {
-    orders::follow(inherited).await
+/// Runs until the daemon says stop or the link closes. To be called while there is no other thread: the sandbox is for
+/// those to come.
+pub fn run(inherited: Inherited) -> anyhow::Result<()> {
+    let Some((start, listening)) = orders::begin(&inherited.link)? else {
+        return Ok(());
+    };
+    let sandbox = sandbox::enter()?;
+    let runtime = runtime(Builder::new_multi_thread())?;
+    runtime.block_on(orders::follow(inherited, start, listening, sandbox))
+}
+
+/// Without tokio's signal handling, which the forwarder has no use for and its sandbox no calls.
+fn runtime(mut builder: Builder) -> anyhow::Result<Runtime> {
+    let built = builder.enable_io().enable_time().build();
+    built.context("cannot start the runtime")
 }
 
 /// The path of one connection, in order. Whoever ends it early completes its entry; an entry that is dropped says so in

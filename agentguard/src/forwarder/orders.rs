@@ -1,9 +1,12 @@
 //! What the daemon says and what it is told: start, bundles, leaves, kills, records in batches.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::runtime::Builder;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -15,7 +18,7 @@ use super::outbox::Outbox;
 use super::{Forwarder, Inherited, accept, upstream};
 use crate::kernel::OriginMaps;
 use crate::link::channel::{self, Receiver};
-use crate::link::frame::{PolicyUpdate, ToDaemon, ToForwarder};
+use crate::link::frame::{PolicyUpdate, Sandbox, Start, ToDaemon, ToForwarder};
 use crate::policy::Policy;
 use crate::sys::socket::netns_cookie;
 
@@ -24,22 +27,40 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long connections may take to be gone after a stop.
 const STOP: Duration = Duration::from_secs(2);
 
-/// Follows the daemon's orders until it says stop or is gone. Without a daemon there is nobody to record decisions: the
-/// forwarder ends, and the kernel refuses what agents connect.
-pub async fn follow(inherited: Inherited) -> anyhow::Result<()> {
-    let (sender, mut receiver) = channel::open::<ToDaemon, ToForwarder>(inherited.link)?;
-    let start = match receiver.receive().await? {
+/// The daemon's first word, and what it takes to listen as it says, which the sandbox would refuse. `None` if there is no
+/// daemon any more.
+pub fn begin(link: &OwnedFd) -> anyhow::Result<Option<(Start, Listening)>> {
+    // Of one thread, and gone before there is another.
+    let runtime = super::runtime(Builder::new_current_thread())?;
+    let first = runtime.block_on(async {
+        let (_, mut receiver) = channel::open::<ToDaemon, ToForwarder>(link.try_clone()?)?;
+        anyhow::Ok(receiver.receive().await?)
+    });
+    let start = match first? {
         Some(ToForwarder::Start(start)) => *start,
         Some(_) => bail!("the daemon did not begin with Start"),
-        None => return Ok(()),
+        None => return Ok(None),
     };
-    let maps = Arc::new(OriginMaps::from_fds(inherited.accepted, inherited.flows));
     let listening = listen(start.port)
         .with_context(|| format!("listening on port {} of 127.0.0.1 and ::1", start.port))?;
+    Ok(Some((start, listening)))
+}
+
+/// Follows the daemon's orders until it says stop or is gone. Without a daemon there is nobody to record decisions: the
+/// forwarder ends, and the kernel refuses what agents connect.
+pub async fn follow(
+    inherited: Inherited,
+    start: Start,
+    listening: Listening,
+    sandbox: Sandbox,
+) -> anyhow::Result<()> {
+    let (sender, mut receiver) = channel::open::<ToDaemon, ToForwarder>(inherited.link)?;
+    let maps = Arc::new(OriginMaps::from_fds(inherited.accepted, inherited.flows));
     let ready = ToDaemon::Ready {
         port: listening.port,
         listener4: listening.v4.cookie,
         listener6: listening.v6.as_ref().map(|v6| v6.cookie),
+        sandbox,
     };
     let (forwarder, inbox) = Forwarder::new(start, upstream::tag)?;
     let outbox = Outbox::start(sender, inbox, forwarder.lives.clone());
@@ -73,7 +94,7 @@ fn open(
         let origins: Arc<dyn OriginSource> = Arc::new(maps.clone());
         tokio::spawn(accept::accept(
             forwarder.clone(),
-            sockets.tcp,
+            TcpListener::from_std(sockets.tcp)?,
             origins,
             places.clone(),
             stop.clone(),
@@ -82,7 +103,7 @@ fn open(
         let datagrams = forwarder
             .dns
             .clone()
-            .serve_datagrams(sockets.udp, netns, move |key| lookup.datagram(key));
+            .serve_datagrams(UdpSocket::from_std(sockets.udp)?, netns, move |key| lookup.datagram(key));
         let stop = stop.clone();
         tokio::spawn(async move {
             tokio::select! {

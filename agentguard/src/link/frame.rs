@@ -49,6 +49,7 @@ pub enum ToDaemon {
         port: u16,
         listener4: u64,
         listener6: Option<u64>,
+        sandbox: Sandbox,
     },
     /// The leaf certificate for `name` is needed.
     WantLeaf {
@@ -98,6 +99,13 @@ pub struct Limits {
     pub upstream_head_timeout_ms: u32,
     /// How long a kept-alive connection may be idle.
     pub idle_timeout_ms: u32,
+}
+
+/// What the forwarder has taken from itself, besides the system calls that it does not need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// 0: the kernel has no Landlock.
+    pub landlock_abi: u32,
 }
 
 /// How the forwarder finds and trusts upstreams. It reads no file itself.

@@ -13,6 +13,14 @@ pub fn no_new_privs() -> Result<()> {
     })
 }
 
+/// `PR_SET_DUMPABLE`: no core dumps, and no ptrace by processes of the same user.
+pub fn forbid_dumps() -> Result<()> {
+    // SAFETY: takes integers.
+    check("prctl PR_SET_DUMPABLE", unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0)
+    })
+}
+
 /// Empties the supplementary groups, then sets gid and uid (real, effective, saved), in the only order that works.
 pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     // SAFETY: `groups` has `groups.len()` entries.
