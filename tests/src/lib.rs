@@ -8,6 +8,7 @@ pub mod audit;
 pub mod bundle;
 pub mod client;
 pub mod guard;
+pub mod inject;
 pub mod nginx;
 pub mod pki;
 pub mod process;

@@ -151,6 +151,7 @@ mod tests {
                 pid: Some(8),
                 port: Some(15000),
                 restarts: 0,
+                landlock_abi: Some(7),
                 error: None,
             },
             bundle: None,

@@ -146,6 +146,9 @@ pub struct ForwarderView {
     pub pid: Option<u32>,
     pub port: Option<u16>,
     pub restarts: u64,
+    /// How much of Landlock holds it: 0 for a kernel without.
+    #[serde(default)]
+    pub landlock_abi: Option<u32>,
     pub error: Option<String>,
 }
 

@@ -81,16 +81,19 @@ fn counts(shared: &Shared) -> AgentCounts {
 
 fn forwarder_view(shared: &Shared) -> ForwarderView {
     let (status, restarts) = shared.forwarder.status();
-    let (state, pid, port, error) = match status {
-        forwarder::Status::Starting => ("starting", None, None, None),
-        forwarder::Status::Up { pid, port, .. } => ("up", Some(pid), Some(port), None),
-        forwarder::Status::Down { error } => ("down", None, None, Some(error)),
+    let (state, up, error) = match status {
+        forwarder::Status::Starting => ("starting", None, None),
+        forwarder::Status::Up {
+            pid, port, sandbox, ..
+        } => ("up", Some((pid, port, sandbox)), None),
+        forwarder::Status::Down { error } => ("down", None, Some(error)),
     };
     ForwarderView {
         state: state.into(),
-        pid,
-        port,
+        pid: up.map(|(pid, ..)| pid),
+        port: up.map(|(_, port, _)| port),
         restarts,
+        landlock_abi: up.map(|(.., sandbox)| sandbox.landlock_abi),
         error,
     }
 }

@@ -100,10 +100,11 @@ fn open(
             stop.clone(),
         ));
         let lookup = maps.clone();
-        let datagrams = forwarder
-            .dns
-            .clone()
-            .serve_datagrams(UdpSocket::from_std(sockets.udp)?, netns, move |key| lookup.datagram(key));
+        let datagrams = forwarder.dns.clone().serve_datagrams(
+            UdpSocket::from_std(sockets.udp)?,
+            netns,
+            move |key| lookup.datagram(key),
+        );
         let stop = stop.clone();
         tokio::spawn(async move {
             tokio::select! {
