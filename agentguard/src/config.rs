@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
 pub use self::error::ConfigError;
+use crate::guarantee;
 use crate::link::frame::Limits;
 
 /// Where the configuration is if neither `--config` nor `AGENTGUARD_CONFIG` says.
@@ -248,6 +249,15 @@ impl Config {
                 "cgroup",
                 format!("`{cgroup}` is neither `auto` nor an absolute path"),
             ));
+        }
+        for gap in &self.policy.accept_gaps {
+            if !guarantee::IDS.contains(&gap.as_str()) {
+                let hint = guarantee::nearest(gap).map_or_else(
+                    || format!("there are {}", guarantee::IDS.join(", ")),
+                    |near| format!("did you mean `{near}`?"),
+                );
+                return Err(("accept_gaps", format!("unknown guarantee `{gap}`; {hint}")));
+            }
         }
         let f = &self.forwarder;
         if f.user.is_empty() || f.user == "root" || f.user == "0" {

@@ -34,6 +34,7 @@ use crate::audit::Log;
 use crate::audit::record::Operation;
 use crate::config::Config;
 use crate::control;
+use crate::guarantee::Facts;
 use crate::kernel::Kernel;
 use crate::sys;
 use crate::tls::ca::Authority;
@@ -107,6 +108,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         .map_err(|e| StartError::Failed(format!("`{}`: {e}", cgroup_root.display())))?;
     let netns_cookie =
         sys::socket::netns_cookie().map_err(|e| StartError::Failed(e.to_string()))?;
+    let host = Facts::of_host(&config);
     let (forwarder, forwarder_asks) = forwarder::Handle::new();
     let (event_asks, event_asked) = mpsc::channel(16);
     let records = records::Handle::start(log)
@@ -131,6 +133,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         killing: tokio::sync::Mutex::new(()),
         applying: tokio::sync::Mutex::new(()),
         alarms: Mutex::default(),
+        host,
         stop: tokio_util::sync::CancellationToken::new(),
         unload: AtomicBool::new(false),
     });
@@ -138,6 +141,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     start::warn_of_unknown_groups(&shared.config);
     // Kills hold before anything is enrolled.
     hold_killed(&shared)?;
+    let (active, accepted_gaps) = start::hold_to_requirements(&shared, active);
     put_in_force(&shared, active).await?;
     let serving = tokio::spawn(events::serve(shared.clone(), events, event_asked));
 
@@ -178,7 +182,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let listener = control::listen(&shared.config.paths.control_socket())
         .map_err(|e| StartError::Failed(e.to_string()))?;
     let controlling = tokio::spawn(control::serve(shared.clone(), listener));
-    note(&shared, Operation::Start, "started").await;
+    let started = format!("started{}", apply::gaps(&accepted_gaps));
+    note(&shared, Operation::Start, &started).await;
     notify(&[NotifyState::Ready]);
     tracing::info!(socket = %shared.config.paths.control_socket().display(), "ready");
 

@@ -20,6 +20,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod forwarder;
+pub mod guarantee;
 pub mod kernel;
 pub mod link;
 pub mod policy;

@@ -205,8 +205,8 @@ fn cases() -> Vec<Case> {
         case(
             "require",
             "bundle.toml",
-            "name = \"test\"\nserial = 1\nrequire = [\"exec\"]\n",
-            &["bundle.toml:3", "require"],
+            "name = \"test\"\nserial = 1\nrequire = [\"tampr\"]\n",
+            &["bundle.toml:3:12", "tampr", "tamper"],
         ),
         case(
             "exec",

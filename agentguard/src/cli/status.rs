@@ -9,6 +9,7 @@ use super::table::{Colour, coloured, fields};
 use super::{Failure, print, print_json};
 use crate::control::api::Status;
 use crate::control::client::Client;
+use crate::guarantee::{Guarantee, Holds};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -81,6 +82,7 @@ fn show(status: &Status, now: Timestamp) -> String {
             "hooks",
             format!("{attached} of {} attached", status.hooks.len()),
         ),
+        ("guarantees", guarantees(&status.guarantees)),
         ("bundle", bundle),
         (
             "agents",
@@ -102,6 +104,21 @@ fn show(status: &Status, now: Timestamp) -> String {
             },
         ),
     ])
+}
+
+fn guarantees(all: &[Guarantee]) -> String {
+    let by = |wanted| -> Vec<&str> {
+        let those = all.iter().filter(|row| row.holds == wanted);
+        those.map(|row| row.id.as_str()).collect()
+    };
+    let mut text = format!("{} of {} enforced", by(Holds::Enforced).len(), all.len());
+    for (holds, word) in [(Holds::Fallback, "by fallback"), (Holds::Open, "open")] {
+        let ids = by(holds);
+        if !ids.is_empty() {
+            text.push_str(&format!("; {word}: {}", ids.join(", ")));
+        }
+    }
+    text
 }
 
 /// As people say it: the two largest units.
@@ -165,6 +182,15 @@ mod tests {
                 name: "connect4".into(),
                 attached: true,
             }],
+            guarantees: [("tcp", Holds::Enforced), ("tamper", Holds::Open)]
+                .map(|(id, holds)| Guarantee {
+                    id: id.into(),
+                    name: id.into(),
+                    holds,
+                    why: String::new(),
+                    remedy: None,
+                })
+                .to_vec(),
             drops: BTreeMap::from([("refused".into(), 5), ("ring_full".into(), 0)]),
             audit: AuditView {
                 path: "/a".into(),
@@ -177,13 +203,14 @@ mod tests {
         let text = show(&status, Timestamp::from_second(120).unwrap());
         assert_eq!(
             text,
-            "daemon     0.1.0 pid 7, up 2m0s\n\
-             forwarder  up pid 8, port 15000, 0 restarts\n\
-             hooks      1 of 1 attached\n\
-             bundle     none: every agent is denied everything\n\
-             agents     2 known, 1 killed, 3 processes, 4 connections\n\
-             audit      9 records in /a\n\
-             kernel     refused 5\n"
+            "daemon      0.1.0 pid 7, up 2m0s\n\
+             forwarder   up pid 8, port 15000, 0 restarts\n\
+             hooks       1 of 1 attached\n\
+             guarantees  1 of 2 enforced; open: tamper\n\
+             bundle      none: every agent is denied everything\n\
+             agents      2 known, 1 killed, 3 processes, 4 connections\n\
+             audit       9 records in /a\n\
+             kernel      refused 5\n"
         );
     }
 }

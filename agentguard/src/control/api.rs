@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::guarantee::Guarantee;
 use crate::policy::{Diagnostic, Meta};
 
 /// Every answer with a status of 400 or above.
@@ -132,6 +133,8 @@ pub struct Status {
     pub bundle: Option<InForce>,
     pub agents: AgentCounts,
     pub hooks: Vec<HookView>,
+    /// What holds on this host, and what does not.
+    pub guarantees: Vec<Guarantee>,
     /// What went wrong in the kernel, by counter.
     pub drops: BTreeMap<String, u64>,
     pub audit: AuditView,

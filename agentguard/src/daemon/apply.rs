@@ -131,9 +131,13 @@ async fn try_apply(
             )));
         }
     }
+    let met = shared.meets(&new.policy).map_err(ApplyError::Refused)?;
     let result = install(shared, old.clone(), new.clone()).await;
     let (outcome, detail) = match &result {
-        Ok(()) => (Outcome::Allow, format!("generation {generation}")),
+        Ok(()) => (
+            Outcome::Allow,
+            format!("generation {generation}{}", gaps(&met.accepted)),
+        ),
         Err(error) => (Outcome::Error, error.clone()),
     };
     let in_force = if result.is_ok() {
@@ -159,7 +163,11 @@ async fn try_apply(
         generation,
         "bundle in force"
     );
+    shared.alarm("bundle", None);
     let mut warnings = new.blocks.warnings.clone();
+    warnings.extend(met.accepted.iter().map(|gap| {
+        format!("the bundle requires `{gap}`, which this host lacks and `accept_gaps` accepts")
+    }));
     if let Err(error) = adoption::adopt(shared).await {
         warnings.push(format!(
             "running processes could not all be looked at: {error}"
@@ -170,6 +178,14 @@ async fn try_apply(
         unchanged: false,
         warnings,
     })
+}
+
+/// What a record says of gaps that the configuration accepts.
+pub fn gaps(accepted: &[String]) -> String {
+    match accepted {
+        [] => String::new(),
+        some => format!("; required, not given, accepted: {}", some.join(", ")),
+    }
 }
 
 async fn install(

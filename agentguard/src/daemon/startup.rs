@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::apply::{self, ApplyError};
-use super::state::Active;
+use super::state::{Active, Shared};
 use crate::agents::registry::Registry;
 use crate::config::Config;
 use crate::kernel::{self, KernelError};
@@ -199,6 +199,27 @@ pub fn first_bundle(
             folder.display(),
             one_line(&error)
         ))),
+    }
+}
+
+/// A bundle that requires what this host lacks is not put in force: agents stay closed. Answers which gaps count and are
+/// accepted.
+pub fn hold_to_requirements(
+    shared: &Shared,
+    active: Option<Active>,
+) -> (Option<Active>, Vec<String>) {
+    let Some(active) = active else {
+        return (None, Vec::new());
+    };
+    match shared.meets(&active.policy) {
+        Ok(met) => (Some(active), met.accepted),
+        Err(why) => {
+            let (name, serial) = (&active.meta.name, active.meta.serial);
+            let trouble = format!("the bundle {name} {serial} is refused: {why}");
+            tracing::error!("{trouble}");
+            shared.alarm("bundle", Some(trouble));
+            (None, Vec::new())
+        }
     }
 }
 

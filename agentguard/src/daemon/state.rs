@@ -19,6 +19,7 @@ use crate::agents::lineage::Lineage;
 use crate::agents::registry::Registry;
 use crate::audit::record::Draft;
 use crate::config::Config;
+use crate::guarantee::{self, Facts, Guarantee, Met};
 use crate::kernel::{Kernel, KernelError};
 use crate::link::frame::PolicyUpdate;
 use crate::policy::{Meta, Policy, Sources};
@@ -76,6 +77,8 @@ pub struct Shared {
     pub applying: tokio::sync::Mutex<()>,
     /// What the operator must know, by what it is about.
     pub alarms: Mutex<BTreeMap<&'static str, String>>,
+    /// What the host offers, as it was found at start.
+    pub host: Facts,
     pub stop: CancellationToken,
     /// Set before `stop`: take the programs away too.
     pub unload: AtomicBool,
@@ -92,6 +95,25 @@ impl Shared {
             tracing::error!(%error, "cannot tell the kernel that the forwarder is gone");
         }
         lock(&self.activity).connected(&BTreeMap::new());
+    }
+
+    /// What holds now.
+    pub fn guarantees(&self) -> Vec<Guarantee> {
+        let landlock_abi = match self.forwarder.status().0 {
+            forwarder::Status::Up { sandbox, .. } => sandbox.landlock_abi,
+            _ => self.host.landlock_abi,
+        };
+        guarantee::judge(&Facts {
+            hooks: lock(&self.kernel).hooks(),
+            landlock_abi,
+            ..self.host.clone()
+        })
+    }
+
+    /// Whether this host gives what the bundle requires, and which gaps the configuration accepts.
+    pub fn meets(&self, policy: &Policy) -> Result<Met, String> {
+        let accepted = &self.config.policy.accept_gaps;
+        guarantee::require(policy.require(), accepted, &self.guarantees())
     }
 
     pub fn alarm(&self, about: &'static str, message: Option<String>) {

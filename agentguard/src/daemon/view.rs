@@ -17,6 +17,7 @@ pub fn status(shared: &Shared) -> Status {
         let kernel = lock(&shared.kernel);
         (kernel.hooks(), kernel.counters())
     };
+    let guarantees = shared.guarantees();
     let hooks: Vec<HookView> = hooks
         .iter()
         .map(|hook| HookView {
@@ -56,6 +57,7 @@ pub fn status(shared: &Shared) -> Status {
         bundle: shared.active.load().as_ref().map(|active| in_force(active)),
         agents,
         hooks,
+        guarantees,
         drops: counters
             .unwrap_or_default()
             .into_iter()

@@ -254,6 +254,11 @@ impl Kernel {
     }
 }
 
+/// Which hooks are attached now by what is pinned below `pins`, whether a daemon runs or not.
+pub fn hooks(pins: &Path) -> Vec<Hook> {
+    load::hooks(&Folders::below(pins))
+}
+
 /// One attached program.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Hook {

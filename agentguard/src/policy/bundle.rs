@@ -14,6 +14,8 @@ use super::{KernelRule, Meta, Proto, Sources};
 /// Every file of the bundle, parsed.
 pub(super) struct Bundle {
     pub meta: Option<Meta>,
+    /// Guarantees that the host must give.
+    pub require: Vec<String>,
     pub agents: Vec<AgentFile>,
     pub hosts: Vec<HostFile>,
     pub rules: Vec<Rule>,
@@ -72,6 +74,7 @@ pub(super) fn report(sources: &Sources) -> Report<'_> {
 pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
     let mut bundle = Bundle {
         meta: None,
+        require: Vec::new(),
         agents: Vec::new(),
         hosts: Vec::new(),
         rules: Vec::new(),
@@ -99,11 +102,14 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
         let kind = FileKind::of(name);
         match kind {
             Some(FileKind::Manifest) => {
-                bundle.meta = parse::manifest(report, file).map(|manifest| Meta {
-                    name: manifest.name,
-                    serial: manifest.serial,
-                    digest: digest(sources),
-                });
+                if let Some(manifest) = parse::manifest(report, file) {
+                    bundle.require = manifest.require;
+                    bundle.meta = Some(Meta {
+                        name: manifest.name,
+                        serial: manifest.serial,
+                        digest: digest(sources),
+                    });
+                }
             }
             Some(FileKind::Agent) => bundle.agents.extend(parse::agent_file(report, file)),
             Some(FileKind::Host) => bundle.hosts.extend(parse::host_file(report, file)),

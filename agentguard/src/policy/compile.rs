@@ -111,6 +111,7 @@ pub(super) fn compile(
     Some(Policy {
         rules: rules.collect(),
         meta: bundle.meta?,
+        require: bundle.require,
         agents,
         facts,
         cases,

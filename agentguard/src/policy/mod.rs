@@ -155,6 +155,7 @@ pub struct Denial {
 #[derive(Debug)]
 pub struct Policy {
     meta: Meta,
+    require: Vec<String>,
     agents: BTreeMap<AgentId, compile::CompiledAgent>,
     rules: Vec<compile::CompiledRule>,
     facts: host::HostMap<entity::HostFacts>,
@@ -185,6 +186,11 @@ impl Policy {
 
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// Ids of the guarantees that a host must give to have this bundle in force.
+    pub fn require(&self) -> &[String] {
+        &self.require
     }
 
     pub fn agents(&self) -> impl Iterator<Item = &Agent> {

@@ -21,6 +21,16 @@ pub fn forbid_dumps() -> Result<()> {
     })
 }
 
+/// The version of Landlock's ABI that this kernel enforces; 0 if none.
+pub fn landlock_abi() -> u32 {
+    /// `LANDLOCK_CREATE_RULESET_VERSION` (`linux/landlock.h`).
+    const VERSION: u32 = 1;
+    let none = std::ptr::null::<u8>();
+    // SAFETY: with this flag the kernel reads no attributes.
+    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0usize, VERSION) };
+    u32::try_from(abi).unwrap_or(0)
+}
+
 /// Empties the supplementary groups, then sets gid and uid (real, effective, saved), in the only order that works.
 pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     // SAFETY: `groups` has `groups.len()` entries.

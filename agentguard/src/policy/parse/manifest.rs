@@ -2,12 +2,15 @@
 
 use super::table::{Keys, Table};
 use super::{check_name, document};
+use crate::guarantee;
 use crate::policy::diagnostic::Report;
 
 /// What `bundle.toml` says.
 pub(in crate::policy) struct Manifest {
     pub name: String,
     pub serial: u64,
+    /// Ids of guarantees.
+    pub require: Vec<String>,
 }
 
 const KEYS: Keys = Keys {
@@ -28,15 +31,19 @@ pub(in crate::policy) fn manifest(report: &mut Report<'_>, file: u32) -> Option<
             "remove it: this build enforces every bundle",
         );
     }
-    if let Some(guarantee) = root.strings(report, "require").first() {
-        report.error_help(
-            guarantee.at,
-            format!(
-                "the guarantee `{}` in `require` is not checked by this build",
-                guarantee.value
-            ),
-            "leave `require` empty: a bundle may not ask for what is not checked",
-        );
+    let require = root.strings(report, "require");
+    for wanted in &require {
+        if !guarantee::IDS.contains(&wanted.value.as_str()) {
+            let help = guarantee::nearest(&wanted.value).map_or_else(
+                || format!("there are {}", guarantee::IDS.join(", ")),
+                |near| format!("did you mean `{near}`?"),
+            );
+            report.error_help(
+                wanted.at,
+                format!("unknown guarantee `{}` in `require`", wanted.value),
+                help,
+            );
+        }
     }
     let name = root.required(report, "name");
     let name = name.filter(|name| check_name(report, "bundle", name));
@@ -54,5 +61,6 @@ pub(in crate::policy) fn manifest(report: &mut Report<'_>, file: u32) -> Option<
     Some(Manifest {
         name: name?.value,
         serial: serial?.value,
+        require: require.into_iter().map(|wanted| wanted.value).collect(),
     })
 }

@@ -270,9 +270,9 @@ fn one_mistake_gives_one_error_that_names_it() {
         (
             sources(&[(
                 "bundle.toml",
-                "name = \"b\"\nserial = 1\nrequire = [\"exec\"]\n",
+                "name = \"b\"\nserial = 1\nrequire = [\"exce\"]\n",
             )]),
-            "bundle.toml:3:12: the guarantee `exec` in `require` is not checked",
+            "bundle.toml:3:12: unknown guarantee `exce` in `require`",
         ),
         (
             sources(&[("bundle.toml", "name = \"b\"\n")]),

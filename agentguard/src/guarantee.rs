@@ -1,0 +1,57 @@
+//! What AgentGuard promises, one row each, and whether it holds on this host. `doctor`, `status` and a bundle's `require`
+//! ask here and nowhere else; a row is judged from [`Facts`] alone.
+
+mod facts;
+mod judge;
+mod require;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::facts::{Canary, Facts};
+pub use self::judge::judge;
+pub use self::require::{Met, nearest, require};
+
+/// Every guarantee's id, in the order of [`judge`]. Bundles and scripts name them: none is ever renamed.
+pub const IDS: [&str; 19] = [
+    "lineage",
+    "tcp",
+    "udp",
+    "dns",
+    "raw-sockets",
+    "listen",
+    "kill",
+    "kill-resets",
+    "address-families",
+    "exec",
+    "exec-scripts",
+    "unix-sockets",
+    "handed-over-sockets",
+    "io-uring",
+    "terminal",
+    "tamper",
+    "namespaces",
+    "forwarder-sandbox",
+    "canary",
+];
+
+/// How far a guarantee holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Holds {
+    Enforced,
+    /// By another mechanism than the first choice, with the limits that `why` names.
+    Fallback,
+    Open,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guarantee {
+    pub id: String,
+    /// In words.
+    pub name: String,
+    pub holds: Holds,
+    pub why: String,
+    /// A kernel, a kernel parameter, a capability, a command; for what this version does not do there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}

@@ -1,0 +1,107 @@
+//! What guarantees are judged by: the hooks that are attached, the kernel's features, how the forwarder and the canary are.
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::config::Config;
+use crate::kernel::{self, Hook};
+use crate::sys::{self, diag};
+
+/// Whether this build judges executables (`[exec]` in an agent's file).
+const EXEC_RULES: bool = false;
+/// Whether `agentguard run` gives its command a system call filter.
+const RUN_FILTER: bool = false;
+
+/// The throw-away agent that tries what must be refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Canary {
+    /// No daemon runs.
+    Absent,
+    /// The daemon is starting: agents are held until the first has come back.
+    Pending,
+    Passed,
+    Failed(String),
+}
+
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The kernel's release.
+    pub kernel: String,
+    pub hooks: Vec<Hook>,
+    /// Something without which nothing can be attached, and its remedy.
+    pub missing: Option<(String, String)>,
+    pub bpf_lsm: bool,
+    pub sock_destroy: bool,
+    pub exec_rules: bool,
+    pub run_filter: bool,
+    /// `kernel.io_uring_disabled` is 2: for nobody.
+    pub io_uring_disabled: bool,
+    /// `dev.tty.legacy_tiocsti` is 0.
+    pub tiocsti_disabled: bool,
+    /// What the kernel offers or, once it runs, what the forwarder has.
+    pub landlock_abi: u32,
+    pub canary: Canary,
+}
+
+impl Facts {
+    /// Looks at the host, without a daemon and without changing anything.
+    pub fn of_host(config: &Config) -> Self {
+        let parameter = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        Self {
+            kernel: match parameter("/proc/sys/kernel/osrelease").trim() {
+                "" => "unknown".into(),
+                release => release.to_owned(),
+            },
+            hooks: kernel::hooks(&config.paths.pins),
+            missing: missing(),
+            bpf_lsm: parameter("/sys/kernel/security/lsm")
+                .trim()
+                .split(',')
+                .any(|lsm| lsm == "bpf"),
+            sock_destroy: sock_destroy(),
+            exec_rules: EXEC_RULES,
+            run_filter: RUN_FILTER,
+            io_uring_disabled: parameter("/proc/sys/kernel/io_uring_disabled").trim() == "2",
+            tiocsti_disabled: parameter("/proc/sys/dev/tty/legacy_tiocsti").trim() == "0",
+            landlock_abi: sys::privilege::landlock_abi(),
+            canary: Canary::Absent,
+        }
+    }
+
+    pub fn attached(&self, name: &str) -> bool {
+        self.hooks
+            .iter()
+            .any(|hook| hook.name == name && hook.attached)
+    }
+}
+
+/// The first thing that no hook can do without, and its remedy.
+fn missing() -> Option<(String, String)> {
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        let why = "this kernel has no BTF (/sys/kernel/btf/vmlinux)";
+        return Some((why.into(), "a kernel with CONFIG_DEBUG_INFO_BTF=y".into()));
+    }
+    if let Err(error) = kernel::cgroup_root() {
+        return Some((
+            error.to_string(),
+            "mount -t cgroup2 none /sys/fs/cgroup/unified".into(),
+        ));
+    }
+    None
+}
+
+/// Ends a socket of our own to see whether this kernel can.
+fn sock_destroy() -> bool {
+    let Ok(listener) = TcpListener::bind("127.0.0.1:0") else {
+        return false;
+    };
+    let Ok(meta) = fs::metadata(format!("/proc/self/fd/{}", listener.as_raw_fd())) else {
+        return false;
+    };
+    let ours = HashSet::from([meta.ino()]);
+    diag::destroy(&ours, diag::Which::All).is_ok_and(|cut| cut.destroyed == 1)
+}

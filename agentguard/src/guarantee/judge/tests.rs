@@ -1,0 +1,148 @@
+use super::*;
+use crate::kernel::Hook;
+
+const CGROUP_HOOKS: [&str; 16] = [
+    "fork",
+    "exec",
+    "exit",
+    "sock_create",
+    "sock_release",
+    "connected",
+    "egress",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "bind4",
+    "bind6",
+    "getpeername4",
+];
+
+fn facts(hooks: &[&'static str]) -> Facts {
+    let hooks = hooks.iter().map(|name| Hook {
+        name,
+        attached: true,
+    });
+    Facts {
+        kernel: "6.18".into(),
+        hooks: hooks.collect(),
+        missing: None,
+        bpf_lsm: false,
+        sock_destroy: true,
+        exec_rules: false,
+        run_filter: false,
+        io_uring_disabled: false,
+        tiocsti_disabled: false,
+        landlock_abi: 7,
+        canary: Canary::Passed,
+    }
+}
+
+fn holds(facts: &Facts, id: &str) -> Holds {
+    let all = judge(facts);
+    all.iter().find(|g| g.id == id).unwrap().holds
+}
+
+#[test]
+fn a_kernel_without_lsm_names_what_stays_open() {
+    let facts = facts(&CGROUP_HOOKS);
+    let by = |wanted| -> Vec<String> {
+        let all = judge(&facts).into_iter();
+        all.filter(|g| g.holds == wanted).map(|g| g.id).collect()
+    };
+    assert_eq!(
+        by(Holds::Open),
+        [
+            "address-families",
+            "exec",
+            "exec-scripts",
+            "unix-sockets",
+            "handed-over-sockets",
+            "tamper"
+        ]
+    );
+    assert_eq!(by(Holds::Fallback), ["io-uring", "terminal"]);
+}
+
+#[test]
+fn each_fact_moves_its_row() {
+    let all = facts(&CGROUP_HOOKS);
+    for (id, hooks, expected) in [
+        ("exec", &["lsm_bprm_check_security"][..], Holds::Enforced),
+        (
+            "exec-scripts",
+            &["lsm_bprm_check_security"],
+            Holds::Enforced,
+        ),
+        ("address-families", &["lsm_socket_create"], Holds::Enforced),
+        ("unix-sockets", &["unix_connect"], Holds::Open),
+        (
+            "unix-sockets",
+            &["unix_connect", "unix_sendmsg"],
+            Holds::Fallback,
+        ),
+        (
+            "unix-sockets",
+            &["lsm_unix_stream_connect", "lsm_unix_may_send"],
+            Holds::Enforced,
+        ),
+        ("tamper", &["lsm_bpf", "lsm_task_kill"], Holds::Open),
+        (
+            "tamper",
+            &["lsm_bpf", "lsm_task_kill", "lsm_ptrace_access_check"],
+            Holds::Enforced,
+        ),
+        ("terminal", &["lsm_file_ioctl"], Holds::Enforced),
+    ] {
+        let facts = facts(&[&CGROUP_HOOKS, hooks].concat());
+        assert_eq!(holds(&facts, id), expected, "{id} with {hooks:?}");
+    }
+    let exec_rules = Facts {
+        exec_rules: true,
+        ..all.clone()
+    };
+    assert_eq!(holds(&exec_rules, "exec"), Holds::Fallback);
+    let run_filter = Facts {
+        run_filter: true,
+        ..all.clone()
+    };
+    assert_eq!(holds(&run_filter, "address-families"), Holds::Fallback);
+    for (abi, expected) in [
+        (0, Holds::Fallback),
+        (4, Holds::Fallback),
+        (6, Holds::Enforced),
+    ] {
+        let facts = Facts {
+            landlock_abi: abi,
+            ..all.clone()
+        };
+        assert_eq!(holds(&facts, "forwarder-sandbox"), expected, "abi {abi}");
+    }
+    let failed = Facts {
+        canary: Canary::Failed("a connect went through".into()),
+        ..all
+    };
+    assert_eq!(holds(&failed, "canary"), Holds::Open);
+}
+
+#[test]
+fn a_hook_that_is_gone_opens_what_it_held_and_says_what_to_do() {
+    let mut facts = facts(&CGROUP_HOOKS);
+    facts
+        .hooks
+        .iter_mut()
+        .find(|hook| hook.name == "connect4")
+        .unwrap()
+        .attached = false;
+    let all = judge(&facts);
+    for id in ["tcp", "dns", "kill", "namespaces"] {
+        let row = all.iter().find(|g| g.id == id).unwrap();
+        assert_eq!(row.holds, Holds::Open, "{id}");
+        assert!(row.why.contains("connect4"), "{row:?}");
+        assert!(row.remedy.is_some(), "{row:?}");
+    }
+    facts.missing = Some(("no BTF".into(), "another kernel".into()));
+    assert_eq!(holds(&facts, "lineage"), Holds::Open);
+}

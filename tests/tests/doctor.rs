@@ -1,0 +1,208 @@
+//! What `doctor` says holds, and bundles that require what does not.
+
+use agentguard_tests::bundle::reach;
+use agentguard_tests::client::dialer;
+use agentguard_tests::{Bundle, Guard, Nginx, Ran, Site};
+use serde_json::Value;
+
+/// In this order, for ever.
+const IDS: [&str; 19] = [
+    "lineage",
+    "tcp",
+    "udp",
+    "dns",
+    "raw-sockets",
+    "listen",
+    "kill",
+    "kill-resets",
+    "address-families",
+    "exec",
+    "exec-scripts",
+    "unix-sockets",
+    "handed-over-sockets",
+    "io-uring",
+    "terminal",
+    "tamper",
+    "namespaces",
+    "forwarder-sandbox",
+    "canary",
+];
+
+#[test]
+fn it_needs_no_daemon_and_agrees_with_one() {
+    let site = Site::new();
+    let before = site.cli(["doctor", "--json"]).run().ok().json();
+    assert_eq!(before["daemon"], false, "{before}");
+    let ids: Vec<&str> = rows(&before).map(|row| text(row, "id")).collect();
+    assert_eq!(ids, IDS);
+    // Nothing is attached yet, and it says so.
+    assert_eq!(row(&before, "tcp")["holds"], "open");
+    assert!(text(row(&before, "tcp"), "why").contains("connect4"));
+    assert!(text(row(&before, "tcp"), "remedy").contains("agentguard daemon"));
+
+    let mut guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let live = guard.cli(["doctor", "--json"]).ok().json();
+    assert_eq!(live["daemon"], true, "{live}");
+    let ids: Vec<&str> = rows(&live).map(|row| text(row, "id")).collect();
+    assert_eq!(ids, IDS);
+    for held in [
+        "lineage",
+        "tcp",
+        "udp",
+        "dns",
+        "raw-sockets",
+        "listen",
+        "kill",
+    ] {
+        assert_eq!(row(&live, held)["holds"], "enforced", "{live}");
+    }
+    let sandbox = text(row(&live, "forwarder-sandbox"), "why").to_owned();
+    assert!(sandbox.contains("system call filter"), "{sandbox}");
+    for row in rows(&live) {
+        let holds = text(row, "holds");
+        assert!(["enforced", "fallback", "open"].contains(&holds), "{row}");
+        assert!(!text(row, "why").is_empty(), "{row}");
+    }
+    let status = guard.cli(["status", "--json"]).ok().json();
+    assert_eq!(status["guarantees"], live["guarantees"]);
+    let shown = guard.cli(["status"]).ok().stdout;
+    for gap in open(&live) {
+        assert!(shown.contains(&gap), "{gap} in {shown}");
+    }
+
+    // What is pinned holds on, and the doctor sees it.
+    guard.stop();
+    let stopped = guard.cli(["doctor", "--json"]).ok().json();
+    assert_eq!(stopped["daemon"], false);
+    assert_eq!(row(&stopped, "tcp")["holds"], "enforced", "{stopped}");
+}
+
+#[test]
+fn a_bundle_that_requires_too_much_is_refused() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let guard = Guard::start(&site, &bundle(&origin, 1, &[]));
+    let doctor = guard.cli(["doctor", "--json"]).ok().json();
+    let gap = open(&doctor)
+        .into_iter()
+        .next()
+        .expect("some gap on any kernel so far");
+
+    let refused = apply(&site, &guard, &bundle(&origin, 2, &["tcp", &gap]));
+    assert_eq!(refused.code(), 3, "{refused:#?}");
+    assert!(refused.stderr.contains(&format!("`{gap}`")), "{refused:#?}");
+    assert!(!refused.stderr.contains("`tcp`"), "{refused:#?}");
+    assert_eq!(refused.stderr.trim().lines().count(), 1, "{refused:#?}");
+    assert_eq!(serial(&guard), 1, "the old one is still in force");
+    let records = guard.audit();
+    let denied = records
+        .iter()
+        .find(|record| record.action() == "policy-apply" && record.outcome() == "deny");
+    let denied = denied.expect("the refusal is recorded");
+    assert!(denied.0.to_string().contains(&gap), "{denied:?}");
+
+    apply(&site, &guard, &bundle(&origin, 2, &["tcp", "udp", "kill"])).ok();
+    assert_eq!(serial(&guard), 2);
+
+    let wrong = apply(&site, &guard, &bundle(&origin, 3, &["tamprr"]));
+    assert_eq!(wrong.code(), 3, "{wrong:#?}");
+    for part in ["bundle.toml:4:12", "tamprr", "did you mean `tamper`?"] {
+        let said = format!("{}{}", wrong.stdout, wrong.stderr);
+        assert!(said.contains(part), "{part}: {wrong:#?}");
+    }
+}
+
+#[test]
+fn accepted_gaps_are_in_the_audit_log() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let gap = {
+        let guard = Guard::start(&site, &bundle(&origin, 1, &[]));
+        let doctor = guard.cli(["doctor", "--json"]).ok().json();
+        open(&doctor).into_iter().next().expect("some gap")
+    };
+    std::fs::remove_dir_all(site.path("state")).expect("removed");
+
+    // Refused at start as well: agents are closed, and the daemon says so.
+    let mut guard = Guard::start(&site, &bundle(&origin, 1, &[&gap]));
+    let status = guard.cli(["status", "--json"]).ok().json();
+    assert!(status["bundle"].is_null(), "{status}");
+    let alarms = status["alarms"].to_string();
+    assert!(
+        alarms.contains(&gap) && alarms.contains("accept_gaps"),
+        "{alarms}"
+    );
+    let run = guard.cli(["run", "--agent", "probe", "--", "true"]);
+    assert_eq!(run.code(), 125, "{run:#?}");
+    guard.stop();
+
+    site.configure(|config| {
+        let policy = config["policy"].as_table_mut().expect("a table");
+        policy.insert("accept_gaps".into(), vec![gap.clone()].into());
+    });
+    guard.restart();
+    let mut agent = dialer(&guard.agent("probe"));
+    let get = format!("get {}", origin.url("/v1/x"));
+    assert_eq!(agent.tries(&get), "ok 200");
+    apply(&site, &guard, &bundle(&origin, 2, &[&gap])).ok();
+    let records = guard.audit();
+    for action in ["start", "policy-apply"] {
+        let accepted = |record: &&agentguard_tests::Record| {
+            record.action() == action && record.0.to_string().contains("accepted")
+        };
+        let record = records.iter().find(accepted).unwrap_or_else(|| {
+            panic!("no record of {action} names the gap: {records:#?}");
+        });
+        assert!(record.0.to_string().contains(&gap), "{record:?}");
+    }
+    guard.stop();
+
+    site.configure(|config| {
+        let policy = config["policy"].as_table_mut().expect("a table");
+        policy.insert("accept_gaps".into(), vec!["tampre"].into());
+    });
+    let wrong = guard.cli(["daemon"]);
+    assert_eq!(wrong.code(), 2, "{wrong:#?}");
+    for part in ["agentguard.toml:", "tampre", "did you mean `tamper`?"] {
+        assert!(wrong.stderr.contains(part), "{part}: {wrong:#?}");
+    }
+    site.configure(|_| {});
+}
+
+fn bundle(origin: &Nginx, serial: u64, require: &[&str]) -> Bundle {
+    let policy = reach("origin.test", origin.port, &["GET /v1/**"]);
+    Bundle::new(serial).agent("probe", &policy).file(
+        "bundle.toml",
+        format!("name = \"test\"\nserial = {serial}\nmode = \"enforce\"\nrequire = {require:?}\n"),
+    )
+}
+
+fn apply(site: &Site, guard: &Guard<'_>, bundle: &Bundle) -> Ran {
+    let dir = site.path("next");
+    bundle.write(&dir);
+    guard.cli(["policy", "apply", dir.to_str().expect("UTF-8")])
+}
+
+fn serial(guard: &Guard<'_>) -> u64 {
+    let status = guard.cli(["status", "--json"]).ok().json();
+    status["bundle"]["serial"].as_u64().expect("a serial")
+}
+
+fn rows(report: &Value) -> impl Iterator<Item = &Value> {
+    report["guarantees"].as_array().expect("rows").iter()
+}
+
+fn row<'r>(report: &'r Value, id: &str) -> &'r Value {
+    rows(report).find(|row| row["id"] == id).expect("a row")
+}
+
+fn text<'r>(row: &'r Value, key: &str) -> &'r str {
+    row[key].as_str().expect("text")
+}
+
+fn open(report: &Value) -> Vec<String> {
+    let open = rows(report).filter(|row| row["holds"] == "open");
+    // The canary's state is the daemon's own.
+    let lasting = open.filter(|row| row["id"] != "canary");
+    lasting.map(|row| text(row, "id").to_owned()).collect()
+}
