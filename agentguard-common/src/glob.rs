@@ -30,6 +30,10 @@ pub struct Bytes<'a> {
     pub len: u32,
 }
 
+/// Bytes of a cgroup's path that are looked at. Of a longer one its beginning counts, so that what is deep below a folder
+/// that a pattern names is still below it.
+pub const LONGEST: usize = PATH_LEN - 1;
+
 /// What follows the last byte.
 const END: u32 = 256;
 const SLASH: u32 = b'/' as u32;
@@ -102,9 +106,15 @@ impl Match {
     }
 }
 
-/// Whether `text` matches `pattern`, and with `below` also whether a folder above it does. Longer ones than
-/// [`PATH_LEN`] bytes never match.
+/// Whether `text` matches `pattern`, and with `below` also whether a folder above it does. Longer patterns than
+/// [`PATH_LEN`] bytes never match, nor do longer texts, but with `below`: then [`LONGEST`] bytes of it stand for it, as in
+/// the kernel.
 pub fn matches(pattern: &[u8], text: &[u8], below: bool) -> bool {
+    let text = if below {
+        text.get(..LONGEST).unwrap_or(text)
+    } else {
+        text
+    };
     let mut p = [0; PATH_LEN];
     let mut t = [0; PATH_LEN];
     let (Some(into_p), Some(into_t)) = (p.get_mut(..pattern.len()), t.get_mut(..text.len())) else {
@@ -177,6 +187,20 @@ mod tests {
                 "{pattern} {text} {below}"
             );
         }
+    }
+
+    #[test]
+    fn deep_below_is_below() {
+        extern crate std;
+        let deep = std::format!("/system.slice/docker-1.scope/{}", "x/".repeat(PATH_LEN));
+        let pattern = b"/system.slice/docker-*.scope";
+        assert!(matches(pattern, deep.as_bytes(), true));
+        assert!(!matches(pattern, deep.as_bytes(), false));
+        assert!(!matches(b"/system.slice/podman-*", deep.as_bytes(), true));
+        assert!(
+            !matches(b"/**", deep.as_bytes(), false),
+            "no file of this name is known whole"
+        );
     }
 
     /// What the glob means, without any cleverness.

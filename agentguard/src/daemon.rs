@@ -7,6 +7,7 @@ pub mod events;
 pub mod forwarder;
 pub mod kill;
 mod link;
+pub mod namespaces;
 pub mod records;
 pub mod startup;
 pub mod state;
@@ -110,6 +111,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
         sys::socket::netns_cookie().map_err(|e| StartError::Failed(e.to_string()))?;
     let host = Facts::of_host(&config);
     let (forwarder, forwarder_asks) = forwarder::Handle::new();
+    let (namespaces, looks) =
+        namespaces::Handle::new().map_err(|e| StartError::Failed(e.to_string()))?;
     let (event_asks, event_asked) = mpsc::channel(16);
     let records = records::Handle::start(log)
         .map_err(|e| StartError::Failed(format!("cannot start the audit log's thread: {e}")))?;
@@ -130,6 +133,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         cgroup_root,
         cgroups,
         netns_cookie,
+        namespaces,
         killing: tokio::sync::Mutex::new(()),
         applying: tokio::sync::Mutex::new(()),
         alarms: Mutex::default(),
@@ -144,6 +148,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let (active, accepted_gaps) = start::hold_to_requirements(&shared, active);
     put_in_force(&shared, active).await?;
     let serving = tokio::spawn(events::serve(shared.clone(), events, event_asked));
+
+    let entering = tokio::spawn(namespaces::serve(shared.clone(), looks));
 
     let desired = forwarder::Desired {
         policy: Arc::new(
@@ -179,6 +185,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
             )),
         );
     }
+    shared.namespaces.settle_all().await;
     let listener = control::listen(&shared.config.paths.control_socket())
         .map_err(|e| StartError::Failed(e.to_string()))?;
     let controlling = tokio::spawn(control::serve(shared.clone(), listener));
@@ -204,6 +211,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     }
     let _ = supervising.await;
     let _ = serving.await;
+    let _ = entering.await;
     finish(&shared).await
 }
 

@@ -41,6 +41,11 @@ pub struct Dialer {
 }
 
 impl Dialer {
+    /// One that has been started in a way of its own.
+    pub fn of(running: Running, tgid: u32) -> Self {
+        Self { running, tgid }
+    }
+
     /// `ok …` or `error NAME`.
     #[track_caller]
     pub fn tries(&mut self, what: &str) -> String {

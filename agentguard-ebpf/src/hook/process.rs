@@ -184,8 +184,8 @@ fn on_mkdir(cgroup: u64, path: u64) -> Result<(), Unreadable> {
             path as *const _,
         )
     };
-    // With its NUL; a path that fills the buffer may have been cut.
-    if len < 1 || len >= PATH_LEN as i64 {
+    // With its NUL; of a path that fills the buffer it is the beginning.
+    if len < 1 || len > PATH_LEN as i64 {
         return Err(Unreadable);
     }
     let len = len as u32 - 1;

@@ -34,7 +34,10 @@ pub async fn run(arguments: &Arguments, client: &Client) -> Result<ExitCode, Fai
 fn show(status: &Status, now: Timestamp) -> String {
     let attached = status.hooks.iter().filter(|hook| hook.attached).count();
     let forwarder = match (&status.forwarder.port, &status.forwarder.pid) {
-        (Some(port), Some(pid)) => format!("pid {pid}, port {port}"),
+        (Some(port), Some(pid)) => match status.forwarder.namespaces {
+            0 => format!("pid {pid}, port {port}"),
+            n => format!("pid {pid}, port {port}, in {n} more network namespaces"),
+        },
         _ => status.forwarder.error.clone().unwrap_or_default(),
     };
     let bundle = match &status.bundle {
@@ -167,6 +170,7 @@ mod tests {
                 state: "up".into(),
                 pid: Some(8),
                 port: Some(15000),
+                namespaces: 2,
                 restarts: 0,
                 landlock_abi: Some(7),
                 error: None,
@@ -204,7 +208,7 @@ mod tests {
         assert_eq!(
             text,
             "daemon      0.1.0 pid 7, up 2m0s\n\
-             forwarder   up pid 8, port 15000, 0 restarts\n\
+             forwarder   up pid 8, port 15000, in 2 more network namespaces, 0 restarts\n\
              hooks       1 of 1 attached\n\
              guarantees  1 of 2 enforced; open: tamper\n\
              bundle      none: every agent is denied everything\n\

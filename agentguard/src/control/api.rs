@@ -148,6 +148,9 @@ pub struct ForwarderView {
     pub state: String,
     pub pid: Option<u32>,
     pub port: Option<u16>,
+    /// Network namespaces besides the host's that it serves.
+    #[serde(default)]
+    pub namespaces: usize,
     pub restarts: u64,
     /// How much of Landlock holds it: 0 for a kernel without.
     #[serde(default)]

@@ -147,10 +147,14 @@ fn explain_policy(shared: &Shared, question: &Question) -> Result<Answer, Refusa
 }
 
 async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Run) -> Result<Answer, Refusal> {
-    let (shared, peer) = (shared.clone(), peer.clone());
-    let running = tokio::task::spawn_blocking(move || enrol::run(&shared, &request, &peer));
+    let (enrolling, peer, tgid) = (shared.clone(), peer.clone(), request.pid);
+    let running = tokio::task::spawn_blocking(move || enrol::run(&enrolling, &request, &peer));
     match running.await.map_err(internal)? {
-        Ok(started) => Ok(json(&started)),
+        Ok(started) => {
+            // Before its first instruction: no connect of it comes too early.
+            shared.namespaces.settle(tgid).await;
+            Ok(json(&started))
+        }
         Err(error @ RunError::NotFound(_)) => Err(Refusal::new(StatusCode::NOT_FOUND, error)),
         Err(error @ RunError::Forbidden(_)) => Err(Refusal::new(StatusCode::FORBIDDEN, error)),
         Err(error @ RunError::Conflict(_)) => Err(Refusal::new(StatusCode::CONFLICT, error)),

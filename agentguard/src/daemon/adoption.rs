@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 
+use super::kill::everywhere;
 use super::lock;
 use super::state::Shared;
 use crate::agents::adopt;
@@ -37,7 +38,14 @@ fn adopt_now(shared: &Shared) -> Result<(), String> {
         inodes.extend(process::socket_inodes(seen.tgid));
     }
     // Their sockets carry no mark, so no hook would judge what goes through them.
-    let cut = diag::destroy(&inodes, diag::Which::All).map_err(|e| e.to_string())?;
+    let tgids: Vec<u32> = adopted.iter().map(|(seen, _)| seen.tgid).collect();
+    let mut cut = diag::Cut::default();
+    everywhere(&shared.namespaces.all_of(&tgids), || {
+        let here = diag::destroy(&inodes, diag::Which::All).map_err(|e| e.to_string())?;
+        cut.destroyed += here.destroyed;
+        cut.failed += here.failed;
+        Ok(())
+    })?;
     if cut.destroyed > 0 || cut.failed > 0 {
         tracing::warn!(
             closed = cut.destroyed,

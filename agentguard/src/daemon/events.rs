@@ -49,12 +49,17 @@ async fn take(shared: &Shared, events: &[Event]) {
     let mut drafts = Vec::new();
     for event in events {
         match EventKind::try_from(event.kind) {
-            Ok(EventKind::Fork | EventKind::Exec | EventKind::Enrol | EventKind::Exit) => {
+            Ok(EventKind::Fork | EventKind::Exec | EventKind::Enrol) => {
+                shared.namespaces.begun(event.tgid);
                 follow(shared, event)
             }
+            Ok(EventKind::Exit) => follow(shared, event),
             Ok(EventKind::ForwarderDown) => {
                 tracing::warn!("the forwarder's listener is gone: agents' connects are refused");
                 continue;
+            }
+            Ok(_) if event.reason == Refusal::Namespace as u32 => {
+                shared.namespaces.refused(event.tgid);
             }
             Ok(_) => {}
             Err(kind) => {

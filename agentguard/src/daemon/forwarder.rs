@@ -9,6 +9,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::link::{Ended, Session};
+use super::namespaces::Entering;
 use super::state::Shared;
 use crate::link::frame::{PolicyUpdate, Sandbox, Start, ToForwarder, Upstream};
 
@@ -25,6 +26,10 @@ pub enum Ask {
     Kill(Vec<AgentId>, Reply),
     Revive(Vec<AgentId>, Reply),
     Flush(Reply),
+    /// Serve another network namespace. An error if no forwarder runs or the kernel does not take it.
+    Enter(Entering, Reply),
+    /// Serve the one with this cookie no longer.
+    Leave(u64, Reply),
     /// End this process and start another: it did not answer, so what it holds is unknown.
     Restart(&'static str),
     Stop(Reply),
@@ -52,13 +57,26 @@ pub enum Status {
 pub struct Handle {
     asks: mpsc::Sender<Ask>,
     status: Arc<Mutex<(Status, u64)>>,
+    /// How many forwarders have come up.
+    sessions: Arc<watch::Sender<u64>>,
 }
 
 impl Handle {
     pub fn new() -> (Self, mpsc::Receiver<Ask>) {
         let (asks, taken) = mpsc::channel(64);
         let status = Arc::new(Mutex::new((Status::Starting, 0)));
-        (Self { asks, status }, taken)
+        let sessions = Arc::new(watch::Sender::new(0));
+        let handle = Self {
+            asks,
+            status,
+            sessions,
+        };
+        (handle, taken)
+    }
+
+    /// Told when another forwarder has come up.
+    pub fn sessions(&self) -> watch::Receiver<u64> {
+        self.sessions.subscribe()
     }
 
     /// The state, and how often it has been started again.
@@ -75,7 +93,11 @@ impl Handle {
     }
 
     pub fn set_status(&self, status: Status) {
+        let is_up = matches!(status, Status::Up { .. });
         super::lock(&self.status).0 = status;
+        if is_up {
+            self.sessions.send_modify(|sessions| *sessions += 1);
+        }
     }
 
     /// Asks, and waits at most `limit`.
@@ -138,7 +160,9 @@ impl Desired {
                     agents: agents.clone(),
                 })
             }
-            Ask::Flush(_) | Ask::Restart(_) | Ask::Stop(_) => None,
+            Ask::Enter(..) | Ask::Leave(..) | Ask::Flush(_) | Ask::Restart(_) | Ask::Stop(_) => {
+                None
+            }
         }
     }
 }
@@ -178,6 +202,9 @@ pub async fn supervise(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>, mut d
                         Ask::Policy(_, _, reply) | Ask::Kill(_, reply) | Ask::Revive(_, reply) | Ask::Flush(reply) => {
                             let _ = reply.send(Ok(()));
                         }
+                        // None is served, and they are looked for again when a forwarder is up.
+                        Ask::Enter(_, reply) => { let _ = reply.send(Err("no forwarder runs".into())); }
+                        Ask::Leave(_, reply) => { let _ = reply.send(Ok(())); }
                         Ask::Stop(reply) => {
                             let _ = reply.send(Ok(()));
                             return;

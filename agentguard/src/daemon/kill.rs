@@ -13,6 +13,7 @@ use super::state::Shared;
 use crate::agents::registry::Killed;
 use crate::audit::record::{Operation, Outcome};
 use crate::control::api::{Cut, Named, Target};
+use crate::sys::netns::Namespace;
 use crate::sys::{diag, process, user};
 
 /// How long the forwarder may take to drop connections before it is ended itself.
@@ -196,20 +197,43 @@ async fn cut_sockets(shared: &Arc<Shared>, agent: AgentId, tgids: Vec<u32>) -> R
     cutting.await.map_err(|e| e.to_string())?
 }
 
-/// Those that carry the agent's mark, wherever they are; then what its processes hold besides.
+/// Those that carry the agent's mark, wherever they are; then what its processes hold besides. `sock_diag` sees one network
+/// namespace at a time.
 fn cut_now(shared: &Shared, agent: AgentId, tgids: &[u32]) -> Result<u32, String> {
-    let marked = lock(&shared.kernel).destroy_sockets(agent);
-    let mut destroyed = marked.map_err(|e| e.to_string())?;
+    let elsewhere = shared.namespaces.all_of(tgids);
+    let mut destroyed = 0;
+    everywhere(&elsewhere, || {
+        let marked = lock(&shared.kernel).destroy_sockets(agent);
+        destroyed += marked.map_err(|e| e.to_string())?;
+        Ok(())
+    })?;
     for _ in 0..PASSES {
         let held = tgids.iter().flat_map(|tgid| process::socket_inodes(*tgid));
-        let cut = diag::destroy(&held.collect(), diag::Which::AllButListeners)
-            .map_err(|e| e.to_string())?;
-        destroyed += cut.destroyed;
-        if cut.destroyed == 0 {
+        let held = held.collect();
+        let before = destroyed;
+        everywhere(&elsewhere, || {
+            let cut = diag::destroy(&held, diag::Which::AllButListeners);
+            destroyed += cut.map_err(|e| e.to_string())?.destroyed;
+            Ok(())
+        })?;
+        if destroyed == before {
             break;
         }
     }
     Ok(destroyed)
+}
+
+/// Does `work` here and in each of these namespaces; the first error is told when all have been tried.
+pub fn everywhere(
+    elsewhere: &[Arc<Namespace>],
+    mut work: impl FnMut() -> Result<(), String> + Send,
+) -> Result<(), String> {
+    let mut result = work();
+    for namespace in elsewhere {
+        let done = namespace.run(&mut work).map_err(|e| e.to_string());
+        result = result.and(done.flatten());
+    }
+    result
 }
 
 async fn record(

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::forwarder::{Ask, Desired, Reply, Status};
+use super::namespaces::Entering;
 use super::state::Shared;
 use crate::link::channel::{self, Receiver};
 use crate::link::frame::{ToDaemon, ToForwarder};
@@ -26,9 +28,23 @@ pub enum Ended {
     Failed(String),
 }
 
+/// Takes frames, and descriptors that go with them.
+struct Out(mpsc::UnboundedSender<(ToForwarder, Vec<OwnedFd>)>);
+
+impl Out {
+    fn send(&self, frame: ToForwarder) {
+        self.send_with(frame, Vec::new());
+    }
+
+    fn send_with(&self, frame: ToForwarder, descriptors: Vec<OwnedFd>) {
+        // Without the task the link is closed, which ends the session.
+        let _ = self.0.send((frame, descriptors));
+    }
+}
+
 pub struct Session {
     child: ChildGuard,
-    out: mpsc::UnboundedSender<ToForwarder>,
+    out: Out,
     frames: Receiver<ToDaemon>,
     waiting: Waiting,
 }
@@ -68,15 +84,16 @@ impl Session {
         let (mut sender, mut frames) =
             channel::open::<ToForwarder, ToDaemon>(ours).map_err(|e| e.to_string())?;
         // A task of its own: two sides that wait for room in each other's socket would wait for ever.
-        let (out, mut queued) = mpsc::unbounded_channel::<ToForwarder>();
+        let (out, mut queued) = mpsc::unbounded_channel::<(ToForwarder, Vec<OwnedFd>)>();
+        let out = Out(out);
         tokio::spawn(async move {
-            while let Some(frame) = queued.recv().await {
-                if sender.send(&frame).await.is_err() {
+            while let Some((frame, descriptors)) = queued.recv().await {
+                if sender.send_with(&frame, &descriptors).await.is_err() {
                     break;
                 }
             }
         });
-        let _ = out.send(start);
+        out.send(start);
         let ready = tokio::time::timeout(START_LIMIT, frames.receive());
         let ready = match ready.await {
             Ok(Ok(Some(ready))) => ready,
@@ -138,22 +155,25 @@ impl Session {
         desired: &mut Desired,
     ) -> Ended {
         if !*desired.audit.borrow_and_update() {
-            let _ = self.out.send(ToForwarder::AuditAvailable(false));
+            self.out.send(ToForwarder::AuditAvailable(false));
         }
         loop {
             tokio::select! {
                 frame = self.frames.receive() => match frame {
+                    Ok(Some(ToDaemon::Lost { netns })) if netns == shared.netns_cookie => {
+                        return Ended::Failed("its listener was destroyed".into());
+                    }
                     Ok(Some(frame)) => self.received(shared, frame).await,
                     Ok(None) => return Ended::Failed(self.how_it_ended()),
                     Err(error) => return Ended::Failed(error.to_string()),
                 },
                 Ok(()) = desired.audit.changed() => {
                     let available = *desired.audit.borrow_and_update();
-                    let _ = self.out.send(ToForwarder::AuditAvailable(available));
+                    self.out.send(ToForwarder::AuditAvailable(available));
                 }
                 Some(ask) = asks.recv() => {
                     if let Some(frame) = desired.take(&ask) {
-                        let _ = self.out.send(frame);
+                        self.out.send(frame);
                     }
                     match ask {
                         Ask::Policy(_, digest, reply) => self.waiting.policy.push((digest, reply)),
@@ -163,11 +183,19 @@ impl Session {
                             let token = self.waiting.next_token;
                             self.waiting.next_token += 1;
                             self.waiting.flushes.insert(token, reply);
-                            let _ = self.out.send(ToForwarder::Flush { token });
+                            self.out.send(ToForwarder::Flush { token });
+                        }
+                        Ask::Enter(entering, reply) => {
+                            let _ = reply.send(self.enter(shared, entering));
+                        }
+                        Ask::Leave(netns, reply) => {
+                            let left = super::lock(&shared.kernel).remove_namespace(netns);
+                            self.out.send(ToForwarder::Leave { netns });
+                            let _ = reply.send(left.map_err(|e| e.to_string()));
                         }
                         Ask::Restart(why) => return Ended::Failed(why.into()),
                         Ask::Stop(reply) => {
-                            let _ = self.out.send(ToForwarder::Stop);
+                            self.out.send(ToForwarder::Stop);
                             self.finish(shared).await;
                             return Ended::Stopped(reply);
                         }
@@ -177,12 +205,32 @@ impl Session {
         }
     }
 
+    /// Known to the kernel first: a connection waits in the listener's queue until the forwarder has it.
+    fn enter(&self, shared: &Shared, entering: Entering) -> Result<(), String> {
+        let Entering { netns, bound } = entering;
+        let (listener4, listener6) = bound.cookies().map_err(|e| e.to_string())?;
+        let listeners = Forwarder {
+            listener4,
+            listener6: listener6.unwrap_or(0),
+            up: 1,
+            port: bound.port.into(),
+            tgid: self.child.0.id(),
+            has_v6: listener6.is_some().into(),
+        };
+        super::lock(&shared.kernel)
+            .add_namespace(netns, listeners)
+            .map_err(|e| e.to_string())?;
+        let frame = ToForwarder::Enter { netns };
+        self.out.send_with(frame, bound.into_descriptors());
+        Ok(())
+    }
+
     async fn received(&mut self, shared: &Arc<Shared>, frame: ToDaemon) {
         match frame {
             ToDaemon::Records(drafts) => shared.record(drafts).await,
             ToDaemon::WantLeaf { name } => {
                 let result = shared.authority.issue(&name).map_err(|e| e.to_string());
-                let _ = self.out.send(ToForwarder::Leaf { name, result });
+                self.out.send(ToForwarder::Leaf { name, result });
             }
             ToDaemon::Flushed { token } => {
                 if let Some(reply) = self.waiting.flushes.remove(&token) {
@@ -210,6 +258,7 @@ impl Session {
             ToDaemon::Connections(connections) => {
                 super::lock(&shared.activity).connected(&connections);
             }
+            ToDaemon::Lost { netns } => shared.namespaces.lost(netns),
             ToDaemon::Ready { .. } => tracing::warn!("the forwarder said `Ready` twice"),
         }
     }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{forwarder, lock, records};
+use super::{forwarder, lock, namespaces, records};
 use crate::agents::activity::Activities;
 use crate::agents::adopt::Labels;
 use crate::agents::identify::Blocks;
@@ -70,7 +70,9 @@ pub struct Shared {
     pub events: mpsc::Sender<oneshot::Sender<()>>,
     pub cgroup_root: PathBuf,
     pub cgroups: sys::cgroup::CgroupNames,
+    /// Of the host's network namespace.
     pub netns_cookie: u64,
+    pub namespaces: namespaces::Handle,
     /// One kill or revival at a time.
     pub killing: tokio::sync::Mutex<()>,
     /// One change of policy at a time.

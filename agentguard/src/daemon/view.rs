@@ -94,6 +94,7 @@ fn forwarder_view(shared: &Shared) -> ForwarderView {
         state: state.into(),
         pid: up.map(|(pid, ..)| pid),
         port: up.map(|(_, port, _)| port),
+        namespaces: shared.namespaces.count(),
         restarts,
         landlock_abi: up.map(|(.., sandbox)| sandbox.landlock_abi),
         error,

@@ -1,5 +1,6 @@
 //! Accepted connections: bounded, attributed or closed, and what is known of them before their first byte.
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,19 +36,21 @@ pub struct Arrival {
     pub tunnel: Option<Target>,
 }
 
-/// Accepts until `stop`.
+/// Accepts until `stop`, or until the listener is destroyed.
 pub async fn accept(
     forwarder: Arc<Forwarder>,
     listener: TcpListener,
     origins: Arc<dyn OriginSource>,
     places: Arc<Semaphore>,
     stop: CancellationToken,
-) {
+) -> io::Error {
     loop {
         let socket = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return io::ErrorKind::Interrupted.into(),
             accepted = listener.accept() => match accepted {
                 Ok((socket, _)) => socket,
+                // It does not listen any more (`inet_csk_accept`): SOCK_DESTROY.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return error,
                 Err(error) => {
                     // Of the connection that was to be accepted, or for want of descriptors (accept(2)).
                     tracing::warn!(%error, "accept");

@@ -1,32 +1,39 @@
 //! The forwarder's sockets: one port for TCP and UDP, both families, on loopback, where no connect of anybody's ends by
-//! chance.
+//! chance. Those of other network namespaces the daemon makes, inside, and hands over.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, UdpSocket};
 
 /// Tried in this order when no port is configured: above and below Linux's usual ephemeral range (32768 to 60999).
 const CANDIDATES: [std::ops::RangeInclusive<u16>; 2] = [61_000..=65_535, 20_000..=32_767];
 const BACKLOG: i32 = 4096;
 
-/// The listeners of one family, not blocking.
+/// The sockets of one family: a listener, and the resolver's.
+pub struct Pair {
+    tcp: Socket,
+    udp: Socket,
+}
+
+/// Bound, listening, and not yet served by anybody.
+pub struct Bound {
+    pub port: u16,
+    v4: Pair,
+    /// `None` where the namespace has no `::1`.
+    v6: Option<Pair>,
+}
+
+/// The sockets of one family, served by the current runtime.
 pub struct Sockets {
     pub tcp: TcpListener,
     pub udp: UdpSocket,
-    /// `SO_COOKIE` of `tcp`.
-    pub cookie: u64,
-}
-
-pub struct Listening {
-    pub port: u16,
-    pub v4: Sockets,
-    /// `None` where the namespace has no `::1`.
-    pub v6: Option<Sockets>,
 }
 
 /// Listens on `port`, or on the first one that is free for all if it is 0.
-pub fn listen(port: u16) -> io::Result<Listening> {
+pub fn listen(port: u16) -> io::Result<Bound> {
     if port != 0 {
         return on(port);
     }
@@ -45,17 +52,69 @@ pub fn listen(port: u16) -> io::Result<Listening> {
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-fn on(port: u16) -> io::Result<Listening> {
-    let v4 = sockets(Ipv4Addr::LOCALHOST.into(), port)?;
-    let v6 = match sockets(Ipv6Addr::LOCALHOST.into(), port) {
-        Ok(sockets) => Some(sockets),
+/// [`listen`] on this port if it is free, else on another.
+pub fn listen_best(port: u16) -> io::Result<Bound> {
+    match listen(port) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => listen(0),
+        result => result,
+    }
+}
+
+impl Bound {
+    /// `SO_COOKIE` of the IPv4 and the IPv6 listener.
+    pub fn cookies(&self) -> io::Result<(u64, Option<u64>)> {
+        let v6 = self.v6.as_ref().map(|v6| v6.tcp.cookie()).transpose()?;
+        Ok((self.v4.tcp.cookie()?, v6))
+    }
+
+    /// For another process, which takes them by [`Self::from_descriptors`].
+    pub fn into_descriptors(self) -> Vec<OwnedFd> {
+        [Some(self.v4), self.v6]
+            .into_iter()
+            .flatten()
+            .flat_map(|pair| [pair.tcp.into(), pair.udp.into()])
+            .collect()
+    }
+
+    /// `None` if these are not what [`Self::into_descriptors`] gave.
+    pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut sockets = descriptors.into_iter().map(Socket::from);
+        let mut pair = || {
+            Some(Pair {
+                tcp: sockets.next()?,
+                udp: sockets.next()?,
+            })
+        };
+        let (v4, v6) = (pair()?, pair());
+        let port = v4.tcp.local_addr().ok()?.as_socket()?.port();
+        Some(Self { port, v4, v6 })
+    }
+
+    /// Must be called within a runtime.
+    pub fn serve(self) -> io::Result<Vec<Sockets>> {
+        let pairs = [Some(self.v4), self.v6].into_iter().flatten();
+        pairs
+            .map(|pair| {
+                Ok(Sockets {
+                    tcp: TcpListener::from_std(pair.tcp.into())?,
+                    udp: UdpSocket::from_std(pair.udp.into())?,
+                })
+            })
+            .collect()
+    }
+}
+
+fn on(port: u16) -> io::Result<Bound> {
+    let v4 = pair(Ipv4Addr::LOCALHOST.into(), port)?;
+    let v6 = match pair(Ipv6Addr::LOCALHOST.into(), port) {
+        Ok(pair) => Some(pair),
         Err(error) if has_no_v6(&error) => None,
         Err(error) => return Err(error),
     };
-    Ok(Listening { port, v4, v6 })
+    Ok(Bound { port, v4, v6 })
 }
 
-fn sockets(ip: IpAddr, port: u16) -> io::Result<Sockets> {
+fn pair(ip: IpAddr, port: u16) -> io::Result<Pair> {
     let addr = SocketAddr::new(ip, port);
     // No SO_REUSEPORT: nobody shares this port. SO_REUSEADDR only for what is left of an earlier forwarder.
     let tcp = socket(addr, Type::STREAM, Protocol::TCP)?;
@@ -64,11 +123,7 @@ fn sockets(ip: IpAddr, port: u16) -> io::Result<Sockets> {
     tcp.listen(BACKLOG)?;
     let udp = socket(addr, Type::DGRAM, Protocol::UDP)?;
     udp.bind(&addr.into())?;
-    Ok(Sockets {
-        cookie: tcp.cookie()?,
-        tcp: tcp.into(),
-        udp: udp.into(),
-    })
+    Ok(Pair { tcp, udp })
 }
 
 fn socket(addr: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -93,20 +148,20 @@ mod tests {
 
     #[tokio::test]
     async fn all_sockets_share_a_port_outside_the_ephemeral_range() {
-        let listening = listen(0).unwrap();
-        assert!(
-            CANDIDATES
-                .iter()
-                .any(|range| range.contains(&listening.port))
-        );
-        for sockets in [Some(&listening.v4), listening.v6.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            assert_eq!(sockets.tcp.local_addr().unwrap().port(), listening.port);
-            assert_eq!(sockets.udp.local_addr().unwrap().port(), listening.port);
-            assert_ne!(sockets.cookie, 0);
+        let bound = listen(0).unwrap();
+        let port = bound.port;
+        assert!(CANDIDATES.iter().any(|range| range.contains(&port)));
+        let (v4, v6) = bound.cookies().unwrap();
+        assert_ne!(v4, 0);
+        let handed = bound.into_descriptors();
+        assert_eq!(handed.len(), if v6.is_some() { 4 } else { 2 });
+        let taken = Bound::from_descriptors(handed).unwrap();
+        assert_eq!((taken.port, taken.cookies().unwrap()), (port, (v4, v6)));
+        for sockets in taken.serve().unwrap() {
+            assert_eq!(sockets.tcp.local_addr().unwrap().port(), port);
+            assert_eq!(sockets.udp.local_addr().unwrap().port(), port);
         }
+        assert!(Bound::from_descriptors(Vec::new()).is_none());
     }
 
     #[tokio::test]
@@ -115,5 +170,6 @@ mod tests {
         let error = listen(first.port).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert_ne!(listen(0).unwrap().port, first.port);
+        assert_ne!(listen_best(first.port).unwrap().port, first.port);
     }
 }

@@ -4,6 +4,7 @@
 //! secret but leaf keys, and has no way out but [`upstream`], which takes a permit.
 
 mod accept;
+mod doors;
 pub mod origin;
 
 mod sniff;
@@ -31,7 +32,7 @@ pub mod address;
 pub mod dns;
 mod io;
 mod life;
-mod listen;
+pub mod listen;
 mod orders;
 mod outbox;
 mod record;

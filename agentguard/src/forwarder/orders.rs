@@ -5,17 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Builder;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
-use super::listen::{Listening, listen};
-use super::origin::OriginSource;
+use super::doors::Doors;
+use super::listen::{Bound, listen};
 use super::outbox::Outbox;
-use super::{Forwarder, Inherited, accept, upstream};
+use super::{Forwarder, Inherited, upstream};
 use crate::kernel::OriginMaps;
 use crate::link::channel::{self, Receiver};
 use crate::link::frame::{PolicyUpdate, Sandbox, Start, ToDaemon, ToForwarder};
@@ -29,7 +26,7 @@ const STOP: Duration = Duration::from_secs(2);
 
 /// The daemon's first word, and what it takes to listen as it says, which the sandbox would refuse. `None` if there is no
 /// daemon any more.
-pub fn begin(link: &OwnedFd) -> anyhow::Result<Option<(Start, Listening)>> {
+pub fn begin(link: &OwnedFd) -> anyhow::Result<Option<(Start, Bound)>> {
     // Of one thread, and gone before there is another.
     let runtime = super::runtime(Builder::new_current_thread())?;
     let first = runtime.block_on(async {
@@ -41,9 +38,9 @@ pub fn begin(link: &OwnedFd) -> anyhow::Result<Option<(Start, Listening)>> {
         Some(_) => bail!("the daemon did not begin with Start"),
         None => return Ok(None),
     };
-    let listening = listen(start.port)
+    let bound = listen(start.port)
         .with_context(|| format!("listening on port {} of 127.0.0.1 and ::1", start.port))?;
-    Ok(Some((start, listening)))
+    Ok(Some((start, bound)))
 }
 
 /// Follows the daemon's orders until it says stop or is gone. Without a daemon there is nobody to record decisions: the
@@ -51,24 +48,26 @@ pub fn begin(link: &OwnedFd) -> anyhow::Result<Option<(Start, Listening)>> {
 pub async fn follow(
     inherited: Inherited,
     start: Start,
-    listening: Listening,
+    bound: Bound,
     sandbox: Sandbox,
 ) -> anyhow::Result<()> {
     let (sender, mut receiver) = channel::open::<ToDaemon, ToForwarder>(inherited.link)?;
     let maps = Arc::new(OriginMaps::from_fds(inherited.accepted, inherited.flows));
+    let (listener4, listener6) = bound.cookies()?;
     let ready = ToDaemon::Ready {
-        port: listening.port,
-        listener4: listening.v4.cookie,
-        listener6: listening.v6.as_ref().map(|v6| v6.cookie),
+        port: bound.port,
+        listener4,
+        listener6,
         sandbox,
     };
     let (forwarder, inbox) = Forwarder::new(start, upstream::tag)?;
     let outbox = Outbox::start(sender, inbox, forwarder.lives.clone());
-    let stop = CancellationToken::new();
-    open(&forwarder, listening, &maps, &stop)?;
+    let mut doors = Doors::new(forwarder.clone(), maps, outbox.clone());
+    doors.open(netns_cookie()?, bound)?;
+    sweep(&forwarder);
     outbox.say(ready);
-    let followed = orders(&forwarder, &mut receiver, &outbox).await;
-    stop.cancel();
+    let followed = orders(&forwarder, &mut receiver, &outbox, &mut doors).await;
+    drop(doors);
     if timeout(STOP, forwarder.lives.end()).await.is_err() {
         tracing::warn!(
             "connections are still there {} s after the stop",
@@ -80,41 +79,8 @@ pub async fn follow(
     followed
 }
 
-/// Starts accepting and answering on all sockets.
-fn open(
-    forwarder: &Arc<Forwarder>,
-    listening: Listening,
-    maps: &Arc<OriginMaps>,
-    stop: &CancellationToken,
-) -> anyhow::Result<()> {
-    let netns = netns_cookie()?;
-    let places = forwarder.limits.max_connections as usize;
-    let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-    for sockets in [Some(listening.v4), listening.v6].into_iter().flatten() {
-        let origins: Arc<dyn OriginSource> = Arc::new(maps.clone());
-        tokio::spawn(accept::accept(
-            forwarder.clone(),
-            TcpListener::from_std(sockets.tcp)?,
-            origins,
-            places.clone(),
-            stop.clone(),
-        ));
-        let lookup = maps.clone();
-        let datagrams = forwarder.dns.clone().serve_datagrams(
-            UdpSocket::from_std(sockets.udp)?,
-            netns,
-            move |key| lookup.datagram(key),
-        );
-        let stop = stop.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                served = datagrams => if let Err(error) = served {
-                    tracing::error!(%error, "the agents' resolver stopped");
-                }
-            }
-        });
-    }
+/// Looks through idle upstream connections for as long as the forwarder is there.
+fn sweep(forwarder: &Arc<Forwarder>) {
     let forwarder = Arc::downgrade(forwarder);
     tokio::spawn(async move {
         loop {
@@ -125,7 +91,6 @@ fn open(
             forwarder.lives.each(|life| life.pool.sweep());
         }
     });
-    Ok(())
 }
 
 /// Carries out one order after another. Compiling a bundle holds nothing up.
@@ -133,6 +98,7 @@ async fn orders(
     forwarder: &Arc<Forwarder>,
     receiver: &mut Receiver<ToForwarder>,
     outbox: &Outbox,
+    doors: &mut Doors,
 ) -> anyhow::Result<()> {
     let mut compiling: Option<JoinHandle<anyhow::Result<Policy>>> = None;
     loop {
@@ -146,6 +112,12 @@ async fn orders(
         };
         match order {
             None | Some(ToForwarder::Stop) => return Ok(()),
+            Some(ToForwarder::Enter { netns }) => {
+                let bound = Bound::from_descriptors(receiver.take_descriptors());
+                let bound = bound.context("the daemon's listeners are none")?;
+                doors.open(netns, bound)?;
+            }
+            Some(ToForwarder::Leave { netns }) => doors.close(netns),
             Some(ToForwarder::Start(_)) => bail!("the daemon said Start twice"),
             Some(ToForwarder::Policy(update)) => {
                 if let Some(earlier) = compiling.take() {

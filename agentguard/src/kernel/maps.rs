@@ -129,6 +129,15 @@ impl<K, V: Default + aya::Pod> Map<K, V> {
 }
 
 impl<K: Default + aya::Pod, V> Map<K, V> {
+    /// Of a hash map, as they are while nobody changes it.
+    pub(super) fn keys(&self) -> Result<Vec<K>, KernelError> {
+        let mut keys = Vec::new();
+        while let Some(key) = bpf::next_key(self.as_fd(), keys.last())? {
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
     /// Takes every element out of a hash map.
     pub(super) fn clear(&self) -> Result<(), KernelError> {
         while let Some(key) = bpf::next_key::<K>(self.as_fd(), None)? {
@@ -186,11 +195,49 @@ impl Maps {
         })
     }
 
-    /// Adds a forwarder's port to the bitmap. One that no forwarder has any more costs a look-up and nothing else.
-    pub(super) fn add_port(&self, port: u16) -> Result<(), KernelError> {
+    /// Puts a namespace's forwarder into the map, and the ports that there are now into the bitmap.
+    pub(super) fn set_forwarder(
+        &self,
+        netns_cookie: u64,
+        forwarder: Forwarder,
+    ) -> Result<(), KernelError> {
+        let port = u16::try_from(forwarder.port)
+            .map_err(|_| KernelError::Limit(format!("{} is not a port", forwarder.port)))?;
+        let before = self.forwarders.lookup(&netns_cookie)?;
+        if port != 0 {
+            // First: no connect to it may go unseen.
+            self.set_port(port, true)?;
+        }
+        self.forwarders.update(&netns_cookie, &forwarder)?;
+        self.drop_port(before)
+    }
+
+    pub(super) fn remove_forwarder(&self, netns_cookie: u64) -> Result<(), KernelError> {
+        let before = self.forwarders.lookup(&netns_cookie)?;
+        self.forwarders.delete(&netns_cookie)?;
+        self.drop_port(before)
+    }
+
+    /// Takes a former forwarder's port out of the bitmap, unless one in another namespace has it too.
+    fn drop_port(&self, before: Option<Forwarder>) -> Result<(), KernelError> {
+        let Some(port) = before.and_then(|before| u16::try_from(before.port).ok()) else {
+            return Ok(());
+        };
+        for other in self.forwarders.keys()? {
+            let other = self.forwarders.lookup(&other)?;
+            if other.is_some_and(|other| other.port == u32::from(port)) {
+                return Ok(());
+            }
+        }
+        self.set_port(port, false)
+    }
+
+    fn set_port(&self, port: u16, used: bool) -> Result<(), KernelError> {
         let word = u32::from(port >> 6);
+        let bit = 1 << (port & 63);
         let ports = self.ports.lookup(&word)?.unwrap_or(0);
-        self.ports.update(&word, &(ports | 1 << (port & 63)))
+        let ports = if used { ports | bit } else { ports & !bit };
+        self.ports.update(&word, &ports)
     }
 
     pub(super) fn config(&self, slot: ConfigSlot) -> Result<u64, KernelError> {

@@ -26,7 +26,6 @@ pub use events::Events;
 pub use origin::OriginMaps;
 pub use pin::{cgroup_root, ensure_bpffs};
 pub use rules::Rule;
-pub use sockets::netns_cookie;
 
 use maps::Maps;
 use pin::Folders;
@@ -187,23 +186,43 @@ impl Kernel {
         Ok(found)
     }
 
-    /// Makes a namespace's forwarder known, or with `up` 0 gone. Origins that an earlier forwarder has left are forgotten.
+    /// Makes the forwarder of the host's namespace known, or with `up` 0 gone. Origins and namespaces that an earlier
+    /// forwarder has left are forgotten.
     pub fn set_forwarder(
         &mut self,
         netns_cookie: u64,
         forwarder: Forwarder,
     ) -> Result<(), KernelError> {
         let before = self.maps.config(ConfigSlot::Forwarder)?;
-        if before != u64::from(forwarder.tgid) {
+        if before != u64::from(forwarder.tgid) || forwarder.up == 0 {
             self.maps.accepted.clear()?;
             self.maps.flows.clear()?;
+            for other in self.maps.forwarders.keys()? {
+                if other != netns_cookie {
+                    self.maps.remove_forwarder(other)?;
+                }
+            }
         }
-        let port = u16::try_from(forwarder.port)
-            .map_err(|_| KernelError::Limit(format!("{} is not a port", forwarder.port)))?;
-        self.maps.add_port(port)?;
-        self.maps.forwarders.update(&netns_cookie, &forwarder)?;
+        self.maps.set_forwarder(netns_cookie, forwarder)?;
         self.maps
             .set_config(ConfigSlot::Forwarder, u64::from(forwarder.tgid))
+    }
+
+    /// Makes the listeners known that the same forwarder has in another namespace.
+    ///
+    /// # Errors
+    /// A full map: there are 1024 of them, the host's included.
+    pub fn add_namespace(
+        &mut self,
+        netns_cookie: u64,
+        forwarder: Forwarder,
+    ) -> Result<(), KernelError> {
+        self.maps.set_forwarder(netns_cookie, forwarder)
+    }
+
+    /// Agents' connects in that namespace are refused from here on.
+    pub fn remove_namespace(&mut self, netns_cookie: u64) -> Result<(), KernelError> {
+        self.maps.remove_forwarder(netns_cookie)
     }
 
     /// Read-only descriptors for the forwarder: `ACCEPTED` (socket cookie → [`agentguard_common::abi::Origin`]) and
@@ -215,8 +234,8 @@ impl Kernel {
         })
     }
 
-    /// Closes the agent's TCP connections in the caller's network namespace, both ends told; answers how many. The
-    /// forwarder's upstream sockets for the agent are among them.
+    /// Closes the agent's TCP connections in the calling thread's network namespace, both ends told; answers how many. In
+    /// the host's, the forwarder's upstream sockets for the agent are among them.
     ///
     /// # Errors
     /// A kernel without `CONFIG_INET_DIAG_DESTROY`: the sockets stay, mute.

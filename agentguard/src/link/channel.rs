@@ -2,13 +2,14 @@
 
 use std::io::{self, IoSlice};
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use nix::sys::socket::{MsgFlags, recv, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
+use crate::sys::socket::receive;
 /// A connected pair of link ends, both close-on-exec.
 pub use crate::sys::socket::seqpacket_pair as pair;
 
@@ -37,6 +38,7 @@ pub struct Sender<F> {
 pub struct Receiver<F> {
     socket: Arc<UnixDatagram>,
     datagram: Box<[u8]>,
+    descriptors: Vec<OwnedFd>,
     assembler: Assembler,
     frame: PhantomData<fn() -> F>,
 }
@@ -61,6 +63,7 @@ pub fn open<S: Frame, R: Frame>(fd: OwnedFd) -> Result<(Sender<S>, Receiver<R>),
             let receiver = Receiver {
                 socket,
                 datagram: vec![0; MAX_DATAGRAM].into(),
+                descriptors: Vec::new(),
                 assembler: Assembler::default(),
                 frame: PhantomData,
             };
@@ -71,17 +74,29 @@ pub fn open<S: Frame, R: Frame>(fd: OwnedFd) -> Result<(Sender<S>, Receiver<R>),
 impl<F: Frame> Sender<F> {
     /// Waits while the socket is full. Not to be cancelled half-way: the other side could not make sense of the rest.
     pub async fn send(&mut self, frame: &F) -> Result<(), LinkError> {
+        self.send_with(frame, &[]).await
+    }
+
+    /// [`Self::send`], and copies of descriptors with the frame.
+    pub async fn send_with(&mut self, frame: &F, with: &[OwnedFd]) -> Result<(), LinkError> {
         let encoded = codec::encode(frame)?;
+        let descriptors: Vec<RawFd> = with.iter().map(AsRawFd::as_raw_fd).collect();
+        let mut rights = Vec::new();
+        if !descriptors.is_empty() {
+            rights.push(ControlMessage::ScmRights(&descriptors));
+        }
         for (head, piece) in codec::datagrams(&encoded) {
             let parts = [IoSlice::new(&head), IoSlice::new(piece)];
             let socket = self.socket.as_raw_fd();
             self.socket
                 .async_io(Interest::WRITABLE, || {
-                    sendmsg::<()>(socket, &parts, &[], MsgFlags::MSG_NOSIGNAL, None)
+                    sendmsg::<()>(socket, &parts, &rights, MsgFlags::MSG_NOSIGNAL, None)
                         .map_err(io::Error::from)
                 })
                 .await
                 .map_err(|source| gone("sendmsg", source))?;
+            // With the first piece only.
+            rights.clear();
         }
         Ok(())
     }
@@ -92,19 +107,23 @@ impl<F: Frame> Receiver<F> {
     pub async fn receive(&mut self) -> Result<Option<F>, LinkError> {
         loop {
             let buffer = &mut self.datagram;
+            let descriptors = &mut self.descriptors;
             let socket = self.socket.as_raw_fd();
             let length = self
                 .socket
                 .async_io(Interest::READABLE, || {
-                    // With MSG_TRUNC the datagram's own length is returned, longer than the buffer or not.
-                    recv(socket, buffer, MsgFlags::MSG_TRUNC).map_err(io::Error::from)
+                    receive(
+                        socket,
+                        buffer,
+                        F::WITH_DESCRIPTORS.then_some(&mut *descriptors),
+                    )
                 })
                 .await;
             let length = match length {
                 Ok(0) => return Ok(None),
                 Ok(length) => length,
                 Err(source) if source.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-                Err(source) => return Err(gone("recv", source)),
+                Err(source) => return Err(gone("recvmsg", source)),
             };
             let datagram = self.datagram.get(..length).ok_or(CodecError::TooLarge {
                 bytes: length,
@@ -114,6 +133,11 @@ impl<F: Frame> Receiver<F> {
                 return Ok(Some(frame));
             }
         }
+    }
+
+    /// The descriptors that have come since the last call: after each frame, that frame's.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.descriptors)
     }
 }
 
@@ -167,6 +191,38 @@ mod tests {
             to_forwarder.send(&ToForwarder::Stop).await,
             Err(LinkError::Closed)
         ));
+    }
+
+    #[tokio::test]
+    async fn descriptors_come_with_their_frame_and_only_to_the_forwarder() {
+        use std::io::{Read, Write};
+        use std::os::unix::net::UnixStream;
+        let (near, far) = pair().unwrap();
+        let (mut to_daemon, mut at_forwarder) = open::<ToDaemon, ToForwarder>(near).unwrap();
+        let (mut to_forwarder, mut at_daemon) = open::<ToForwarder, ToDaemon>(far).unwrap();
+        let (mut kept, given) = UnixStream::pair().unwrap();
+        let given = vec![OwnedFd::from(given)];
+        let frame = ToForwarder::Enter { netns: 7 };
+        to_forwarder.send_with(&frame, &given).await.unwrap();
+        to_forwarder.send(&ToForwarder::Stop).await.unwrap();
+        to_daemon
+            .send_with(&ToDaemon::Lost { netns: 7 }, &given)
+            .await
+            .unwrap();
+        drop(given);
+        let frame = at_forwarder.receive().await.unwrap();
+        assert!(matches!(frame, Some(ToForwarder::Enter { netns: 7 })));
+        let mut came = at_forwarder.take_descriptors();
+        let frame = at_forwarder.receive().await.unwrap();
+        assert!(matches!(frame, Some(ToForwarder::Stop)));
+        assert!(at_forwarder.take_descriptors().is_empty());
+        kept.write_all(b"x").unwrap();
+        let mut came = UnixStream::from(came.pop().unwrap());
+        came.read_exact(&mut [0]).unwrap();
+        drop(came);
+        assert!(at_daemon.receive().await.unwrap().is_some());
+        assert!(at_daemon.take_descriptors().is_empty());
+        assert_eq!(kept.read(&mut [0]).unwrap(), 0, "nobody else has it");
     }
 
     #[tokio::test]

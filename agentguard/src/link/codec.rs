@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::frame::{ToDaemon, ToForwarder};
 
 /// Grows with every change to a frame: daemon and forwarder are one binary, so another version is a mistake.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes of the longest datagram sent or taken.
 pub const MAX_DATAGRAM: usize = 64 * 1024;
 
@@ -37,15 +37,18 @@ pub enum CodecError {
 pub trait Frame: Serialize + DeserializeOwned {
     /// Longest encoding, bytes. What is longer is an error on both sides.
     const MAX_BYTES: usize;
+    /// Whether descriptors may come with it. Where not, none that are sent arrive.
+    const WITH_DESCRIPTORS: bool;
 
     /// Reads exactly one frame.
     fn decode(bytes: &[u8]) -> Result<Self, CodecError>;
 }
 
 macro_rules! frame {
-    ($frame:ty, $max:expr) => {
+    ($frame:ty, $max:expr, $with_descriptors:expr) => {
         impl Frame for $frame {
             const MAX_BYTES: usize = $max;
+            const WITH_DESCRIPTORS: bool = $with_descriptors;
 
             fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
                 let config = bincode::config::standard().with_limit::<{ $max }>();
@@ -59,10 +62,10 @@ macro_rules! frame {
         }
     };
 }
-// Bundles and trust anchors travel this way.
-frame!(ToForwarder, 64 << 20);
+// Bundles and trust anchors travel this way, and listeners.
+frame!(ToForwarder, 64 << 20, true);
 // The forwarder parses what agents send: it cannot make the daemon hold much.
-frame!(ToDaemon, 4 << 20);
+frame!(ToDaemon, 4 << 20, false);
 
 /// A frame's bytes, length first.
 pub fn encode<F: Frame>(frame: &F) -> Result<Vec<u8>, CodecError> {

@@ -37,6 +37,15 @@ pub enum ToForwarder {
     },
     /// Whether decisions can be recorded: while they cannot, agents are refused with `audit-unavailable`.
     AuditAvailable(bool),
+    /// Serve the namespace with this cookie on the listeners that come with the frame
+    /// ([`Bound`](crate::forwarder::listen::Bound)), in the place of earlier ones.
+    Enter {
+        netns: u64,
+    },
+    /// Close that namespace's listeners. Its connections go on.
+    Leave {
+        netns: u64,
+    },
     /// Finish: close the listeners, drop the connections, send what records there are, exit.
     Stop,
 }
@@ -50,6 +59,10 @@ pub enum ToDaemon {
         listener4: u64,
         listener6: Option<u64>,
         sandbox: Sandbox,
+    },
+    /// A listener of the namespace with this cookie has been destroyed under the forwarder.
+    Lost {
+        netns: u64,
     },
     /// The leaf certificate for `name` is needed.
     WantLeaf {

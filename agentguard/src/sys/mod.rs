@@ -6,6 +6,7 @@ pub mod diag;
 pub mod file;
 pub mod lock;
 pub mod mount;
+pub mod netns;
 pub mod peer;
 pub mod privilege;
 pub mod process;

@@ -1,8 +1,11 @@
 //! Sockets' own numbers, and the pair that daemon and forwarder talk over.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
+};
 
 use super::{Result, SysError};
 
@@ -14,10 +17,39 @@ pub fn cookie(socket: impl AsFd) -> Result<u64> {
     u64_option(socket, libc::SO_COOKIE, "getsockopt SO_COOKIE")
 }
 
-/// The cookie of the network namespace this process is in.
+/// The cookie of the network namespace the calling thread is in, as `bpf_get_netns_cookie` gives it.
 pub fn netns_cookie() -> Result<u64> {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").map_err(SysError::io("bind"))?;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(SysError::io("bind"))?;
     u64_option(socket, SO_NETNS_COOKIE, "getsockopt SO_NETNS_COOKIE")
+}
+
+/// Descriptors that [`receive`] has room for in one datagram.
+const MOST_DESCRIPTORS: usize = 4;
+
+/// Takes one datagram, and the descriptors that came with it (`SCM_RIGHTS`) where there is a place for them: else the
+/// kernel drops them. Answers the datagram's own length, longer than the buffer or not.
+pub fn receive(
+    socket: RawFd,
+    buffer: &mut [u8],
+    descriptors: Option<&mut Vec<OwnedFd>>,
+) -> io::Result<usize> {
+    let mut room = nix::cmsg_space!([RawFd; MOST_DESCRIPTORS]);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CMSG_CLOEXEC;
+    let Some(descriptors) = descriptors else {
+        return Ok(recvmsg::<()>(socket, &mut parts, None, flags)?.bytes);
+    };
+    let received = recvmsg::<()>(socket, &mut parts, Some(&mut room), flags)?;
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = message {
+            // SAFETY: the kernel has just installed these descriptors for us alone.
+            descriptors.extend(
+                fds.into_iter()
+                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+            );
+        }
+    }
+    Ok(received.bytes)
 }
 
 /// A connected `SOCK_SEQPACKET` pair, closed on exec, blocking.

@@ -1,7 +1,8 @@
 use std::io::Read as _;
 use std::net::{IpAddr, TcpListener};
 
-use agentguard::kernel::{OriginMaps, Rule, netns_cookie};
+use agentguard::kernel::{OriginMaps, Rule};
+use agentguard::sys::socket::netns_cookie;
 use agentguard_common::abi::{EventKind, Forwarder, Origin};
 use agentguard_common::verdict::Refusal;
 

@@ -1,7 +1,8 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use agentguard::kernel::{Rule, netns_cookie};
+use agentguard::kernel::Rule;
+use agentguard::sys::socket::netns_cookie;
 use agentguard_common::abi::{EventKind, FlowKey};
 use agentguard_common::verdict::Refusal;
 

@@ -8,7 +8,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use agentguard::kernel::{Events, Kernel, OriginMaps, Rule, cgroup_root, netns_cookie};
+use agentguard::kernel::{Events, Kernel, OriginMaps, Rule, cgroup_root};
+use agentguard::sys::socket::netns_cookie;
 use agentguard_common::abi::{AgentId, Event, EventKind, Forwarder, Label};
 use agentguard_common::verdict::Refusal;
 

@@ -1,0 +1,134 @@
+//! Network namespaces of a test's own, made and taken away with `ip netns`.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::client::{Client, Subject};
+use crate::guard::Guard;
+use crate::pki::serial;
+use crate::process::Running;
+use crate::site::Site;
+use crate::tools::{CLIENT_PATH, agentguard};
+
+pub struct Netns {
+    name: String,
+}
+
+impl Netns {
+    /// As `ip netns add` makes it: nothing but a loopback device that is down.
+    pub fn new() -> Self {
+        let name = format!("agt-{}-{}", std::process::id(), serial());
+        ip(&["netns", "add", &name]);
+        Self { name }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `ip -n NAME …`.
+    #[track_caller]
+    pub fn ip(&self, words: &[&str]) {
+        ip(&[&["-n", &self.name], words].concat());
+    }
+
+    /// Joins the two by a cable; each end has the address below it, with a network of its own.
+    pub fn cable(&self, near: &str, other: &Self, far: &str) {
+        self.ip(&[
+            "link",
+            "add",
+            "cable",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable",
+            "netns",
+            &other.name,
+        ]);
+        for (end, address) in [(self, near), (other, far)] {
+            end.ip(&["addr", "add", &format!("{address}/30"), "dev", "cable"]);
+            end.ip(&["link", "set", "cable", "up"]);
+        }
+    }
+
+    /// Sets a variable of this namespace's `/proc/sys/net`.
+    #[track_caller]
+    pub fn sysctl(&self, key: &str, value: &str) {
+        const WRITE: &str = "printf %s \"$2\" > \"/proc/sys/net/$1\"";
+        let shell = self.client("sh".as_ref()).args(["-c", WRITE, "sh"]);
+        shell.arg(key).arg(value).run().ok();
+    }
+
+    /// Calls as this agent of the guard's, started by an operator who is in here.
+    pub fn agent<'a>(&'a self, guard: &Guard<'a>, name: &'a str) -> Inside<'a> {
+        Inside {
+            netns: self,
+            site: guard.site(),
+            name,
+        }
+    }
+
+    /// What happens to devices here, told line by line.
+    pub fn monitor(&self) -> Running {
+        let mut command = Command::new("ip");
+        command.args(["-n", &self.name, "monitor", "link"]);
+        Running::spawn(&mut command)
+    }
+}
+
+impl Default for Netns {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let deleted = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+        if !std::thread::panicking() {
+            assert!(
+                deleted.is_ok_and(|status| status.success()),
+                "{}",
+                self.name
+            );
+        }
+    }
+}
+
+/// Somebody in here who is nobody's agent.
+impl Subject for Netns {
+    fn client(&self, program: &Path) -> Client {
+        Client::new("ip")
+            .args(["netns", "exec", &self.name])
+            .arg(program)
+            .env("PATH", CLIENT_PATH)
+    }
+}
+
+pub struct Inside<'a> {
+    netns: &'a Netns,
+    site: &'a Site,
+    name: &'a str,
+}
+
+impl Subject for Inside<'_> {
+    fn client(&self, program: &Path) -> Client {
+        self.netns
+            .client(&agentguard())
+            .arg("run")
+            .arg("--config")
+            .arg(self.site.config())
+            .args(["--agent", self.name, "--"])
+            .arg(program)
+            .env("HOME", self.site.path("home"))
+    }
+}
+
+#[track_caller]
+fn ip(words: &[&str]) {
+    let ran = Command::new("ip").args(words).output().expect("ip runs");
+    assert!(ran.status.success(), "ip {words:?}: {ran:?}");
+}
