@@ -39,6 +39,9 @@ pub struct Started {
     pub trust: PathBuf,
     /// For wget, which reads nothing else.
     pub wgetrc: PathBuf,
+    /// Folders that it must not see: the daemon's files and the pins of the hooks, which root may read and unlink
+    /// without any capability.
+    pub hidden: Vec<PathBuf>,
 }
 
 /// `POST /v1/kill` and `/v1/revive`.

@@ -80,6 +80,10 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<Started, RunEr
     Ok(Started {
         agent: agent.name.clone(),
         keep_privileges: agent.keep_privileges,
+        hidden: vec![
+            shared.config.paths.state.clone(),
+            shared.config.paths.pins.clone(),
+        ],
         trust: super::trust_bundle(runtime),
         wgetrc: super::wgetrc(runtime),
     })

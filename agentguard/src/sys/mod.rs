@@ -11,6 +11,7 @@ pub mod peer;
 pub mod privilege;
 pub mod process;
 pub mod pty;
+pub mod seccomp;
 pub mod signal;
 pub mod socket;
 pub mod spawn;

@@ -21,6 +21,19 @@ pub fn private_namespace() -> Result<()> {
     .map_err(SysError::of("mount --make-rslave /"))
 }
 
+/// Shows an empty folder, in which nobody can write, where `target` is, in this namespace only.
+pub fn hide(target: &Path) -> Result<()> {
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(
+        Some("none"),
+        target,
+        Some("tmpfs"),
+        flags,
+        Some("size=4k,mode=755"),
+    )
+    .map_err(SysError::of("mount tmpfs"))
+}
+
 /// Shows `source` where `target` is, in this namespace only.
 pub fn bind_over(source: &Path, target: &Path) -> Result<()> {
     let none: Option<&Path> = None;

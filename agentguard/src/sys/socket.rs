@@ -17,6 +17,23 @@ pub fn cookie(socket: impl AsFd) -> Result<u64> {
     u64_option(socket, libc::SO_COOKIE, "getsockopt SO_COOKIE")
 }
 
+/// The address family of a descriptor that is a socket.
+pub fn family(fd: impl AsFd) -> Option<i32> {
+    let mut family: libc::c_int = 0;
+    let mut len = size_of_val(&family) as libc::socklen_t;
+    // SAFETY: both outlive the call, and `len` is the size of `family`.
+    let failed = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DOMAIN,
+            (&raw mut family).cast(),
+            &raw mut len,
+        )
+    };
+    (failed == 0).then_some(family)
+}
+
 /// The cookie of the network namespace the calling thread is in, as `bpf_get_netns_cookie` gives it.
 pub fn netns_cookie() -> Result<u64> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(SysError::io("bind"))?;

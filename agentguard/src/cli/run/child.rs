@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use super::{As, OWN_FAILURE, environment};
+use super::{As, OWN_FAILURE, environment, floor};
 use crate::cli::Failure;
 use crate::control::api::Started;
 use crate::daemon::upstream::SYSTEM_BUNDLES;
@@ -101,6 +101,9 @@ fn prepare(plan: &Plan<'_>, started: &Started) -> Result<(), SysError> {
                 mount::bind_over(&started.trust, bundle)?;
             }
         }
+        for folder in &started.hidden {
+            mount::hide(folder)?;
+        }
     }
     if !started.keep_privileges {
         privilege::drop_bounding_set()?;
@@ -113,5 +116,10 @@ fn prepare(plan: &Plan<'_>, started: &Started) -> Result<(), SysError> {
         privilege::no_new_privs()?;
     }
     signal::reset()?;
-    privilege::close_on_exec_from(3)
+    privilege::close_on_exec_from(3)?;
+    if !started.keep_privileges {
+        // Last: it refuses some of the calls above.
+        floor::filter().install()?;
+    }
+    Ok(())
 }

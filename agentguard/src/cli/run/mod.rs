@@ -2,6 +2,7 @@
 
 mod child;
 mod environment;
+mod floor;
 mod relay;
 
 use std::ffi::OsString;
@@ -21,7 +22,7 @@ use crate::control::api::{Run, Started};
 use crate::control::client::Client;
 use crate::sys::signal::Signals;
 use crate::sys::user::{self, Account};
-use crate::sys::{process, pty};
+use crate::sys::{process, pty, socket};
 
 /// Exit status for a failure of `run` itself: CMD has not run.
 pub const OWN_FAILURE: u8 = 125;
@@ -45,6 +46,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> {
     let own = |e: &dyn std::fmt::Display| Failure::new(OWN_FAILURE, e);
     let user = arguments.user.as_deref().map(other_user).transpose()?;
+    refuse_sockets()?;
     let terminal = Terminal::of_this_process();
     let (master, slave) = match &terminal {
         Some(terminal) => {
@@ -94,6 +96,29 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
 impl Failure {
     fn of_run(self) -> Self {
         self.with_status(OWN_FAILURE)
+    }
+}
+
+/// CMD would hold a connection that is not its own, past every rule. A Unix socket leads to who started this, as a pipe
+/// does: shells, service managers and other programs use pairs of them for pipes.
+fn refuse_sockets() -> Result<(), Failure> {
+    use std::io::{stderr, stdin, stdout};
+    let ends = [
+        ("input", socket::family(stdin())),
+        ("output", socket::family(stdout())),
+        ("error", socket::family(stderr())),
+    ];
+    match ends
+        .iter()
+        .find(|(_, family)| family.is_some_and(|family| family != libc::AF_UNIX))
+    {
+        None => Ok(()),
+        Some((end, _)) => Err(Failure::new(
+            OWN_FAILURE,
+            format!(
+                "standard {end} is a network socket, which the agent would use past every rule; put a pipe between, such as `| cat`"
+            ),
+        )),
     }
 }
 

@@ -1,0 +1,212 @@
+//! Ways into what holds the agent, or out past it, that `agentguard run` closes on every kernel. Each call works without
+//! AgentGuard and fails with it. What a seccomp filter refuses leaves no record: it never reaches a hook.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use agentguard_tests::client::{Subject, python};
+use agentguard_tests::{Bundle, Client, Guard, Running, Site};
+
+/// As root without AgentGuard each says ok; a call that this kernel was built without is left out.
+const CALLS: [&str; 27] = [
+    "io_uring_setup",
+    "bpf",
+    "ptrace PID",
+    "process_vm_readv PID ADDRESS",
+    "process_vm_writev PID ADDRESS",
+    "pidfd_getfd PID",
+    // AF_PACKET, the old spelling of it, kernel events, socket diagnosis, AF_ALG, AF_VSOCK, AF_KEY, AF_TIPC, AF_XDP.
+    "socket 17 3 0",
+    "socket 2 10 0",
+    "socket 16 3 15",
+    "socket 16 3 4",
+    "socket 38 5 0",
+    "socket 40 1 0",
+    "socket 15 3 2",
+    "socket 30 1 0",
+    "socket 44 3 0",
+    "terminal",
+    "unshare_user",
+    "clone_user",
+    "setns",
+    "mount",
+    "fsopen",
+    "add_key",
+    "request_key",
+    "keyctl",
+    "perf_event_open",
+    "userfaultfd",
+    "fanotify_init",
+];
+
+/// What a kernel answers that lacks the call, the family or the protocol.
+const NOT_BUILT: [&str; 4] = [
+    "ENOSYS",
+    "EAFNOSUPPORT",
+    "EPROTONOSUPPORT",
+    "ESOCKTNOSUPPORT",
+];
+
+fn tamper(subject: &dyn Subject) -> Running {
+    python(subject, "tamper.py").spawn()
+}
+
+fn tries(running: &mut Running, what: &str) -> String {
+    running.say(what);
+    running.after("said ")
+}
+
+/// `run` as a user without privileges.
+struct Unprivileged<'site>(&'site Site);
+
+impl Subject for Unprivileged<'_> {
+    fn client(&self, program: &std::path::Path) -> Client {
+        let client = self
+            .0
+            .cli(["run", "--agent", "probe", "--user", "nobody", "--"]);
+        // Its folder need not be open to everyone.
+        if program.ends_with("python") {
+            client.arg("/usr/bin/python3")
+        } else {
+            client.arg(program)
+        }
+    }
+}
+
+#[test]
+fn calls_below_run_that_no_hook_sees() {
+    let site = Site::new();
+    let mut bystander = Command::new("sleep").arg("600").spawn().expect("it starts");
+    let address = writable_memory(bystander.id());
+    let with_pid = |call: &str| {
+        call.replace("PID", &bystander.id().to_string())
+            .replace("ADDRESS", &address)
+    };
+    let mut control = tamper(&site);
+    let calls: Vec<&str> = CALLS
+        .into_iter()
+        .filter(|call| {
+            let said = tries(&mut control, &with_pid(call));
+            assert!(
+                said == "ok" || NOT_BUILT.contains(&said.as_str()),
+                "without AgentGuard, {call}: {said}"
+            );
+            said == "ok"
+        })
+        .collect();
+    for needed in [
+        "bpf",
+        "ptrace PID",
+        "socket 17 3 0",
+        "unshare_user",
+        "mount",
+    ] {
+        assert!(
+            calls.contains(&needed),
+            "{needed} is in every kernel that is supported"
+        );
+    }
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let root = guard.agent("probe");
+    let user = Unprivileged(&site);
+    let subjects: [&dyn Subject; 2] = [&root, &user];
+    for subject in subjects {
+        let mut agent = tamper(subject);
+        let before = guard.audit().len();
+        for call in &calls {
+            assert_eq!(tries(&mut agent, &with_pid(call)), "EPERM", "{call}");
+        }
+        assert_eq!(guard.audit().len(), before);
+    }
+    // The agent whose file says so keeps what it has.
+    site.install(&Bundle::new(2).agent("probe", "privileges = \"keep\"\n"));
+    let folder = site.path("policies").display().to_string();
+    guard.cli(["policy", "apply", &folder]).ok();
+    let mut kept = tamper(&guard.agent("probe"));
+    assert_eq!(tries(&mut kept, "unshare_user"), "ok");
+    bystander.kill().expect("own child");
+    bystander.wait().expect("own child");
+}
+
+/// The stack: the loader makes other memory read-only as it goes.
+fn writable_memory(tgid: u32) -> String {
+    let maps = std::fs::read_to_string(format!("/proc/{tgid}/maps")).expect("it runs");
+    let line = maps.lines().find(|line| line.ends_with("[stack]"));
+    let (address, _) = line
+        .and_then(|line| line.split_once('-'))
+        .expect("it has some");
+    address.to_owned()
+}
+
+/// Processes with more rights are out of reach although nothing forbids `/proc/PID/mem` by itself.
+#[test]
+fn the_daemon_is_out_of_reach_for_a_root_agent() {
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let daemon = guard.daemon_tgid();
+    let key = site.path("state");
+    let pins = site.pins().to_owned();
+    let attempts = [
+        (format!("mem {daemon}"), "EACCES"),
+        (format!("read /proc/{daemon}/environ"), "EACCES"),
+        (format!("list /proc/{daemon}/root"), "EACCES"),
+        (format!("list {}", key.display()), "ENOENT"),
+        (format!("list {}", pins.display()), "ENOENT"),
+        (
+            format!("unlink {}/v2/links/connect4", pins.display()),
+            "ENOENT",
+        ),
+        ("open_by_handle_at".to_owned(), "EPERM"),
+    ];
+    let mut control = tamper(&site);
+    for (attempt, _) in &attempts {
+        // Unlinking a pin would open the agents for good.
+        if !attempt.starts_with("unlink") {
+            assert_eq!(tries(&mut control, attempt), "ok", "by root, {attempt}");
+        }
+    }
+    let mut agent = tamper(&guard.agent("probe"));
+    for (attempt, expected) in &attempts {
+        let said = tries(&mut agent, attempt);
+        assert!(
+            said == *expected || (*expected == "EACCES" && said == "EPERM"),
+            "{attempt}: {said}"
+        );
+    }
+    assert!(pins.join("v2/links/connect4").exists());
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn calls_of_another_architecture_end_the_process() {
+    const SOURCE: &str = r#"
+#include <stdio.h>
+int main(void) {
+    long answer;
+    /* i386's getpid. */
+    __asm__ volatile("int $0x80" : "=a"(answer) : "a"(20) : "memory", "r8", "r9", "r10", "r11");
+    printf("said %s\n", answer > 0 ? "ok" : "refused");
+    return 0;
+}
+"#;
+    let site = Site::new();
+    let source = site.path("foreign.c");
+    let program = site.path("foreign");
+    std::fs::write(&source, SOURCE).expect("written");
+    let compiled = Command::new("cc")
+        .arg("-o")
+        .arg(&program)
+        .arg(&source)
+        .status();
+    assert!(compiled.expect("a C compiler").success());
+    let control = site.client(&program).run();
+    if control.code() != 0 || control.stdout != "said ok" {
+        // Built without IA32 emulation: there is no such way.
+        return;
+    }
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let ran = guard.agent("probe").client(&program).run();
+    assert_eq!(ran.stdout, "");
+    let signal = ran.status.signal().unwrap_or(ran.code() - 128);
+    assert_eq!(signal, libc::SIGSYS, "{ran:?}");
+}
