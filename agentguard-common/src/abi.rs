@@ -4,7 +4,7 @@
 use crate::net::Addr;
 
 /// Grows with every change to a type in this module or to a map's key, value, type or meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// `pid_max`'s limit on 64-bit kernels (`PID_MAX_LIMIT` in `include/linux/threads.h`).
 pub const MAX_TGID: u32 = 4_194_304;
@@ -89,6 +89,37 @@ pub enum RuleVerdict {
     Direct = 1,
     /// The agent has hosts to reach: what no rule names goes to the forwarder.
     Forward = 2,
+}
+
+/// Name of a Unix socket: a path as its caller writes it, or an abstract name behind a NUL. Key of an agent's map in `UNIX`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnixName {
+    pub len: u32,
+    /// Zero behind `len`. Longer than [`UnixName::MAX`], because the verifier wants the length masked.
+    pub bytes: [u8; 128],
+}
+
+impl UnixName {
+    /// `sun_path`'s size (`UNIX_PATH_MAX`).
+    pub const MAX: usize = 108;
+    pub const EMPTY: Self = Self {
+        len: 0,
+        bytes: [0; 128],
+    };
+
+    /// `None` for one that no socket can have.
+    pub fn new(name: &[u8]) -> Option<Self> {
+        if name.is_empty() || name.len() > Self::MAX {
+            return None;
+        }
+        let mut bytes = [0; 128];
+        bytes.get_mut(..name.len())?.copy_from_slice(name);
+        Some(Self {
+            len: name.len() as u32,
+            bytes,
+        })
+    }
 }
 
 /// What the programs need to know of the forwarder of one network namespace. `FORWARDERS` value, keyed by netns cookie.
@@ -255,6 +286,8 @@ pub enum EventKind {
     ForwarderDown = 9,
     /// A process that came under an agent other than by exec: its cgroup became one that an identify block names.
     Enrol = 10,
+    /// A connect or a datagram to a Unix socket.
+    Unix = 11,
 }
 
 impl TryFrom<u32> for EventKind {
@@ -272,12 +305,13 @@ impl TryFrom<u32> for EventKind {
             8 => Self::Packet,
             9 => Self::ForwarderDown,
             10 => Self::Enrol,
+            11 => Self::Unix,
             other => return Err(other),
         })
     }
 }
 
-/// The one record of the `EVENTS` ring. Only `Exec` and `Enrol` carry `path`; the others end before it.
+/// The one record of the `EVENTS` ring. Only `Exec`, `Enrol` and `Unix` carry `path`; the others end before it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Event {
@@ -299,16 +333,19 @@ pub struct Event {
     pub family: u16,
     /// `SOCK_*` and `IPPROTO_*` as the agent asked for them.
     pub sock_type: u32,
+    /// For `Unix` 0, or [`Event::UNIX_SEND`].
     pub proto: u32,
     /// Bytes of `path` in use.
     pub path_len: u32,
-    /// The executed file, for `Exec` and `Enrol`.
+    /// The executed file, for `Exec` and `Enrol`; the [`UnixName`] for `Unix`.
     pub path: [u8; PATH_LEN],
 }
 
 impl Event {
     /// Bytes before `path`.
     pub const HEAD_LEN: usize = 80;
+    /// `proto` of a datagram that names its receiver.
+    pub const UNIX_SEND: u32 = 1;
 }
 
 const _: () = {
@@ -320,6 +357,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 48 && offset_of!(FlowKey, local_port) == 40);
     assert!(size_of::<Origin>() == 40 && offset_of!(Origin, addr) == 16);
     assert!(size_of::<SocketMark>() == 120 && offset_of!(SocketMark, reported) == 96);
+    assert!(size_of::<UnixName>() == 132);
     assert!(size_of::<CgroupMask>() == 16);
     assert!(size_of::<Identify>() == 24 + 2 * PATH_LEN);
     assert!(size_of::<Event>() == 80 + PATH_LEN && offset_of!(Event, path) == Event::HEAD_LEN);
@@ -348,6 +386,7 @@ mod user {
         SocketMark,
         Identify,
         CgroupMask,
+        UnixName,
         Event,
         crate::layout::Layout
     );

@@ -58,6 +58,21 @@ pub fn decide(request: &Request, rules: &impl Rules) -> Verdict {
     }
 }
 
+/// Judges the name of a Unix socket; `listed` says whether the agent's file has it.
+pub fn decide_unix(agent: AgentId, killed: bool, listed: bool) -> Verdict {
+    if killed {
+        return Verdict::Deny(Refusal::Killed);
+    }
+    if agent == AgentId::AMBIGUOUS {
+        return Verdict::Deny(Refusal::Ambiguous);
+    }
+    if listed {
+        Verdict::Direct
+    } else {
+        Verdict::Deny(Refusal::UnixSocket)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;

@@ -33,6 +33,9 @@ pub struct Layout {
     pub cgroup_root: u32,
     pub cgroup_root_hierarchy_id: u32,
     pub kernfs_node_id: u32,
+    /// 0 before Linux 6.7, as the next.
+    pub sock_addr_uaddr: u32,
+    pub sock_addr_uaddrlen: u32,
 }
 
 impl Layout {
@@ -64,5 +67,7 @@ impl Layout {
         cgroup_root: 0,
         cgroup_root_hierarchy_id: 0,
         kernfs_node_id: 0,
+        sock_addr_uaddr: 0,
+        sock_addr_uaddrlen: 0,
     };
 }

@@ -39,6 +39,8 @@ pub enum Refusal {
     Namespace = 11,
     /// Two `[[identify]]` blocks of different agents match the process.
     Ambiguous = 12,
+    /// A Unix socket that no `[[unix]]` entry names.
+    UnixSocket = 15,
 }
 
 impl TryFrom<u32> for Refusal {
@@ -58,6 +60,7 @@ impl TryFrom<u32> for Refusal {
             10 => Self::Internal,
             11 => Self::Namespace,
             12 => Self::Ambiguous,
+            15 => Self::UnixSocket,
             other => return Err(other),
         })
     }

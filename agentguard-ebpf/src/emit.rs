@@ -1,6 +1,6 @@
 //! Records for the daemon: one layout, written in place in the ring. A full ring is counted, and never changes a verdict.
 
-use agentguard_common::abi::{AgentId, Event, EventKind, PATH_LEN};
+use agentguard_common::abi::{AgentId, Event, EventKind, PATH_LEN, UnixName};
 use agentguard_common::counter::Counter;
 use agentguard_common::net::Addr;
 use agentguard_common::verdict::Refusal;
@@ -115,6 +115,33 @@ pub fn with_path(kind: EventKind, refusal: Option<Refusal>, agent: AgentId, who:
             )
         };
     }
+    bytes.submit(0);
+}
+
+/// A call of the current task's that names a Unix socket.
+#[inline(always)]
+pub fn unix(refusal: Option<Refusal>, agent: AgentId, what: &What, name: &UnixName) {
+    let Some(mut bytes) = EVENTS.reserve_bytes(size_of::<Event>(), 0) else {
+        count(Counter::RingFull);
+        return;
+    };
+    let event: *mut Event = bytes.as_mut_ptr().cast();
+    let who = Who {
+        tgid: current_tgid(),
+        uid: current_uid(),
+        cgroup: current_cgroup(),
+        path_len: name.len,
+        ..Who::default()
+    };
+    fill(event, EventKind::Unix, refusal, agent, &who, what);
+    // SAFETY: the name is shorter than `path`, which the reservation covers. A failed read zeroes the destination.
+    unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut (*event).path).cast(),
+            size_of_val(&name.bytes) as u32,
+            name.bytes.as_ptr().cast(),
+        )
+    };
     bytes.submit(0);
 }
 

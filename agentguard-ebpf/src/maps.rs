@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use agentguard_common::abi::{
     AgentId, AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, Event, FlowKey, Forwarder, Identify,
     Label, MAX_AGENTS, MAX_IDENTIFY, MAX_RULES, MAX_TGID, Origin, PATH_LEN, PORT_WORDS, RuleKey,
-    SocketMark,
+    SocketMark, UnixName,
 };
 use agentguard_common::counter::Counter;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
@@ -29,6 +29,10 @@ pub static RULES: ArrayOfMaps<
     LpmTrie<RuleKey, u32, { MAX_RULES as usize }>,
     { MAX_AGENTS as usize },
 > = ArrayOfMaps::new();
+/// Agent id → the Unix sockets that its file lists. No map: none.
+#[btf_map]
+pub static UNIX: ArrayOfMaps<HashMap<UnixName, u32, 1>, { MAX_AGENTS as usize }> =
+    ArrayOfMaps::new();
 /// Not LRU: an evicted origin is a lost identity.
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Origin, 65536> = HashMap::new();

@@ -11,6 +11,7 @@ pub mod namespaces;
 pub mod records;
 pub mod startup;
 pub mod state;
+mod unix;
 pub mod upstream;
 pub mod view;
 

@@ -215,10 +215,10 @@ fn cases() -> Vec<Case> {
             &["agents/probe.toml:5", "exec"],
         ),
         case(
-            "unix",
+            "unix pattern",
             "agents/probe.toml",
-            agent("[[unix]]\npath = \"/run/x\"\n"),
-            &["agents/probe.toml:5", "unix"],
+            agent("[[unix]]\npath = \"/run/*\"\n"),
+            &["agents/probe.toml:6", "pattern"],
         ),
         case(
             "parent",

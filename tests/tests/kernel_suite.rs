@@ -22,3 +22,5 @@ mod lineage;
 mod restart;
 #[path = "kernel_suite/socket.rs"]
 mod socket;
+#[path = "kernel_suite/unix.rs"]
+mod unix;

@@ -11,3 +11,4 @@ mod peername;
 mod process;
 mod redirect;
 mod socket;
+mod unix;

@@ -153,6 +153,7 @@ mod tests {
             keep_privileges: false,
             identify: vec![identify],
             kernel: Vec::new(),
+            unix: Vec::new(),
             has_hosts: false,
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentguard_common::abi::AgentId;
+use agentguard_common::abi::{AgentId, UnixName};
 use jiff::Timestamp;
 
 use super::forwarder::Ask;
@@ -292,6 +292,9 @@ fn switch_now(
     for (id, rules) in to.map(rules).unwrap_or_default() {
         lock(&shared.kernel).set_rules(id, &rules)?;
     }
+    for (id, names) in to.map(unix_names).unwrap_or_default() {
+        lock(&shared.kernel).set_unix(id, &names)?;
+    }
     let kept = |id: &AgentId| to.is_some_and(|to| to.ids.values().any(|kept| kept == id));
     for id in from.map(|from| from.ids.values()).into_iter().flatten() {
         if !kept(id) {
@@ -309,6 +312,23 @@ fn rules(active: &Active) -> Vec<(AgentId, Vec<Rule>)> {
         .values()
         .filter_map(|id| Some((*id, kernel_rules(active.policy.agent(*id)?))))
         .collect()
+}
+
+/// The Unix sockets that each agent may reach.
+fn unix_names(active: &Active) -> Vec<(AgentId, Vec<UnixName>)> {
+    let agents = active.ids.values();
+    agents
+        .filter_map(|id| Some((*id, active.policy.agent(*id)?)))
+        .map(|(id, agent)| (id, agent.unix.iter().filter_map(unix_name).collect()))
+        .collect()
+}
+
+/// `@` stands for the NUL of an abstract name. The bundle has been checked for names that no socket can have.
+fn unix_name(written: &String) -> Option<UnixName> {
+    match written.strip_prefix('@') {
+        Some(name) => UnixName::new(format!("\0{name}").as_bytes()),
+        None => UnixName::new(written.as_bytes()),
+    }
 }
 
 fn kernel_rules(agent: &policy::Agent) -> Vec<Rule> {

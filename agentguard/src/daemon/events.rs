@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::lock;
 use super::state::{Clock, Shared};
+use super::unix;
 use crate::agents::lineage::Exec;
 use crate::audit::record::{Draft, Latency, Outcome};
 use crate::kernel::Events;
@@ -106,6 +107,8 @@ fn draft(event: &Event, clock: &Clock) -> Option<Draft> {
         EventKind::Bind => "bind",
         EventKind::Socket => "socket",
         EventKind::Packet => "packet",
+        EventKind::Unix if event.proto == Event::UNIX_SEND => "sendmsg",
+        EventKind::Unix => "connect",
         EventKind::Exec | EventKind::Enrol if event.reason != 0 => "exec",
         EventKind::Exec
         | EventKind::Enrol
@@ -115,9 +118,11 @@ fn draft(event: &Event, clock: &Clock) -> Option<Draft> {
             return None;
         }
     };
+    let is_unix = event.kind == EventKind::Unix as u32;
     let resource = match action {
         "exec" => path(event),
         "socket" => socket_name(event),
+        _ if is_unix => unix::resource(event),
         _ => match IpAddr::from(event.addr) {
             IpAddr::V4(ip) => format!("{ip}:{}", event.port),
             IpAddr::V6(ip) => format!("[{ip}]:{}", event.port),
@@ -126,7 +131,8 @@ fn draft(event: &Event, clock: &Clock) -> Option<Draft> {
     let refusal = Refusal::try_from(event.reason).ok();
     let denied = event.reason != 0;
     let mut facts = BTreeMap::new();
-    if let (Some(name), "connect" | "sendmsg" | "bind" | "packet") = (protocol(event.proto), action)
+    if let (Some(name), "connect" | "sendmsg" | "bind" | "packet", false) =
+        (protocol(event.proto), action, is_unix)
     {
         facts.insert("proto".to_owned(), name.to_owned());
     }
@@ -146,7 +152,11 @@ fn draft(event: &Event, clock: &Clock) -> Option<Draft> {
         },
         policies: Vec::new(),
         reason: denied.then(|| refusal.map_or(DenyReason::ProtocolRefused, reason)),
-        detail: denied.then(|| refusal.map_or("refused", detail).to_owned()),
+        detail: denied.then(|| match refusal {
+            Some(Refusal::UnixSocket) => unix::detail(event),
+            Some(refusal) => detail(refusal).to_owned(),
+            None => "refused".to_owned(),
+        }),
         bundle: None,
         upstream: None,
         bytes_up: 0,
@@ -157,9 +167,11 @@ fn draft(event: &Event, clock: &Clock) -> Option<Draft> {
 
 fn reason(refusal: Refusal) -> DenyReason {
     match refusal {
-        Refusal::NoRule | Refusal::Packet | Refusal::Listen | Refusal::ForwarderPort => {
-            DenyReason::PolicyDenied
-        }
+        Refusal::NoRule
+        | Refusal::Packet
+        | Refusal::Listen
+        | Refusal::ForwarderPort
+        | Refusal::UnixSocket => DenyReason::PolicyDenied,
         Refusal::Killed => DenyReason::AgentKilled,
         Refusal::ForwarderDown | Refusal::Namespace => DenyReason::UpstreamUnreachable,
         Refusal::BoundToDevice | Refusal::Protocol | Refusal::SourceRoute | Refusal::Internal => {
@@ -184,6 +196,7 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::Listen => "no [[listen]] entry has this address and port",
         Refusal::Internal => "a kernel map was full or a read failed",
         Refusal::Namespace => "no forwarder listens in this network namespace",
+        Refusal::UnixSocket => "no [[unix]] entry names this socket",
         Refusal::Ambiguous => "identify blocks of two agents match this process",
     }
 }

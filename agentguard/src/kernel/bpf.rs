@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use aya_obj::generated::bpf_insn;
+
 use super::KernelError;
 
 const MAP_CREATE: Command = Command(0, "BPF_MAP_CREATE");
@@ -13,6 +15,7 @@ const MAP_LOOKUP_ELEM: Command = Command(1, "BPF_MAP_LOOKUP_ELEM");
 const MAP_UPDATE_ELEM: Command = Command(2, "BPF_MAP_UPDATE_ELEM");
 const MAP_DELETE_ELEM: Command = Command(3, "BPF_MAP_DELETE_ELEM");
 const MAP_GET_NEXT_KEY: Command = Command(4, "BPF_MAP_GET_NEXT_KEY");
+const PROG_LOAD: Command = Command(5, "BPF_PROG_LOAD");
 const OBJ_PIN: Command = Command(6, "BPF_OBJ_PIN");
 const OBJ_GET: Command = Command(7, "BPF_OBJ_GET");
 const OBJ_GET_INFO_BY_FD: Command = Command(15, "BPF_OBJ_GET_INFO_BY_FD");
@@ -88,6 +91,20 @@ attr!(ElemAttr {
     value: u64,
     flags: u64,
 });
+attr!(ProgLoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+});
 attr!(ObjAttr {
     pathname: u64,
     bpf_fd: u32,
@@ -126,7 +143,23 @@ fn path_string(path: &Path) -> Result<CString, KernelError> {
         .map_err(|_| KernelError::Unsupported(format!("{} has a NUL in it", path.display())))
 }
 
-/// An LPM trie; the one kind of map that userspace makes itself.
+/// A hash map, to be put into a map of maps.
+pub(super) fn create_hash(
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+) -> Result<OwnedFd, KernelError> {
+    const HASH: u32 = 1;
+    MAP_CREATE.open(&mut MapAttr {
+        map_type: HASH,
+        key_size,
+        value_size,
+        max_entries,
+        ..MapAttr::default()
+    })
+}
+
+/// An LPM trie, to be put into a map of maps.
 pub(super) fn create_trie(
     key_size: u32,
     value_size: u32,
@@ -209,6 +242,37 @@ pub(super) fn next_key<K: Default + aya::Pod>(
     let from = key.map_or(0, address);
     let found = elem(MAP_GET_NEXT_KEY, map, from, address_mut(&mut next))?;
     Ok(found.then_some(next))
+}
+
+/// A `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` program. The verifier's log goes to the end of `log`.
+pub(super) fn load_sock_addr(
+    name: &str,
+    instructions: &[bpf_insn],
+    attach_type: u32,
+    log: &mut [u8],
+) -> Result<OwnedFd, io::Error> {
+    const CGROUP_SOCK_ADDR: u32 = 18;
+    let mut prog_name = [0; 16];
+    for (to, from) in prog_name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    let fd = PROG_LOAD.run(&mut ProgLoadAttr {
+        prog_type: CGROUP_SOCK_ADDR,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr().addr() as u64,
+        license: c"Dual MIT/GPL".as_ptr().addr() as u64,
+        log_level: u32::from(!log.is_empty()),
+        log_size: log.len() as u32,
+        log_buf: match log {
+            [] => 0,
+            _ => log.as_mut_ptr().expose_provenance() as u64,
+        },
+        prog_name,
+        expected_attach_type: attach_type,
+        ..ProgLoadAttr::default()
+    })?;
+    // SAFETY: the kernel has just given it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<(), KernelError> {

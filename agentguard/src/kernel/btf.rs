@@ -49,6 +49,11 @@ fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
         }
         Ok(offset)
     };
+    let since = |name: &str, member: &str, shape: Shape| match btf.structs.get(name) {
+        Some(id) if btf.member(*id, member, 0).is_some() => at(name, member, shape),
+        _ => Ok(0),
+    };
+    let uaddrlen = since("bpf_sock_addr_kern", "uaddrlen", Integer(4))?;
     Ok(Layout {
         task_tgid: at("task_struct", "tgid", Integer(4))?,
         task_signal: at("task_struct", "signal", Pointer)?,
@@ -76,6 +81,11 @@ fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
         cgroup_root: at("cgroup", "root", Pointer)?,
         cgroup_root_hierarchy_id: at("cgroup_root", "hierarchy_id", Integer(4))?,
         kernfs_node_id: at("kernfs_node", "id", Integer(8))?,
+        sock_addr_uaddr: match uaddrlen {
+            0 => 0,
+            _ => at("bpf_sock_addr_kern", "uaddr", Pointer)?,
+        },
+        sock_addr_uaddrlen: uaddrlen,
     })
 }
 

@@ -13,7 +13,7 @@ use aya::{Ebpf, EbpfLoader, GlobalData};
 
 use super::maps::{Maps, SPECS};
 use super::pin::{self, Folders};
-use super::{Hook, KernelError, bpf, btf, probe};
+use super::{Hook, KernelError, bpf, btf, probe, unix};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agentguard-ebpf"));
 
@@ -58,8 +58,15 @@ fn tracepoint(program: &str) -> &str {
     }
 }
 
+/// What [`load`] has made of the kernel.
+pub(super) struct Loaded {
+    pub(super) maps: Maps,
+    /// The kernel has the hooks of Unix sockets.
+    pub(super) unix: bool,
+}
+
 /// Loads, takes over, attaches and pins everything; after an error what has been attached stays so.
-pub(super) fn load(folders: &Folders, cgroup_root: &Path) -> Result<Maps, KernelError> {
+pub(super) fn load(folders: &Folders, cgroup_root: &Path) -> Result<Loaded, KernelError> {
     probe::check()?;
     let layout = btf::layout()?;
     refuse_labelled(folders)?;
@@ -82,6 +89,11 @@ pub(super) fn load(folders: &Folders, cgroup_root: &Path) -> Result<Maps, Kernel
     for (name, _) in &PROGRAMS {
         load_program(&mut object, name)?;
     }
+    let unix = match unix::is_offered(&layout) {
+        true => unix::load(OBJECT, &object, folders)?,
+        false => Vec::new(),
+    };
+    unix::attach(&unix, folders, &cgroup, cgroup_id)?;
     for (name, place) in &PROGRAMS {
         let program = program(&mut object, name)?;
         let program = program.fd().map_err(|error| refused(name, error))?.as_fd();
@@ -98,9 +110,10 @@ pub(super) fn load(folders: &Folders, cgroup_root: &Path) -> Result<Maps, Kernel
     }
     let maps = Maps::open(&folders.maps)?;
     maps.set_config(ConfigSlot::Daemon, u64::from(std::process::id()))?;
+    let unix = !unix.is_empty();
     drop(object);
     give_back_memory();
-    Ok(maps)
+    Ok(Loaded { maps, unix })
 }
 
 /// The loader parses the kernel's whole BTF, some 15 MB that the allocator would keep for the daemon's life.
@@ -170,28 +183,29 @@ fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), KernelError
     loaded.map_err(|error| refused(name, error))
 }
 
-/// The last lines of the verifier's log say what it did not like.
 fn refused(name: &'static str, error: ProgramError) -> KernelError {
-    const LAST_LINES: usize = 12;
     match error {
         ProgramError::LoadError {
             io_error,
             verifier_log,
-        } => {
-            let log = verifier_log.to_string();
-            let lines: Vec<_> = log.lines().collect();
-            let from = lines.len().saturating_sub(LAST_LINES);
-            KernelError::Refused {
-                program: name,
-                log: lines.get(from..).unwrap_or_default().join("\n"),
-                source: io_error,
-            }
-        }
+        } => KernelError::Refused {
+            program: name,
+            log: last_lines(&verifier_log.to_string()),
+            source: io_error,
+        },
         other => KernelError::Object(format!("{name}: {}", chain(&other))),
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// They say what the verifier did not like.
+pub(super) fn last_lines(log: &str) -> String {
+    const LAST_LINES: usize = 12;
+    let lines: Vec<_> = log.lines().collect();
+    let from = lines.len().saturating_sub(LAST_LINES);
+    lines.get(from..).unwrap_or_default().join("\n")
+}
+
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
@@ -201,7 +215,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn attach_cgroup(
+pub(super) fn attach_cgroup(
     pin: &Path,
     program: BorrowedFd<'_>,
     cgroup: &File,
@@ -219,27 +233,31 @@ fn attach_cgroup(
 }
 
 /// Which of the hooks are attached now, by their pinned links.
-pub(super) fn hooks(folders: &Folders) -> Vec<Hook> {
+pub(super) fn hooks(folders: &Folders, unix: bool) -> Vec<Hook> {
     PROGRAMS
         .iter()
         .map(|(name, place)| Hook {
             name,
             attached: is_attached(&folders.links.join(name), place),
         })
+        .chain(unix.then(|| unix::hooks(folders)).into_iter().flatten())
         .collect()
 }
 
 fn is_attached(pin: &Path, place: &Place) -> bool {
-    let Ok(Some(link)) = bpf::open_pin(pin, 0) else {
-        return false;
-    };
-    match (bpf::link_info(link.as_fd()), place) {
-        (Ok(info), Place::Cgroup(attach_type)) => {
-            info.cgroup_id != 0 && info.attach_type == *attach_type
-        }
-        (Ok(_), Place::RawTracepoint) => true,
-        (Err(_), _) => false,
+    match place {
+        Place::Cgroup(attach_type) => is_on_cgroup(pin, *attach_type),
+        Place::RawTracepoint => link_info(pin).is_some(),
     }
+}
+
+pub(super) fn is_on_cgroup(pin: &Path, attach_type: u32) -> bool {
+    link_info(pin).is_some_and(|info| info.cgroup_id != 0 && info.attach_type == attach_type)
+}
+
+fn link_info(pin: &Path) -> Option<bpf::LinkInfo> {
+    let link = bpf::open_pin(pin, 0).ok()??;
+    bpf::link_info(link.as_fd()).ok()
 }
 
 /// Whether an earlier daemon has left programs.
@@ -250,10 +268,12 @@ pub(super) fn is_any_pinned(folders: &Folders) -> bool {
 /// Takes the socket hooks away, by the time it returns; the tracepoints go soon after their pins. A hook that is gone
 /// already stays so, and of one that cannot be detached the pin's end takes care.
 pub(super) fn detach(folders: &Folders) {
-    for (name, place) in &PROGRAMS {
-        if let (Place::Cgroup(_), Ok(Some(link))) =
-            (place, bpf::open_pin(&folders.links.join(name), 0))
-        {
+    let on_cgroup = PROGRAMS
+        .iter()
+        .filter(|(_, place)| matches!(place, Place::Cgroup(_)))
+        .map(|(name, _)| *name);
+    for name in on_cgroup.chain(unix::names()) {
+        if let Ok(Some(link)) = bpf::open_pin(&folders.links.join(name), 0) {
             let _ = bpf::detach(link.as_fd());
         }
     }
@@ -265,7 +285,8 @@ pub(super) fn remove_strays(folders: &Folders) {
         return;
     };
     for entry in entries.filter_map(Result::ok) {
-        if !PROGRAMS.iter().any(|(name, _)| entry.file_name() == **name) {
+        let mut names = PROGRAMS.iter().map(|(name, _)| *name).chain(unix::names());
+        if !names.any(|name| entry.file_name() == name) {
             // A stray that cannot be removed judges nothing that the programs of this version do not.
             let _ = fs::remove_file(entry.path());
         }

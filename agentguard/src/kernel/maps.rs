@@ -33,10 +33,11 @@ const RINGBUF: u32 = 27;
 const CLONED: u32 = 0x201;
 
 /// Every pinned map, as `agentguard-ebpf/src/maps.rs` defines it. `SCRATCH` holds nothing between two calls and is not pinned.
-pub(super) const SPECS: [Spec; 13] = [
+pub(super) const SPECS: [Spec; 14] = [
     array::<Label>("LABELS", MAX_TGID),
     array::<AgentState>("AGENTS", MAX_AGENTS),
     spec("RULES", ARRAY_OF_MAPS, 4, 4, MAX_AGENTS, 0),
+    spec("UNIX", ARRAY_OF_MAPS, 4, 4, MAX_AGENTS, 0),
     hash::<FlowKey, Origin>("FLOWS", 65536),
     hash::<u64, Origin>("ACCEPTED", 65536),
     hash::<u64, Forwarder>("FORWARDERS", 1024),
@@ -163,6 +164,7 @@ pub(super) struct Maps {
     pub(super) labels: Map<u32, Label>,
     pub(super) agents: Map<u32, AgentState>,
     pub(super) rules: Map<u32, u32>,
+    pub(super) unix: Map<u32, u32>,
     pub(super) flows: Map<FlowKey, Origin>,
     pub(super) accepted: Map<u64, Origin>,
     pub(super) forwarders: Map<u64, Forwarder>,
@@ -182,6 +184,7 @@ impl Maps {
             labels: Map::open(folder, "LABELS", 0)?,
             agents: Map::open(folder, "AGENTS", 0)?,
             rules: Map::open(folder, "RULES", 0)?,
+            unix: Map::open(folder, "UNIX", 0)?,
             flows: Map::open(folder, "FLOWS", 0)?,
             accepted: Map::open(folder, "ACCEPTED", 0)?,
             forwarders: Map::open(folder, "FORWARDERS", 0)?,

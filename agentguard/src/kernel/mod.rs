@@ -13,12 +13,15 @@ mod pin;
 mod probe;
 mod rules;
 mod sockets;
+mod unix;
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use agentguard_common::abi::{AgentId, AgentState, ConfigSlot, Forwarder, Identify, Label};
+use agentguard_common::abi::{
+    AgentId, AgentState, ConfigSlot, Forwarder, Identify, Label, UnixName,
+};
 use agentguard_common::counter::Counter;
 use nix::fcntl::Flock;
 
@@ -71,6 +74,7 @@ pub struct Kernel {
     maps: Maps,
     folders: Folders,
     cgroup_root: PathBuf,
+    unix: bool,
     /// Keeps a second daemon out.
     _lock: Flock<File>,
 }
@@ -85,8 +89,8 @@ impl Kernel {
         probe::check()?;
         let (folders, lock) = Folders::create(pins)?;
         let is_fresh = !load::is_any_pinned(&folders);
-        let maps = match load::load(&folders, cgroup_root) {
-            Ok(maps) => maps,
+        let load::Loaded { maps, unix } = match load::load(&folders, cgroup_root) {
+            Ok(loaded) => loaded,
             Err(error) => {
                 if is_fresh {
                     // Nobody is held by what has been attached so far. The first error is the one to tell.
@@ -100,6 +104,7 @@ impl Kernel {
             maps,
             folders,
             cgroup_root: cgroup_root.to_owned(),
+            unix,
             _lock: lock,
         };
         match kernel.hooks().iter().find(|hook| !hook.attached) {
@@ -131,7 +136,18 @@ impl Kernel {
 
     /// Without rules an agent can do nothing.
     pub fn remove_rules(&mut self, agent: AgentId) -> Result<(), KernelError> {
-        self.maps.rules.delete(&agent.0).map(|_| ())
+        self.maps.rules.delete(&agent.0)?;
+        self.maps.unix.delete(&agent.0).map(|_| ())
+    }
+
+    /// Replaces the Unix sockets that the agent may reach, in one update.
+    pub fn set_unix(&mut self, agent: AgentId, names: &[UnixName]) -> Result<(), KernelError> {
+        unix::replace(&self.maps.unix, agent, names)
+    }
+
+    /// Whether Unix sockets are judged: by the name as it is written.
+    pub fn judges_unix(&self) -> bool {
+        self.unix
     }
 
     /// A plain map update: in force for the next packet.
@@ -256,7 +272,7 @@ impl Kernel {
     }
 
     pub fn hooks(&self) -> Vec<Hook> {
-        load::hooks(&self.folders)
+        load::hooks(&self.folders, self.unix)
     }
 
     /// The event ring, to be read by one task. Must be called in a tokio runtime.
@@ -273,9 +289,10 @@ impl Kernel {
     }
 }
 
-/// Which hooks are attached now by what is pinned below `pins`, whether a daemon runs or not.
+/// Which hooks are attached now by what is pinned below `pins`, whether a daemon runs or not; those that this kernel cannot
+/// have are among them, not attached.
 pub fn hooks(pins: &Path) -> Vec<Hook> {
-    load::hooks(&Folders::below(pins))
+    load::hooks(&Folders::below(pins), true)
 }
 
 /// One attached program.

@@ -109,6 +109,8 @@ pub struct Agent {
     pub keep_privileges: bool,
     pub identify: Vec<Identify>,
     pub kernel: Vec<KernelRule>,
+    /// Unix sockets: absolute paths, or `@` and an abstract name.
+    pub unix: Vec<String>,
     /// Whether it has any host to reach: what no kernel rule names then goes to the forwarder.
     pub has_hosts: bool,
 }

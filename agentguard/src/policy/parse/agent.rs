@@ -2,7 +2,7 @@
 
 use super::reach::{self, Reach};
 use super::table::{Keys, Located, Table};
-use super::{RISKS, UNKNOWN_RISK, check_name, document};
+use super::{RISKS, UNKNOWN_RISK, check_name, document, unix};
 use crate::policy::diagnostic::{Place, Report};
 use crate::policy::glob::check_file_glob;
 use crate::policy::host::show;
@@ -21,8 +21,8 @@ pub(in crate::policy) struct AgentFile {
 }
 
 const FILE: Keys = Keys {
-    known: &["agent", "identify", "reach", "listen"],
-    later: &["exec", "unix"],
+    known: &["agent", "identify", "reach", "listen", "unix"],
+    later: &["exec"],
 };
 const AGENT: Keys = Keys {
     known: &["name", "owner", "risk", "start_by", "privileges"],
@@ -60,6 +60,7 @@ pub(in crate::policy) fn agent_file(report: &mut Report<'_>, file: u32) -> Optio
             identify_at.push(table.at);
         }
     }
+    let unix = unix::sockets(report, &root);
     if !root.has("agent") {
         report.error_help(
             root.at,
@@ -91,6 +92,7 @@ pub(in crate::policy) fn agent_file(report: &mut Report<'_>, file: u32) -> Optio
             keep_privileges: privileges.is_some_and(|privileges| privileges.value == "keep"),
             identify,
             kernel: touched.kernel,
+            unix,
             has_hosts: !touched.hosts.is_empty(),
         },
         reach: touched.hosts,

@@ -6,6 +6,7 @@ mod host;
 mod manifest;
 mod reach;
 mod table;
+mod unix;
 
 use toml::de::DeTable;
 

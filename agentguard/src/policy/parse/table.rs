@@ -46,6 +46,7 @@ const HOMES: &[(&str, &str)] = &[
     ("tls", "[[reach]]"),
     ("to", "[[reach]]"),
     ("on", "[[listen]]"),
+    ("path", "[[unix]]"),
     ("serial", "bundle.toml"),
     ("expect", "[[case]] of a file in tests/"),
 ];

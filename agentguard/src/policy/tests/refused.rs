@@ -37,8 +37,28 @@ fn one_mistake_gives_one_error_that_names_it() {
             "agents/a.toml:5:2: `exec` in the file is not enforced by this build",
         ),
         (
-            bundle("[[unix]]\npath = \"/x\"\n", ""),
-            "agents/a.toml:5:3: `unix` in the file is not enforced",
+            bundle("[[unix]]\npath = \"x\"\n", ""),
+            "agents/a.toml:6:8: `x` is neither an absolute path nor an abstract name",
+        ),
+        (
+            bundle("[[unix]]\npath = \"/run/*.sock\"\n", ""),
+            "agents/a.toml:6:8: `/run/*.sock` is a pattern | name each socket",
+        ),
+        (
+            bundle("[[unix]]\npath = \"/run/../x\"\n", ""),
+            "agents/a.toml:6:8: `/run/../x` is not a socket's plain path",
+        ),
+        (
+            bundle("[[unix]]\npath = \"@\"\n", ""),
+            "agents/a.toml:6:8: `@` alone names no abstract socket",
+        ),
+        (
+            bundle("[[unix]]\npath = \"/x\"\n[[unix]]\npath = \"/x\"\n", ""),
+            "agents/a.toml:8:8: the entry repeats one above",
+        ),
+        (
+            bundle("[[unix]]\n", ""),
+            "agents/a.toml:5:1: [[unix]] has no `path` | add",
         ),
         (
             bundle("parent = \"b\"\n", ""),

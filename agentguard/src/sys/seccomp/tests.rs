@@ -38,19 +38,21 @@ const fn one(argument: u32, mask: u32, is: Is) -> Test {
 
 #[test]
 fn every_test_of_a_rule_must_hold() {
+    const FAMILY: &[Test] = &[one(0, u32::MAX, Is::NoneOf(&[1, 2, 10]))];
+    const INET: &[Test] = &[
+        one(0, u32::MAX, Is::OneOf(&[2, 10])),
+        one(1, 0xf, Is::NoneOf(&[1, 2])),
+        one(2, u32::MAX, Is::OneOf(&[0, 7])),
+    ];
     let filter = Filter::refusing(&[
         Rule {
             call: 41,
-            when: &[one(0, u32::MAX, Is::NoneOf(&[1, 2, 10]))],
+            when: FAMILY,
             errno: 1,
         },
         Rule {
             call: 41,
-            when: &[
-                one(0, u32::MAX, Is::OneOf(&[2, 10])),
-                one(1, 0xf, Is::NoneOf(&[1, 2])),
-                one(2, u32::MAX, Is::OneOf(&[0, 7])),
-            ],
+            when: INET,
             errno: 2,
         },
         Rule {

@@ -1,0 +1,103 @@
+//! Unix sockets by the name that the caller writes: this runs before the kernel looks it up, so a name that is not listed
+//! is refused whatever it leads to. Sections of another hook, because the loader library knows none for these.
+
+use agentguard_common::abi::{AgentId, Event, UnixName};
+use agentguard_common::counter::Counter;
+use agentguard_common::decide::decide_unix;
+use agentguard_common::verdict::{Refusal, Verdict};
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+
+use crate::emit::{self, What};
+use crate::hook::guard::{ALLOW, DENY, Subject};
+use crate::maps::{UNIX, count, label_of};
+use crate::sock_addr::load;
+use crate::task::{at, current_tgid, read};
+
+const AF_UNIX: u16 = 1;
+/// Bytes of `sun_family`.
+const FAMILY_LEN: u32 = 2;
+
+#[cgroup_sock_addr(connect4)]
+pub fn unix_connect(ctx: SockAddrContext) -> i32 {
+    called(&ctx, 0)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn unix_sendmsg(ctx: SockAddrContext) -> i32 {
+    called(&ctx, Event::UNIX_SEND)
+}
+
+/// Each connect is recorded; of datagrams, which have no end, only those that are refused.
+#[inline(always)]
+fn called(ctx: &SockAddrContext, call: u32) -> i32 {
+    let label = label_of(current_tgid());
+    if label.agent == AgentId::NONE {
+        return ALLOW;
+    }
+    let subject = Subject::labelled(label, core::ptr::null_mut());
+    let mut name = UnixName::EMPTY;
+    let verdict = match written(ctx, &mut name) {
+        Ok(()) => {
+            let listed = UNIX.get_value_ptr_mut(subject.agent.0, &name).is_some();
+            decide_unix(subject.agent, subject.killed, listed)
+        }
+        Err(counter) => {
+            count(counter);
+            Verdict::Deny(Refusal::Internal)
+        }
+    };
+    let refusal = match verdict {
+        Verdict::Deny(refusal) => Some(refusal),
+        Verdict::Direct | Verdict::Forward | Verdict::Resolve => None,
+    };
+    if refusal.is_some() {
+        count(Counter::Refused);
+    }
+    if refusal.is_some() || call != Event::UNIX_SEND {
+        let what = What {
+            family: AF_UNIX,
+            sock_type: load!(ctx.sock_addr, type_),
+            proto: call,
+            ..What::default()
+        };
+        emit::unix(refusal, subject.agent, &what, &name);
+    }
+    if refusal.is_some() { DENY } else { ALLOW }
+}
+
+/// What stands in `sun_path`: a path up to its NUL, or the whole of an abstract name. It is the kernel's copy, which the
+/// caller can no longer change.
+#[inline(always)]
+fn written(ctx: &SockAddrContext, name: &mut UnixName) -> Result<(), Counter> {
+    // The context behind the one that programs see (`struct bpf_sock_addr_kern`). Read back from memory it is a number to
+    // the verifier, which allows no arithmetic on contexts.
+    let kern: u64 = read(core::ptr::from_ref(&ctx.sock_addr).addr() as u64, 0)?;
+    let address: u64 = read(kern, at!(sock_addr_uaddr))?;
+    let len: u32 = read(kern, at!(sock_addr_uaddrlen))?;
+    if len <= FAMILY_LEN || len > FAMILY_LEN + UnixName::MAX as u32 {
+        return Err(Counter::ReadFailed);
+    }
+    let from = address.wrapping_add(u64::from(FAMILY_LEN));
+    // The compiler must not see that the mask changes nothing: the verifier has lost the comparison above by here.
+    let len = core::hint::black_box(len - FAMILY_LEN) & 127;
+    let first: u8 = read(from, 0)?;
+    let to = name.bytes.as_mut_ptr().cast();
+    if first == 0 {
+        // SAFETY: at most 127 bytes into 128; the helper checks the source.
+        if unsafe { bpf_probe_read_kernel(to, len, from as *const _) } != 0 {
+            return Err(Counter::ReadFailed);
+        }
+        name.len = len;
+        return Ok(());
+    }
+    // With room for the NUL that it adds to a path that fills `sun_path`.
+    // SAFETY: at most 128 bytes into 128; the helper checks the source.
+    let read = unsafe { bpf_probe_read_kernel_str(to, len + 1, from as *const _) };
+    if read <= 1 {
+        return Err(Counter::ReadFailed);
+    }
+    name.len = (read - 1) as u32;
+    Ok(())
+}
