@@ -1,6 +1,7 @@
 //! An unchanged program, started with an empty environment: as an agent, or without AgentGuard as the control.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -86,6 +87,12 @@ impl Client {
 
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Runs as this user, in the group of the same number and in no other.
+    pub fn user(mut self, uid: u32) -> Self {
+        self.command.uid(uid).gid(uid);
         self
     }
 

@@ -82,6 +82,7 @@ impl<'site> Guard<'site> {
         Agent {
             site: self.site,
             name,
+            user: None,
         }
     }
 
@@ -196,17 +197,25 @@ fn mounts_below(dir: &Path) -> Vec<String> {
 pub struct Agent<'guard> {
     site: &'guard Site,
     name: &'guard str,
+    user: Option<&'guard str>,
 }
 
 impl Subject for Agent<'_> {
     fn client(&self, program: &Path) -> Client {
-        self.site
-            .cli(["run", "--agent", self.name, "--"])
-            .arg(program)
+        let mut words = vec!["run", "--agent", self.name];
+        words.extend(self.user.iter().flat_map(|user| ["--user", user]));
+        words.push("--");
+        self.site.cli(words).arg(program)
     }
 }
 
-impl Agent<'_> {
+impl<'guard> Agent<'guard> {
+    /// Its clients run as this user.
+    pub fn user(mut self, name: &'guard str) -> Self {
+        self.user = Some(name);
+        self
+    }
+
     /// Python statements, with the usual modules there.
     pub fn python(&self, code: &str) -> Client {
         self.client(&python())

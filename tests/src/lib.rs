@@ -4,9 +4,11 @@
 //! touched: state, runtime, pins and trust are private to each [`Site`], all traffic stays on loopback, and a lock lets
 //! one site at a time hold the kernel's hooks. Tests wait for events (a line, a log entry, a notification), never for time.
 
+pub mod attempt;
 pub mod audit;
 pub mod bundle;
 pub mod client;
+pub mod field;
 pub mod guard;
 pub mod inject;
 pub mod netns;
@@ -15,6 +17,7 @@ pub mod pki;
 pub mod process;
 pub mod server;
 pub mod site;
+pub mod standing;
 pub mod tap;
 pub mod tools;
 

@@ -10,7 +10,10 @@ const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 
 /// The offsets that lineage needs, each checked to exist and to have the type and width that the programs read.
-pub(super) fn layout() -> Result<Layout, KernelError> {
+///
+/// # Errors
+/// [`KernelError::Unsupported`], naming what the kernel's BTF lacks.
+pub fn layout() -> Result<Layout, KernelError> {
     let bytes = std::fs::read(VMLINUX).map_err(|error| {
         KernelError::Unsupported(format!(
             "cannot read {VMLINUX}: {error}; a kernel with CONFIG_DEBUG_INFO_BTF is needed"

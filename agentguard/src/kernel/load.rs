@@ -15,7 +15,9 @@ use super::maps::{Maps, SPECS};
 use super::pin::{self, Folders};
 use super::{Hook, KernelError, bpf, btf, probe, unix};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agentguard-ebpf"));
+/// The compiled programs and maps, as they are loaded.
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agentguard-ebpf"));
 
 /// Where a program is attached.
 enum Place {

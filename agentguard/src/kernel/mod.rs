@@ -25,7 +25,9 @@ use agentguard_common::abi::{
 use agentguard_common::counter::Counter;
 use nix::fcntl::Flock;
 
+pub use btf::layout;
 pub use events::Events;
+pub use load::OBJECT;
 pub use origin::OriginMaps;
 pub use pin::{cgroup_root, ensure_bpffs};
 pub use rules::Rule;

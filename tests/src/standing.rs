@@ -1,0 +1,113 @@
+//! What is expected of an attempt on the kernel that runs: closed, unless `tests/standings.toml` names it.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::attempt::User;
+
+/// `1` or `0`: whether the kernel takes LSM programs, where a test environment knows better than `/sys` does.
+const LSM_VARIABLE: &str = "AGENTGUARD_TEST_LSM";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Closed,
+    /// This kernel cannot close it, and `agentguard doctor` says so.
+    Open,
+    /// This kernel does not have what the attempt uses.
+    Absent,
+}
+
+/// The table, for one kernel.
+pub struct Standings {
+    table: Table,
+    release: String,
+    has_lsm: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    #[serde(default)]
+    open: Vec<Open>,
+    #[serde(default)]
+    absent: Vec<Absent>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Open {
+    attempt: String,
+    /// Everybody, if there is none.
+    user: Option<String>,
+    /// Closed where the kernel takes LSM programs.
+    closed_by_lsm: bool,
+    why: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Absent {
+    attempt: String,
+    /// Beginnings of `uname -r`.
+    kernels: Vec<String>,
+    why: String,
+}
+
+impl Standings {
+    pub fn of_this_kernel() -> Self {
+        let uname = nix::sys::utsname::uname().expect("it has no errors");
+        Self::of(&uname.release().to_string_lossy(), takes_lsm())
+    }
+
+    pub fn of(release: &str, has_lsm: bool) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("standings.toml");
+        let text = std::fs::read_to_string(path).expect("it is beside the tests");
+        let table: Table = toml::from_str(&text).expect("the table is TOML");
+        for why in table
+            .open
+            .iter()
+            .map(|open| &open.why)
+            .chain(table.absent.iter().map(|absent| &absent.why))
+        {
+            assert!(!why.is_empty(), "a row without its reason");
+        }
+        Self {
+            table,
+            release: release.to_owned(),
+            has_lsm,
+        }
+    }
+
+    pub fn of_attempt(&self, attempt: &str, user: User) -> Standing {
+        let is_absent = self.table.absent.iter().any(|row| {
+            row.attempt == attempt && row.kernels.iter().any(|k| self.release.starts_with(k))
+        });
+        let is_open = self.table.open.iter().any(|row| {
+            row.attempt == attempt
+                && row.user.as_deref().is_none_or(|name| name == user.name())
+                && !(row.closed_by_lsm && self.has_lsm)
+        });
+        match (is_absent, is_open) {
+            (true, _) => Standing::Absent,
+            (_, true) => Standing::Open,
+            _ => Standing::Closed,
+        }
+    }
+
+    /// Every attempt that has a row.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
+        let open = self.table.open.iter().map(|row| &*row.attempt);
+        open.chain(self.table.absent.iter().map(|row| &*row.attempt))
+    }
+}
+
+/// Listed among the active security modules; a kernel that is locked down lists it and takes no program all the same, which
+/// only the environment can tell.
+fn takes_lsm() -> bool {
+    if let Some(told) = std::env::var_os(LSM_VARIABLE) {
+        return told == "1";
+    }
+    std::fs::read_to_string("/sys/kernel/security/lsm")
+        .is_ok_and(|list| list.split(',').any(|module| module.trim() == "bpf"))
+}

@@ -1,0 +1,225 @@
+//! What a hook does when it cannot do its work: an agent is denied, everybody else is left alone, and a counter tells.
+
+use std::net::Ipv4Addr;
+
+use agentguard::kernel::{OBJECT, Rule, cgroup_root, layout};
+use agentguard_common::abi::{EventKind, FlowKey, Label, Origin, VERSION};
+use agentguard_common::counter::Counter;
+use agentguard_common::layout::Layout;
+use agentguard_common::net::Addr;
+use agentguard_common::verdict::Refusal;
+use agentguard_tests::attempt::{Programs, User};
+use agentguard_tests::standing::{Standing, Standings};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::programs::{CgroupAttachMode, CgroupSock, RawTracePoint};
+use aya::{Ebpf, EbpfLoader, GlobalData, Pod};
+
+use crate::harness::*;
+
+/// Entries of `FLOWS` and of `ACCEPTED`.
+const ENTRIES: u64 = 65_536;
+
+#[test]
+fn without_room_for_a_flow_an_agents_connection_does_not_leave() {
+    let mut host = Host::new();
+    host.rules(&[Rule::Forward]);
+    let forwarder = host.forwarder();
+    let (_server, port) = server("127.0.0.1");
+    let mut flows = map::<FlowKey, Origin>(&host, "FLOWS");
+    fill(&mut flows, |n| FlowKey {
+        local: Addr::from_v4(Ipv4Addr::from(n as u32).octets()),
+        ..FlowKey::default()
+    });
+    // Nobody tells the agent that its SYN has been dropped.
+    let said = host.run("say(connect('127.9.9.9', 443, timeout=0.3))");
+    assert_ne!(said, "ok");
+    assert!(wait_readable(std::os::fd::AsRawFd::as_raw_fd(&forwarder.v4), 0).is_none());
+    let said = host.run(
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); say(attempt(u.sendto, b'q', ('127.9.9.9', 53)))",
+    );
+    assert_eq!(said, "EPERM");
+    assert!(wait_readable(std::os::fd::AsRawFd::as_raw_fd(&forwarder.dns), 0).is_none());
+    assert_eq!(
+        bystander(&format!("say(connect('127.0.0.1', {port}))")),
+        "ok"
+    );
+    assert!(host.counter("flow_map_full") >= 2);
+    assert!(host.counter("packets_dropped") >= 2);
+    assert_eq!(host.refused(EventKind::Packet, Refusal::Packet), 1);
+    assert_eq!(host.refused(EventKind::Send, Refusal::Internal), 1);
+
+    // And with room again.
+    flows
+        .remove(&FlowKey {
+            local: Addr::from_v4([0, 0, 0, 1]),
+            ..FlowKey::default()
+        })
+        .unwrap();
+    assert_eq!(host.run("say(connect('127.9.9.9', 443))"), "ok");
+}
+
+#[test]
+fn without_room_for_an_accepted_connection_it_has_no_origin() {
+    let mut host = Host::new();
+    host.rules(&[Rule::Forward]);
+    let forwarder = host.forwarder();
+    let mut accepted = map::<u64, Origin>(&host, "ACCEPTED");
+    fill(&mut accepted, |n| u64::MAX - n);
+    let agent = host.agent(AGENT, "s = tcp('127.9.9.9', 443); wait()");
+    let stream = accept(&forwarder.v4);
+    let origin = host.origins().accepted(cookie(&stream)).unwrap();
+    assert_eq!(
+        origin, None,
+        "nobody's connection, which the forwarder closes"
+    );
+    assert_eq!(host.counter("flow_map_full"), 1);
+    drop(agent);
+}
+
+#[test]
+fn with_a_full_ring_the_verdicts_stay() {
+    let mut host = Host::new();
+    let (_server, port) = server("127.0.0.1");
+    // Nobody reads: 2 MiB take fewer than 30,000 events.
+    let said = host.run(&format!(
+        "said = set()
+for _ in range(30000): said.add(attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1))
+say(*said); say(connect('127.0.0.1', {port}))"
+    ));
+    assert_eq!(said, "EPERM\nEPERM");
+    assert!(host.counter("ring_full") > 0);
+    assert_eq!(
+        bystander(&format!("say(connect('127.0.0.1', {port}))")),
+        "ok"
+    );
+}
+
+#[test]
+fn without_room_for_a_mark_an_agent_has_no_socket() {
+    let name = "a namespace without room for socket storage";
+    let standing = Standings::of_this_kernel().of_attempt(name, User::Root);
+    let mut host = Host::new();
+    let script = "assert ctypes.CDLL(None).unshare(0x40000000) == 0
+def limit():
+    with open('/proc/sys/net/core/optmem_max', 'w') as setting: setting.write('1')
+r = attempt(limit)
+say(r if isinstance(r, str) else attempt(socket.socket, socket.AF_INET, socket.SOCK_STREAM).__class__.__name__)";
+    let said = bystander(script);
+    if standing == Standing::Absent {
+        assert_eq!(said, "ENOENT", "a setting of the whole host");
+        return;
+    }
+    assert_eq!(said, "socket");
+    let said = host.run(&script.replace(".__class__.__name__", ""));
+    assert_eq!(said, "EPERM");
+    assert_eq!(host.counter("storage_full"), 1);
+    assert_eq!(host.refused(EventKind::Socket, Refusal::Internal), 1);
+}
+
+#[test]
+fn fifty_thousand_processes_leave_no_label_and_lose_none() {
+    const PROCESSES: u32 = 50_000;
+    let mut host = Host::new();
+    let programs = Programs::new();
+    let forks = programs.c("forks");
+    let script = |wanted: i32| {
+        format!(
+            "say(subprocess.run(['{}', '{PROCESSES}', '{wanted}'], capture_output=True, text=True).stdout)",
+            forks.display()
+        )
+    };
+    let mut bomb = host.agent(AGENT, &script(libc::EPERM));
+    assert_eq!(bystander(&script(0)), "wrong 0", "beside it");
+    assert_eq!(bomb.line(), "wrong 0");
+    bomb.finish();
+    assert_eq!(host.kernel().labelled().unwrap(), []);
+    assert_eq!(host.counter("read_failed"), 0);
+    assert_eq!(host.counter("storage_full"), 0);
+    for (name, size) in [
+        (
+            "FLOWS",
+            map::<FlowKey, Origin>(&host, "FLOWS").keys().count(),
+        ),
+        (
+            "ACCEPTED",
+            map::<u64, Origin>(&host, "ACCEPTED").keys().count(),
+        ),
+    ] {
+        assert_eq!(size, 0, "{name}");
+    }
+}
+
+/// The offsets of two members lead to where nothing can be read: `thread_info`'s flags, taken for a pointer.
+#[test]
+fn a_read_that_fails_leaves_an_agent_one() {
+    let mut layout = layout().unwrap();
+    layout.task_cgroups = 0;
+    layout.task_signal = 0;
+    let mut object = load_with(&layout);
+    let agent = Process::start(
+        "def raw(): return attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1)
+def child():
+    pid = os.fork()
+    if pid == 0: os._exit(raw() != 'EPERM')
+    return os.waitpid(pid, 0)[1]
+code = 'import socket\\ntry: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)\\nexcept OSError as e: print(e.errno)'
+say(raw(), child(), subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)",
+    );
+    let mut agent = agent;
+    let tgid = agent.tgid();
+    let label = Label {
+        agent: AGENT,
+        flags: 0,
+    };
+    labels(&mut object).set(tgid, label, 0).unwrap();
+    agent.go();
+    assert_eq!(agent.finish(), format!("EPERM 0 {}", libc::EPERM));
+    // Whether its last thread has gone cannot be read either.
+    assert_eq!(labels(&mut object).get(&tgid, 0).unwrap(), label);
+    let free = "say(attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1).__class__.__name__)";
+    assert_eq!(bystander(free), "socket");
+    let counters = object.map("COUNTERS").unwrap();
+    let counters = PerCpuArray::<_, u64>::try_from(counters).unwrap();
+    let failed = counters.get(&(Counter::ReadFailed as u32), 0).unwrap();
+    assert!(failed.iter().sum::<u64>() >= 3, "{failed:?}");
+}
+
+/// The programs of lineage and of sockets as the loader would load them, with this layout. They go with the object.
+fn load_with(layout: &Layout) -> Ebpf {
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(None)
+        .override_global("LAYOUT", GlobalData::from(layout), true);
+    let mut object = loader.load(OBJECT).unwrap();
+    let root = std::fs::File::open(cgroup_root().unwrap()).unwrap();
+    let sock_create: &mut CgroupSock = object
+        .program_mut("sock_create")
+        .unwrap()
+        .try_into()
+        .unwrap();
+    sock_create.load().unwrap();
+    sock_create.attach(root, CgroupAttachMode::Single).unwrap();
+    for name in ["exit", "fork", "exec"] {
+        let program: &mut RawTracePoint = object.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap();
+        program.attach(&format!("sched_process_{name}")).unwrap();
+    }
+    object
+}
+
+fn labels(object: &mut Ebpf) -> Array<&mut MapData, Label> {
+    Array::try_from(object.map_mut("LABELS").unwrap()).unwrap()
+}
+
+/// A map as its pin opens it.
+fn map<K: Pod, V: Pod>(host: &Host, name: &str) -> HashMap<MapData, K, V> {
+    let pin = host.pins.join(format!("v{VERSION}/maps/{name}"));
+    let map = Map::HashMap(MapData::from_pin(pin).unwrap());
+    HashMap::try_from(map).unwrap()
+}
+
+fn fill<K: Pod>(map: &mut HashMap<MapData, K, Origin>, key: impl Fn(u64) -> K) {
+    for n in 0..ENTRIES {
+        map.insert(key(n), Origin::default(), 0).unwrap();
+    }
+}
