@@ -5,7 +5,7 @@ use agentguard_tests::bundle::{direct, reach};
 use agentguard_tests::client::{Client, Dialer, Subject, dialer, python};
 use agentguard_tests::process::{Running, await_end, pid};
 use agentguard_tests::tools::{PATIENCE, python as interpreter, script};
-use agentguard_tests::{Bundle, Guard, Netns, Nginx, Site};
+use agentguard_tests::{Bundle, Guard, Netns, Nginx, Site, Tap};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
@@ -163,14 +163,15 @@ fn the_kill_cuts_what_runs_inside() {
         + &direct("10.213.0.2/32:7000", "tcp");
     let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
     let inside = netns.agent(&guard, "probe");
-    let download = inside.client("curl".as_ref());
-    let mut download = download
-        .args(["--silent", "--no-buffer", "--output", "-"])
+    let mut tap = Tap::start();
+    let mut download = inside
+        .client("curl".as_ref())
+        .args(["--silent", "--output", "/dev/null"])
         .arg(origin.url("/files/endless"))
-        .args(["--write-out", "never"])
-        .args(["--limit-rate", "1k", "--trace-ascii", "/dev/stderr"])
         .spawn();
-    download.line(|line| line.contains("<= Recv data"));
+    while tap.from_port(origin.port).bytes < 16 << 20 {
+        assert!(download.is_running(), "{}", download.rest());
+    }
     // A rule of the kernel's: no forwarder is in between.
     let mut straight = inside
         .client(&interpreter())
@@ -230,22 +231,26 @@ fn restarts_of_both_processes_leave_nobody_out() {
 fn a_user_namespace_of_ones_own_is_served_and_ends_with_its_agent() {
     let (site, origin) = world();
     let outside = Netns::new();
+    // To become that user takes a capability, which ends with it.
     let policy = format!(
-        "start_by = [\"user:1000\"]\n\n{}",
-        reach("origin.test", origin.port, &["GET /v1/**"])
+        "privileges = \"keep\"\n\n{}",
+        reach("origin.test", origin.port_plain, &["GET /v1/**"])
     );
     let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
     let mut agent = in_user_namespace(&guard);
     await_namespaces(&guard, 1);
-    assert_eq!(
-        agent.tries(&format!("get {}", origin.url("/v1/x"))),
-        "ok 200"
-    );
-    assert_eq!(
-        agent.tries(&format!("get {}", origin.url("/v2/x"))),
-        "ok 403"
-    );
+    for (path, expected) in [("/v1/x", "ok 200"), ("/v2/x", "ok 403")] {
+        let get = format!("get {}", origin.plain_url(path));
+        assert_eq!(agent.tries(&get), expected);
+    }
     assert_eq!(agent.tries("tcp 2001:db8::1 443"), "ok 2001:db8::1 443");
+    let records = guard.requests();
+    assert!(
+        records
+            .iter()
+            .all(|record| record.number("/process/uid") == 1000),
+        "{records:#?}"
+    );
 
     // A cable whose other end goes when the namespace does.
     let mut monitor = outside.monitor();
