@@ -20,6 +20,8 @@ mod identify;
 mod kill;
 #[path = "kernel_suite/lineage.rs"]
 mod lineage;
+#[path = "kernel_suite/namespace.rs"]
+mod namespace;
 #[path = "kernel_suite/restart.rs"]
 mod restart;
 #[path = "kernel_suite/socket.rs"]

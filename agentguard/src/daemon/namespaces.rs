@@ -19,6 +19,8 @@ use crate::sys::{self, SysError, process};
 
 /// Namespaces besides the host's that `FORWARDERS` has room for.
 const MOST: usize = 1023;
+/// The forwarder has four listeners in each, and as much again is left for connections.
+const FILES_EACH: u64 = 8;
 /// How often is looked for namespaces that no event told of, and for those that no agent is in any more.
 const EVERY: Duration = Duration::from_secs(2);
 /// A namespace in which this many looks in a row have found no agent is left.
@@ -53,6 +55,7 @@ struct Served {
 #[derive(Clone)]
 pub struct Handle {
     home: Id,
+    most: usize,
     looks: mpsc::Sender<Look>,
     served: Arc<Mutex<BTreeMap<Id, Served>>>,
 }
@@ -60,8 +63,10 @@ pub struct Handle {
 impl Handle {
     pub fn new() -> sys::Result<(Self, mpsc::Receiver<Look>)> {
         let (looks, asked) = mpsc::channel(256);
+        let most = process::raise_open_files()? / FILES_EACH;
         let handle = Self {
             home: Namespace::current()?.id(),
+            most: usize::try_from(most).map_or(MOST, |most| most.min(MOST)),
             looks,
             served: Arc::default(),
         };
@@ -247,9 +252,10 @@ impl Handle {
 
 /// Makes listeners inside and has the forwarder serve them.
 async fn enter(shared: &Arc<Shared>, namespace: Namespace, port: u16) -> Result<(), String> {
-    if shared.namespaces.count() >= MOST {
+    let most = shared.namespaces.most;
+    if shared.namespaces.count() >= most {
         return Err(format!(
-            "{MOST} network namespaces are served, the most there can be"
+            "{most} network namespaces are served, the most there can be"
         ));
     }
     let namespace = Arc::new(namespace);

@@ -115,7 +115,10 @@ async fn orders(
             Some(ToForwarder::Enter { netns }) => {
                 let bound = Bound::from_descriptors(receiver.take_descriptors());
                 let bound = bound.context("the daemon's listeners are none")?;
-                doors.open(netns, bound)?;
+                if let Err(error) = doors.open(netns, bound) {
+                    tracing::error!(%error, netns, "a namespace's listeners cannot be served");
+                    outbox.say(ToDaemon::Lost { netns });
+                }
             }
             Some(ToForwarder::Leave { netns }) => doors.close(netns),
             Some(ToForwarder::Start(_)) => bail!("the daemon said Start twice"),

@@ -85,8 +85,8 @@ fn id_at(path: &Path) -> Option<Id> {
     inode.parse().ok().map(Id)
 }
 
-/// Sets the loopback device of the calling thread's namespace up, if it is down: a new namespace has it down, and neither
-/// 127.0.0.1 nor ::1 with it.
+/// Sets the loopback device of the calling thread's namespace up, if it is down: a new namespace has it down, and no way to
+/// 127.0.0.1 or ::1 with it.
 pub fn bring_loopback_up() -> Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(SysError::io("bind"))?;
     let mut request = libc::ifreq {
@@ -159,9 +159,11 @@ mod tests {
         assert_eq!(inside.id(), id);
         let cookie = inside
             .run(|| {
-                std::net::UdpSocket::bind("127.0.0.1:0").unwrap_err();
+                let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.connect("127.0.0.1:9").unwrap_err();
                 bring_loopback_up().unwrap();
                 bring_loopback_up().unwrap();
+                socket.connect("127.0.0.1:9").unwrap();
                 netns_cookie().unwrap()
             })
             .unwrap();

@@ -128,6 +128,14 @@ pub fn socket_inodes(tgid: u32) -> Vec<u64> {
         .collect()
 }
 
+/// Lets this process and its children open as many files as it may without a privilege; answers how many.
+pub fn raise_open_files() -> Result<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(SysError::of("getrlimit"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(SysError::of("setrlimit"))?;
+    Ok(most)
+}
+
 /// Nanoseconds of `CLOCK_BOOTTIME`, the clock of every event and origin.
 pub fn boottime_ns() -> u64 {
     let mut now = libc::timespec {

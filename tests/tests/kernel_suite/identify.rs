@@ -200,6 +200,32 @@ wait(); os.kill(pid, 9); os.wait()",
 }
 
 #[test]
+fn a_cgroup_too_deep_to_be_looked_at_whole_is_still_below_its_folder() {
+    let mut host = Host::new();
+    let there = Cgroup::new();
+    host.kernel()
+        .set_identify(&[by_cgroup(AGENT, &there.name())])
+        .unwrap();
+    let middle = there.0.join("m".repeat(200));
+    let deep = middle.join("d".repeat(100));
+    std::fs::create_dir_all(&deep).unwrap();
+    let mut process = Process::start(&format!(
+        "pid = os.fork()
+if pid == 0: open('{}/cgroup.procs', 'w').write(str(os.getpid())); say(os.getpid()); time.sleep(60)
+wait(); os.kill(pid, 9); os.wait()",
+        deep.display()
+    ));
+    process.go();
+    let tgid = process.number();
+    let label = host.label(tgid);
+    process.go();
+    process.finish();
+    std::fs::remove_dir(deep).unwrap();
+    std::fs::remove_dir(middle).unwrap();
+    assert_eq!(label, AGENT);
+}
+
+#[test]
 fn a_process_that_is_moved_by_another_is_enrolled() {
     let mut host = Host::new();
     let cgroup = Cgroup::new();

@@ -1,0 +1,101 @@
+use agentguard::sys::socket::netns_cookie;
+use agentguard_common::abi::{Forwarder, VERSION};
+use aya::maps::{Array, Map, MapData};
+
+use crate::harness::*;
+
+/// No namespace has such a cookie yet.
+const ELSEWHERE: u64 = 1 << 60;
+
+/// What the bitmap of the forwarders' ports says.
+fn ports(host: &Host) -> Vec<u32> {
+    let path = host.pins.join(format!("v{VERSION}/maps/PORTS"));
+    let map = Map::Array(MapData::from_pin(path).unwrap());
+    let words: Array<_, u64> = Array::try_from(map).unwrap();
+    let set = words.iter().zip(0u32..).flat_map(|(word, index)| {
+        let word = word.unwrap();
+        (0..64)
+            .filter(move |bit| (word >> bit) & 1 == 1)
+            .map(move |bit| 64 * index + bit)
+    });
+    set.collect()
+}
+
+fn listening(port: u32) -> Forwarder {
+    Forwarder {
+        up: 1,
+        port,
+        tgid: std::process::id(),
+        ..Forwarder::default()
+    }
+}
+
+#[test]
+fn a_port_is_watched_for_as_long_as_some_namespace_has_it() {
+    let mut host = Host::new();
+    let home = netns_cookie().unwrap();
+    let kernel = host.kernel();
+    kernel.set_forwarder(home, listening(61_111)).unwrap();
+    kernel.add_namespace(ELSEWHERE, listening(61_111)).unwrap();
+    kernel
+        .add_namespace(ELSEWHERE + 1, listening(61_112))
+        .unwrap();
+    assert_eq!(ports(&host), [61_111, 61_112]);
+    host.kernel()
+        .add_namespace(ELSEWHERE + 1, listening(61_113))
+        .unwrap();
+    assert_eq!(ports(&host), [61_111, 61_113]);
+    host.kernel().remove_namespace(ELSEWHERE).unwrap();
+    host.kernel().remove_namespace(ELSEWHERE).unwrap();
+    assert_eq!(ports(&host), [61_111, 61_113], "the host's own");
+    host.kernel().remove_namespace(ELSEWHERE + 1).unwrap();
+    assert_eq!(ports(&host), [61_111]);
+
+    // With the forwarder go its namespaces.
+    host.kernel()
+        .add_namespace(ELSEWHERE, listening(61_114))
+        .unwrap();
+    host.kernel()
+        .set_forwarder(home, Forwarder::default())
+        .unwrap();
+    assert_eq!(ports(&host), [0u32; 0]);
+}
+
+#[test]
+fn a_full_map_is_an_error_and_makes_nobody_reachable() {
+    let mut host = Host::new();
+    let home = netns_cookie().unwrap();
+    host.kernel()
+        .set_forwarder(home, listening(61_111))
+        .unwrap();
+    for n in 0..1023 {
+        host.kernel()
+            .add_namespace(ELSEWHERE + n, listening(61_111))
+            .unwrap();
+    }
+    let error = host
+        .kernel()
+        .add_namespace(ELSEWHERE + 1023, listening(61_111));
+    assert!(error.is_err());
+    host.kernel().remove_namespace(ELSEWHERE).unwrap();
+    host.kernel()
+        .add_namespace(ELSEWHERE + 1023, listening(61_111))
+        .unwrap();
+}
+
+#[test]
+fn a_forwarder_elsewhere_is_not_one_here() {
+    let mut host = Host::new();
+    let (_server, port) = server("127.0.0.1");
+    host.rules(&[reach_tcp("127.0.0.1/32", port)]);
+    let home = netns_cookie().unwrap();
+    host.kernel()
+        .set_forwarder(home, listening(61_111))
+        .unwrap();
+    host.kernel()
+        .add_namespace(ELSEWHERE, listening(port.into()))
+        .unwrap();
+    let script = format!("say(connect('127.0.0.1', {port}))");
+    assert_eq!(host.run(&script), "ok", "its port is an ordinary one here");
+    assert_eq!(bystander(&script), "ok");
+}
