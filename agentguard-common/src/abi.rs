@@ -288,6 +288,36 @@ pub enum EventKind {
     Enrol = 10,
     /// A connect or a datagram to a Unix socket.
     Unix = 11,
+    /// A [`Tamper`], refused.
+    Tamper = 12,
+}
+
+/// What an agent tried against what holds it; `sock_type` of a [`EventKind::Tamper`].
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tamper {
+    /// `bpf(2)`.
+    Bpf = 1,
+    /// Into another process, which is `parent_tgid`: `ptrace(2)`, `/proc/PID/mem` and all that asks for the same right.
+    Ptrace = 2,
+    /// A signal to another process, which is `parent_tgid`.
+    Signal = 3,
+    /// Typing into a terminal (`TIOCSTI`, `TIOCLINUX`).
+    Terminal = 4,
+}
+
+impl TryFrom<u32> for Tamper {
+    type Error = u32;
+
+    fn try_from(raw: u32) -> Result<Self, u32> {
+        Ok(match raw {
+            1 => Self::Bpf,
+            2 => Self::Ptrace,
+            3 => Self::Signal,
+            4 => Self::Terminal,
+            other => return Err(other),
+        })
+    }
 }
 
 impl TryFrom<u32> for EventKind {
@@ -306,6 +336,7 @@ impl TryFrom<u32> for EventKind {
             9 => Self::ForwarderDown,
             10 => Self::Enrol,
             11 => Self::Unix,
+            12 => Self::Tamper,
             other => return Err(other),
         })
     }
@@ -330,6 +361,7 @@ pub struct Event {
     pub addr: Addr,
     /// Host byte order.
     pub port: u16,
+    /// 4 or 6; [`Event::AF`] and `AF_*` for another family.
     pub family: u16,
     /// `SOCK_*` and `IPPROTO_*` as the agent asked for them.
     pub sock_type: u32,
@@ -344,6 +376,7 @@ pub struct Event {
 impl Event {
     /// Bytes before `path`.
     pub const HEAD_LEN: usize = 80;
+    pub const AF: u16 = 0x100;
     /// `proto` of a datagram that names its receiver.
     pub const UNIX_SEND: u32 = 1;
 }

@@ -36,6 +36,11 @@ pub struct Layout {
     /// 0 before Linux 6.7, as the next.
     pub sock_addr_uaddr: u32,
     pub sock_addr_uaddrlen: u32,
+    pub socket_sk: u32,
+    /// From the socket, with which a `unix_sock` begins.
+    pub unix_sock_addr: u32,
+    pub unix_address_len: u32,
+    pub unix_address_name: u32,
 }
 
 impl Layout {
@@ -69,5 +74,9 @@ impl Layout {
         kernfs_node_id: 0,
         sock_addr_uaddr: 0,
         sock_addr_uaddrlen: 0,
+        socket_sk: 0,
+        unix_sock_addr: 0,
+        unix_address_len: 0,
+        unix_address_name: 0,
     };
 }

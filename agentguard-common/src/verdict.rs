@@ -41,6 +41,12 @@ pub enum Refusal {
     Ambiguous = 12,
     /// A Unix socket that no `[[unix]]` entry names.
     UnixSocket = 15,
+    /// An address family or protocol that no hook judges.
+    Family = 16,
+    /// Of what holds the agent, or of a process that is not its own.
+    Tamper = 17,
+    /// Typing into a terminal.
+    Terminal = 19,
 }
 
 impl TryFrom<u32> for Refusal {
@@ -61,6 +67,9 @@ impl TryFrom<u32> for Refusal {
             11 => Self::Namespace,
             12 => Self::Ambiguous,
             15 => Self::UnixSocket,
+            16 => Self::Family,
+            17 => Self::Tamper,
+            19 => Self::Terminal,
             other => return Err(other),
         })
     }

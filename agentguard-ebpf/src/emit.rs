@@ -1,6 +1,6 @@
 //! Records for the daemon: one layout, written in place in the ring. A full ring is counted, and never changes a verdict.
 
-use agentguard_common::abi::{AgentId, Event, EventKind, PATH_LEN, UnixName};
+use agentguard_common::abi::{AgentId, Event, EventKind, PATH_LEN, Tamper, UnixName};
 use agentguard_common::counter::Counter;
 use agentguard_common::net::Addr;
 use agentguard_common::verdict::Refusal;
@@ -69,6 +69,23 @@ pub fn call(kind: EventKind, refusal: Option<Refusal>, agent: AgentId, what: &Wh
         ..Who::default()
     };
     head_only(kind, refusal, agent, &who, what);
+}
+
+/// What the current task, an agent's, tried against `target`.
+#[inline(always)]
+pub fn tamper(refusal: Option<Refusal>, agent: AgentId, tried: Tamper, target: u32) {
+    let who = Who {
+        tgid: current_tgid(),
+        parent_tgid: target,
+        uid: current_uid(),
+        cgroup: current_cgroup(),
+        ..Who::default()
+    };
+    let what = What {
+        sock_type: tried as u32,
+        ..What::default()
+    };
+    head_only(EventKind::Tamper, refusal, agent, &who, &what);
 }
 
 /// A packet: whose context it is sent in says nothing about who sent it.

@@ -13,6 +13,17 @@ use crate::maps::config;
 #[unsafe(no_mangle)]
 pub static LAYOUT: Layout = Layout::UNKNOWN;
 
+/// 1 where LSM programs are loaded too: filled in and read as [`LAYOUT`] is. A program of a hook that an LSM hook covers
+/// better only backs it up then.
+#[unsafe(no_mangle)]
+pub static LSM: u32 = 0;
+
+#[inline(always)]
+pub fn has_lsm() -> bool {
+    // SAFETY: a read-only global, aligned.
+    unsafe { core::ptr::addr_of!(LSM).read_volatile() != 0 }
+}
+
 /// The offset of one member.
 macro_rules! at {
     ($field:ident) => {

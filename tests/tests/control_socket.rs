@@ -156,7 +156,12 @@ fn wrong_requests_get_a_reason() {
 #[test]
 fn an_agent_that_holds_connections_open_keeps_nobody_out() {
     let site = Site::new();
-    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    // Without the entry it would not come that far; with it, what it says there is refused all the same.
+    let socket = format!(
+        "[[unix]]\npath = \"{}\"\n",
+        site.path("run/control.sock").display()
+    );
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &socket));
     let code = format!(
         r#"
 held = []

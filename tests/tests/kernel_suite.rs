@@ -26,5 +26,7 @@ mod namespace;
 mod restart;
 #[path = "kernel_suite/socket.rs"]
 mod socket;
+#[path = "kernel_suite/tamper.rs"]
+mod tamper;
 #[path = "kernel_suite/unix.rs"]
 mod unix;

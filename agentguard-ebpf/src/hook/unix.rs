@@ -13,9 +13,9 @@ use crate::emit::{self, What};
 use crate::hook::guard::{ALLOW, DENY, Subject};
 use crate::maps::{UNIX, count, label_of};
 use crate::sock_addr::load;
-use crate::task::{at, current_tgid, read};
+use crate::task::{at, current_tgid, has_lsm, read};
 
-const AF_UNIX: u16 = 1;
+pub const AF_UNIX: u16 = Event::AF | 1;
 /// Bytes of `sun_family`.
 const FAMILY_LEN: u32 = 2;
 
@@ -33,7 +33,8 @@ pub fn unix_sendmsg(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn called(ctx: &SockAddrContext, call: u32) -> i32 {
     let label = label_of(current_tgid());
-    if label.agent == AgentId::NONE {
+    // The LSM hooks know what the name leads to.
+    if label.agent == AgentId::NONE || has_lsm() {
         return ALLOW;
     }
     let subject = Subject::labelled(label, core::ptr::null_mut());
@@ -74,9 +75,18 @@ fn written(ctx: &SockAddrContext, name: &mut UnixName) -> Result<(), Counter> {
     // The context behind the one that programs see (`struct bpf_sock_addr_kern`). Read back from memory it is a number to
     // the verifier, which allows no arithmetic on contexts.
     let kern: u64 = read(core::ptr::from_ref(&ctx.sock_addr).addr() as u64, 0)?;
-    let address: u64 = read(kern, at!(sock_addr_uaddr))?;
-    let len: u32 = read(kern, at!(sock_addr_uaddrlen))?;
-    if len <= FAMILY_LEN || len > FAMILY_LEN + UnixName::MAX as u32 {
+    name_at(
+        read(kern, at!(sock_addr_uaddr))?,
+        read(kern, at!(sock_addr_uaddrlen))?,
+        name,
+    )
+}
+
+/// The name in the `sockaddr_un` of `len` bytes at `address`. The NUL of a path is counted in its length or not, and one
+/// that fills `sun_path` has it behind.
+#[inline(always)]
+pub fn name_at(address: u64, len: u32, name: &mut UnixName) -> Result<(), Counter> {
+    if len <= FAMILY_LEN || len > FAMILY_LEN + UnixName::MAX as u32 + 1 {
         return Err(Counter::ReadFailed);
     }
     let from = address.wrapping_add(u64::from(FAMILY_LEN));

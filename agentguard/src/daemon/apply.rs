@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::forwarder::Ask;
 use super::records::{Item, Operated};
 use super::state::{Active, Shared};
-use super::{adoption, lock};
+use super::{adoption, lock, unix};
 use crate::agents::identify::Blocks;
 use crate::agents::registry::RegistryError;
 use crate::audit::record::{Operation, Outcome};
@@ -319,12 +319,15 @@ fn unix_names(active: &Active) -> Vec<(AgentId, Vec<UnixName>)> {
     let agents = active.ids.values();
     agents
         .filter_map(|id| Some((*id, active.policy.agent(*id)?)))
-        .map(|(id, agent)| (id, agent.unix.iter().filter_map(unix_name).collect()))
+        .map(|(id, agent)| {
+            let names = agent.unix.iter().flat_map(|name| unix::spellings(name));
+            (id, names.filter_map(|name| unix_name(&name)).collect())
+        })
         .collect()
 }
 
 /// `@` stands for the NUL of an abstract name. The bundle has been checked for names that no socket can have.
-fn unix_name(written: &String) -> Option<UnixName> {
+fn unix_name(written: &str) -> Option<UnixName> {
     match written.strip_prefix('@') {
         Some(name) => UnixName::new(format!("\0{name}").as_bytes()),
         None => UnixName::new(written.as_bytes()),

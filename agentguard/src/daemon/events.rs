@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use agentguard_common::abi::{Event, EventKind};
+use agentguard_common::abi::{Event, EventKind, Tamper};
 use agentguard_common::verdict::Refusal;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -109,6 +109,13 @@ fn draft(event: &Event, clock: &Clock) -> Option<Draft> {
         EventKind::Packet => "packet",
         EventKind::Unix if event.proto == Event::UNIX_SEND => "sendmsg",
         EventKind::Unix => "connect",
+        EventKind::Tamper => match Tamper::try_from(event.sock_type) {
+            Ok(Tamper::Bpf) => "bpf",
+            Ok(Tamper::Ptrace) => "ptrace",
+            Ok(Tamper::Signal) => "kill",
+            Ok(Tamper::Terminal) => "ioctl",
+            Err(_) => "tamper",
+        },
         EventKind::Exec | EventKind::Enrol if event.reason != 0 => "exec",
         EventKind::Exec
         | EventKind::Enrol
@@ -123,6 +130,9 @@ fn draft(event: &Event, clock: &Clock) -> Option<Draft> {
         "exec" => path(event),
         "socket" => socket_name(event),
         _ if is_unix => unix::resource(event),
+        "ptrace" | "kill" => format!("process/{}", event.parent_tgid),
+        "ioctl" => "terminal".to_owned(),
+        "bpf" | "tamper" => action.to_owned(),
         _ => match IpAddr::from(event.addr) {
             IpAddr::V4(ip) => format!("{ip}:{}", event.port),
             IpAddr::V6(ip) => format!("[{ip}]:{}", event.port),
@@ -171,12 +181,16 @@ fn reason(refusal: Refusal) -> DenyReason {
         | Refusal::Packet
         | Refusal::Listen
         | Refusal::ForwarderPort
-        | Refusal::UnixSocket => DenyReason::PolicyDenied,
+        | Refusal::UnixSocket
+        | Refusal::Tamper
+        | Refusal::Terminal => DenyReason::PolicyDenied,
         Refusal::Killed => DenyReason::AgentKilled,
         Refusal::ForwarderDown | Refusal::Namespace => DenyReason::UpstreamUnreachable,
-        Refusal::BoundToDevice | Refusal::Protocol | Refusal::SourceRoute | Refusal::Internal => {
-            DenyReason::ProtocolRefused
-        }
+        Refusal::BoundToDevice
+        | Refusal::Protocol
+        | Refusal::Family
+        | Refusal::SourceRoute
+        | Refusal::Internal => DenyReason::ProtocolRefused,
         Refusal::Ambiguous => DenyReason::AgentSuspended,
     }
 }
@@ -196,6 +210,9 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::Listen => "no [[listen]] entry has this address and port",
         Refusal::Internal => "a kernel map was full or a read failed",
         Refusal::Namespace => "no forwarder listens in this network namespace",
+        Refusal::Family => "an address family that no rule can allow",
+        Refusal::Tamper => "it would reach what holds the agent, or a process that is not its own",
+        Refusal::Terminal => "it would type into a terminal",
         Refusal::UnixSocket => "no [[unix]] entry names this socket",
         Refusal::Ambiguous => "identify blocks of two agents match this process",
     }
@@ -216,12 +233,26 @@ fn protocol(proto: u32) -> Option<&'static str> {
     }
 }
 
+/// Of a family that is not the internet's.
+fn family_name(family: u16) -> String {
+    match i32::from(family) {
+        libc::AF_UNIX => "unix".to_owned(),
+        libc::AF_NETLINK => "netlink".to_owned(),
+        libc::AF_PACKET => "packet".to_owned(),
+        libc::AF_VSOCK => "vsock".to_owned(),
+        libc::AF_ALG => "alg".to_owned(),
+        libc::AF_XDP => "xdp".to_owned(),
+        libc::AF_BLUETOOTH => "bluetooth".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// `family/type/protocol`, names where there are any.
 fn socket_name(event: &Event) -> String {
     let family = match event.family {
         4 => "inet".to_owned(),
         6 => "inet6".to_owned(),
-        other => other.to_string(),
+        other => family_name(other & !Event::AF),
     };
     let kind = match i32::try_from(event.sock_type).unwrap_or(-1) {
         libc::SOCK_STREAM => "stream".to_owned(),

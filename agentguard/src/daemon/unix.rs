@@ -1,5 +1,7 @@
 //! How the log names a Unix socket, and what the well-known ones would have let an agent do.
 
+use std::path::Path;
+
 use agentguard_common::abi::Event;
 
 /// `unix:` and the path, or `@` and the abstract name.
@@ -13,6 +15,23 @@ pub fn detail(event: &Event) -> String {
         Some(what) => format!("no [[unix]] entry names this socket: {what}"),
         None => "no [[unix]] entry names this socket".to_owned(),
     }
+}
+
+/// A listed name, and where `/var/run` is `/run`, its other spelling: programs and servers write either.
+pub fn spellings(listed: &str) -> Vec<String> {
+    let mut all = vec![listed.to_owned()];
+    let is_one = || std::fs::canonicalize("/var/run").is_ok_and(|path| path == Path::new("/run"));
+    if let Some(rest) = listed.strip_prefix("/var/run/") {
+        if is_one() {
+            all.push(format!("/run/{rest}"));
+        }
+    } else if let Some(rest) = listed.strip_prefix("/run/")
+        && is_one()
+    {
+        all.push(format!("/var/run/{rest}"));
+    }
+    // One that is too long as the other is written is reached as it is listed.
+    all
 }
 
 /// As `ss` writes it: a NUL, which begins an abstract name, is `@`.

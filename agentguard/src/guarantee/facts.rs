@@ -14,7 +14,7 @@ use crate::sys::{self, diag};
 /// Whether this build judges executables (`[exec]` in an agent's file).
 const EXEC_RULES: bool = false;
 /// Whether `agentguard run` gives its command a system call filter.
-const RUN_FILTER: bool = false;
+const RUN_FILTER: bool = true;
 
 /// The throw-away agent that tries what must be refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,10 +58,7 @@ impl Facts {
             },
             hooks: kernel::hooks(&config.paths.pins),
             missing: missing(),
-            bpf_lsm: parameter("/sys/kernel/security/lsm")
-                .trim()
-                .split(',')
-                .any(|lsm| lsm == "bpf"),
+            bpf_lsm: kernel::lsm().is_ok(),
             sock_destroy: sock_destroy(),
             exec_rules: EXEC_RULES,
             run_filter: RUN_FILTER,

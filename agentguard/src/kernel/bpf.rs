@@ -24,6 +24,9 @@ const LINK_CREATE: Command = Command(28, "BPF_LINK_CREATE");
 const LINK_DETACH: Command = Command(34, "BPF_LINK_DETACH");
 const LINK_UPDATE: Command = Command(29, "BPF_LINK_UPDATE");
 
+/// `enum bpf_attach_type`.
+pub(super) const LSM_MAC: u32 = 27;
+
 /// Read-only descriptor (`BPF_OBJ_GET`).
 pub(super) const F_RDONLY: u32 = 1 << 3;
 
@@ -91,7 +94,7 @@ attr!(ElemAttr {
     value: u64,
     flags: u64,
 });
-attr!(ProgLoadAttr {
+attr!(ProgAttr {
     prog_type: u32,
     insn_cnt: u32,
     insns: u64,
@@ -104,6 +107,9 @@ attr!(ProgLoadAttr {
     prog_name: [u8; 16],
     prog_ifindex: u32,
     expected_attach_type: u32,
+    debug_info: [u64; 5],
+    line_info_cnt: u32,
+    attach_btf_id: u32,
 });
 attr!(ObjAttr {
     pathname: u64,
@@ -256,7 +262,7 @@ pub(super) fn load_sock_addr(
     for (to, from) in prog_name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
-    let fd = PROG_LOAD.run(&mut ProgLoadAttr {
+    let fd = PROG_LOAD.run(&mut ProgAttr {
         prog_type: CGROUP_SOCK_ADDR,
         insn_cnt: instructions.len() as u32,
         insns: instructions.as_ptr().addr() as u64,
@@ -269,7 +275,7 @@ pub(super) fn load_sock_addr(
         },
         prog_name,
         expected_attach_type: attach_type,
-        ..ProgLoadAttr::default()
+        ..ProgAttr::default()
     })?;
     // SAFETY: the kernel has just given it to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -315,7 +321,8 @@ pub(super) struct MapInfo {
     pub(super) map_flags: u32,
 }
 
-/// The start of `struct bpf_link_info`, as a cgroup link has it.
+/// The start of `struct bpf_link_info`, as a cgroup link has it. An LSM link has its attach type where the lower half of
+/// `cgroup_id` is.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct LinkInfo {
@@ -385,6 +392,29 @@ pub(super) fn detach(link: BorrowedFd<'_>) -> Result<(), KernelError> {
         .run(&mut LinkDetachAttr { link_fd: raw(link) })
         .map(|_| ())
         .map_err(|error| LINK_DETACH.failed(error))
+}
+
+/// Loads a program of the given instructions for the LSM hook whose `bpf_lsm_` function has this id in the kernel's BTF.
+pub(super) fn load_lsm(instructions: &[u64], hook: u32) -> Result<OwnedFd, KernelError> {
+    const LSM: u32 = 29;
+    PROG_LOAD.open(&mut ProgAttr {
+        prog_type: LSM,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr().addr() as u64,
+        license: c"Dual MIT/GPL".as_ptr().addr() as u64,
+        expected_attach_type: LSM_MAC,
+        attach_btf_id: hook,
+        ..ProgAttr::default()
+    })
+}
+
+/// Attaches an LSM program to the hook that it was loaded for, after those that are there.
+pub(super) fn attach_lsm(program: BorrowedFd<'_>) -> Result<OwnedFd, KernelError> {
+    RAW_TRACEPOINT_OPEN.open(&mut RawTracepointAttr {
+        name: 0,
+        prog_fd: raw(program),
+        pad: 0,
+    })
 }
 
 pub(super) fn attach_raw_tracepoint(

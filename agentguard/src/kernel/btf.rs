@@ -14,13 +14,25 @@ const MAGIC: u16 = 0xeb9f;
 /// # Errors
 /// [`KernelError::Unsupported`], naming what the kernel's BTF lacks.
 pub fn layout() -> Result<Layout, KernelError> {
-    let bytes = std::fs::read(VMLINUX).map_err(|error| {
+    let bytes = read()?;
+    let btf = Btf::parse(&bytes).ok_or_else(|| missing("a readable type section"))?;
+    layout_of(&btf)
+}
+
+/// Id of the function that stands for an LSM hook, which programs are loaded for; `None` on a kernel without
+/// `CONFIG_BPF_LSM`.
+pub(super) fn lsm_hook(name: &str) -> Result<Option<u32>, KernelError> {
+    let bytes = read()?;
+    let btf = Btf::parse(&bytes).ok_or_else(|| missing("a readable type section"))?;
+    Ok(btf.function(&format!("bpf_lsm_{name}")))
+}
+
+fn read() -> Result<Vec<u8>, KernelError> {
+    std::fs::read(VMLINUX).map_err(|error| {
         KernelError::Unsupported(format!(
             "cannot read {VMLINUX}: {error}; a kernel with CONFIG_DEBUG_INFO_BTF is needed"
         ))
-    })?;
-    let btf = Btf::parse(&bytes).ok_or_else(|| missing("a readable type section"))?;
-    layout_of(&btf)
+    })
 }
 
 fn missing(what: &str) -> KernelError {
@@ -37,10 +49,11 @@ enum Shape {
     Integer(u32),
     /// Embedded: only its address is used.
     Struct,
+    Array,
 }
 
 fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
-    use Shape::{Integer, Pointer, Struct};
+    use Shape::{Array, Integer, Pointer, Struct};
     let at = |name: &str, member: &str, shape: Shape| {
         let found = btf
             .structs
@@ -89,6 +102,13 @@ fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
             _ => at("bpf_sock_addr_kern", "uaddr", Pointer)?,
         },
         sock_addr_uaddrlen: uaddrlen,
+        socket_sk: at("socket", "sk", Pointer)?,
+        unix_sock_addr: match at("unix_sock", "sk", Struct)? {
+            0 => at("unix_sock", "addr", Pointer)?,
+            _ => return Err(missing("unix_sock that begins with its sock")),
+        },
+        unix_address_len: at("unix_address", "len", Integer(4))?,
+        unix_address_name: at("unix_address", "name", Array)?,
     })
 }
 
@@ -102,6 +122,7 @@ const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
@@ -190,6 +211,16 @@ impl<'a> Btf<'a> {
         std::str::from_utf8(rest.get(..end)?).ok()
     }
 
+    fn function(&self, name: &str) -> Option<u32> {
+        (1..self.starts.len() as u32).find(|id| {
+            self.get(*id).is_some_and(|t| t.kind == KIND_FUNC) && self.name(*id) == Some(name)
+        })
+    }
+
+    fn name(&self, id: u32) -> Option<&'a str> {
+        self.string(word(self.types, *self.starts.get(id as usize)? as usize)?)
+    }
+
     /// Byte offset and type of a member, looked for in anonymous structs and unions too.
     fn member(&self, id: u32, name: &str, depth: u32) -> Option<(u32, u32)> {
         let t = self.get(self.resolve(id)?)?;
@@ -240,6 +271,7 @@ impl<'a> Btf<'a> {
         match shape {
             Shape::Pointer => t.kind == KIND_PTR,
             Shape::Struct => t.kind == KIND_STRUCT,
+            Shape::Array => t.kind == KIND_ARRAY,
             Shape::Integer(size) if t.kind == KIND_INT => t.size_or_type == size,
             Shape::Integer(size) => {
                 t.kind == KIND_STRUCT
@@ -284,6 +316,15 @@ mod tests {
         assert_ne!(layout.task_signal, layout.task_mm);
         // `struct path` is { mnt, dentry } on every kernel so far.
         assert_eq!((layout.path_mnt, layout.path_dentry), (0, 8));
+    }
+
+    #[test]
+    fn functions_are_found_by_name() {
+        let bytes = std::fs::read(VMLINUX).unwrap();
+        let btf = Btf::parse(&bytes).unwrap();
+        let id = btf.function("do_exit").unwrap();
+        assert_eq!(btf.name(id), Some("do_exit"));
+        assert_eq!(btf.function("no_such_function"), None);
     }
 
     #[test]

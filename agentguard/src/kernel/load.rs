@@ -1,5 +1,5 @@
 //! From the compiled object to attached programs. What an earlier daemon has pinned is taken over: maps with all they hold,
-//! cgroup programs replaced in their links, tracepoint programs attached before the old ones go.
+//! cgroup programs replaced in their links, tracepoint and LSM programs attached before the old ones go.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -9,7 +9,7 @@ use std::path::Path;
 use agentguard_common::abi::{AgentId, ConfigSlot};
 use agentguard_common::layout::Layout;
 use aya::programs::{Program, ProgramError};
-use aya::{Ebpf, EbpfLoader, GlobalData};
+use aya::{Btf, Ebpf, EbpfLoader, GlobalData};
 
 use super::maps::{Maps, SPECS};
 use super::pin::{self, Folders};
@@ -24,11 +24,13 @@ enum Place {
     RawTracepoint,
     /// `enum bpf_attach_type`, at the root of the cgroup v2 hierarchy.
     Cgroup(u32),
+    /// Where the kernel has BPF LSM; the program's name is `lsm_` and the hook's.
+    Lsm,
 }
 
 /// Every program by its name in the object, in the order of attaching: sockets are marked before anything is judged, and
 /// processes are enrolled last.
-const PROGRAMS: [(&str, Place); 20] = [
+const PROGRAMS: [(&str, Place); 28] = [
     ("sock_create", Place::Cgroup(2)),
     ("sock_release", Place::Cgroup(34)),
     ("connected", Place::Cgroup(3)),
@@ -48,8 +50,28 @@ const PROGRAMS: [(&str, Place); 20] = [
     ("cgroup_rmdir", Place::RawTracepoint),
     ("cgroup_mkdir", Place::RawTracepoint),
     ("cgroup_attach_task", Place::RawTracepoint),
+    ("lsm_bprm_check_security", Place::Lsm),
+    ("lsm_unix_stream_connect", Place::Lsm),
+    ("lsm_unix_may_send", Place::Lsm),
+    ("lsm_socket_create", Place::Lsm),
+    ("lsm_bpf", Place::Lsm),
+    ("lsm_ptrace_access_check", Place::Lsm),
+    ("lsm_task_kill", Place::Lsm),
+    ("lsm_file_ioctl", Place::Lsm),
     ("exec", Place::RawTracepoint),
 ];
+
+/// The programs for a kernel with or without BPF LSM.
+fn programs(lsm: bool) -> impl Iterator<Item = (&'static str, &'static Place)> {
+    PROGRAMS
+        .iter()
+        .map(|(name, place)| (*name, place))
+        .filter(move |(_, place)| lsm || !matches!(place, Place::Lsm))
+}
+
+fn lsm_hook(program: &str) -> &str {
+    program.strip_prefix("lsm_").unwrap_or(program)
+}
 
 fn tracepoint(program: &str) -> &str {
     match program {
@@ -68,11 +90,15 @@ pub(super) struct Loaded {
 }
 
 /// Loads, takes over, attaches and pins everything; after an error what has been attached stays so.
-pub(super) fn load(folders: &Folders, cgroup_root: &Path) -> Result<Loaded, KernelError> {
+pub(super) fn load(
+    folders: &Folders,
+    cgroup_root: &Path,
+    lsm: bool,
+) -> Result<Loaded, KernelError> {
     probe::check()?;
     let layout = btf::layout()?;
     refuse_labelled(folders)?;
-    let mut object = load_object(folders, &layout)?;
+    let mut object = load_object(folders, &layout, lsm)?;
     for spec in &SPECS {
         let map = super::maps::open(&folders.maps, spec.name, 0)?;
         spec.check(map.as_fd())?;
@@ -88,21 +114,30 @@ pub(super) fn load(folders: &Folders, cgroup_root: &Path) -> Result<Loaded, Kern
         })?
         .ino();
     // All of them, before the first is attached: a half-attached set would be one that never works.
-    for (name, _) in &PROGRAMS {
-        load_program(&mut object, name)?;
+    let btf = match lsm {
+        true => Some(Btf::from_sys_fs().map_err(|error| KernelError::Object(chain(&error)))?),
+        false => None,
+    };
+    for (name, _) in programs(lsm) {
+        load_program(&mut object, name, btf.as_ref())?;
     }
+    drop(btf);
     let unix = match unix::is_offered(&layout) {
         true => unix::load(OBJECT, &object, folders)?,
         false => Vec::new(),
     };
     unix::attach(&unix, folders, &cgroup, cgroup_id)?;
-    for (name, place) in &PROGRAMS {
+    for (name, place) in programs(lsm) {
         let program = program(&mut object, name)?;
         let program = program.fd().map_err(|error| refused(name, error))?.as_fd();
         let link = folders.links.join(name);
         match place {
             Place::RawTracepoint => {
                 let new = bpf::attach_raw_tracepoint(program, tracepoint(name))?;
+                pin::replace(&new, &link)?;
+            }
+            Place::Lsm => {
+                let new = bpf::attach_lsm(program)?;
                 pin::replace(&new, &link)?;
             }
             Place::Cgroup(attach_type) => {
@@ -149,11 +184,13 @@ fn refuse_labelled(folders: &Folders) -> Result<(), KernelError> {
     )))
 }
 
-fn load_object(folders: &Folders, layout: &Layout) -> Result<Ebpf, KernelError> {
+fn load_object(folders: &Folders, layout: &Layout, lsm: bool) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     // Rust emits no CO-RE relocations; the layout goes in as a global.
     loader.btf(None);
     loader.override_global("LAYOUT", GlobalData::from(layout), true);
+    let lsm = u32::from(lsm);
+    loader.override_global("LSM", GlobalData::from(&lsm), true);
     for spec in &SPECS {
         loader.map_pin_path(spec.name, folders.maps.join(spec.name));
     }
@@ -168,8 +205,16 @@ fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, Kern
         .ok_or_else(|| KernelError::Object(format!("no program {name}")))
 }
 
-fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), KernelError> {
+fn load_program(
+    object: &mut Ebpf,
+    name: &'static str,
+    btf: Option<&Btf>,
+) -> Result<(), KernelError> {
     let loaded = match program(object, name)? {
+        Program::Lsm(program) => {
+            let btf = btf.ok_or_else(|| KernelError::Object(format!("{name} without BTF")))?;
+            program.load(lsm_hook(name), btf)
+        }
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
@@ -235,9 +280,8 @@ pub(super) fn attach_cgroup(
 }
 
 /// Which of the hooks are attached now, by their pinned links.
-pub(super) fn hooks(folders: &Folders, unix: bool) -> Vec<Hook> {
-    PROGRAMS
-        .iter()
+pub(super) fn hooks(folders: &Folders, lsm: bool, unix: bool) -> Vec<Hook> {
+    programs(lsm)
         .map(|(name, place)| Hook {
             name,
             attached: is_attached(&folders.links.join(name), place),
@@ -250,6 +294,7 @@ fn is_attached(pin: &Path, place: &Place) -> bool {
     match place {
         Place::Cgroup(attach_type) => is_on_cgroup(pin, *attach_type),
         Place::RawTracepoint => link_info(pin).is_some(),
+        Place::Lsm => link_info(pin).is_some_and(|info| info.cgroup_id as u32 == bpf::LSM_MAC),
     }
 }
 
@@ -267,7 +312,7 @@ pub(super) fn is_any_pinned(folders: &Folders) -> bool {
     fs::read_dir(&folders.links).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Takes the socket hooks away, by the time it returns; the tracepoints go soon after their pins. A hook that is gone
+/// Takes the socket hooks away, by the time it returns; the tracepoints and LSM programs go soon after their pins. A hook that is gone
 /// already stays so, and of one that cannot be detached the pin's end takes care.
 pub(super) fn detach(folders: &Folders) {
     let on_cgroup = PROGRAMS

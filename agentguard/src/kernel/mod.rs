@@ -30,6 +30,7 @@ pub use events::Events;
 pub use load::OBJECT;
 pub use origin::OriginMaps;
 pub use pin::{cgroup_root, ensure_bpffs};
+pub use probe::lsm;
 pub use rules::Rule;
 
 use maps::Maps;
@@ -76,6 +77,8 @@ pub struct Kernel {
     maps: Maps,
     folders: Folders,
     cgroup_root: PathBuf,
+    /// Why there are no LSM programs, if there are none.
+    lsm: Result<(), String>,
     unix: bool,
     /// Keeps a second daemon out.
     _lock: Flock<File>,
@@ -91,7 +94,9 @@ impl Kernel {
         probe::check()?;
         let (folders, lock) = Folders::create(pins)?;
         let is_fresh = !load::is_any_pinned(&folders);
-        let load::Loaded { maps, unix } = match load::load(&folders, cgroup_root) {
+        let lsm = lsm();
+        let loaded = load::load(&folders, cgroup_root, lsm.is_ok());
+        let load::Loaded { maps, unix } = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
                 if is_fresh {
@@ -106,6 +111,7 @@ impl Kernel {
             maps,
             folders,
             cgroup_root: cgroup_root.to_owned(),
+            lsm,
             unix,
             _lock: lock,
         };
@@ -147,9 +153,13 @@ impl Kernel {
         unix::replace(&self.maps.unix, agent, names)
     }
 
-    /// Whether Unix sockets are judged: by the name as it is written.
-    pub fn judges_unix(&self) -> bool {
-        self.unix
+    /// How an agent is kept to the Unix sockets that its file lists.
+    pub fn unix_judged(&self) -> UnixJudged {
+        match (self.lsm(), self.unix) {
+            (true, _) => UnixJudged::AsBound,
+            (false, true) => UnixJudged::AsWritten,
+            (false, false) => UnixJudged::Never,
+        }
     }
 
     /// A plain map update: in force for the next packet.
@@ -273,8 +283,19 @@ impl Kernel {
             .collect()
     }
 
+    /// Every hook that this kernel can have.
     pub fn hooks(&self) -> Vec<Hook> {
-        load::hooks(&self.folders, self.unix)
+        load::hooks(&self.folders, self.lsm(), self.unix)
+    }
+
+    /// Whether LSM programs are in force.
+    pub fn lsm(&self) -> bool {
+        self.lsm.is_ok()
+    }
+
+    /// Why there are no LSM programs.
+    pub fn no_lsm(&self) -> Option<&str> {
+        self.lsm.as_ref().err().map(String::as_str)
     }
 
     /// The event ring, to be read by one task. Must be called in a tokio runtime.
@@ -291,10 +312,22 @@ impl Kernel {
     }
 }
 
+/// What is compared with the Unix sockets that an agent's file lists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UnixJudged {
+    /// The name that the socket's owner has bound (BPF LSM).
+    AsBound,
+    /// The name that the agent writes, before it is looked up (Linux 6.7): whoever may change the folder may change what
+    /// it leads to.
+    AsWritten,
+    /// Neither hook is there: every socket is open.
+    Never,
+}
+
 /// Which hooks are attached now by what is pinned below `pins`, whether a daemon runs or not; those that this kernel cannot
 /// have are among them, not attached.
 pub fn hooks(pins: &Path) -> Vec<Hook> {
-    load::hooks(&Folders::below(pins), true)
+    load::hooks(&Folders::below(pins), true, true)
 }
 
 /// One attached program.

@@ -1,8 +1,9 @@
 //! What the host must have before anything is loaded, each with its remedy.
 
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 
-use super::KernelError;
+use super::{KernelError, bpf, btf};
 
 /// `bpf_loop` came with 5.17; 6.1 is the oldest kernel tested.
 const OLDEST: (u32, u32) = (6, 1);
@@ -37,6 +38,53 @@ pub(super) fn check() -> Result<(), KernelError> {
         ));
     }
     Ok(())
+}
+
+/// Whether the kernel obeys LSM programs, found by trying: one that refuses this thread `getsid(2)` of another's is
+/// attached for a moment. The list of security modules alone says too little: a locked-down kernel has them and takes no
+/// program, and without `bpf` in the list a program is taken and never run.
+///
+/// # Errors
+/// Why not, with the remedy.
+pub fn lsm() -> Result<(), String> {
+    const HOOK: &str = "task_getsid";
+    let id = btf::lsm_hook(HOOK).map_err(|error| error.to_string())?;
+    let id = id.ok_or("this kernel has no BPF LSM; one with CONFIG_BPF_LSM=y is needed")?;
+    let refused = |error: KernelError| {
+        format!(
+            "this kernel takes no BPF LSM programs ({error}); it is locked down, or a privilege is missing"
+        )
+    };
+    let program = bpf::load_lsm(&refuse_this_thread(), id).map_err(refused)?;
+    let link = bpf::attach_lsm(program.as_fd()).map_err(refused)?;
+    let answer = nix::unistd::getsid(Some(nix::unistd::getpid()));
+    drop(link);
+    match answer {
+        Err(nix::errno::Errno::EPERM) => Ok(()),
+        _ => Err("BPF LSM is built in but not active; boot with `bpf` in the `lsm=` list".into()),
+    }
+}
+
+/// Instructions of a program that answers -EPERM to the calling thread and 0 to everyone else.
+fn refuse_this_thread() -> [u64; 8] {
+    let tgid = u64::from(std::process::id());
+    let tid = nix::unistd::gettid().as_raw() as u64;
+    [
+        // r0 = bpf_get_current_pid_tgid()
+        0x0000_000e_0000_0085,
+        // r1 = tgid << 32 | tid, in two halves
+        tid << 32 | 0x0118,
+        tgid << 32,
+        // r2 = r0; r0 = 0
+        0x0000_0000_0000_02bf,
+        0x0000_0000_0000_00b7,
+        // if r2 != r1, skip one
+        0x0000_0000_0001_125d,
+        // r0 = -EPERM
+        0xffff_ffff_0000_00b7,
+        // exit
+        0x0000_0000_0000_0095,
+    ]
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {

@@ -1,0 +1,79 @@
+//! What LSM hooks refuse an agent whatever its user. Without BPF LSM there is nothing to try: `agentguard run` closes what it
+//! can by other means.
+
+use agentguard_common::abi::{Event, EventKind, Tamper};
+use agentguard_common::verdict::Refusal;
+
+use crate::harness::*;
+
+const CALLS: &str = "
+import fcntl, signal
+libc = ctypes.CDLL(None, use_errno=True)
+def syscall(*args):
+    if libc.syscall(*[ctypes.c_long(a) if isinstance(a, int) else a for a in args]) < 0:
+        raise OSError(ctypes.get_errno(), 'syscall')
+def bpf(): syscall(321, 0, struct.pack('IIIII', 2, 4, 4, 1, 0) + bytes(52), 72)
+def ptrace(pid):
+    syscall(101, 16, pid, 0, 0); os.waitpid(pid, 0x40000000); syscall(101, 17, pid, 0, 0)
+def mem(pid): open(f'/proc/{pid}/mem', 'rb').close()
+def kill(pid, sig=signal.SIGCONT): os.kill(pid, sig)
+def terminal():
+    master, slave = os.openpty(); fcntl.ioctl(slave, 0x5412, b'x')
+def packet(): socket.socket(17, 3, 0).close()
+def old_packet(): socket.socket(2, 10, 0).close()
+def uevent(): socket.socket(16, 3, 15).close()
+def route(): socket.socket(16, 3, 0).close()
+def said(f, *args):
+    r = attempt(f, *args); return 'ok' if r is None else r
+";
+
+fn tampers(host: &mut Host, tried: Tamper) -> Vec<Event> {
+    host.events()
+        .iter()
+        .filter(|event| event.kind == EventKind::Tamper as u32 && event.sock_type == tried as u32)
+        .copied()
+        .collect()
+}
+
+#[test]
+fn what_holds_an_agent_is_out_of_its_reach() {
+    let mut host = Host::new();
+    if let Some(why) = host.kernel().no_lsm() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let daemon = std::process::id();
+    let nobodys = Process::start("");
+    let bystander_tgid = nobodys.tgid();
+    let other = host.agent(OTHER, "wait()");
+    let script = format!(
+        "{CALLS}
+child = os.fork()
+if child == 0:
+    while True: signal.pause()
+say(said(bpf), said(ptrace, {bystander_tgid}), said(mem, {bystander_tgid}), said(ptrace, child), said(mem, child))
+say(said(kill, {daemon}), said(kill, {daemon}, 0), said(kill, {other}), said(kill, {bystander_tgid}), said(kill, child))
+say(said(terminal), said(packet), said(old_packet), said(uevent), said(route))
+os.kill(child, 9)",
+        other = other.tgid()
+    );
+    let control = bystander(&script);
+    assert_eq!(control, "ok ok ok ok ok\nok ok ok ok ok\nok ok ok ok ok");
+    assert_eq!(
+        host.run(&script),
+        "EPERM EPERM EPERM ok ok\nEPERM ok EPERM ok ok\nEPERM EPERM EPERM EPERM ok"
+    );
+    let targets =
+        |events: Vec<Event>| -> Vec<u32> { events.iter().map(|event| event.parent_tgid).collect() };
+    assert_eq!(tampers(&mut host, Tamper::Bpf).len(), 1);
+    assert_eq!(
+        targets(tampers(&mut host, Tamper::Ptrace)),
+        [bystander_tgid, bystander_tgid]
+    );
+    assert_eq!(
+        targets(tampers(&mut host, Tamper::Signal)),
+        [daemon, other.tgid()]
+    );
+    assert_eq!(tampers(&mut host, Tamper::Terminal).len(), 1);
+    assert_eq!(host.refused(EventKind::Socket, Refusal::Family), 3);
+}
