@@ -14,6 +14,10 @@ pub const MAX_AGENTS: u32 = 4096;
 pub const MAX_RULES: u32 = 4096;
 /// `[[identify]]` blocks of a bundle.
 pub const MAX_IDENTIFY: u32 = 64;
+/// Exec rules of a bundle, all its agents' together.
+pub const MAX_EXEC_RULES: u32 = 4096;
+/// One more than the bytes of an exec's arguments that are kept.
+pub const ARGUMENTS_LEN: usize = 4096;
 /// Bytes of an identify pattern or a walked path, with its NUL.
 pub const PATH_LEN: usize = 256;
 
@@ -210,10 +214,12 @@ pub enum ConfigSlot {
     Daemon = 1,
     /// The forwarder's tgid. Cleared by its exit, upon which connects of agents are denied.
     Forwarder = 2,
+    /// The bank of `EXEC_HEADS` and `EXEC_RULES` that is in force: 0 or 1.
+    Exec = 3,
 }
 
 /// Slots of `CONFIG`.
-pub const CONFIG_LEN: u32 = 3;
+pub const CONFIG_LEN: u32 = 4;
 
 /// Words of `PORTS`, a bitmap of the ports that forwarders listen on in some namespace: what a connect of nobody's has to
 /// look at before it need know its namespace.
@@ -269,6 +275,37 @@ impl Identify {
     pub const EXE: u32 = 1;
     pub const UID: u32 = 2;
     pub const CGROUP: u32 = 4;
+}
+
+/// What an agent may execute. `EXEC_HEADS` array value, by bank and agent id; zeros: it is not judged.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ExecHead {
+    /// Index of its first rule in `EXEC_RULES`; those that deny come first.
+    pub first: u32,
+    pub len: u32,
+    /// [`ExecHead::JUDGED`] | [`ExecHead::DEFAULT_ALLOW`] | [`ExecHead::PRIVATE`].
+    pub flags: u32,
+    pub reserved: u32,
+}
+
+impl ExecHead {
+    pub const JUDGED: u32 = 1;
+    /// What no rule matches is allowed.
+    pub const DEFAULT_ALLOW: u32 = 2;
+    /// Arguments stay in the kernel.
+    pub const PRIVATE: u32 = 4;
+}
+
+/// One rule about files. `EXEC_RULES` array value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ExecRule {
+    /// See [`crate::glob`].
+    pub pattern: [u8; PATH_LEN],
+    pub len: u32,
+    /// Not 0: what matches is refused.
+    pub denies: u32,
 }
 
 /// What an [`Event`] reports. Unknown numbers are counted and dropped by userspace.
@@ -381,6 +418,34 @@ impl Event {
     pub const UNIX_SEND: u32 = 1;
 }
 
+/// The record of an exec that was judged: an [`Event`] and what follows it, up to the last byte of `arguments` in use.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ExecEvent {
+    pub event: Event,
+    /// [`ExecEvent::PRIVATE`] and later bits.
+    pub flags: u32,
+    /// Bytes of `cwd` in use; 0: not known.
+    pub cwd_len: u32,
+    pub arguments_len: u32,
+    /// Bytes that the process was given, of which `arguments` has the first.
+    pub arguments_total: u32,
+    pub cwd: [u8; PATH_LEN],
+    /// Each ends with a NUL.
+    pub arguments: [u8; ARGUMENTS_LEN],
+}
+
+impl ExecEvent {
+    /// Bytes before `arguments`.
+    pub const HEAD_LEN: usize = 608;
+    /// The arguments are there and kept back.
+    pub const PRIVATE: u32 = 1;
+    /// The arguments could not be read.
+    pub const UNSEEN: u32 = 2;
+    /// Refused before there was a new image: the process goes on with the one it has.
+    pub const BEFORE: u32 = 4;
+}
+
 const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<Label>() == 8);
@@ -393,6 +458,10 @@ const _: () = {
     assert!(size_of::<UnixName>() == 132);
     assert!(size_of::<CgroupMask>() == 16);
     assert!(size_of::<Identify>() == 24 + 2 * PATH_LEN);
+    assert!(size_of::<ExecHead>() == 16);
+    assert!(size_of::<ExecRule>() == 8 + PATH_LEN);
+    assert!(offset_of!(ExecEvent, arguments) == ExecEvent::HEAD_LEN);
+    assert!(size_of::<ExecEvent>() == ExecEvent::HEAD_LEN + ARGUMENTS_LEN);
     assert!(size_of::<Event>() == 80 + PATH_LEN && offset_of!(Event, path) == Event::HEAD_LEN);
 };
 
@@ -421,6 +490,9 @@ mod user {
         CgroupMask,
         UnixName,
         Event,
+        ExecHead,
+        ExecRule,
+        ExecEvent,
         crate::layout::Layout
     );
 }

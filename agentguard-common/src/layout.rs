@@ -41,6 +41,18 @@ pub struct Layout {
     pub unix_sock_addr: u32,
     pub unix_address_len: u32,
     pub unix_address_name: u32,
+    pub task_fs: u32,
+    pub fs_pwd: u32,
+    pub mm_arg_start: u32,
+    pub mm_arg_end: u32,
+    pub file_inode: u32,
+    pub inode_nlink: u32,
+    pub dentry_hash: u32,
+    pub hlist_bl_node_pprev: u32,
+    pub mount_ns: u32,
+    pub mnt_namespace_user_ns: u32,
+    pub user_namespace_level: u32,
+    pub bprm_file: u32,
 }
 
 impl Layout {
@@ -78,5 +90,17 @@ impl Layout {
         unix_sock_addr: 0,
         unix_address_len: 0,
         unix_address_name: 0,
+        task_fs: 0,
+        fs_pwd: 0,
+        mm_arg_start: 0,
+        mm_arg_end: 0,
+        file_inode: 0,
+        inode_nlink: 0,
+        dentry_hash: 0,
+        hlist_bl_node_pprev: 0,
+        mount_ns: 0,
+        mnt_namespace_user_ns: 0,
+        user_namespace_level: 0,
+        bprm_file: 0,
     };
 }

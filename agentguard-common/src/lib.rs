@@ -9,6 +9,7 @@
 pub mod abi;
 pub mod counter;
 pub mod decide;
+pub mod exec;
 pub mod glob;
 pub mod layout;
 pub mod net;

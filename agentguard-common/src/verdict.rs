@@ -39,6 +39,10 @@ pub enum Refusal {
     Namespace = 11,
     /// Two `[[identify]]` blocks of different agents match the process.
     Ambiguous = 12,
+    /// No exec rule allows the file.
+    ExecRule = 13,
+    /// A file without a name: deleted, never linked, or on a mount that only a user namespace sees.
+    Fileless = 14,
     /// A Unix socket that no `[[unix]]` entry names.
     UnixSocket = 15,
     /// An address family or protocol that no hook judges.
@@ -66,6 +70,8 @@ impl TryFrom<u32> for Refusal {
             10 => Self::Internal,
             11 => Self::Namespace,
             12 => Self::Ambiguous,
+            13 => Self::ExecRule,
+            14 => Self::Fileless,
             15 => Self::UnixSocket,
             16 => Self::Family,
             17 => Self::Tamper,

@@ -1,16 +1,18 @@
 //! Records for the daemon: one layout, written in place in the ring. A full ring is counted, and never changes a verdict.
 
-use agentguard_common::abi::{AgentId, Event, EventKind, PATH_LEN, Tamper, UnixName};
+use agentguard_common::abi::{
+    ARGUMENTS_LEN, AgentId, Event, EventKind, ExecEvent, PATH_LEN, Tamper, UnixName,
+};
 use agentguard_common::counter::Counter;
 use agentguard_common::net::Addr;
 use agentguard_common::verdict::Refusal;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
-    bpf_probe_read_kernel,
+    bpf_probe_read_kernel, bpf_probe_read_user,
 };
 
-use crate::maps::{EVENTS, count, scratch};
-use crate::task::current_tgid;
+use crate::maps::{EVENTS, Scratch, count, exec_event, scratch};
+use crate::task::{Task, Unreadable, at, current_tgid, read};
 
 /// What a socket event is about.
 #[derive(Clone, Copy, Default)]
@@ -33,6 +35,22 @@ pub struct Who {
     pub cgroup: u64,
     /// Bytes of the path in the scratch.
     pub path_len: u32,
+}
+
+impl Who {
+    /// Of the calling task. What cannot be read is left 0.
+    #[inline(always)]
+    pub fn current(task: Task, path_len: u32) -> Self {
+        let parent = task.parent().and_then(Task::tgid);
+        Self {
+            tgid: current_tgid(),
+            parent_tgid: parent.unwrap_or(0),
+            uid: task.uid().unwrap_or(0),
+            start_ns: task.start().unwrap_or(0),
+            cgroup: task.cgroup().unwrap_or(0),
+            path_len,
+        }
+    }
 }
 
 /// 0 for an allow.
@@ -160,6 +178,122 @@ pub fn unix(refusal: Option<Refusal>, agent: AgentId, what: &What, name: &UnixNa
         )
     };
     bytes.submit(0);
+}
+
+/// An exec that has been judged, with the path and the working folder that are in the scratch, and the arguments of the
+/// new image. Tracepoints only.
+#[inline(always)]
+pub fn judged_exec(
+    scratch: *mut Scratch,
+    refusal: Option<Refusal>,
+    agent: AgentId,
+    who: &Who,
+    cwd_len: u32,
+    private: bool,
+) {
+    let Some(event) = exec_event() else {
+        return;
+    };
+    fill_exec(event, Some(scratch), refusal, agent, who, cwd_len);
+    let (flags, (len, total)) = match arguments(event, private) {
+        Ok(found) if private => (ExecEvent::PRIVATE, found),
+        Ok(found) => (0, found),
+        Err(Unreadable) => (ExecEvent::UNSEEN, (0, 0)),
+    };
+    // SAFETY: this CPU's, and tracepoints never nest.
+    let fields = unsafe { &mut *event };
+    fields.flags = flags;
+    fields.arguments_len = len;
+    fields.arguments_total = total;
+    let len = ExecEvent::HEAD_LEN + (len as usize & (ARGUMENTS_LEN - 1));
+    // SAFETY: `len` is at most the event's size.
+    let bytes = unsafe { core::slice::from_raw_parts(event.cast_const().cast::<u8>(), len) };
+    if EVENTS.output_untyped::<[u8]>(bytes, 0).is_err() {
+        count(Counter::RingFull);
+    }
+}
+
+/// An exec that was refused before there was a new image, whose arguments nobody has seen.
+#[inline(always)]
+pub fn refused_exec(
+    scratch: Option<*mut Scratch>,
+    refusal: Option<Refusal>,
+    agent: AgentId,
+    who: &Who,
+    cwd_len: u32,
+) {
+    let Some(mut bytes) = EVENTS.reserve_bytes(ExecEvent::HEAD_LEN, 0) else {
+        count(Counter::RingFull);
+        return;
+    };
+    let event: *mut ExecEvent = bytes.as_mut_ptr().cast();
+    fill_exec(event, scratch, refusal, agent, who, cwd_len);
+    bytes.submit(0);
+}
+
+/// Everything but the arguments, which are called unseen.
+#[inline(always)]
+fn fill_exec(
+    event: *mut ExecEvent,
+    scratch: Option<*mut Scratch>,
+    refusal: Option<Refusal>,
+    agent: AgentId,
+    who: &Who,
+    cwd_len: u32,
+) {
+    macro_rules! put {
+        ($($field:ident: $value:expr),* $(,)?) => { $(
+            // SAFETY: `event` covers the head of an `ExecEvent`.
+            unsafe { (&raw mut (*event).$field).write($value) };
+        )* };
+    }
+    // SAFETY: an `ExecEvent` begins with an `Event`.
+    let head = unsafe { &raw mut (*event).event };
+    fill(head, EventKind::Exec, refusal, agent, who, &What::default());
+    put! {
+        flags: ExecEvent::UNSEEN | ExecEvent::BEFORE,
+        cwd_len: cwd_len,
+        arguments_len: 0,
+        arguments_total: 0,
+    }
+    // A read from address 0 fails and zeroes the destination, as every failed read does.
+    let (path, cwd) = match scratch {
+        // SAFETY: members of a map's value.
+        Some(scratch) => unsafe { (&raw const (*scratch).path, &raw const (*scratch).cwd) },
+        None => (core::ptr::null(), core::ptr::null()),
+    };
+    // SAFETY: both are PATH_LEN bytes long.
+    unsafe { bpf_probe_read_kernel((&raw mut (*head).path).cast(), PATH_LEN as u32, path.cast()) };
+    // SAFETY: as above.
+    unsafe { bpf_probe_read_kernel((&raw mut (*event).cwd).cast(), PATH_LEN as u32, cwd.cast()) };
+}
+
+/// Copies the start of the arguments into the event unless they are private; answers how many bytes, and of how many.
+#[inline(always)]
+fn arguments(event: *mut ExecEvent, private: bool) -> Result<(u32, u32), Unreadable> {
+    let mm: u64 = read(Task::current().0, at!(task_mm))?;
+    let start: u64 = read(mm, at!(mm_arg_start))?;
+    let end: u64 = read(mm, at!(mm_arg_end))?;
+    let total = end.wrapping_sub(start);
+    if private {
+        return Ok((0, total as u32));
+    }
+    let len = if total < ARGUMENTS_LEN as u64 {
+        total as u32
+    } else {
+        ARGUMENTS_LEN as u32 - 1
+    };
+    // The compiler must not see that the mask changes nothing: the verifier has lost the comparison above by here.
+    let len = core::hint::black_box(len) & (ARGUMENTS_LEN as u32 - 1);
+    // SAFETY: `arguments` is longer than `len`; the helper checks the source.
+    let failed = unsafe {
+        bpf_probe_read_user((&raw mut (*event).arguments).cast(), len, start as *const _)
+    };
+    if failed == 0 {
+        Ok((len, total as u32))
+    } else {
+        Err(Unreadable)
+    }
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod emit;
+mod exec_rules;
 mod hook;
 mod identify;
 mod maps;

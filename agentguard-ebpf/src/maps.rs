@@ -3,15 +3,21 @@
 use core::ptr::NonNull;
 
 use agentguard_common::abi::{
-    AgentId, AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, Event, FlowKey, Forwarder, Identify,
-    Label, MAX_AGENTS, MAX_IDENTIFY, MAX_RULES, MAX_TGID, Origin, PATH_LEN, PORT_WORDS, RuleKey,
-    SocketMark, UnixName,
+    AgentId, AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, Event, ExecEvent, ExecHead, ExecRule,
+    FlowKey, Forwarder, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_RULES,
+    MAX_TGID, Origin, PATH_LEN, PORT_WORDS, RuleKey, SocketMark, UnixName,
 };
 use agentguard_common::counter::Counter;
-use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
-use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
+use agentguard_common::exec;
+use aya_ebpf::bindings::bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_TASK_STORAGE};
+use aya_ebpf::bindings::{
+    BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, BPF_SK_STORAGE_GET_F_CREATE,
+    bpf_sock,
+};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
-use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task_btf, bpf_sk_storage_get, bpf_task_storage_get,
+};
 use aya_ebpf::macros::btf_map;
 
 use crate::identify::Scan;
@@ -49,6 +55,12 @@ pub static CONFIG: Array<u64, { CONFIG_LEN as usize }> = Array::new();
 /// Two banks, of which `ConfigSlot::Identify` names the one in force.
 #[btf_map]
 pub static IDENTIFY: Array<Identify, { 2 * MAX_IDENTIFY as usize }> = Array::new();
+/// By agent id, in two banks, of which `ConfigSlot::Exec` names the one in force.
+#[btf_map]
+pub static EXEC_HEADS: Array<ExecHead, { 2 * MAX_AGENTS as usize }> = Array::new();
+/// In two banks, as the heads.
+#[btf_map]
+pub static EXEC_RULES: Array<ExecRule, { 2 * MAX_EXEC_RULES as usize }> = Array::new();
 /// Only cgroups that some block matches, by cgroup v2 id.
 #[btf_map]
 pub static CGROUPS: HashMap<u64, CgroupMask, 16384> = HashMap::new();
@@ -59,6 +71,12 @@ pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new
 /// For the tracepoints, which run with preemption off and never nest.
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+/// For the LSM programs, which can be preempted by one another.
+#[btf_map]
+static TASK_SCRATCH: TaskScratch = TaskScratch::new();
+/// Where a tracepoint puts an exec together: of the arguments only as many bytes as there are go into the ring.
+#[btf_map]
+static EXEC_EVENT: PerCpuArray<ExecEvent, 1> = PerCpuArray::new();
 #[btf_map]
 pub static MARKS: Marks = Marks::new();
 
@@ -69,13 +87,59 @@ pub struct Scratch {
     /// A path as it is being walked: written from the end of the first half to its front, then moved to `path`.
     pub names: [u8; 2 * PATH_LEN],
     pub path: [u8; PATH_LEN],
+    /// The working folder of an exec.
+    pub cwd: [u8; PATH_LEN],
     pub walk: Walk,
     pub scan: Scan,
+    pub exec: exec::Scan,
 }
 
 #[inline(always)]
 pub fn scratch() -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(0)
+}
+
+#[inline(always)]
+pub fn exec_event() -> Option<*mut ExecEvent> {
+    EXEC_EVENT.get_ptr_mut(0)
+}
+
+/// The calling task's own, made when it first needs one.
+#[inline(always)]
+pub fn task_scratch() -> Option<*mut Scratch> {
+    let map = (&raw const TASK_SCRATCH).cast_mut().cast();
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task_btf() };
+    let create = u64::from(BPF_LOCAL_STORAGE_GET_F_CREATE);
+    // SAFETY: the verifier knows `task` as a task.
+    let scratch = unsafe { bpf_task_storage_get(map, task, core::ptr::null_mut(), create) };
+    NonNull::new(scratch.cast()).map(NonNull::as_ptr)
+}
+
+/// `BPF_MAP_TYPE_TASK_STORAGE`, which aya-ebpf has no definition of.
+#[repr(C)]
+struct TaskScratch {
+    r#type: *const [i32; BPF_MAP_TYPE_TASK_STORAGE as usize],
+    key: *const i32,
+    value: *const Scratch,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: the fields are placeholders for the loader and never read.
+unsafe impl Sync for TaskScratch {}
+
+impl TaskScratch {
+    const fn new() -> Self {
+        use core::ptr::null;
+        Self {
+            r#type: null(),
+            key: null(),
+            value: null(),
+            max_entries: null(),
+            map_flags: null(),
+        }
+    }
 }
 
 /// `BPF_MAP_TYPE_SK_STORAGE` with `BPF_F_CLONE`, which aya-ebpf's own definition lacks.

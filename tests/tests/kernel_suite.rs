@@ -12,6 +12,8 @@ mod bind;
 mod connect;
 #[path = "kernel_suite/datagram.rs"]
 mod datagram;
+#[path = "kernel_suite/exec.rs"]
+mod exec;
 #[path = "kernel_suite/faults.rs"]
 mod faults;
 #[path = "kernel_suite/identify.rs"]

@@ -152,6 +152,7 @@ mod tests {
             start_by: Vec::new(),
             keep_privileges: false,
             identify: vec![identify],
+            exec: None,
             kernel: Vec::new(),
             unix: Vec::new(),
             has_hosts: false,

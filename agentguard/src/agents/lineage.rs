@@ -146,6 +146,7 @@ impl Lineage {
             uid: entry.uid,
             cgroup: entry.cgroup.clone(),
             parents,
+            ..Process::default()
         })
     }
 

@@ -89,6 +89,15 @@ pub struct Process {
     pub cgroup: String,
     /// `exe[tgid]` of its ancestors, nearest first.
     pub parents: Vec<String>,
+    /// In records of `exec` alone, as the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// The first 4095 bytes of them; absent where the agent's are private or could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<Vec<String>>,
+    /// Of all of them, each with the NUL that ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments_bytes: Option<u32>,
 }
 
 /// What the daemon knows besides, at the time of the decision.

@@ -13,9 +13,9 @@ use super::records::{Item, Operated};
 use super::state::{Active, Shared};
 use super::{adoption, lock, unix};
 use crate::agents::identify::Blocks;
-use crate::agents::registry::RegistryError;
+use crate::agents::registry::{Registry, RegistryError};
 use crate::audit::record::{Operation, Outcome};
-use crate::kernel::{KernelError, Rule};
+use crate::kernel::{ExecRules, KernelError, Rule};
 use crate::policy::{self, Diagnostic, KernelRule, Policy, Proto, Sources};
 use crate::sys;
 
@@ -301,8 +301,31 @@ fn switch_now(
             lock(&shared.kernel).remove_rules(*id)?;
         }
     }
+    let exec = exec_rules(&lock(&shared.registry), to);
+    lock(&shared.kernel).set_exec(&exec)?;
     let blocks = to.map(|to| to.blocks.to_kernel()).unwrap_or_default();
     lock(&shared.kernel).set_identify(&blocks)
+}
+
+/// What every agent may execute: nothing if the bundle does not have it, though its processes may still run.
+fn exec_rules(registry: &Registry, to: Option<&Active>) -> Vec<ExecRules> {
+    let known = registry.agents().values().map(|known| known.id);
+    known
+        .filter_map(|id| match to.and_then(|to| to.policy.agent(id)) {
+            Some(agent) => agent.exec.as_ref().map(|exec| exec_rules_of(id, exec)),
+            None => Some(ExecRules::nothing(id)),
+        })
+        .collect()
+}
+
+fn exec_rules_of(agent: AgentId, exec: &policy::Exec) -> ExecRules {
+    ExecRules {
+        agent,
+        default_allow: exec.default_allow,
+        allow: exec.allow.clone(),
+        deny: exec.deny.clone(),
+        private_arguments: exec.private_arguments,
+    }
 }
 
 /// Every agent's kernel rules.

@@ -13,8 +13,8 @@ use super::lock;
 use super::state::{Clock, Shared};
 use super::unix;
 use crate::agents::lineage::Exec;
-use crate::audit::record::{Draft, Latency, Outcome};
-use crate::kernel::Events;
+use crate::audit::record::{Draft, Latency, Outcome, Process};
+use crate::kernel::{Events, Exec as JudgedExec, Seen};
 use crate::reason::DenyReason;
 
 /// Reads the ring until the daemon stops; on each `ask`, what is in it now, first.
@@ -37,7 +37,7 @@ pub async fn serve(
             () = shared.stop.cancelled() => return,
         };
         let mut taken = Vec::new();
-        events.drain(|event| taken.push(*event));
+        events.drain(|seen| taken.push(seen));
         take(&shared, &taken).await;
         if let Some(ask) = ask {
             let _ = ask.send(());
@@ -45,14 +45,17 @@ pub async fn serve(
     }
 }
 
-async fn take(shared: &Shared, events: &[Event]) {
+async fn take(shared: &Shared, seen: &[Seen]) {
     let clock = Clock::now();
     let mut drafts = Vec::new();
-    for event in events {
+    for Seen { event, exec } in seen {
         match EventKind::try_from(event.kind) {
             Ok(EventKind::Fork | EventKind::Exec | EventKind::Enrol) => {
                 shared.namespaces.begun(event.tgid);
-                follow(shared, event)
+                // A process whose exec was refused beforehand runs what it ran.
+                if !exec.as_ref().is_some_and(|exec| exec.before) {
+                    follow(shared, event);
+                }
             }
             Ok(EventKind::Exit) => follow(shared, event),
             Ok(EventKind::ForwarderDown) => {
@@ -68,11 +71,25 @@ async fn take(shared: &Shared, events: &[Event]) {
                 continue;
             }
         }
-        drafts.extend(draft(event, &clock));
+        let process = exec.as_ref().and_then(|exec| executed(shared, event, exec));
+        let is_judged = exec.is_some();
+        drafts.extend(draft(event, is_judged, &clock).map(|draft| (draft, process)));
     }
     if !drafts.is_empty() {
-        shared.record(drafts).await;
+        shared.record_of(drafts).await;
     }
+}
+
+/// The process of an exec, now: by the time its record is made it may run the next program.
+fn executed(shared: &Shared, event: &Event, exec: &JudgedExec) -> Option<Process> {
+    let mut lineage = lock(&shared.lineage);
+    let process = lineage.process_or_look(event.tgid, event.time_ns, event.agent)?;
+    Some(Process {
+        cwd: exec.cwd.clone(),
+        arguments: exec.arguments.clone(),
+        arguments_bytes: exec.arguments_bytes,
+        ..process
+    })
 }
 
 fn follow(shared: &Shared, event: &Event) {
@@ -99,8 +116,8 @@ fn follow(shared: &Shared, event: &Event) {
     }
 }
 
-/// The record of a verdict; `None` for events that are none.
-fn draft(event: &Event, clock: &Clock) -> Option<Draft> {
+/// The record of a verdict; `None` for events that are none, such as an exec that nobody judged.
+fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
     let action = match EventKind::try_from(event.kind).ok()? {
         EventKind::Connect => "connect",
         EventKind::Send => "sendmsg",
@@ -116,7 +133,7 @@ fn draft(event: &Event, clock: &Clock) -> Option<Draft> {
             Ok(Tamper::Terminal) => "ioctl",
             Err(_) => "tamper",
         },
-        EventKind::Exec | EventKind::Enrol if event.reason != 0 => "exec",
+        EventKind::Exec | EventKind::Enrol if is_judged || event.reason != 0 => "exec",
         EventKind::Exec
         | EventKind::Enrol
         | EventKind::Fork
@@ -183,7 +200,9 @@ fn reason(refusal: Refusal) -> DenyReason {
         | Refusal::ForwarderPort
         | Refusal::UnixSocket
         | Refusal::Tamper
-        | Refusal::Terminal => DenyReason::PolicyDenied,
+        | Refusal::Terminal
+        | Refusal::ExecRule
+        | Refusal::Fileless => DenyReason::PolicyDenied,
         Refusal::Killed => DenyReason::AgentKilled,
         Refusal::ForwarderDown | Refusal::Namespace => DenyReason::UpstreamUnreachable,
         Refusal::BoundToDevice
@@ -215,6 +234,10 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::Terminal => "it would type into a terminal",
         Refusal::UnixSocket => "no [[unix]] entry names this socket",
         Refusal::Ambiguous => "identify blocks of two agents match this process",
+        Refusal::ExecRule => "no exec rule of the agent's allows this file",
+        Refusal::Fileless => {
+            "the file has no name on the host: it was deleted, never had one, or a user namespace's mounts show it"
+        }
     }
 }
 
@@ -352,7 +375,7 @@ mod tests {
                 Some("protocol-refused"),
             ),
         ] {
-            let draft = draft(&event(kind, why), &clock).unwrap();
+            let draft = draft(&event(kind, why), false, &clock).unwrap();
             assert_eq!(
                 (draft.action.as_str(), draft.resource.as_str()),
                 (action, resource)
@@ -366,7 +389,21 @@ mod tests {
             EventKind::Exit,
             EventKind::ForwarderDown,
         ] {
-            assert!(draft(&event(kind, 0), &clock).is_none());
+            assert!(draft(&event(kind, 0), false, &clock).is_none());
+        }
+    }
+
+    #[test]
+    fn an_exec_that_was_judged_is_a_record_either_way() {
+        let clock = Clock::now();
+        for (why, outcome, slug) in [
+            (0, Outcome::Allow, None),
+            (13, Outcome::Deny, Some("policy-denied")),
+            (14, Outcome::Deny, Some("policy-denied")),
+        ] {
+            let draft = draft(&event(EventKind::Exec, why), true, &clock).unwrap();
+            assert_eq!((draft.action.as_str(), draft.outcome), ("exec", outcome));
+            assert_eq!(draft.reason.map(DenyReason::slug), slug);
         }
     }
 

@@ -17,7 +17,7 @@ use crate::agents::adopt::Labels;
 use crate::agents::identify::Blocks;
 use crate::agents::lineage::Lineage;
 use crate::agents::registry::Registry;
-use crate::audit::record::Draft;
+use crate::audit::record::{Draft, Process};
 use crate::config::Config;
 use crate::guarantee::{self, Facts, Guarantee, Met};
 use crate::kernel::{Kernel, KernelError};
@@ -137,6 +137,12 @@ impl Shared {
 
     /// Completes drafts by what the daemon knows of their agents and processes, and has them written.
     pub async fn record(&self, drafts: Vec<Draft>) {
+        self.record_of(drafts.into_iter().map(|draft| (draft, None)).collect())
+            .await;
+    }
+
+    /// As [`Self::record`], where a process may be given as it was at the time.
+    pub async fn record_of(&self, drafts: Vec<(Draft, Option<Process>)>) {
         let items = {
             let registry = lock(&self.registry);
             let active = self.active.load();
@@ -144,7 +150,7 @@ impl Shared {
             let mut activity = lock(&self.activity);
             let mut lineage = lock(&self.lineage);
             let clock = Clock::now();
-            let complete = |draft: Draft| {
+            let complete = |(draft, process): (Draft, Option<Process>)| {
                 activity.decided(draft.agent, draft.outcome, draft.time_us);
                 let name = registry.name(draft.agent).map(str::to_owned);
                 let owner = active
@@ -156,7 +162,8 @@ impl Shared {
                     agent: name.unwrap_or_else(|| records::unnamed(draft.agent)),
                     owner,
                     task: lineage.task(draft.tgid, at),
-                    process: lineage.process_or_look(draft.tgid, at, draft.agent),
+                    process: process
+                        .or_else(|| lineage.process_or_look(draft.tgid, at, draft.agent)),
                     bundle: draft.bundle.as_ref().and_then(|digest| {
                         metas.iter().find(|meta| meta.digest == *digest).cloned()
                     }),

@@ -12,7 +12,7 @@ use crate::kernel::{self, Hook};
 use crate::sys::{self, diag};
 
 /// Whether this build judges executables (`[exec]` in an agent's file).
-const EXEC_RULES: bool = false;
+const EXEC_RULES: bool = true;
 /// Whether `agentguard run` gives its command a system call filter.
 const RUN_FILTER: bool = true;
 

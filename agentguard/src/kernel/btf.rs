@@ -109,6 +109,18 @@ fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
         },
         unix_address_len: at("unix_address", "len", Integer(4))?,
         unix_address_name: at("unix_address", "name", Array)?,
+        task_fs: at("task_struct", "fs", Pointer)?,
+        fs_pwd: at("fs_struct", "pwd", Struct)?,
+        mm_arg_start: at("mm_struct", "arg_start", Integer(8))?,
+        mm_arg_end: at("mm_struct", "arg_end", Integer(8))?,
+        file_inode: at("file", "f_inode", Pointer)?,
+        inode_nlink: at("inode", "i_nlink", Integer(4))?,
+        dentry_hash: at("dentry", "d_hash", Struct)?,
+        hlist_bl_node_pprev: at("hlist_bl_node", "pprev", Pointer)?,
+        mount_ns: at("mount", "mnt_ns", Pointer)?,
+        mnt_namespace_user_ns: at("mnt_namespace", "user_ns", Pointer)?,
+        user_namespace_level: at("user_namespace", "level", Integer(4))?,
+        bprm_file: at("linux_binprm", "file", Pointer)?,
     })
 }
 

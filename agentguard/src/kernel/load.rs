@@ -191,6 +191,8 @@ fn load_object(folders: &Folders, layout: &Layout, lsm: bool) -> Result<Ebpf, Ke
     loader.override_global("LAYOUT", GlobalData::from(layout), true);
     let lsm = u32::from(lsm);
     loader.override_global("LSM", GlobalData::from(&lsm), true);
+    // TASK_SCRATCH, of whose type aya has no handle; nobody needs one.
+    loader.allow_unsupported_maps();
     for spec in &SPECS {
         loader.map_pin_path(spec.name, folders.maps.join(spec.name));
     }

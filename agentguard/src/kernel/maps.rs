@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use agentguard_common::abi::{
-    AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, FlowKey, Forwarder, Identify, Label,
-    MAX_AGENTS, MAX_IDENTIFY, MAX_TGID, Origin, PORT_WORDS, RuleKey, SocketMark,
+    AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, ExecHead, ExecRule, FlowKey, Forwarder,
+    Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_TGID, Origin, PORT_WORDS,
+    RuleKey, SocketMark,
 };
 use agentguard_common::counter::Counter;
 
@@ -32,8 +33,8 @@ const RINGBUF: u32 = 27;
 /// `BPF_F_NO_PREALLOC` | `BPF_F_CLONE`.
 const CLONED: u32 = 0x201;
 
-/// Every pinned map, as `agentguard-ebpf/src/maps.rs` defines it. `SCRATCH` holds nothing between two calls and is not pinned.
-pub(super) const SPECS: [Spec; 14] = [
+/// Every pinned map, as `agentguard-ebpf/src/maps.rs` defines it. Those that hold nothing between two calls are not pinned.
+pub(super) const SPECS: [Spec; 16] = [
     array::<Label>("LABELS", MAX_TGID),
     array::<AgentState>("AGENTS", MAX_AGENTS),
     spec("RULES", ARRAY_OF_MAPS, 4, 4, MAX_AGENTS, 0),
@@ -44,6 +45,8 @@ pub(super) const SPECS: [Spec; 14] = [
     array::<u64>("PORTS", PORT_WORDS),
     array::<u64>("CONFIG", CONFIG_LEN),
     array::<Identify>("IDENTIFY", 2 * MAX_IDENTIFY),
+    array::<ExecHead>("EXEC_HEADS", 2 * MAX_AGENTS),
+    array::<ExecRule>("EXEC_RULES", 2 * MAX_EXEC_RULES),
     hash::<u64, CgroupMask>("CGROUPS", 16384),
     spec("EVENTS", RINGBUF, 0, 0, 2 << 20, 0),
     spec("COUNTERS", PERCPU_ARRAY, 4, 8, Counter::ALL.len() as u32, 0),
@@ -171,6 +174,8 @@ pub(super) struct Maps {
     ports: Map<u32, u64>,
     config: Map<u32, u64>,
     pub(super) identify: Map<u32, Identify>,
+    pub(super) exec_heads: Map<u32, ExecHead>,
+    pub(super) exec_rules: Map<u32, ExecRule>,
     pub(super) cgroups: Map<u64, CgroupMask>,
     pub(super) counters: OwnedFd,
     pub(super) marks: OwnedFd,
@@ -191,6 +196,8 @@ impl Maps {
             ports: Map::open(folder, "PORTS", 0)?,
             config: Map::open(folder, "CONFIG", 0)?,
             identify: Map::open(folder, "IDENTIFY", 0)?,
+            exec_heads: Map::open(folder, "EXEC_HEADS", 0)?,
+            exec_rules: Map::open(folder, "EXEC_RULES", 0)?,
             cgroups: Map::open(folder, "CGROUPS", 0)?,
             counters: open(folder, "COUNTERS", 0)?,
             marks: open(folder, "MARKS", 0)?,

@@ -5,6 +5,7 @@
 mod bpf;
 mod btf;
 mod events;
+mod exec;
 mod identify;
 mod load;
 mod maps;
@@ -26,7 +27,8 @@ use agentguard_common::counter::Counter;
 use nix::fcntl::Flock;
 
 pub use btf::layout;
-pub use events::Events;
+pub use events::{Events, Exec, Seen};
+pub use exec::ExecRules;
 pub use load::OBJECT;
 pub use origin::OriginMaps;
 pub use pin::{cgroup_root, ensure_bpffs};
@@ -180,6 +182,14 @@ impl Kernel {
     /// [`agentguard_common::abi::MAX_IDENTIFY`]. Running processes are the caller's to adopt, afterwards.
     pub fn set_identify(&mut self, blocks: &[Identify]) -> Result<(), KernelError> {
         identify::replace(&self.maps, &self.cgroup_root, blocks)
+    }
+
+    /// Replaces every agent's exec rules at once, for the next exec. An agent that is not among them is not judged.
+    ///
+    /// # Errors
+    /// [`KernelError::Limit`] for too many rules, too long a pattern or an id out of range: nothing has changed then.
+    pub fn set_exec(&mut self, agents: &[ExecRules]) -> Result<(), KernelError> {
+        exec::replace(&self.maps, agents)
     }
 
     pub fn set_label(&mut self, tgid: u32, label: Label) -> Result<(), KernelError> {

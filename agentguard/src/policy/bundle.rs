@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use agentguard_common::abi::{MAX_IDENTIFY, MAX_RULES};
+use agentguard_common::abi::{MAX_EXEC_RULES, MAX_IDENTIFY, MAX_RULES};
 use sha2::{Digest as _, Sha256};
 
 use super::diagnostic::{Place, Report, Text, did_you_mean, nearest};
@@ -167,6 +167,7 @@ fn check_agents(report: &mut Report<'_>, agents: &[AgentFile]) {
     let mut names: HashMap<&str, Place> = HashMap::new();
     let mut blocks: HashMap<_, (&str, Place)> = HashMap::new();
     let mut count = 0;
+    let mut exec_rules = 0;
     for file in agents {
         let name = file.agent.name.as_str();
         if let Some(first) = names.insert(name, file.name_at) {
@@ -198,6 +199,15 @@ fn check_agents(report: &mut Report<'_>, agents: &[AgentFile]) {
                     "a process belongs to one agent",
                 );
             }
+        }
+        let list = |list: &Vec<String>| list.len() as u32;
+        let exec = file.agent.exec.as_ref();
+        exec_rules += exec.map_or(0, |exec| list(&exec.allow) + list(&exec.deny));
+        if let Some(at) = file.exec_at.filter(|_| exec_rules > MAX_EXEC_RULES) {
+            report.error(
+                at,
+                format!("the bundle has more than {MAX_EXEC_RULES} paths in [exec]"),
+            );
         }
         if file.agent.kernel.len() > MAX_KERNEL {
             report.error(

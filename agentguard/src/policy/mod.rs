@@ -100,6 +100,17 @@ pub enum Starter {
     Group(String),
 }
 
+/// What an agent may execute. `allow` and `deny` are globs as in [`Identify`]; a file that both name is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exec {
+    /// What neither list names is allowed.
+    pub default_allow: bool,
+    pub allow: Vec<String>,
+    pub deny: Vec<String>,
+    /// Arguments are not recorded, their length is.
+    pub private_arguments: bool,
+}
+
 #[derive(Clone, Debug)]
 pub struct Agent {
     pub name: String,
@@ -108,6 +119,8 @@ pub struct Agent {
     pub start_by: Vec<Starter>,
     pub keep_privileges: bool,
     pub identify: Vec<Identify>,
+    /// `None`: what it executes is not judged.
+    pub exec: Option<Exec>,
     pub kernel: Vec<KernelRule>,
     /// Unix sockets: absolute paths, or `@` and an abstract name.
     pub unix: Vec<String>,

@@ -87,7 +87,7 @@ impl Host {
         self.events
             .as_mut()
             .unwrap()
-            .drain(|event| seen.push(*event));
+            .drain(|found| seen.push(found.event));
         &self.seen
     }
 

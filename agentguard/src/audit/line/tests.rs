@@ -59,6 +59,7 @@ fn a_decision_has_every_field_in_order() {
         uid: 1000,
         cgroup: "/a".into(),
         parents: vec!["/bin/sh[1]".into()],
+        ..Process::default()
     };
     let meta = meta();
     let context = Context {

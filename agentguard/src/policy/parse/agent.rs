@@ -1,5 +1,6 @@
 //! `agents/*.toml`: who an agent is and what it could ever touch.
 
+use super::exec;
 use super::reach::{self, Reach};
 use super::table::{Keys, Located, Table};
 use super::{RISKS, UNKNOWN_RISK, check_name, document, unix};
@@ -16,13 +17,15 @@ pub(in crate::policy) struct AgentFile {
     pub reach: Vec<Reach>,
     /// Of each of `agent.identify`.
     pub identify_at: Vec<Place>,
+    /// Of `agent.exec`.
+    pub exec_at: Option<Place>,
     /// Of each of `agent.kernel`.
     pub kernel_at: Vec<Place>,
 }
 
 const FILE: Keys = Keys {
-    known: &["agent", "identify", "reach", "listen", "unix"],
-    later: &["exec"],
+    known: &["agent", "identify", "exec", "reach", "listen", "unix"],
+    later: &[],
 };
 const AGENT: Keys = Keys {
     known: &["name", "owner", "risk", "start_by", "privileges"],
@@ -61,6 +64,12 @@ pub(in crate::policy) fn agent_file(report: &mut Report<'_>, file: u32) -> Optio
         }
     }
     let unix = unix::sockets(report, &root);
+    let exec = root.table(report, "exec", "[exec]");
+    let exec_at = exec.as_ref().map(|table| table.at);
+    let exec = match exec {
+        Some(table) => Some(exec::table(report, &table)?),
+        None => None,
+    };
     if !root.has("agent") {
         report.error_help(
             root.at,
@@ -91,12 +100,14 @@ pub(in crate::policy) fn agent_file(report: &mut Report<'_>, file: u32) -> Optio
             start_by,
             keep_privileges: privileges.is_some_and(|privileges| privileges.value == "keep"),
             identify,
+            exec,
             kernel: touched.kernel,
             unix,
             has_hosts: !touched.hosts.is_empty(),
         },
         reach: touched.hosts,
         identify_at,
+        exec_at,
         kernel_at: touched.kernel_at,
     })
 }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod case;
+mod exec;
 mod host;
 mod manifest;
 mod reach;

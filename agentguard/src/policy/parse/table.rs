@@ -42,7 +42,10 @@ const HOMES: &[(&str, &str)] = &[
     ("user", "[[identify]]"),
     ("cgroup", "[[identify]]"),
     ("host", "[[reach]]"),
-    ("allow", "[[reach]]"),
+    ("allow", "[[reach]] or [exec]"),
+    ("deny", "[exec]"),
+    ("default", "[exec]"),
+    ("arguments", "[exec]"),
     ("tls", "[[reach]]"),
     ("to", "[[reach]]"),
     ("on", "[[listen]]"),
@@ -187,6 +190,36 @@ impl<'a> Table<'a> {
             }
         }
         pairs
+    }
+
+    /// The paths of a list; `None` for what is no path, which has been reported.
+    pub fn paths(&self, report: &mut Report<'_>, key: &str) -> Vec<Option<Located<String>>> {
+        let items = self
+            .keys
+            .get(key)
+            .and_then(|value| value.get_ref().as_array());
+        let Some(items) = items else {
+            // Reports what it is instead, if it is there at all.
+            self.strings(report, key);
+            return if self.has(key) {
+                vec![None]
+            } else {
+                Vec::new()
+            };
+        };
+        let path = |report: &mut Report<'_>, item: &Spanned<DeValue<'_>>| {
+            let has_digest = |table: &DeTable<'_>| table.contains_key("sha256");
+            if item.get_ref().as_table().is_some_and(has_digest) {
+                report.error_help(
+                    self.place(item),
+                    format!("`sha256` in `{key}` is not enforced by this build"),
+                    "write the path alone: a bundle may not promise what is not enforced",
+                );
+                return None;
+            }
+            self.expect_string(report, key, item)
+        };
+        items.iter().map(|item| path(report, item)).collect()
     }
 
     pub fn unsigned(&self, report: &mut Report<'_>, key: &str) -> Option<Located<u64>> {

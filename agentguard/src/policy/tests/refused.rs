@@ -33,8 +33,61 @@ fn one_mistake_gives_one_error_that_names_it() {
             "agents/a.toml:7:1: unknown key `allows` in [[reach]] | did you mean `allow`?",
         ),
         (
-            bundle("[exec]\ndefault = \"deny\"\n", ""),
-            "agents/a.toml:5:2: `exec` in the file is not enforced by this build",
+            bundle("[exec]\nallow = [\"/bin/sh\"]\n", ""),
+            "agents/a.toml:5:2: [exec] has no `default` | add `default = \"deny\"`",
+        ),
+        (
+            bundle("[exec]\ndefault = \"denied\"\n", ""),
+            "agents/a.toml:6:11: `default` is `denied`, which is none of `allow`, `deny`",
+        ),
+        (
+            bundle(
+                "[exec]\ndefault = \"deny\"\nallow = [\"/bin/sh\", \"bin/ls\"]\n",
+                "",
+            ),
+            "agents/a.toml:7:21: `bin/ls` is not an absolute path",
+        ),
+        (
+            bundle("[exec]\ndefault = \"deny\"\nallow = [\"/bin/py?\"]\n", ""),
+            "agents/a.toml:7:10: `/bin/py?` has `?`",
+        ),
+        (
+            bundle(
+                "[exec]\ndefault = \"deny\"\nallow = [{ path = \"/bin/sh\", sha256 = \"00\" }]\n",
+                "",
+            ),
+            "agents/a.toml:7:10: `sha256` in `allow` is not enforced by this build",
+        ),
+        (
+            bundle("[exec]\ndefault = \"deny\"\nallow = [1]\n", ""),
+            "agents/a.toml:7:10: `allow` holds a integer, not a string",
+        ),
+        (
+            bundle("[exec]\ndefault = \"deny\"\nallow = \"/bin/sh\"\n", ""),
+            "agents/a.toml:7:9: `allow` is a string, not a list of strings",
+        ),
+        (
+            bundle("[exec]\ndefault = \"allow\"\nallow = [\"/bin/sh\"]\n", ""),
+            "agents/a.toml:7:1: `allow` in [exec] says nothing where `default` is `allow`",
+        ),
+        (
+            bundle(
+                "[exec]\ndefault = \"allow\"\ndeny = [\"/bin/sh\", \"/bin/sh\"]\n",
+                "",
+            ),
+            "agents/a.toml:7:20: `/bin/sh` is in `deny` twice",
+        ),
+        (
+            bundle("[exec]\ndefault = \"allow\"\narguments = \"hide\"\n", ""),
+            "agents/a.toml:7:13: `arguments` is `hide`, which is none of `record`, `private`",
+        ),
+        (
+            bundle("[exec]\ndefault = \"allow\"\nalow = []\n", ""),
+            "agents/a.toml:7:1: unknown key `alow` in [exec] | did you mean `allow`?",
+        ),
+        (
+            bundle("[exec]\ndefault = \"allow\"\nsha256 = \"00\"\n", ""),
+            "agents/a.toml:7:1: `sha256` in [exec] is not enforced by this build",
         ),
         (
             bundle("[[unix]]\npath = \"x\"\n", ""),

@@ -1,0 +1,156 @@
+//! What agents may execute: two banks, one in force, so that an exec is judged by all of the old rules or by all of the new.
+
+use agentguard_common::abi::{
+    AgentId, ConfigSlot, ExecHead, ExecRule, MAX_AGENTS, MAX_EXEC_RULES, PATH_LEN,
+};
+
+use super::KernelError;
+use super::maps::Maps;
+
+/// What one agent may execute. A file that matches both lists is refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecRules {
+    pub agent: AgentId,
+    /// What neither list names is allowed.
+    pub default_allow: bool,
+    /// Globs ([`agentguard_common::glob`]) of at most [`PATH_LEN`] - 1 bytes.
+    pub allow: Vec<String>,
+    pub deny: Vec<String>,
+    /// Arguments stay in the kernel.
+    pub private_arguments: bool,
+}
+
+impl ExecRules {
+    /// For an agent that may execute nothing.
+    pub fn nothing(agent: AgentId) -> Self {
+        Self {
+            agent,
+            ..Self::default()
+        }
+    }
+}
+
+/// Fills the bank that is not in force and puts it in force. An agent that is not among `agents` is not judged.
+pub(super) fn replace(maps: &Maps, agents: &[ExecRules]) -> Result<(), KernelError> {
+    let bank = maps.config(ConfigSlot::Exec)? as u32 & 1 ^ 1;
+    let (heads, rules) = compile(bank, agents)?;
+    // Heads last: until then the bank's old ones would count rules that are being replaced. Nobody reads it meanwhile: a
+    // program that began before the last switch has ended, because an apply waits for that when it replaces the tries.
+    for (n, rule) in rules.iter().enumerate() {
+        maps.exec_rules
+            .update(&(bank * MAX_EXEC_RULES + n as u32), rule)?;
+    }
+    for (id, head) in heads.iter().enumerate() {
+        maps.exec_heads
+            .update(&(bank * MAX_AGENTS + id as u32), head)?;
+    }
+    maps.set_config(ConfigSlot::Exec, u64::from(bank))
+}
+
+fn compile(bank: u32, agents: &[ExecRules]) -> Result<(Vec<ExecHead>, Vec<ExecRule>), KernelError> {
+    let mut heads = vec![ExecHead::default(); MAX_AGENTS as usize];
+    let mut rules = Vec::new();
+    for agent in agents {
+        let head = heads.get_mut(agent.agent.0 as usize).ok_or_else(|| {
+            KernelError::Limit(format!("agent id {} is above {MAX_AGENTS}", agent.agent.0))
+        })?;
+        let deny = agent.deny.iter().map(|pattern| rule(pattern, true));
+        let allow = agent.allow.iter().map(|pattern| rule(pattern, false));
+        let first = rules.len();
+        for rule in deny.chain(allow) {
+            rules.push(rule?);
+        }
+        let mut flags = ExecHead::JUDGED;
+        if agent.default_allow {
+            flags |= ExecHead::DEFAULT_ALLOW;
+        }
+        if agent.private_arguments {
+            flags |= ExecHead::PRIVATE;
+        }
+        *head = ExecHead {
+            first: bank * MAX_EXEC_RULES + first as u32,
+            len: (rules.len() - first) as u32,
+            flags,
+            reserved: 0,
+        };
+    }
+    if rules.len() > MAX_EXEC_RULES as usize {
+        return Err(KernelError::Limit(format!(
+            "{} exec rules are more than {MAX_EXEC_RULES}",
+            rules.len()
+        )));
+    }
+    Ok((heads, rules))
+}
+
+fn rule(pattern: &str, denies: bool) -> Result<ExecRule, KernelError> {
+    let mut bytes = [0; PATH_LEN];
+    let into = bytes
+        .get_mut(..pattern.len())
+        .filter(|_| pattern.len() < PATH_LEN);
+    let into = into.ok_or_else(|| {
+        KernelError::Limit(format!(
+            "the exec pattern `{pattern}` is longer than {} bytes",
+            PATH_LEN - 1
+        ))
+    })?;
+    into.copy_from_slice(pattern.as_bytes());
+    Ok(ExecRule {
+        pattern: bytes,
+        len: pattern.len() as u32,
+        denies: u32::from(denies),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use agentguard_common::exec::decide;
+
+    use super::*;
+
+    fn rules(agent: u32, allow: &[&str], deny: &[&str]) -> ExecRules {
+        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        ExecRules {
+            agent: AgentId(agent),
+            allow: owned(allow),
+            deny: owned(deny),
+            ..ExecRules::default()
+        }
+    }
+
+    #[test]
+    fn each_agent_has_its_own_part_of_the_bank() {
+        let agents = [
+            rules(2, &["/bin/*", "/opt/**"], &["/bin/sh"]),
+            rules(7, &["/bin/sh"], &[]),
+        ];
+        let (heads, rules) = compile(1, &agents).unwrap();
+        for (agent, path, allowed) in [
+            (2, "/bin/ls", true),
+            (2, "/bin/sh", false),
+            (2, "/etc/x", false),
+            (7, "/bin/sh", true),
+            (7, "/bin/ls", false),
+        ] {
+            let mut head = heads[agent];
+            assert!(head.first >= MAX_EXEC_RULES);
+            head.first -= MAX_EXEC_RULES;
+            assert_eq!(
+                decide(&head, &rules, path.as_bytes()),
+                allowed,
+                "{agent} {path}"
+            );
+        }
+        assert_eq!(heads[3], ExecHead::default());
+    }
+
+    #[test]
+    fn bounds_are_kept() {
+        let long = format!("/{}", "x".repeat(PATH_LEN - 1));
+        assert!(compile(0, &[rules(2, &[&long], &[])]).is_err());
+        assert!(compile(0, &[rules(2, &[&long[..PATH_LEN - 1]], &[])]).is_ok());
+        let many = vec!["/x"; MAX_EXEC_RULES as usize + 1];
+        assert!(compile(0, &[rules(2, &many, &[])]).is_err());
+        assert!(compile(0, &[ExecRules::nothing(AgentId(MAX_AGENTS))]).is_err());
+    }
+}

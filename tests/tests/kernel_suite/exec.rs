@@ -1,0 +1,268 @@
+use std::path::PathBuf;
+
+use agentguard::kernel::ExecRules;
+use agentguard_common::abi::{Event, EventKind};
+use agentguard_common::verdict::Refusal;
+
+use crate::harness::*;
+
+/// Says what becomes of an exec of `path`: its exit status, `killed`, or the errno.
+const EXECUTE: &str = r#"
+def execute(path, *args):
+    try: code = subprocess.run([path, *args], stdout=subprocess.DEVNULL).returncode
+    except OSError as e: return errno.errorcode[e.errno]
+    return "killed" if code == -9 else code
+"#;
+
+/// How a refused exec looks here: it fails where there are LSM programs, else the new image dies.
+fn refused(host: &mut Host) -> &'static str {
+    if host.kernel().lsm() {
+        "EPERM"
+    } else {
+        "killed"
+    }
+}
+
+fn list(patterns: &[&str]) -> Vec<String> {
+    patterns.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn only(allow: &[&str]) -> ExecRules {
+    ExecRules {
+        agent: AGENT,
+        allow: list(allow),
+        ..ExecRules::default()
+    }
+}
+
+fn all_but(deny: &[&str]) -> ExecRules {
+    ExecRules {
+        agent: AGENT,
+        default_allow: true,
+        deny: list(deny),
+        ..ExecRules::default()
+    }
+}
+
+/// The executed path, as the kernel sees it.
+fn real(path: &str) -> String {
+    let real: PathBuf = std::fs::canonicalize(path).unwrap();
+    real.to_str().unwrap().to_owned()
+}
+
+fn path_of(event: &Event) -> &str {
+    std::str::from_utf8(&event.path[..event.path_len as usize]).unwrap()
+}
+
+/// What an agent under these rules makes of `script`, which has `execute`.
+fn under(host: &mut Host, rules: ExecRules, script: &str) -> String {
+    host.kernel().set_exec(&[rules]).unwrap();
+    host.run(&format!("{EXECUTE}{script}"))
+}
+
+#[test]
+fn what_no_rule_allows_does_not_run() {
+    let mut host = Host::new();
+    let refused = refused(&mut host);
+    let before = host.counter("refused");
+    let id = real("/usr/bin/id");
+    let script = "say(execute('/usr/bin/id'), execute('/usr/bin/true'))";
+    let said = under(&mut host, only(&[&id]), script);
+    assert_eq!(said, format!("0 {refused}"));
+    let event = host.await_event(|event| event.reason == Refusal::ExecRule as u32);
+    assert_eq!(event.kind, EventKind::Exec as u32);
+    assert_eq!(
+        (event.agent, path_of(&event)),
+        (AGENT, &*real("/usr/bin/true"))
+    );
+    assert_eq!(host.refused(EventKind::Exec, Refusal::ExecRule), 1);
+    assert_eq!(host.counter("refused"), before + 1);
+    let allowed = host
+        .events()
+        .iter()
+        .find(|event| event.reason == 0 && path_of(event) == id);
+    assert!(allowed.is_some());
+}
+
+#[test]
+fn a_denial_wins_and_default_allow_lets_the_rest_run() {
+    let mut host = Host::new();
+    let refused = refused(&mut host);
+    let (id, truth) = (real("/usr/bin/id"), real("/usr/bin/true"));
+    let script = "say(execute('/usr/bin/id'), execute('/usr/bin/true'))";
+    let said = under(&mut host, all_but(&[&id]), script);
+    assert_eq!(said, format!("{refused} 0"));
+    let mut both = only(&["/usr/bin/**"]);
+    both.deny = list(&[&truth]);
+    assert_eq!(under(&mut host, both, script), format!("0 {refused}"));
+}
+
+#[test]
+fn rules_change_for_the_next_exec_and_running_processes_go_on() {
+    let mut host = Host::new();
+    let refused = refused(&mut host);
+    let id = real("/usr/bin/id");
+    host.kernel().set_exec(&[only(&[&id])]).unwrap();
+    let script = format!("{EXECUTE}\nwhile True: say(execute('/usr/bin/id')); wait()");
+    let mut agent = host.agent(AGENT, &script);
+    // Each goes to the other bank.
+    for (rules, expected) in [
+        (only(&[]), refused),
+        (only(&[&id]), "0"),
+        (all_but(&[&id]), refused),
+        (all_but(&[]), "0"),
+    ] {
+        agent.line();
+        host.kernel().set_exec(&[rules]).unwrap();
+        agent.go();
+        assert_eq!(agent.line(), expected);
+        agent.go();
+    }
+    agent.line();
+    host.kernel().set_exec(&[]).unwrap();
+    agent.go();
+    assert_eq!(agent.line(), "0");
+}
+
+#[test]
+fn agents_without_rules_and_others_processes_are_not_judged() {
+    let mut host = Host::new();
+    host.kernel()
+        .set_exec(&[ExecRules::nothing(AGENT)])
+        .unwrap();
+    let script = format!("{EXECUTE}say(execute('/usr/bin/id'))");
+    assert_eq!(host.agent(OTHER, &script).finish(), "0");
+    assert_eq!(bystander(&script), "0");
+    assert_eq!(host.refused(EventKind::Exec, Refusal::ExecRule), 0);
+}
+
+#[test]
+fn a_file_without_a_name_never_runs() {
+    let mut host = Host::new();
+    let refused = refused(&mut host);
+    let script = r#"
+def fileless(fd):
+    child = os.fork()
+    if child == 0:
+        try: os.execve(fd, ["x"], {})
+        except OSError as e: os._exit(e.errno)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return "killed" if code == -9 else errno.errorcode.get(code, code)
+image = open("/usr/bin/true", "rb").read()
+memory = os.memfd_create("x", 0); os.write(memory, image)
+memory = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY)
+name = f"/tmp/agentguard-test-{os.getpid()}"
+def deleted():
+    fd = os.open(name, os.O_CREAT | os.O_WRONLY, 0o700); os.write(fd, image); os.close(fd)
+    fd = os.open(name, os.O_RDONLY); os.unlink(name); return fd
+nameless = os.open("/tmp", os.O_TMPFILE | os.O_RDWR, 0o700); os.write(nameless, image)
+nameless2 = os.open(f"/proc/self/fd/{nameless}", os.O_RDONLY); os.close(nameless)
+say(fileless(memory), fileless(deleted()), fileless(nameless2))
+"#;
+    assert_eq!(bystander(script), "0 0 0");
+    let said = under(&mut host, all_but(&[]), script);
+    assert_eq!(said, format!("{refused} {refused} {refused}"));
+    assert_eq!(host.refused(EventKind::Exec, Refusal::Fileless), 3);
+}
+
+#[test]
+fn a_user_namespace_cannot_lend_a_file_an_allowed_name() {
+    let mut host = Host::new();
+    let refused = refused(&mut host);
+    let id = real("/usr/bin/id");
+    // As root of a user namespace anybody can mount what they like over what is allowed.
+    let script = format!(
+        r#"
+libc = ctypes.CDLL(None, use_errno=True)
+child = os.fork()
+if child == 0:
+    CLONE_NEWUSER, CLONE_NEWNS, MS_BIND = 0x10000000, 0x20000, 4096
+    assert libc.unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0, ctypes.get_errno()
+    assert libc.mount(b"/usr/bin/true", b"{id}", None, MS_BIND, None) == 0, ctypes.get_errno()
+    try: os.execv("{id}", ["id", "--no-such-option"])
+    except OSError as e: os._exit(e.errno)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+say("killed" if code == -9 else errno.errorcode.get(code, code))
+"#
+    );
+    // It is `true` that runs, which knows no options.
+    assert_eq!(bystander(&script), "0");
+    assert_eq!(under(&mut host, only(&[&id]), &script), refused);
+    assert_eq!(host.refused(EventKind::Exec, Refusal::Fileless), 1);
+}
+
+#[test]
+fn a_path_that_cannot_be_read_is_refused_to_agents_alone() {
+    let mut host = Host::new();
+    let refused = refused(&mut host);
+    let before = host.counter("read_failed");
+    // Longer than what a rule can name: the walk fails.
+    let script = format!(
+        r#"{EXECUTE}
+import shutil
+top = f"/tmp/agentguard-test-{{os.getpid()}}"
+deep = os.path.join(top, *["x" * 100] * 3)
+os.makedirs(deep)
+try:
+    name = shutil.copy("/usr/bin/true", deep)
+    say(execute(name))
+finally: shutil.rmtree(top)
+"#
+    );
+    assert_eq!(bystander(&script), "0");
+    assert_eq!(host.counter("read_failed"), before);
+    host.kernel().set_exec(&[all_but(&[])]).unwrap();
+    assert_eq!(host.run(&script), refused);
+    assert_eq!(host.refused(EventKind::Exec, Refusal::Internal), 1);
+    assert!(host.counter("read_failed") > before);
+}
+
+#[test]
+fn patterns_that_would_take_forever_refuse() {
+    let mut host = Host::new();
+    let refused = refused(&mut host);
+    let costly = "/**a**a**a**a**a**a**a**b";
+    let script = r#"
+import shutil
+name = f"/tmp/agentguard-test-{os.getpid()}-" + "a" * 200
+shutil.copy("/usr/bin/true", name)
+try: say(execute(name))
+finally: os.unlink(name)
+"#;
+    let many: Vec<String> = (0..2000).map(|n| format!("{costly}{n}")).collect();
+    let mut rules = all_but(&[]);
+    rules.deny = many;
+    assert_eq!(under(&mut host, rules, script), refused);
+    assert_eq!(host.refused(EventKind::Exec, Refusal::Internal), 1);
+}
+
+#[test]
+fn a_killed_agent_executes_nothing() {
+    let mut host = Host::new();
+    let refused = refused(&mut host);
+    let script = format!("{EXECUTE}say(execute('/usr/bin/id'))");
+    host.kernel().set_killed(AGENT, true).unwrap();
+    assert_eq!(host.run(&script), refused);
+    host.kernel().set_exec(&[all_but(&[])]).unwrap();
+    assert_eq!(host.run(&script), refused);
+    assert_eq!(host.refused(EventKind::Exec, Refusal::Killed), 2);
+}
+
+#[test]
+fn a_full_ring_changes_no_verdict() {
+    let mut host = Host::new();
+    let refused = refused(&mut host);
+    let script = format!(
+        r#"{EXECUTE}
+found = set()
+for n in range(700): found.add(execute('/usr/bin/true', 'x' * 4096))
+say(*found)
+"#
+    );
+    host.kernel().set_exec(&[only(&[])]).unwrap();
+    let before = host.counter("ring_full");
+    assert_eq!(host.run(&script), refused);
+    if refused == "killed" {
+        assert!(host.counter("ring_full") > before);
+    }
+}
