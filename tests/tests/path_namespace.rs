@@ -267,7 +267,12 @@ fn a_user_namespace_of_ones_own_is_served_and_ends_with_its_agent() {
 #[test]
 fn a_process_that_leaves_its_namespace_while_it_runs_is_found() {
     let (site, origin) = world();
-    let guard = start(&site, &origin);
+    // Without them it could not even leave.
+    let policy = format!(
+        "privileges = \"keep\"\n\n{}",
+        reach("origin.test", origin.port, &["GET /v1/**"])
+    );
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
     let code = format!(
         r#"
 import ctypes

@@ -21,17 +21,21 @@ pub fn private_namespace() -> Result<()> {
     .map_err(SysError::of("mount --make-rslave /"))
 }
 
-/// Shows an empty folder, in which nobody can write, where `target` is, in this namespace only.
+/// Shows an empty folder, in which nobody can write, where `target` is, in this namespace only. What this namespace does
+/// not have (`ip netns exec` mounts a sysfs of its own) needs no hiding.
 pub fn hide(target: &Path) -> Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(
+    let hidden = mount(
         Some("none"),
         target,
         Some("tmpfs"),
         flags,
         Some("size=4k,mode=755"),
-    )
-    .map_err(SysError::of("mount tmpfs"))
+    );
+    match hidden {
+        Err(nix::errno::Errno::ENOENT) => Ok(()),
+        other => other.map_err(SysError::of("mount tmpfs")),
+    }
 }
 
 /// Shows `source` where `target` is, in this namespace only.

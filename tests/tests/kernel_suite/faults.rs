@@ -189,6 +189,7 @@ fn load_with(layout: &Layout) -> Ebpf {
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
+        .allow_unsupported_maps()
         .override_global("LAYOUT", GlobalData::from(layout), true);
     let mut object = loader.load(OBJECT).unwrap();
     let root = std::fs::File::open(cgroup_root().unwrap()).unwrap();
