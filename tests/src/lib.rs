@@ -7,6 +7,7 @@
 pub mod attempt;
 pub mod audit;
 pub mod bundle;
+pub mod cgroup;
 pub mod client;
 pub mod field;
 pub mod guard;
@@ -23,6 +24,7 @@ pub mod tools;
 
 pub use audit::Record;
 pub use bundle::Bundle;
+pub use cgroup::Cgroup;
 pub use client::Client;
 pub use guard::Guard;
 pub use netns::Netns;

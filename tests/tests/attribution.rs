@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::{Client, Subject, dialer};
-use agentguard_tests::tools::{CLIENT_PATH, PATIENCE, python, script};
-use agentguard_tests::{Bundle, Guard, Nginx, Running, Site};
+use agentguard_tests::tools::{CLIENT_PATH, python, script};
+use agentguard_tests::{Bundle, Cgroup, Guard, Nginx, Running, Site};
 
 #[test]
 fn lineage_holds_whatever_a_process_does_to_itself() {
@@ -255,49 +255,4 @@ fn connect_code(port: u16) -> String {
         "import socket, errno\ntry:\n    socket.create_connection((\"127.0.0.1\", {port}), 10); print(\"connected\")\n\
          except OSError as error:\n    print(errno.errorcode[error.errno])"
     )
-}
-
-/// A cgroup of the test's own; what is in it goes back to its parent.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Self {
-        let mounts = fs::read_to_string("/proc/mounts").expect("readable");
-        let root = mounts
-            .lines()
-            .find_map(|line| {
-                let mut fields = line.split(' ').skip(1);
-                let place = fields.next()?;
-                (fields.next()? == "cgroup2").then(|| PathBuf::from(place))
-            })
-            .expect("a cgroup v2 hierarchy");
-        let path = root.join(format!("agentguard-test-{}-{name}", std::process::id()));
-        fs::create_dir(&path).expect("made");
-        Self(path)
-    }
-
-    fn name(&self) -> String {
-        let name = self.0.file_name().expect("it has one");
-        format!("/{}", name.to_string_lossy())
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let parent = self
-            .0
-            .parent()
-            .expect("below the root")
-            .join("cgroup.procs");
-        for tgid in fs::read_to_string(self.0.join("cgroup.procs"))
-            .unwrap_or_default()
-            .lines()
-        {
-            let _ = fs::write(&parent, tgid);
-        }
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while fs::remove_dir(&self.0).is_err() && std::time::Instant::now() < deadline {
-            std::thread::yield_now();
-        }
-    }
 }

@@ -4,8 +4,8 @@
 use agentguard_tests::bundle::{direct, reach};
 use agentguard_tests::client::{Client, Dialer, Subject, dialer, python};
 use agentguard_tests::process::{Running, await_end, pid};
-use agentguard_tests::tools::{PATIENCE, python as interpreter, script};
-use agentguard_tests::{Bundle, Guard, Netns, Nginx, Site, Tap};
+use agentguard_tests::tools::{CLIENT_PATH, PATIENCE, python as interpreter, script};
+use agentguard_tests::{Bundle, Cgroup, Guard, Netns, Nginx, Site, Tap};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
@@ -262,6 +262,87 @@ fn a_user_namespace_of_ones_own_is_served_and_ends_with_its_agent() {
     drop(agent);
     monitor.line(|line| line.starts_with("Deleted") && line.contains("cable"));
     assert_eq!(namespaces(&guard), 0);
+}
+
+#[test]
+fn a_container_is_an_agent_by_its_cgroup() {
+    let (site, origin) = world();
+    let slice = Cgroup::new("slice");
+    let policy = format!(
+        "{}[[identify]]\ncgroup = \"{}/docker-*.scope\"\n",
+        reach("origin.test", origin.port_plain, &["GET /v1/**"]),
+        slice.name()
+    );
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let id = "0123456789abcdef".repeat(4);
+    let scope = Cgroup(slice.0.join(format!("docker-{id}.scope")));
+    std::fs::create_dir(&scope.0).expect("made");
+    // The order of a container's runtime: its cgroup, its namespaces, its program.
+    const ENTER: &str = "echo $$ > \"$1/cgroup.procs\" && shift && exec unshare \
+        --net --pid --fork --kill-child --mount-proc --cgroup --ipc --uts \"$@\"";
+    let container = Client::new("sh").args(["-c", ENTER, "sh"]).arg(&scope.0);
+    let mut container = container
+        .arg(interpreter())
+        .arg(script("dialer.py"))
+        .env("PATH", CLIENT_PATH)
+        .spawn();
+    container.say("pid");
+    assert_eq!(
+        container.after("ok "),
+        "1",
+        "in a namespace of processes too"
+    );
+    await_namespaces(&guard, 1);
+    let mut agent = Dialer::of(container, 0);
+    for (path, expected) in [("/v1/x", "ok 200"), ("/v2/x", "ok 403")] {
+        let get = format!("get {}", origin.plain_url(path));
+        assert_eq!(agent.tries(&get), expected);
+    }
+    let records = guard.requests();
+    let cgroup = format!("{}/docker-{id}.scope", slice.name());
+    assert_eq!(records.len(), 2);
+    assert!(
+        records
+            .iter()
+            .all(|record| record.agent() == "probe" && record.text("/process/cgroup") == cgroup),
+        "{records:#?}"
+    );
+}
+
+#[test]
+fn what_runs_inside_already_is_adopted_and_its_connections_are_cut() {
+    let (site, origin) = world();
+    let (netns, outside) = (Netns::new(), Netns::new());
+    netns.cable("10.213.0.1", &outside, "10.213.0.2");
+    let mut server = listener(&outside);
+    let program = site.path("agent");
+    let real = std::fs::canonicalize(interpreter()).expect("there");
+    std::fs::copy(real, &program).expect("copied");
+    let code = format!(
+        r#"
+{STRAIGHT}
+import sys, urllib.request
+sys.stdin.readline()
+print("status", urllib.request.urlopen("{}").status)
+"#,
+        origin.plain_url("/v1/x")
+    );
+    let mut early = netns.client(&program).args(["-S", "-uc", &code]).spawn();
+    early.line(|line| line == "connected");
+    server.line(|line| line.starts_with("from 10.213.0.1"));
+
+    let policy = format!(
+        "{}[[identify]]\nexe = \"{}\"\n",
+        reach("origin.test", origin.port_plain, &["GET /v1/**"]),
+        program.display()
+    );
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    early.line(|line| line == "ECONNABORTED");
+    server.line(|line| line == "ended");
+    // Served before the daemon said that it is ready.
+    assert_eq!(namespaces(&guard), 1);
+    early.say("go on");
+    assert_eq!(early.after("status "), "200");
 }
 
 #[test]
