@@ -33,6 +33,16 @@ impl AgentId {
     pub const AMBIGUOUS: Self = Self(1);
     /// The first id given to an agent of a bundle.
     pub const FIRST: u32 = 2;
+    /// From here on ids are the daemon's own.
+    pub const FIRST_RESERVED: u32 = MAX_AGENTS - 2;
+    /// The process by which the daemon tries what must be refused, while it tries the forwarder.
+    pub const CANARY_HOSTS: Self = Self(MAX_AGENTS - 2);
+    /// The same, while it tries the kernel's rules.
+    pub const CANARY: Self = Self(MAX_AGENTS - 1);
+
+    pub const fn is_canary(self) -> bool {
+        self.0 >= Self::FIRST_RESERVED && self.0 < MAX_AGENTS
+    }
 }
 
 /// One slot of `LABELS`, indexed by tgid.

@@ -24,6 +24,7 @@ pub struct Config {
     pub forwarder: Forwarder,
     pub upstream: UpstreamSection,
     pub audit: Audit,
+    pub canary: Canary,
     pub roles: Vec<RoleGrant>,
 }
 
@@ -190,6 +191,33 @@ pub enum Durability {
     Strict,
 }
 
+/// The daemon's own attempts at what must be refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Canary {
+    /// Seconds between two, 1 to 86,400.
+    pub every_s: u32,
+    pub on_failure: OnFailure,
+}
+
+impl Default for Canary {
+    fn default() -> Self {
+        Self {
+            every_s: 30,
+            on_failure: OnFailure::Close,
+        }
+    }
+}
+
+/// What a failure does besides the alarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// Every agent is held, as by a kill, until one passes.
+    Close,
+    Alarm,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoleGrant {
@@ -309,6 +337,7 @@ impl Config {
                 3_600_000,
                 "milliseconds",
             ),
+            ("every_s", self.canary.every_s, 1, 86_400, "seconds"),
         ] {
             if !(min..=max).contains(&value) {
                 return Err((

@@ -2,6 +2,7 @@
 
 mod adoption;
 pub mod apply;
+mod canary;
 pub mod enrol;
 pub mod events;
 pub mod forwarder;
@@ -36,7 +37,7 @@ use crate::audit::Log;
 use crate::audit::record::Operation;
 use crate::config::Config;
 use crate::control;
-use crate::guarantee::Facts;
+use crate::guarantee::{self, Facts};
 use crate::kernel::Kernel;
 use crate::sys;
 use crate::tls::ca::Authority;
@@ -138,6 +139,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
         killing: tokio::sync::Mutex::new(()),
         applying: tokio::sync::Mutex::new(()),
         alarms: Mutex::default(),
+        canary: Mutex::new(guarantee::Canary::Pending),
+        held: AtomicBool::new(false),
         host,
         stop: tokio_util::sync::CancellationToken::new(),
         unload: AtomicBool::new(false),
@@ -146,6 +149,9 @@ async fn serve(config: Config) -> Result<(), StartError> {
     start::warn_of_unknown_groups(&shared.config);
     // Kills hold before anything is enrolled.
     hold_killed(&shared)?;
+    // Before any rule lets anything through. What it tries at the forwarder follows when there is one.
+    let canary = canary::Canary::open(&shared)?;
+    canary.check(&shared).await;
     let (active, accepted_gaps) = start::hold_to_requirements(&shared, active);
     put_in_force(&shared, active).await?;
     let serving = tokio::spawn(events::serve(shared.clone(), events, event_asked));
@@ -177,6 +183,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     {
         tracing::warn!(%error, "the forwarder is not ready");
     }
+    canary.check(&shared).await;
+    tokio::spawn(canary.serve(shared.clone()));
     if let Err(error) = adoption::adopt(&shared).await {
         tracing::error!(%error, "running processes could not all be looked at");
         shared.alarm(

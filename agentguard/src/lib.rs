@@ -15,6 +15,7 @@
 
 pub mod agents;
 pub mod audit;
+pub mod canary;
 pub mod cli;
 pub mod config;
 pub mod control;

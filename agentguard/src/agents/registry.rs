@@ -114,7 +114,7 @@ impl Registry {
             .map(|name| {
                 let id = match self.id(name) {
                     Some(id) => id,
-                    None if next >= MAX_AGENTS => return Err(RegistryError::Full),
+                    None if next >= AgentId::FIRST_RESERVED => return Err(RegistryError::Full),
                     None => {
                         next += 1;
                         AgentId(next - 1)

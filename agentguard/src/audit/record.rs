@@ -125,6 +125,8 @@ pub enum Operation {
     /// The log had a torn tail, or could not be written for a while.
     AuditRecover,
     Unload,
+    /// The daemon's own attempts at what must be refused went otherwise, or go right again.
+    Canary,
 }
 
 /// One operator action, allowed or refused.

@@ -3,6 +3,7 @@
 mod agents;
 pub mod audit;
 pub mod ca;
+mod canary;
 mod daemon;
 mod doctor;
 mod fail;
@@ -70,6 +71,9 @@ enum Verb {
     /// What the daemon starts; takes nothing from the command line or the environment
     #[command(hide = true)]
     Forwarder,
+    /// The process by which the daemon tries what must be refused
+    #[command(hide = true)]
+    Canary,
 }
 
 pub fn main() -> ExitCode {
@@ -85,9 +89,11 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(config: Option<PathBuf>, verb: Verb) -> Result<ExitCode, Failure> {
-    // The forwarder runs without a configuration: the daemon tells it everything.
-    if let Verb::Forwarder = verb {
-        return forwarder::run();
+    // These run without a configuration: the daemon tells them everything.
+    match verb {
+        Verb::Forwarder => return forwarder::run(),
+        Verb::Canary => return canary::run(),
+        _ => {}
     }
     let wrong = match verb {
         Verb::Run(_) => run::OWN_FAILURE,
@@ -98,7 +104,6 @@ fn dispatch(config: Option<PathBuf>, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Daemon(arguments) => daemon::run(&arguments, config),
         Verb::Run(arguments) => run::run(&arguments, &config),
         Verb::Doctor(arguments) => doctor::run(&arguments, &config),
-        Verb::Forwarder => forwarder::run(),
         verb => client_runtime()?.block_on(ask_the_daemon(verb, &config)),
     }
 }
@@ -121,7 +126,7 @@ async fn ask_the_daemon(verb: Verb, config: &Config) -> Result<ExitCode, Failure
             Ok(ca::run(&command, &info, &bundle)?)
         }
         Verb::Unload(arguments) => unload::run(&arguments, config, &client).await,
-        Verb::Daemon(_) | Verb::Run(_) | Verb::Doctor(_) | Verb::Forwarder => {
+        Verb::Daemon(_) | Verb::Run(_) | Verb::Doctor(_) | Verb::Forwarder | Verb::Canary => {
             unreachable!("dispatched before")
         }
     }

@@ -28,7 +28,7 @@ trust = "/t"
 cgroup = "/sys/fs/cgroup/unified"
 [policy]
 bundle = "/b"
-accept_gaps = ["unix"]
+accept_gaps = ["tamper"]
 [forwarder]
 user = "fw"
 port = 15000
@@ -40,6 +40,9 @@ resolvers = ["192.0.2.1", "[2001:db8::1]:5353"]
 allow_addresses = ["127.0.0.0/8"]
 [audit]
 durability = "strict"
+[canary]
+every_s = 5
+on_failure = "alarm"
 [[roles]]
 group = "ops"
 role = "responder"
@@ -54,6 +57,10 @@ role = "responder"
     assert_eq!(c.upstream.resolvers[0].0.to_string(), "192.0.2.1:53");
     assert_eq!(c.upstream.resolvers[1].0.port(), 5353);
     assert_eq!(c.audit.durability, Durability::Strict);
+    assert_eq!(
+        (c.canary.every_s, c.canary.on_failure),
+        (5, OnFailure::Alarm)
+    );
     assert_eq!(c.roles[0].role, Role::Responder);
     assert_eq!(c.forwarder.limits().max_connections, 10);
 }
@@ -68,6 +75,14 @@ fn what_is_wrong_is_named_with_its_place() {
         (
             "[forwader]\n",
             "/c.toml:1:2: unknown key `forwader`, did you mean `forwarder`?",
+        ),
+        (
+            "[canary]\nevery_s = 0",
+            "/c.toml:2:1: `every_s`: 0 is not between 1 and 86400 seconds",
+        ),
+        (
+            "[policy]\naccept_gaps = [\"tampre\"]",
+            "/c.toml:2:1: `accept_gaps`: unknown guarantee `tampre`; did you mean `tamper`?",
         ),
         (
             "[audit]\nxyzzy = 1",

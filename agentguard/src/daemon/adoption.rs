@@ -67,7 +67,7 @@ fn refresh(shared: &Shared) -> Result<(), String> {
     for seen in adopt::scan() {
         let label = lock(&shared.kernel).label(seen.tgid);
         let agent = label.map_err(|e| e.to_string())?.agent;
-        if agent != AgentId::NONE {
+        if agent != AgentId::NONE && !agent.is_canary() {
             lock(&shared.lineage).adopted(&seen, agent);
         }
     }

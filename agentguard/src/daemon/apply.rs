@@ -290,6 +290,9 @@ fn switch_now(
     to: Option<&Active>,
 ) -> Result<(), KernelError> {
     for (id, rules) in to.map(rules).unwrap_or_default() {
+        if shared.is_held() {
+            lock(&shared.kernel).set_killed(id, true)?;
+        }
         lock(&shared.kernel).set_rules(id, &rules)?;
     }
     for (id, names) in to.map(unix_names).unwrap_or_default() {

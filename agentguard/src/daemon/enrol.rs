@@ -51,6 +51,11 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<Started, RunEr
             agent.name
         )));
     }
+    if shared.is_held() {
+        return Err(RunError::Conflict(
+            "agents are held closed: the canary failed; see `agentguard status`".into(),
+        ));
+    }
     if let Some(killed) = lock(&shared.registry)
         .agents()
         .get(&agent.name)

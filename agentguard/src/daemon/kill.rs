@@ -175,7 +175,7 @@ pub async fn revive(
 fn flip(shared: &Shared, agents: &[(String, AgentId)], killed: bool) -> Vec<String> {
     let mut failures = Vec::new();
     for (name, id) in agents {
-        if let Err(error) = lock(&shared.kernel).set_killed(*id, killed) {
+        if let Err(error) = lock(&shared.kernel).set_killed(*id, killed || shared.is_held()) {
             failures.push(format!("agent `{name}` in the kernel: {error}"));
         }
     }

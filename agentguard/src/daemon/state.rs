@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use agentguard_common::abi::{AgentId, Forwarder, Label};
@@ -79,6 +79,10 @@ pub struct Shared {
     pub applying: tokio::sync::Mutex<()>,
     /// What the operator must know, by what it is about.
     pub alarms: Mutex<BTreeMap<&'static str, String>>,
+    /// What the canary saw last.
+    pub canary: Mutex<guarantee::Canary>,
+    /// Every agent is held closed, whoever has been killed.
+    pub held: AtomicBool,
     /// What the host offers, as it was found at start.
     pub host: Facts,
     pub stop: CancellationToken,
@@ -108,6 +112,7 @@ impl Shared {
         guarantee::judge(&Facts {
             hooks: lock(&self.kernel).hooks(),
             landlock_abi,
+            canary: lock(&self.canary).clone(),
             ..self.host.clone()
         })
     }
@@ -116,6 +121,15 @@ impl Shared {
     pub fn meets(&self, policy: &Policy) -> Result<Met, String> {
         let accepted = &self.config.policy.accept_gaps;
         guarantee::require(policy.require(), accepted, &self.guarantees())
+    }
+
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::SeqCst);
+    }
+
+    /// Whether the canary's failure holds every agent.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
     }
 
     pub fn alarm(&self, about: &'static str, message: Option<String>) {
@@ -142,7 +156,9 @@ impl Shared {
     }
 
     /// As [`Self::record`], where a process may be given as it was at the time.
-    pub async fn record_of(&self, drafts: Vec<(Draft, Option<Process>)>) {
+    pub async fn record_of(&self, mut drafts: Vec<(Draft, Option<Process>)>) {
+        // What the canary does is the daemon's own doing, and told when it goes wrong.
+        drafts.retain(|(draft, _)| !draft.agent.is_canary());
         let items = {
             let registry = lock(&self.registry);
             let active = self.active.load();

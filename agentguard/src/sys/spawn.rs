@@ -1,4 +1,4 @@
-//! Starts the forwarder: its user, its three descriptors, nothing else.
+//! Starts the forwarder and the canary: their user, their descriptors, nothing else.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -10,9 +10,9 @@ use super::{Result, SysError, privilege};
 /// The first inherited descriptor.
 const FIRST: i32 = 3;
 
-/// Takes over the three descriptors that [`unprivileged`] gave this process; `None` if it was started otherwise. To be
-/// called once, before anything is opened.
-pub fn inherited() -> Option<[OwnedFd; 3]> {
+/// Takes over the descriptors that [`unprivileged`] gave this process; `None` if it was started otherwise. To be called
+/// once, before anything is opened.
+pub fn inherited<const N: usize>() -> Option<[OwnedFd; N]> {
     let take = |fd: i32| {
         let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
         let of_ours = ["socket:", "anon_inode:"];
@@ -26,7 +26,9 @@ pub fn inherited() -> Option<[OwnedFd; 3]> {
         nix::fcntl::fcntl(&fd, close).ok()?;
         Some(fd)
     };
-    Some([take(FIRST)?, take(FIRST + 1)?, take(FIRST + 2)?])
+    let last = FIRST + i32::try_from(N).ok()?;
+    let taken: Option<Vec<OwnedFd>> = (FIRST..last).map(take).collect();
+    taken?.try_into().ok()
 }
 
 /// Runs this very executable as `account` with `arguments`, an empty environment, `descriptors` from 3 on, no groups, no
@@ -67,7 +69,7 @@ pub fn unprivileged(
     // SAFETY: `set_up` only makes async-signal-safe system calls on what was prepared before the fork, but for the
     // boxed error of a failed one, after which the child ends.
     unsafe { command.pre_exec(set_up) };
-    let child = command.spawn().map_err(SysError::io("spawn the forwarder"));
+    let child = command.spawn().map_err(SysError::io("spawn"));
     for fd in parked {
         let _ = nix::unistd::close(fd);
     }

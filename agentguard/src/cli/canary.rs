@@ -1,0 +1,18 @@
+//! The canary process, started by the daemon with its one descriptor.
+
+use std::process::ExitCode;
+
+use super::Failure;
+use crate::canary;
+use crate::sys::spawn;
+
+pub fn run() -> Result<ExitCode, Failure> {
+    let [link] = spawn::inherited().ok_or_else(|| {
+        Failure::new(
+            2,
+            "the canary is started by `agentguard daemon`, not by hand",
+        )
+    })?;
+    canary::run(link).map_err(|error| Failure::new(1, error))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,147 @@
+//! Sends the canary out, at start and then again and again. What must be refused and is not, or is permitted and does not
+//! work, is an alarm, and holds the agents closed if the configuration says so.
+
+mod round;
+mod targets;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentguard_common::abi::AgentId;
+
+use self::round::Trouble;
+use self::targets::Targets;
+use super::records::{Item, Operated};
+use super::state::Shared;
+use super::{lock, startup::StartError};
+use crate::audit::record::{Operation, Outcome};
+use crate::config::OnFailure;
+use crate::guarantee;
+use crate::kernel::Rule;
+
+/// What it needs as long as the daemon runs.
+pub struct Canary {
+    targets: Arc<Targets>,
+}
+
+impl Canary {
+    /// Opens what it aims at, and gives its two agents their rules: one knows kernel rules only, one the forwarder only.
+    pub fn open(shared: &Shared) -> Result<Self, StartError> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            StartError::Failed(format!("the canary's {what}: {error}"))
+        };
+        let targets = Targets::open().map_err(|error| failed("targets", &error))?;
+        for (agent, rules) in [
+            (AgentId::CANARY, targets.rules()),
+            (AgentId::CANARY_HOSTS, vec![Rule::Forward]),
+        ] {
+            lock(&shared.kernel)
+                .set_rules(agent, &rules)
+                .map_err(|error| failed("rules", &error))?;
+        }
+        Ok(Self {
+            targets: Arc::new(targets),
+        })
+    }
+
+    /// Sends one out, and deals with what it has seen. One that does not come back has a second chance: that is a slow
+    /// machine more often than an open one.
+    pub async fn check(&self, shared: &Arc<Shared>) {
+        let mut result = self.send(shared).await;
+        if let Err(Trouble::Lost(why)) = result {
+            tracing::warn!(why, "the canary did not come back, and is sent again");
+            result = self.send(shared).await;
+        }
+        if shared.stop.is_cancelled() {
+            // What it saw may be the end of what it was to see.
+            return;
+        }
+        settle(shared, result.map_err(Trouble::into_message)).await;
+    }
+
+    async fn send(&self, shared: &Arc<Shared>) -> Result<(), Trouble> {
+        let (shared, targets) = (shared.clone(), self.targets.clone());
+        let sending = tokio::task::spawn_blocking(move || round::round(&shared, &targets));
+        sending
+            .await
+            .unwrap_or_else(|error| Err(Trouble::Lost(error.to_string())))
+    }
+
+    /// Until the daemon stops.
+    pub async fn serve(self, shared: Arc<Shared>) {
+        let every = Duration::from_secs(shared.config.canary.every_s.into());
+        loop {
+            tokio::select! {
+                () = shared.stop.cancelled() => return,
+                () = tokio::time::sleep(every) => self.check(&shared).await,
+            }
+        }
+    }
+}
+
+/// Only a change is told and recorded.
+async fn settle(shared: &Arc<Shared>, result: Result<(), String>) {
+    let now = match &result {
+        Ok(()) => guarantee::Canary::Passed,
+        Err(why) => guarantee::Canary::Failed(why.clone()),
+    };
+    let before = std::mem::replace(&mut *lock(&shared.canary), now.clone());
+    if before == now {
+        return;
+    }
+    let close = shared.config.canary.on_failure == OnFailure::Close;
+    let (outcome, detail) = match result {
+        Err(why) => {
+            let (held, failed) = match close {
+                true => ("agents are held closed", hold(shared, true)),
+                false => ("agents go on, as `on_failure` says", Vec::new()),
+            };
+            let message = format!("the canary failed, {held}: {why}");
+            tracing::error!("{message}");
+            for error in failed {
+                tracing::error!(error, "an agent could not be held");
+            }
+            shared.alarm("canary", Some(message.clone()));
+            (Outcome::Error, message)
+        }
+        Ok(()) => {
+            shared.alarm("canary", None);
+            if !matches!(before, guarantee::Canary::Failed(_)) {
+                return;
+            }
+            for error in hold(shared, false) {
+                tracing::error!(error, "an agent could not be let go on");
+            }
+            tracing::warn!("the canary is refused again as it must: agents go on");
+            (Outcome::Allow, "agents go on".to_owned())
+        }
+    };
+    let record = Operated {
+        uid: 0,
+        operation: Operation::Canary,
+        agent: None,
+        resource: "agentguard".to_owned(),
+        outcome,
+        detail,
+        bundle: shared
+            .active
+            .load()
+            .as_ref()
+            .map(|active| active.meta.clone()),
+    };
+    shared.records.append(vec![Item::Operator(record)]).await;
+}
+
+/// Every agent, as by a kill that is on no disk: a restart of the daemon begins anew.
+fn hold(shared: &Shared, held: bool) -> Vec<String> {
+    // First, so that an agent of a bundle that is being applied now is held by whoever comes later.
+    shared.hold(held);
+    let registry = lock(&shared.registry);
+    let mut kernel = lock(&shared.kernel);
+    let each = registry.agents().iter().filter_map(|(name, known)| {
+        let killed = held || known.killed.is_some();
+        let result = kernel.set_killed(known.id, killed);
+        result.err().map(|error| format!("`{name}`: {error}"))
+    });
+    each.collect()
+}
