@@ -47,11 +47,13 @@ impl Canary {
     /// Sends one out, and deals with what it has seen. One that does not come back has a second chance: that is a slow
     /// machine more often than an open one.
     pub async fn check(&self, shared: &Arc<Shared>) {
+        let begun = tokio::time::Instant::now();
         let mut result = self.send(shared).await;
         if let Err(Trouble::Lost(why)) = result {
             tracing::warn!(why, "the canary did not come back, and is sent again");
             result = self.send(shared).await;
         }
+        tracing::debug!(took = ?begun.elapsed(), "the canary is back");
         if shared.stop.is_cancelled() {
             // What it saw may be the end of what it was to see.
             return;

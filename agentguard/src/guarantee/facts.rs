@@ -11,8 +11,6 @@ use crate::config::Config;
 use crate::kernel::{self, Hook};
 use crate::sys::{self, diag};
 
-/// Whether this build judges executables (`[exec]` in an agent's file).
-const EXEC_RULES: bool = true;
 /// Whether `agentguard run` gives its command a system call filter.
 const RUN_FILTER: bool = true;
 
@@ -32,11 +30,13 @@ pub struct Facts {
     /// The kernel's release.
     pub kernel: String,
     pub hooks: Vec<Hook>,
+    /// Names of the programs that this build has, attached or not.
+    pub programs: Vec<&'static str>,
     /// Something without which nothing can be attached, and its remedy.
     pub missing: Option<(String, String)>,
     pub bpf_lsm: bool,
     pub sock_destroy: bool,
-    pub exec_rules: bool,
+    /// `agentguard run` gives its command a system call filter.
     pub run_filter: bool,
     /// `kernel.io_uring_disabled` is 2: for nobody.
     pub io_uring_disabled: bool,
@@ -57,10 +57,10 @@ impl Facts {
                 release => release.to_owned(),
             },
             hooks: kernel::hooks(&config.paths.pins),
+            programs: kernel::programs(),
             missing: missing(),
             bpf_lsm: kernel::lsm().is_ok(),
             sock_destroy: sock_destroy(),
-            exec_rules: EXEC_RULES,
             run_filter: RUN_FILTER,
             io_uring_disabled: parameter("/proc/sys/kernel/io_uring_disabled").trim() == "2",
             tiocsti_disabled: parameter("/proc/sys/dev/tty/legacy_tiocsti").trim() == "0",

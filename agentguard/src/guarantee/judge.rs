@@ -148,6 +148,14 @@ fn has_lsm(facts: &Facts, hooks: &[&str]) -> bool {
         .all(|hook| facts.attached(&format!("lsm_{hook}")))
 }
 
+/// Whether this version has programs for the hooks, for kernels that take them.
+fn builds_lsm(facts: &Facts, hooks: &[&str]) -> bool {
+    hooks.iter().all(|hook| {
+        let has = |program: &&str| program.strip_prefix("lsm_") == Some(*hook);
+        facts.programs.iter().any(has)
+    })
+}
+
 fn with_lsm(hooks: &[&str]) -> Row {
     let why = format!("LSM hooks: {}", hooks.join(" "));
     (Holds::Enforced, why, None)
@@ -157,6 +165,10 @@ fn with_lsm(hooks: &[&str]) -> Row {
 fn by_lsm(facts: &Facts, hooks: &[&str], without: &str) -> Row {
     if has_lsm(facts, hooks) {
         return with_lsm(hooks);
+    }
+    if !builds_lsm(facts, hooks) {
+        let why = format!("this version does not judge it; {without}");
+        return (Holds::Open, why, None);
     }
     let why = match facts.bpf_lsm {
         true => format!("this kernel has BPF LSM, and no program is attached there; {without}"),
@@ -199,7 +211,7 @@ fn exec(facts: &Facts) -> Row {
     if has_lsm(facts, &["bprm_check_security"]) {
         return with_lsm(&["bprm_check_security"]);
     }
-    if !facts.exec_rules {
+    if !builds_lsm(facts, &["bprm_check_security"]) {
         let why = "this version does not judge executables";
         return (Holds::Open, why.into(), None);
     }
@@ -218,7 +230,11 @@ fn unix_sockets(facts: &Facts) -> Row {
             &hooks,
             "an agent reaches every socket file that its user may open",
         );
-        let remedy = remedy.map(|remedy| format!("{remedy}; or kernel 6.7, for its fallback"));
+        let has_fallback = facts.programs.contains(&"unix_connect");
+        let remedy = remedy.map(|remedy| match has_fallback {
+            true => format!("{remedy}; or kernel 6.7, for its fallback"),
+            false => remedy,
+        });
         return (holds, why, remedy);
     }
     let why = "hooks: unix_connect unix_sendmsg; a socket is known by its path as the agent writes it, not by its inode";
@@ -231,8 +247,14 @@ fn io_uring(facts: &Facts) -> Row {
         return (Holds::Enforced, why.into(), None);
     }
     unattached(facts, &["sock_create", "connect4", "connect6", "egress"]).unwrap_or_else(|| {
-        let why = "the cgroup hooks judge what io_uring opens, connects and sends; it is not refused itself, and no system \
-                   call filter sees it";
+        let why = match facts.run_filter {
+            true => {
+                "the cgroup hooks judge what io_uring opens, connects and sends, and `run` refuses it altogether"
+            }
+            false => {
+                "the cgroup hooks judge what io_uring opens, connects and sends; it is not refused itself"
+            }
+        };
         let remedy = "sysctl kernel.io_uring_disabled=2 (Linux 6.6), if nothing on this host uses it";
         (Holds::Fallback, why.into(), Some(remedy.into()))
     })

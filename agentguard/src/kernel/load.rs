@@ -73,6 +73,15 @@ fn lsm_hook(program: &str) -> &str {
     program.strip_prefix("lsm_").unwrap_or(program)
 }
 
+/// Names of the programs that this build has, whether this kernel takes them or not.
+pub(super) fn all() -> Vec<&'static str> {
+    PROGRAMS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(unix::names())
+        .collect()
+}
+
 fn tracepoint(program: &str) -> &str {
     match program {
         "fork" => "sched_process_fork",

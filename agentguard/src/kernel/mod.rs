@@ -340,6 +340,11 @@ pub fn hooks(pins: &Path) -> Vec<Hook> {
     load::hooks(&Folders::below(pins), true, true)
 }
 
+/// Names of the programs that this build has, whether this kernel takes them or not.
+pub fn programs() -> Vec<&'static str> {
+    load::all()
+}
+
 /// One attached program.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Hook {

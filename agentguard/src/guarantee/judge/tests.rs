@@ -20,6 +20,17 @@ const CGROUP_HOOKS: [&str; 16] = [
     "getpeername4",
 ];
 
+const PROGRAMS: [&str; 8] = [
+    "lsm_bprm_check_security",
+    "lsm_socket_create",
+    "lsm_unix_stream_connect",
+    "lsm_unix_may_send",
+    "lsm_bpf",
+    "lsm_task_kill",
+    "lsm_ptrace_access_check",
+    "unix_connect",
+];
+
 fn facts(hooks: &[&'static str]) -> Facts {
     let hooks = hooks.iter().map(|name| Hook {
         name,
@@ -28,10 +39,10 @@ fn facts(hooks: &[&'static str]) -> Facts {
     Facts {
         kernel: "6.18".into(),
         hooks: hooks.collect(),
+        programs: PROGRAMS.to_vec(),
         missing: None,
         bpf_lsm: false,
         sock_destroy: true,
-        exec_rules: false,
         run_filter: false,
         io_uring_disabled: false,
         tiocsti_disabled: false,
@@ -56,14 +67,13 @@ fn a_kernel_without_lsm_names_what_stays_open() {
         by(Holds::Open),
         [
             "address-families",
-            "exec",
             "exec-scripts",
             "unix-sockets",
             "handed-over-sockets",
             "tamper"
         ]
     );
-    assert_eq!(by(Holds::Fallback), ["io-uring", "terminal"]);
+    assert_eq!(by(Holds::Fallback), ["exec", "io-uring", "terminal"]);
 }
 
 #[test]
@@ -99,11 +109,6 @@ fn each_fact_moves_its_row() {
         let facts = facts(&[&CGROUP_HOOKS, hooks].concat());
         assert_eq!(holds(&facts, id), expected, "{id} with {hooks:?}");
     }
-    let exec_rules = Facts {
-        exec_rules: true,
-        ..all.clone()
-    };
-    assert_eq!(holds(&exec_rules, "exec"), Holds::Fallback);
     let run_filter = Facts {
         run_filter: true,
         ..all.clone()
@@ -145,4 +150,19 @@ fn a_hook_that_is_gone_opens_what_it_held_and_says_what_to_do() {
     }
     facts.missing = Some(("no BTF".into(), "another kernel".into()));
     assert_eq!(holds(&facts, "lineage"), Holds::Open);
+}
+
+#[test]
+fn what_this_version_cannot_do_has_no_remedy() {
+    let facts = Facts {
+        programs: Vec::new(),
+        ..facts(&CGROUP_HOOKS)
+    };
+    for id in ["exec", "exec-scripts", "unix-sockets", "tamper"] {
+        let all = judge(&facts);
+        let row = all.iter().find(|g| g.id == id).unwrap();
+        assert_eq!(row.holds, Holds::Open, "{row:?}");
+        assert!(row.why.contains("this version does not judge"), "{row:?}");
+        assert_eq!(row.remedy, None, "{row:?}");
+    }
 }
