@@ -351,6 +351,8 @@ pub enum Tamper {
     Signal = 3,
     /// Typing into a terminal (`TIOCSTI`, `TIOCLINUX`).
     Terminal = 4,
+    /// Taking something off a bpffs, where the programs are pinned.
+    Pins = 5,
 }
 
 impl TryFrom<u32> for Tamper {
@@ -362,6 +364,7 @@ impl TryFrom<u32> for Tamper {
             2 => Self::Ptrace,
             3 => Self::Signal,
             4 => Self::Terminal,
+            5 => Self::Pins,
             other => return Err(other),
         })
     }

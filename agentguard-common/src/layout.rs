@@ -53,6 +53,9 @@ pub struct Layout {
     pub mnt_namespace_user_ns: u32,
     pub user_namespace_level: u32,
     pub bprm_file: u32,
+    pub inode_sb: u32,
+    pub vfsmount_sb: u32,
+    pub super_block_magic: u32,
 }
 
 impl Layout {
@@ -102,5 +105,8 @@ impl Layout {
         mnt_namespace_user_ns: 0,
         user_namespace_level: 0,
         bprm_file: 0,
+        inode_sb: 0,
+        vfsmount_sb: 0,
+        super_block_magic: 0,
     };
 }

@@ -134,6 +134,7 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
             Ok(Tamper::Ptrace) => "ptrace",
             Ok(Tamper::Signal) => "kill",
             Ok(Tamper::Terminal) => "ioctl",
+            Ok(Tamper::Pins) => "unlink",
             Err(_) => "tamper",
         },
         EventKind::Exec | EventKind::Enrol if is_judged || event.reason != 0 => "exec",
@@ -152,6 +153,7 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         _ if is_unix => unix::resource(event),
         "ptrace" | "kill" => format!("process/{}", event.parent_tgid),
         "ioctl" => "terminal".to_owned(),
+        "unlink" => "bpffs".to_owned(),
         "bpf" | "tamper" => action.to_owned(),
         _ => match IpAddr::from(event.addr) {
             IpAddr::V4(ip) => format!("{ip}:{}", event.port),

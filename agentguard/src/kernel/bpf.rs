@@ -107,7 +107,7 @@ attr!(ProgAttr {
     prog_name: [u8; 16],
     prog_ifindex: u32,
     expected_attach_type: u32,
-    debug_info: [u64; 5],
+    debug_info: [u64; 4],
     line_info_cnt: u32,
     attach_btf_id: u32,
 });

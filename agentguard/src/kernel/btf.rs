@@ -121,6 +121,9 @@ fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
         mnt_namespace_user_ns: at("mnt_namespace", "user_ns", Pointer)?,
         user_namespace_level: at("user_namespace", "level", Integer(4))?,
         bprm_file: at("linux_binprm", "file", Pointer)?,
+        inode_sb: at("inode", "i_sb", Pointer)?,
+        vfsmount_sb: at("vfsmount", "mnt_sb", Pointer)?,
+        super_block_magic: at("super_block", "s_magic", Integer(8))?,
     })
 }
 

@@ -30,7 +30,7 @@ enum Place {
 
 /// Every program by its name in the object, in the order of attaching: sockets are marked before anything is judged, and
 /// processes are enrolled last.
-const PROGRAMS: [(&str, Place); 28] = [
+const PROGRAMS: [(&str, Place); 32] = [
     ("sock_create", Place::Cgroup(2)),
     ("sock_release", Place::Cgroup(34)),
     ("connected", Place::Cgroup(3)),
@@ -58,6 +58,10 @@ const PROGRAMS: [(&str, Place); 28] = [
     ("lsm_ptrace_access_check", Place::Lsm),
     ("lsm_task_kill", Place::Lsm),
     ("lsm_file_ioctl", Place::Lsm),
+    ("lsm_inode_unlink", Place::Lsm),
+    ("lsm_inode_rmdir", Place::Lsm),
+    ("lsm_inode_rename", Place::Lsm),
+    ("lsm_sb_umount", Place::Lsm),
     ("exec", Place::RawTracepoint),
 ];
 

@@ -27,6 +27,61 @@ def said(f, *args):
     r = attempt(f, *args); return 'ok' if r is None else r
 ";
 
+#[test]
+fn pins_stay() {
+    let mut host = Host::new();
+    if let Some(why) = host.kernel().no_lsm() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    // A file system of its own: in the real one a bystander would take the hooks off.
+    let script = format!(
+        "{CALLS}
+import tempfile
+d = wait(); umount = lambda: syscall(166, d.encode(), 0)
+say(said(os.unlink, d + '/link'), said(os.rmdir, d + '/folder'), said(os.rename, d + '/a', d + '/b'), said(umount))
+t = tempfile.mkdtemp(); os.mkdir(t + '/x'); os.rename(t + '/x', t + '/y'); os.rmdir(t + '/y'); os.rmdir(t); say('others')"
+    );
+    let pins = Bpffs::new();
+    let mut agent = host.agent(AGENT, &script);
+    agent.tell(&pins.dir);
+    assert_eq!(agent.finish(), "EPERM EPERM EPERM EPERM\nothers");
+    assert_eq!(tampers(&mut host, Tamper::Pins).len(), 4);
+    let mut bystander = Process::start(&script);
+    bystander.go();
+    bystander.tell(&pins.dir);
+    assert_eq!(bystander.finish(), "ok ok ok ok\nothers");
+}
+
+/// A mounted bpffs with something on it that can be taken off.
+struct Bpffs {
+    dir: String,
+}
+
+impl Bpffs {
+    fn new() -> Self {
+        let dir =
+            std::env::temp_dir().join(format!("agentguard-test-bpffs-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let none: Option<&str> = None;
+        nix::mount::mount(none, &dir, Some("bpf"), nix::mount::MsFlags::empty(), none).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.join("link")).unwrap();
+        std::fs::create_dir(dir.join("folder")).unwrap();
+        std::fs::create_dir(dir.join("a")).unwrap();
+        Self {
+            dir: dir.to_str().unwrap().to_owned(),
+        }
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        // It is unmounted already if the test went well.
+        let _ = nix::mount::umount2(&*self.dir, nix::mount::MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_dir(&self.dir);
+    }
+}
+
 fn tampers(host: &mut Host, tried: Tamper) -> Vec<Event> {
     host.events()
         .iter()
@@ -61,7 +116,7 @@ os.kill(child, 9)",
     assert_eq!(control, "ok ok ok ok ok\nok ok ok ok ok\nok ok ok ok ok");
     assert_eq!(
         host.run(&script),
-        "EPERM EPERM EPERM ok ok\nEPERM ok EPERM ok ok\nEPERM EPERM EPERM EPERM ok"
+        "EPERM EPERM EACCES ok ok\nEPERM ok EPERM ok ok\nEPERM EPERM EPERM EPERM ok"
     );
     let targets =
         |events: Vec<Event>| -> Vec<u32> { events.iter().map(|event| event.parent_tgid).collect() };

@@ -45,7 +45,7 @@ fn only_listed_sockets_are_reached() {
     let calls = format!(
         "{CALLS}os.chdir('{dir}')
 say(stream('{dir}/s'), send('{dir}/d'), stream('\\0{dir}s'), send('\\0{dir}d'))
-say(stream('s'), stream('{dir}/../{dir}/s'.replace('//', '/')), stream('{dir}//s'), stream('{dir}/s\\0'))
+say(stream('s'), stream('{dir}/./s'), stream('{dir}//s'), stream('{dir}/s\\0'))
 a, b = socket.socketpair(); a.send(b'x'); say(b.recv(1).decode(), os.listdir('.') != [])"
     );
     assert_eq!(
