@@ -337,6 +337,8 @@ pub enum EventKind {
     Unix = 11,
     /// A [`Tamper`], refused.
     Tamper = 12,
+    /// A network socket that is not its agent's own, sent on or received from another process; refused.
+    HandedOver = 13,
 }
 
 /// What an agent tried against what holds it; `sock_type` of a [`EventKind::Tamper`].
@@ -387,6 +389,7 @@ impl TryFrom<u32> for EventKind {
             10 => Self::Enrol,
             11 => Self::Unix,
             12 => Self::Tamper,
+            13 => Self::HandedOver,
             other => return Err(other),
         })
     }

@@ -49,6 +49,8 @@ pub enum Refusal {
     Family = 16,
     /// Of what holds the agent, or of a process that is not its own.
     Tamper = 17,
+    /// A network socket that the agent has not made itself.
+    HandedOver = 18,
     /// Typing into a terminal.
     Terminal = 19,
 }
@@ -75,6 +77,7 @@ impl TryFrom<u32> for Refusal {
             15 => Self::UnixSocket,
             16 => Self::Family,
             17 => Self::Tamper,
+            18 => Self::HandedOver,
             19 => Self::Terminal,
             other => return Err(other),
         })

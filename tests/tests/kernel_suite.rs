@@ -16,6 +16,8 @@ mod datagram;
 mod exec;
 #[path = "kernel_suite/faults.rs"]
 mod faults;
+#[path = "kernel_suite/handed.rs"]
+mod handed;
 #[path = "kernel_suite/identify.rs"]
 mod identify;
 #[path = "kernel_suite/kill.rs"]

@@ -9,6 +9,7 @@ mod exec;
 mod guard;
 mod lsm;
 mod lsm_exec;
+mod lsm_handed;
 mod lsm_pins;
 mod lsm_socket;
 mod lsm_tamper;

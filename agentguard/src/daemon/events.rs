@@ -129,6 +129,7 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         EventKind::Packet => "packet",
         EventKind::Unix if event.proto == Event::UNIX_SEND => "sendmsg",
         EventKind::Unix => "connect",
+        EventKind::HandedOver => "handed-over",
         EventKind::Tamper => match Tamper::try_from(event.sock_type) {
             Ok(Tamper::Bpf) => "bpf",
             Ok(Tamper::Ptrace) => "ptrace",
@@ -154,6 +155,7 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         "ptrace" | "kill" => format!("process/{}", event.parent_tgid),
         "ioctl" => "terminal".to_owned(),
         "unlink" => "bpffs".to_owned(),
+        "handed-over" => "socket".to_owned(),
         "bpf" | "tamper" => action.to_owned(),
         _ => match IpAddr::from(event.addr) {
             IpAddr::V4(ip) => format!("{ip}:{}", event.port),
@@ -207,7 +209,8 @@ fn reason(refusal: Refusal) -> DenyReason {
         | Refusal::Tamper
         | Refusal::Terminal
         | Refusal::ExecRule
-        | Refusal::Fileless => DenyReason::PolicyDenied,
+        | Refusal::Fileless
+        | Refusal::HandedOver => DenyReason::PolicyDenied,
         Refusal::Killed => DenyReason::AgentKilled,
         Refusal::ForwarderDown | Refusal::Namespace => DenyReason::UpstreamUnreachable,
         Refusal::BoundToDevice
@@ -236,6 +239,7 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::Namespace => "no forwarder listens in this network namespace",
         Refusal::Family => "an address family that no rule can allow",
         Refusal::Tamper => "it would reach what holds the agent, or a process that is not its own",
+        Refusal::HandedOver => "a network socket that the agent has not made itself",
         Refusal::Terminal => "it would type into a terminal",
         Refusal::UnixSocket => "no [[unix]] entry names this socket",
         Refusal::Ambiguous => "identify blocks of two agents match this process",

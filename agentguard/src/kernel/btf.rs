@@ -121,6 +121,9 @@ fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
         mnt_namespace_user_ns: at("mnt_namespace", "user_ns", Pointer)?,
         user_namespace_level: at("user_namespace", "level", Integer(4))?,
         bprm_file: at("linux_binprm", "file", Pointer)?,
+        socket_file: at("socket", "file", Pointer)?,
+        // A sock begins with its sock_common (`__sk_common`).
+        sock_family: at("sock_common", "skc_family", Integer(2))?,
         inode_sb: at("inode", "i_sb", Pointer)?,
         vfsmount_sb: at("vfsmount", "mnt_sb", Pointer)?,
         super_block_magic: at("super_block", "s_magic", Integer(8))?,

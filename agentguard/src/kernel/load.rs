@@ -30,7 +30,7 @@ enum Place {
 
 /// Every program by its name in the object, in the order of attaching: sockets are marked before anything is judged, and
 /// processes are enrolled last.
-const PROGRAMS: [(&str, Place); 32] = [
+const PROGRAMS: [(&str, Place); 34] = [
     ("sock_create", Place::Cgroup(2)),
     ("sock_release", Place::Cgroup(34)),
     ("connected", Place::Cgroup(3)),
@@ -58,6 +58,8 @@ const PROGRAMS: [(&str, Place); 32] = [
     ("lsm_ptrace_access_check", Place::Lsm),
     ("lsm_task_kill", Place::Lsm),
     ("lsm_file_ioctl", Place::Lsm),
+    ("lsm_file_receive", Place::Lsm),
+    ("lsm_socket_sendmsg", Place::Lsm),
     ("lsm_inode_unlink", Place::Lsm),
     ("lsm_inode_rmdir", Place::Lsm),
     ("lsm_inode_rename", Place::Lsm),

@@ -38,21 +38,19 @@ const fn one(argument: u32, mask: u32, is: Is) -> Test {
 
 #[test]
 fn every_test_of_a_rule_must_hold() {
-    const FAMILY: &[Test] = &[one(0, u32::MAX, Is::NoneOf(&[1, 2, 10]))];
-    const INET: &[Test] = &[
-        one(0, u32::MAX, Is::OneOf(&[2, 10])),
-        one(1, 0xf, Is::NoneOf(&[1, 2])),
-        one(2, u32::MAX, Is::OneOf(&[0, 7])),
-    ];
-    let filter = Filter::refusing(&[
+    const RULES: [Rule; 3] = [
         Rule {
             call: 41,
-            when: FAMILY,
+            when: &[one(0, u32::MAX, Is::NoneOf(&[1, 2, 10]))],
             errno: 1,
         },
         Rule {
             call: 41,
-            when: INET,
+            when: &[
+                one(0, u32::MAX, Is::OneOf(&[2, 10])),
+                one(1, 0xf, Is::NoneOf(&[1, 2])),
+                one(2, u32::MAX, Is::OneOf(&[0, 7])),
+            ],
             errno: 2,
         },
         Rule {
@@ -60,7 +58,8 @@ fn every_test_of_a_rule_must_hold() {
             when: &[],
             errno: 38,
         },
-    ]);
+    ];
+    let filter = Filter::refusing(&RULES);
     for (nr, args, expected) in [
         (41, [17, 0, 0], refusal(1)),
         (41, [1, 9, 0], ALLOW),
