@@ -48,9 +48,7 @@ pub async fn serve(
 async fn take(shared: &Shared, seen: &[Seen]) {
     let clock = Clock::now();
     let mut drafts = Vec::new();
-    let seen = seen
-        .iter()
-        .filter(|seen| !seen.event.agent.is_canary());
+    let seen = seen.iter().filter(|seen| !seen.event.agent.is_canary());
     for Seen { event, exec } in seen {
         match EventKind::try_from(event.kind) {
             Ok(EventKind::Fork | EventKind::Exec | EventKind::Enrol) => {

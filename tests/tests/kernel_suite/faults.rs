@@ -187,10 +187,11 @@ say(raw(), child(), subprocess.run([sys.executable, '-c', code], capture_output=
 /// The programs of lineage and of sockets as the loader would load them, with this layout. They go with the object.
 fn load_with(layout: &Layout) -> Ebpf {
     let mut loader = EbpfLoader::new();
-    loader
-        .btf(None)
-        .allow_unsupported_maps()
-        .override_global("LAYOUT", GlobalData::from(layout), true);
+    loader.btf(None).allow_unsupported_maps().override_global(
+        "LAYOUT",
+        GlobalData::from(layout),
+        true,
+    );
     let mut object = loader.load(OBJECT).unwrap();
     let root = std::fs::File::open(cgroup_root().unwrap()).unwrap();
     let sock_create: &mut CgroupSock = object
