@@ -13,7 +13,7 @@ use crate::bundle::Bundle;
 use crate::client::{Client, Subject};
 use crate::process::{Ran, Running, descendants, is_alive};
 use crate::site::Site;
-use crate::tools::{PATIENCE, agentguard, python};
+use crate::tools::{CLIENT_PATH, PATIENCE, agentguard, python};
 
 pub struct Guard<'site> {
     site: &'site Site,
@@ -23,17 +23,25 @@ pub struct Guard<'site> {
     children: Vec<u32>,
     /// Mounts of the test's own.
     mounts: Vec<String>,
+    /// Files that the daemon may open, where the host's limit is not meant.
+    open_files: Option<u32>,
 }
 
 impl<'site> Guard<'site> {
     /// Starts the daemon with this bundle and returns when it says that it is ready.
     pub fn start(site: &'site Site, bundle: &Bundle) -> Self {
+        Self::start_with(site, bundle, None)
+    }
+
+    /// Starts a daemon that may open no more than so many files.
+    pub fn start_with(site: &'site Site, bundle: &Bundle, open_files: Option<u32>) -> Self {
         site.install(bundle);
         let mut guard = Self {
             site,
             daemon: None,
             children: Vec::new(),
             mounts: mounts_below(site.dir()),
+            open_files,
         };
         guard.restart();
         guard
@@ -45,9 +53,16 @@ impl<'site> Guard<'site> {
         let path = self.site.path("notify.sock");
         let _ = fs::remove_file(&path);
         let notify = UnixDatagram::bind(&path).expect("a socket");
-        let mut daemon = self
-            .site
-            .cli(["daemon"])
+        let daemon = match self.open_files {
+            None => self.site.cli(["daemon"]),
+            Some(files) => Client::new("prlimit")
+                .arg(format!("--nofile={files}"))
+                .arg(agentguard())
+                .args(["daemon", "--config"])
+                .arg(self.site.config())
+                .env("PATH", CLIENT_PATH),
+        };
+        let mut daemon = daemon
             .env("NOTIFY_SOCKET", &path)
             .env("RUST_LOG", "info")
             .env("RUST_BACKTRACE", "1")

@@ -391,6 +391,50 @@ fn listeners_destroyed_by_the_namespaces_own_root_come_back() {
     until(&mut agent, &get, "ok 200");
 }
 
+#[test]
+fn more_namespaces_than_there_can_be_are_refused_and_told() {
+    let (site, origin) = world();
+    let policy = reach("origin.test", origin.port, &["GET /v1/**"]);
+    // One namespace for every eight files.
+    let guard = Guard::start_with(&site, &Bundle::new(1).agent("probe", &policy), Some(200));
+    const CODE: &str = r#"
+import ctypes, signal
+for _ in range(30):
+    if os.fork() == 0:
+        assert ctypes.CDLL(None).unshare(0x50000000) == 0
+        signal.pause()
+print("all", flush=True)
+sys.stdin.readline()
+"#;
+    let mut crowd = guard.agent("probe").python(CODE).spawn();
+    crowd.line(|line| line == "all");
+    await_alarms(&guard, |alarms| {
+        alarms.contains("25 network namespaces are served, the most there can be")
+    });
+    assert_eq!(namespaces(&guard), 25);
+    // The host's own is not one of them.
+    let mut agent = dialer(&guard.agent("probe"));
+    assert_eq!(
+        agent.tries(&format!("get {}", origin.url("/v1/x"))),
+        "ok 200"
+    );
+    drop(crowd);
+    await_namespaces(&guard, 0);
+    await_alarms(&guard, |alarms| !alarms.contains("namespaces"));
+}
+
+fn await_alarms(guard: &Guard<'_>, wanted: impl Fn(&str) -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let status = guard.cli(["status", "--json"]).ok().json();
+        let alarms = status["alarms"].to_string();
+        if wanted(&alarms) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{alarms}");
+    }
+}
+
 fn world() -> (Site, Nginx) {
     let site = Site::new();
     let origin = Nginx::start(&site);

@@ -142,6 +142,24 @@ impl Handle {
     fn is_new(&self, id: Id) -> bool {
         id != self.home && !lock(&self.served).contains_key(&id)
     }
+
+    /// The namespaces of these processes that are not served yet.
+    fn unserved(&self, tgids: &[u32]) -> Vec<Namespace> {
+        let mut found = BTreeMap::new();
+        for tgid in tgids {
+            for (id, tid) in netns::ids_of(*tgid) {
+                // The thread may have ended or gone elsewhere meanwhile.
+                if self.is_new(id)
+                    && !found.contains_key(&id)
+                    && let Ok(namespace) = Namespace::of(*tgid, tid)
+                    && self.is_new(namespace.id())
+                {
+                    found.insert(namespace.id(), namespace);
+                }
+            }
+        }
+        found.into_values().collect()
+    }
 }
 
 /// Runs until the daemon stops.
@@ -229,25 +247,6 @@ async fn look_at(shared: &Arc<Shared>, tgids: Vec<u32>) -> Result<(), String> {
         }
     }
     result
-}
-
-impl Handle {
-    fn unserved(&self, tgids: &[u32]) -> Vec<Namespace> {
-        let mut found = BTreeMap::new();
-        for tgid in tgids {
-            for (id, tid) in netns::ids_of(*tgid) {
-                // The thread may have ended or gone elsewhere meanwhile.
-                if self.is_new(id)
-                    && !found.contains_key(&id)
-                    && let Ok(namespace) = Namespace::of(*tgid, tid)
-                    && self.is_new(namespace.id())
-                {
-                    found.insert(namespace.id(), namespace);
-                }
-            }
-        }
-        found.into_values().collect()
-    }
 }
 
 /// Makes listeners inside and has the forwarder serve them.
