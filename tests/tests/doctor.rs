@@ -127,6 +127,7 @@ fn accepted_gaps_are_in_the_audit_log() {
     let mut guard = Guard::start(&site, &bundle(&origin, 1, &[&gap]));
     let status = guard.cli(["status", "--json"]).ok().json();
     assert!(status["bundle"].is_null(), "{status}");
+    assert_eq!(status["forwarder"]["state"], "up", "{status}");
     let alarms = status["alarms"].to_string();
     assert!(
         alarms.contains(&gap) && alarms.contains("accept_gaps"),

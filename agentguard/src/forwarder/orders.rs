@@ -155,6 +155,9 @@ fn apply(forwarder: &Forwarder, outbox: &Outbox, policy: Policy) {
 
 /// The daemon has compiled it before: what does not compile here is a fault of ours, and no reason to go on with less.
 pub fn compile(update: &PolicyUpdate) -> anyhow::Result<Policy> {
+    if update.sources.files.is_empty() {
+        return Ok(Policy::nothing());
+    }
     let agents = update.agents.iter().map(|(id, name)| (name.clone(), *id));
     Policy::compile(&update.sources, &agents.collect()).map_err(|diagnostics| {
         let first = diagnostics.first().map(|it| it.message.as_str());

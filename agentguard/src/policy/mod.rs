@@ -199,6 +199,23 @@ impl Policy {
         }
     }
 
+    /// What holds while there is no bundle: nothing is permitted.
+    pub fn nothing() -> Self {
+        Self {
+            meta: Meta {
+                name: String::new(),
+                serial: 0,
+                digest: String::new(),
+            },
+            require: Vec::new(),
+            agents: BTreeMap::new(),
+            rules: Vec::new(),
+            facts: host::HostMap::default(),
+            cases: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
     pub fn meta(&self) -> &Meta {
         &self.meta
     }
