@@ -211,8 +211,8 @@ fn cases() -> Vec<Case> {
         case(
             "exec",
             "agents/probe.toml",
-            agent("[exec]\ndefault = \"deny\"\n"),
-            &["agents/probe.toml:5", "exec"],
+            agent("[exec]\nallow = [\"/bin/sh\"]\n"),
+            &["agents/probe.toml:5", "[exec]", "default"],
         ),
         case(
             "unix pattern",

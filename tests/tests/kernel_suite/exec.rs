@@ -266,3 +266,55 @@ say(*found)
         assert!(host.counter("ring_full") > before);
     }
 }
+
+#[test]
+fn with_lsm_every_file_of_the_chain_is_judged_and_the_process_goes_on() {
+    let mut host = Host::new();
+    let lsm = host.kernel().lsm();
+    let script = r##"
+name = f"/tmp/agentguard-test-{os.getpid()}"
+with open(name, "w") as script: script.write("#!/usr/bin/env -S true x\n")
+os.chmod(name, 0o700)
+try: say(execute(name))
+finally: os.unlink(name)
+"##;
+    let (env, truth) = (real("/usr/bin/env"), real("/usr/bin/true"));
+    assert_eq!(under(&mut host, all_but(&[]), script), "0");
+    // By the script itself, which only LSM programs see.
+    let expected = if lsm { "EPERM" } else { "0" };
+    assert_eq!(under(&mut host, only(&[&env, &truth]), script), expected);
+    let scripts = |event: &Event| path_of(event).starts_with("/tmp/agentguard-test-");
+    let refused = host
+        .events()
+        .iter()
+        .filter(|event| event.reason != 0 && scripts(event));
+    assert_eq!(refused.count(), usize::from(lsm));
+    // By its interpreter.
+    let expected = if lsm { "EPERM" } else { "killed" };
+    assert_eq!(
+        under(&mut host, only(&["/tmp/*", &truth]), script),
+        expected
+    );
+}
+
+#[test]
+fn lsm_programs_are_in_force_wherever_the_kernel_runs_them() {
+    let mut host = Host::new();
+    let kernel = host.kernel();
+    let hook = kernel
+        .hooks()
+        .into_iter()
+        .find(|hook| hook.name == "lsm_bprm_check_security");
+    assert_eq!(hook.map(|hook| hook.attached), kernel.lsm().then_some(true));
+    assert_eq!(kernel.no_lsm().is_none(), kernel.lsm());
+    let security = |name: &str| std::fs::read_to_string(format!("/sys/kernel/security/{name}"));
+    let (Ok(modules), Ok(lockdown)) = (security("lsm"), security("lockdown")) else {
+        return;
+    };
+    if lockdown.contains("[none]") {
+        assert_eq!(
+            modules.trim().split(',').any(|name| name == "bpf"),
+            kernel.lsm()
+        );
+    }
+}
