@@ -73,8 +73,8 @@ pub struct Attempt {
     agent: &'static str,
     /// What the agent's program says, behind `refused `.
     answers: &'static [&'static str],
-    /// Action and reason of the one record; `None`: by design there is none.
-    record: Option<(&'static str, &'static str)>,
+    /// Action, reason and outcome of the one record.
+    record: (&'static str, &'static str, &'static str),
     evidence: Evidence,
     root_only: bool,
     set_user_id: bool,
@@ -87,7 +87,7 @@ impl Attempt {
             program,
             agent: AGENT,
             answers: &["EPERM"],
-            record: Some(("connect", "policy-denied")),
+            record: ("connect", "policy-denied", "deny"),
             evidence: Evidence::Anything,
             root_only: false,
             set_user_id: false,
@@ -117,13 +117,13 @@ impl Attempt {
 
     /// The one record, where it is not of a connect that no rule allows.
     pub fn leaves(mut self, action: &'static str, reason: &'static str) -> Self {
-        self.record = Some((action, reason));
+        self.record = (action, reason, "deny");
         self
     }
 
-    /// No record, by design.
-    pub fn leaves_nothing(mut self) -> Self {
-        self.record = None;
+    /// It does not come to a request: the one record is of a connection that ended in an error.
+    pub fn ends_without_a_decision(mut self) -> Self {
+        self.record = ("connect", "", "error");
         self
     }
 
@@ -253,11 +253,8 @@ impl Trial {
                 .iter()
                 .map(|r| (r.agent(), r.action(), r.reason(), r.outcome()))
                 .collect();
-            let wanted: Vec<_> = attempt
-                .record
-                .iter()
-                .map(|&(action, reason)| (attempt.agent, action, reason, "deny"))
-                .collect();
+            let (action, reason, outcome) = attempt.record;
+            let wanted = [(attempt.agent, action, reason, outcome)];
             if told != wanted {
                 self.fail(attempt, user, &format!("recorded as {records:#?}"));
             }

@@ -32,7 +32,7 @@ fn over_tls_and_quic() {
 
 #[test]
 fn over_https_and_http3() {
-    let post = "b'POST /dns-query HTTP/1.1\\r\\nHost: dns.test\\r\\nContent-Type: application/dns-message\\r\\nContent-Length: %d\\r\\n\\r\\n' % len(QUESTION) + QUESTION";
+    let post = "b'POST /dns-query HTTP/1.1\\r\\nHost: dns.test\\r\\nConnection: close\\r\\nContent-Type: application/dns-message\\r\\nContent-Length: %d\\r\\n\\r\\n' % len(QUESTION) + QUESTION";
     let attempts = [
         asks("dns over https", &format!("by_tls({post}, 'dns.test')"))
             .leaves("POST", "policy-denied"),

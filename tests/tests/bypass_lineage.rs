@@ -1,7 +1,8 @@
 //! What a process can do to itself to be somebody else's: it stays the agent's.
 
-use agentguard_tests::attempt::{AGENT, Attempt, KEEP, Programs, User, alone, prove};
+use agentguard_tests::attempt::{AGENT, Attempt, KEEP, Programs, User, alone, prove, under};
 use agentguard_tests::field::Field;
+use agentguard_tests::process::memory_kib;
 use agentguard_tests::{Bundle, Guard, Site};
 
 /// A grandchild's work, and the errno it tells by a pipe that it alone still has.
@@ -193,6 +194,39 @@ fn a_ring_made_before_the_hooks() {
         assert_eq!(record.text("/process/exe"), exe.display().to_string());
         drop(guard);
     }
+}
+
+/// Fifty thousand processes of an agent's, and as many of nobody's beside them: the daemon follows, keeps none that has
+/// ended for good, and the last of them is still the agent's.
+#[test]
+fn a_fork_bomb_leaves_nothing_behind() {
+    const PROCESSES: &str = "50000";
+    /// What the daemon may need more for it, KiB: it remembers a bounded number of the ended.
+    const GROWTH: u64 = 48 << 10;
+    let site = Site::new();
+    let programs = Programs::new();
+    let forks = programs.c("forks").display().to_string();
+    let guard = Guard::start(&site, &Bundle::new(1).agent(AGENT, KEEP));
+    let daemon = guard.daemon_tgid();
+    let before = memory_kib(daemon, "VmRSS");
+    let told = guard.audit().len();
+    // The last one tries; the others only come and go.
+    let line = format!("'{forks}' {PROCESSES} -1 && '{forks}' 1 {}", libc::EPERM);
+    let shell = ["/bin/sh", "-c", &line].map(str::to_owned);
+    let beside = [&*forks, PROCESSES, "-1"].map(str::to_owned);
+    let bomb = under(&guard.agent(AGENT), &shell).spawn();
+    let beside = alone(&beside).run().ok();
+    assert_eq!(beside.stdout, "wrong 0");
+    assert_eq!(bomb.finish().ok().stdout, "wrong 0\nwrong 0");
+    let records = guard.audit().split_off(told);
+    let [record] = &records[..] else {
+        panic!("not one record: {records:#?}");
+    };
+    assert_eq!((record.agent(), record.action()), (AGENT, "socket"));
+    let agents = guard.cli(["agents", "--json"]).ok().json();
+    assert_eq!(agents[0]["processes"], serde_json::json!([]), "{agents}");
+    let grown = memory_kib(daemon, "VmRSS").saturating_sub(before);
+    assert!(grown < GROWTH, "the daemon has grown by {grown} KiB");
 }
 
 fn is_answer(line: &str) -> bool {

@@ -123,7 +123,7 @@ fn options_that_lead_a_connection_elsewhere() {
             name,
             format!(
                 "s = socket.socket(); s.setsockopt({level}, {option}, {value})
-s.connect(('127.0.0.1', PORT)); ask(MARK, stream=s)"
+s.connect(('127.0.0.1', PORT)); ask(b'GET /v2/' + MARK + b' HTTP/1.1\\r\\nHost: origin.test:%d\\r\\nConnection: close\\r\\n\\r\\n' % PORT, stream=s)"
             ),
         )
     };
@@ -133,10 +133,10 @@ s.connect(('127.0.0.1', PORT)); ask(MARK, stream=s)"
                 .leaves("connect", "protocol-refused"),
             option("IP_UNICAST_IF", "socket.IPPROTO_IP", 50, "struct.pack('!I', 1)")
                 .answers(&["EACCES"])
-                .leaves("connect", "protocol-refused"),
+                .leaves("GET", "policy-denied"),
             option("SO_MARK", "socket.SOL_SOCKET", 36, "7")
                 .answers(&["EACCES"])
-                .leaves("connect", "protocol-refused")
+                .leaves("GET", "policy-denied")
                 .root_only(),
             Attempt::python(
                 "IP_TRANSPARENT",

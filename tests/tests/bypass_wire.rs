@@ -7,7 +7,8 @@ use agentguard_tests::bundle::reach;
 
 /// The authority of the origin, and the second request that hides behind the first.
 const NAMES: &str = "HOST = b'origin.test:%d' % PORT
-HIDDEN = b'GET /v2/' + MARK + b' HTTP/1.1\\r\\nHost: ' + HOST + b'\\r\\n\\r\\n'
+ELSEWHERE = b'elsewhere.test:%d' % PORT
+HIDDEN = b'GET /v2/' + MARK + b' HTTP/1.1\\r\\nHost: ' + HOST + b'\\r\\nConnection: close\\r\\n\\r\\n'
 def get(target, host=HOST, more=b''):
     return b'GET ' + target + b' HTTP/1.1\\r\\nHost: ' + host + b'\\r\\nConnection: close\\r\\n' + more + b'\\r\\n'
 ";
@@ -49,7 +50,7 @@ fn one_request_in_every_form() {
                 "get(b'http://elsewhere.test/v1/' + MARK)",
             )
             .leaves("GET", "protocol-refused"),
-            say("another host", "get(b'/v1/' + MARK, b'elsewhere.test')"),
+            say("another host", "get(b'/v1/' + MARK, ELSEWHERE)"),
             say("an escaped way up", "get(b'/v1/%2e%2e/v2/' + MARK)"),
             say("an escaped letter", "get(b'/%762/' + MARK)"),
             say(
@@ -72,7 +73,8 @@ fn names_that_two_parsers_read_differently() {
     };
     prove(
         &[
-            host("a NUL in the name", "b'origin.test\\0.elsewhere.test'"),
+            host("a NUL in the name", "b'origin.test\\0.elsewhere.test'")
+                .leaves("connect", "protocol-refused"),
             host("an escaped dot in the name", "b'origin%2etest'"),
             host("a user before the name", "b'origin.test@elsewhere.test'"),
             host("a space in the name", "b'origin.test elsewhere.test'"),
@@ -88,7 +90,7 @@ fn names_that_two_parsers_read_differently() {
 
 #[test]
 fn requests_behind_requests() {
-    let refused = |name: &str, bytes: &str| say(name, bytes).leaves("POST", "protocol-refused");
+    let refused = |name: &str, bytes: &str| say(name, bytes).leaves("connect", "protocol-refused");
     let post = "b'POST /v1/x HTTP/1.1\\r\\nHost: ' + HOST + b'\\r\\n' +";
     prove(
         &[
@@ -103,7 +105,8 @@ fn requests_behind_requests() {
                 &format!(
                     "{post} b'Content-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\n' + HIDDEN"
                 ),
-            ),
+            )
+            .leaves("POST", "protocol-refused"),
             refused(
                 "two lengths",
                 &format!(
@@ -134,21 +137,38 @@ fn requests_behind_requests() {
 #[test]
 fn protocols_that_are_not_understood() {
     let raw = |name: &str, bytes: &str| say(name, bytes).leaves("connect", "protocol-refused");
+    // The forwarder says yes to any tunnel, and judges what comes in it.
+    let tunnel = |name: &str, to: &str, inside: &str| {
+        let head =
+            format!("b'CONNECT ' + {to} + b' HTTP/1.1\\r\\nHost: ' + {to} + b'\\r\\n\\r\\n'");
+        say(name, &format!("{head} + {inside}")).answers(&["through"])
+    };
     prove(
         &[
             raw("ssh", "b'SSH-2.0-' + MARK + b'\\r\\n'"),
             raw("bytes of nobody's protocol", "b'\\x7f\\0\\1\\2' + MARK"),
-            raw("a record that is no hello", "b'\\x16\\x03\\x01\\0\\x12' + MARK"),
-            say(
+            raw(
+                "a record that is no hello",
+                "b'\\x16\\x03\\x01\\0\\x12' + MARK",
+            ),
+            tunnel(
                 "CONNECT, then raw bytes",
-                "b'CONNECT ' + HOST + b' HTTP/1.1\\r\\nHost: ' + HOST + b'\\r\\n\\r\\nSSH-2.0-' + MARK",
+                "HOST",
+                "b'\\x7f\\0\\1\\2' + MARK",
             )
-            .leaves("CONNECT", "policy-denied"),
-            say(
-                "CONNECT to another host",
-                "b'CONNECT elsewhere.test:443 HTTP/1.1\\r\\nHost: elsewhere.test:443\\r\\n\\r\\n' + MARK",
+            .leaves("connect", "protocol-refused"),
+            tunnel("CONNECT, then a forbidden request", "HOST", "HIDDEN"),
+            tunnel(
+                "CONNECT to another host, then a request of an allowed one",
+                "ELSEWHERE",
+                "get(b'/v1/' + MARK)",
             )
-            .leaves("CONNECT", "policy-denied"),
+            .leaves("GET", "protocol-refused"),
+            tunnel(
+                "CONNECT to another host, then a request of its",
+                "ELSEWHERE",
+                "get(b'/v1/' + MARK, ELSEWHERE)",
+            ),
         ],
         one_host,
     );
@@ -163,7 +183,7 @@ fn http2_without_tls() {
             say("h2c by prior knowledge", "PREFACE + h2(b'/v2/' + MARK)").answers(answers),
             say(
                 "h2c for another host",
-                "PREFACE + h2(b'/v1/' + MARK, b'elsewhere.test')",
+                "PREFACE + h2(b'/v1/' + MARK, ELSEWHERE)",
             )
             .answers(answers),
             say(
@@ -177,7 +197,7 @@ fn http2_without_tls() {
                 "PREFACE + headers((b':method', b'CONNECT'), (b':protocol', b'websocket'), (b':scheme', b'http'), (b':authority', HOST), (b':path', b'/v2/' + MARK))",
             )
             .answers(answers)
-            .leaves("connect", "protocol-refused"),
+            .ends_without_a_decision(),
         ],
         one_host,
     );
