@@ -7,6 +7,7 @@ mod lint;
 mod setup;
 mod shell;
 mod test;
+mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -29,7 +30,8 @@ enum Verb {
     Build,
     /// The main job on loopback, told in plain words: allowed and refused calls, the kill switch, the audit log (root)
     Demo,
-    /// Set up, build, and run every test against the release binary (root: tests load eBPF programs)
+    /// Set up, build, and run every test against the release binary: on a stock kernel with BPF LSM under QEMU, then here
+    /// (root: tests load eBPF programs)
     Test(test::Args),
     /// Set up, build, and measure the release binary beside direct connections and nginx (root)
     Bench(bench::Args),
@@ -39,7 +41,7 @@ enum Verb {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
-        Verb::Setup => setup::run(setup::Need::Tests),
+        Verb::Setup => setup::run(setup::Need::Machines).and_then(|()| vm::prepare()),
         Verb::Build => build::run().map(drop),
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),

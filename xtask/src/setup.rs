@@ -14,6 +14,8 @@ pub enum Need {
     Lint,
     Demo,
     Tests,
+    /// Tests, on kernels under QEMU too.
+    Machines,
 }
 
 /// Loads the pinned toolchain's own LLVM 22; later versions need a separately built LLVM.
@@ -31,7 +33,7 @@ pub fn run(need: Need) -> anyhow::Result<()> {
             "checks the dependencies' licences, sources and bans",
         )?;
     }
-    if need == Need::Tests {
+    if need >= Need::Tests {
         packages::install()?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use super::Need;
 use crate::shell::{self, command};
 
 /// A program, the package that has it, from which need on, and what it is for.
-const PROGRAMS: [(&str, &str, Need, &str); 14] = [
+const PROGRAMS: [(&str, &str, Need, &str); 16] = [
     (
         "cc",
         "gcc libc6-dev",
@@ -75,6 +75,18 @@ const PROGRAMS: [(&str, &str, Need, &str); 14] = [
         Need::Tests,
         "processes with another user for tests",
     ),
+    (
+        "qemu-system-x86_64",
+        "qemu-system-x86",
+        Need::Machines,
+        "boots the kernels that the tests are tried on",
+    ),
+    (
+        "modprobe",
+        "kmod",
+        Need::Machines,
+        "loads those kernels' modules",
+    ),
 ];
 
 pub fn install(need: Need) -> anyhow::Result<()> {
@@ -83,7 +95,7 @@ pub fn install(need: Need) -> anyhow::Result<()> {
         .filter(|(program, _, from, _)| *from <= need && !shell::has(program))
         .map(|(_, package, _, why)| (*package, *why))
         .collect();
-    if need == Need::Tests && !can_make_venv() {
+    if need >= Need::Tests && !can_make_venv() {
         missing.push((
             "python3-venv",
             "the Python packages under test get a folder of their own",
