@@ -76,7 +76,8 @@ fn what_no_rule_allows_does_not_run() {
         (AGENT, &*real("/usr/bin/true"))
     );
     assert_eq!(host.refused(EventKind::Exec, Refusal::ExecRule), 1);
-    assert_eq!(host.counter("refused"), before + 1);
+    // `id` looks names up, and the socket of the name cache is refused too.
+    assert!(host.counter("refused") > before);
     let allowed = host
         .events()
         .iter()

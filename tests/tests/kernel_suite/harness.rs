@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use agentguard::kernel::{Events, Kernel, OriginMaps, Rule, cgroup_root};
@@ -17,6 +18,15 @@ pub const AGENT: AgentId = AgentId(2);
 pub const OTHER: AgentId = AgentId(3);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Every host's programs judge this one process, which is the forwarder to all of them.
+static HOSTS: RwLock<()> = RwLock::new(());
+
+#[expect(dead_code, reason = "held, not read")]
+enum Company {
+    Others(RwLockReadGuard<'static, ()>),
+    None(RwLockWriteGuard<'static, ()>),
+}
 
 /// What every script begins with: it says that it runs, and waits for its label.
 const PRELUDE: &str = r#"
@@ -40,10 +50,22 @@ pub struct Host {
     events: Option<Events>,
     seen: Vec<Event>,
     pub pins: PathBuf,
+    _company: Company,
 }
 
 impl Host {
     pub fn new() -> Self {
+        let others = HOSTS.read().unwrap_or_else(PoisonError::into_inner);
+        Self::in_company(Company::Others(others))
+    }
+
+    /// The only one while it is there: for a test whose binds another's programs would take for themselves.
+    pub fn alone() -> Self {
+        let none = HOSTS.write().unwrap_or_else(PoisonError::into_inner);
+        Self::in_company(Company::None(none))
+    }
+
+    fn in_company(company: Company) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("agentguard-test-{}-{number}", std::process::id());
         let mut host = Self {
@@ -55,6 +77,7 @@ impl Host {
             events: None,
             seen: Vec::new(),
             pins: Path::new("/sys/fs/bpf").join(name),
+            _company: company,
         };
         host.load();
         host

@@ -128,7 +128,7 @@ fn tagged(agent: AgentId, to: SocketAddr) -> nix::Result<TcpStream> {
 
 #[test]
 fn the_forwarders_upstream_sockets_fall_mute_with_their_agent() {
-    let mut host = Host::new();
+    let mut host = Host::alone();
     host.rules(&[Rule::Forward]);
     let _forwarder = host.forwarder();
     for ip in ["127.0.0.1", "::1"] {
@@ -156,7 +156,7 @@ fn the_forwarders_upstream_sockets_fall_mute_with_their_agent() {
 
 #[test]
 fn only_the_forwarder_can_tag_a_socket() {
-    let mut host = Host::new();
+    let mut host = Host::alone();
     host.rules(&[Rule::Forward]);
     let _forwarder = host.forwarder();
     // As root, a bind to port 1 of an address that is not ours fails for what it says.
