@@ -394,7 +394,11 @@ fn listeners_destroyed_by_the_namespaces_own_root_come_back() {
 #[test]
 fn more_namespaces_than_there_can_be_are_refused_and_told() {
     let (site, origin) = world();
-    let policy = reach("origin.test", origin.port, &["GET /v1/**"]);
+    // Without privileges it could not make any.
+    let policy = format!(
+        "privileges = \"keep\"\n\n{}",
+        reach("origin.test", origin.port, &["GET /v1/**"])
+    );
     // One namespace for every eight files.
     let guard = Guard::start_with(&site, &Bundle::new(1).agent("probe", &policy), Some(200));
     const CODE: &str = r#"

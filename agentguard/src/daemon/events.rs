@@ -125,6 +125,11 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         EventKind::Bind => "bind",
         EventKind::Socket => "socket",
         EventKind::Packet => "packet",
+        EventKind::Unix
+            if event.reason == Refusal::UnixSocket as u32 && unix::is_name_cache(event) =>
+        {
+            return None;
+        }
         EventKind::Unix if event.proto == Event::UNIX_SEND => "sendmsg",
         EventKind::Unix => "connect",
         EventKind::HandedOver => "handed-over",

@@ -17,6 +17,12 @@ pub fn detail(event: &Event) -> String {
     }
 }
 
+/// glibc asks the name cache before every look-up of a name or user, whether one runs or not: that it was refused says
+/// nothing of the agent, and a record each would bury those that do.
+pub fn is_name_cache(event: &Event) -> bool {
+    matches!(&*name(event), "/var/run/nscd/socket" | "/run/nscd/socket")
+}
+
 /// A listed name, and where `/var/run` is `/run`, its other spelling: programs and servers write either.
 pub fn spellings(listed: &str) -> Vec<String> {
     let mut all = vec![listed.to_owned()];
