@@ -220,6 +220,15 @@ fn name_look_ups_go_on_without_nscd() {
         .python_code("import pwd, syslog; print(pwd.getpwuid(0).pw_name, socket.gethostbyname('localhost')); syslog.syslog('x')")
         .ok();
     assert_eq!(ran.stdout, "root 127.0.0.1");
+    // Each look-up tries nscd first, and says nothing by it; the system's log is another matter.
+    let records = guard.audit();
+    let refused = records.iter().filter(|record| record.outcome() == "deny");
+    let refused: Vec<_> = refused.map(|record| record.text("/resource")).collect();
+    assert!(!refused.is_empty(), "{records:#?}");
+    assert!(
+        refused.iter().all(|name| *name == "unix:/dev/log"),
+        "{records:#?}"
+    );
 }
 
 #[test]

@@ -41,8 +41,14 @@ fn nothing_moves_after_it_returns() {
         assert!(client.is_running(), "{}", client.rest());
     }
 
-    guard.cli(["kill", "probe", "--reason", "leaking"]).ok();
+    let order = ["kill", "probe", "--reason", "leaking", "--json"];
+    let said = guard.cli(order).ok();
     let returned = now_ns();
+    let cut = &said.json()["killed"][0];
+    assert_eq!(
+        (&cut["processes"], &cut["connections"]),
+        (&1.into(), &1.into())
+    );
 
     let ran = client.finish();
     assert_ne!(ran.code(), 0, "the download was cut: {ran:#?}");

@@ -1,5 +1,6 @@
 //! Keeps one forwarder process running and talks to it. While none runs, agents' connects are refused in the kernel.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,7 +24,8 @@ const WELL: Duration = Duration::from_secs(30);
 pub enum Ask {
     /// With the bundle's digest, by which the forwarder answers.
     Policy(Arc<PolicyUpdate>, String, Reply),
-    Kill(Vec<AgentId>, Reply),
+    /// Answered by how many client connections of each agent were dropped.
+    Kill(Vec<AgentId>, Reply<Dropped>),
     Revive(Vec<AgentId>, Reply),
     Flush(Reply),
     /// Serve another network namespace. An error if no forwarder runs or the kernel does not take it.
@@ -35,7 +37,9 @@ pub enum Ask {
     Stop(Reply),
 }
 
-pub type Reply = oneshot::Sender<Result<(), String>>;
+/// Client connections by agent.
+pub type Dropped = BTreeMap<AgentId, u32>;
+pub type Reply<T = ()> = oneshot::Sender<Result<T, String>>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
@@ -101,7 +105,11 @@ impl Handle {
     }
 
     /// Asks, and waits at most `limit`.
-    pub async fn ask(&self, limit: Duration, ask: impl FnOnce(Reply) -> Ask) -> Result<(), String> {
+    pub async fn ask<T>(
+        &self,
+        limit: Duration,
+        ask: impl FnOnce(Reply<T>) -> Ask,
+    ) -> Result<T, String> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
             let gone = || "the forwarder's supervisor has ended".to_owned();
@@ -199,9 +207,10 @@ pub async fn supervise(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>, mut d
                 Some(ask) = asks.recv() => {
                     desired.take(&ask);
                     match ask {
-                        Ask::Policy(_, _, reply) | Ask::Kill(_, reply) | Ask::Revive(_, reply) | Ask::Flush(reply) => {
+                        Ask::Policy(_, _, reply) | Ask::Revive(_, reply) | Ask::Flush(reply) => {
                             let _ = reply.send(Ok(()));
                         }
+                        Ask::Kill(_, reply) => { let _ = reply.send(Ok(Dropped::new())); }
                         // None is served, and they are looked for again when a forwarder is up.
                         Ask::Enter(_, reply) => { let _ = reply.send(Err("no forwarder runs".into())); }
                         Ask::Leave(_, reply) => { let _ = reply.send(Ok(())); }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use agentguard_common::abi::AgentId;
 use jiff::Timestamp;
 
-use super::forwarder::Ask;
+use super::forwarder::{Ask, Dropped};
 use super::lock;
 use super::records::{Item, Operated};
 use super::state::Shared;
@@ -91,25 +91,26 @@ pub async fn kill(
         failures.push(format!("it holds until the daemon restarts only: {error}"));
     }
     // What there is now: some of it ends by itself when its connections do.
-    let live: Vec<(u32, Vec<u32>)> = agents
+    let live: Vec<Vec<u32>> = agents
         .iter()
-        .map(|(_, id)| {
-            let connections = lock(&shared.activity).of(*id).connections;
-            (connections, lock(&shared.lineage).running(*id))
-        })
+        .map(|(_, id)| lock(&shared.lineage).running(*id))
         .collect();
     let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
     // Before the sockets are destroyed under it: its records then say that the kill ended them.
     let asked = shared
         .forwarder
         .ask(FORWARDER_LIMIT, |reply| Ask::Kill(ids, reply));
-    if let Err(error) = asked.await {
-        tracing::error!(%error, "the forwarder did not drop the killed agents' connections and is ended");
-        let why = "it did not drop killed agents' connections";
-        shared.forwarder.tell(Ask::Restart(why)).await;
-    }
+    let dropped = match asked.await {
+        Ok(dropped) => dropped,
+        Err(error) => {
+            tracing::error!(%error, "the forwarder did not drop the killed agents' connections and is ended");
+            let why = "it did not drop killed agents' connections";
+            shared.forwarder.tell(Ask::Restart(why)).await;
+            Dropped::new()
+        }
+    };
     let mut cuts = Vec::new();
-    for ((name, id), (connections, tgids)) in agents.iter().zip(live) {
+    for ((name, id), tgids) in agents.iter().zip(live) {
         let processes = u32::try_from(tgids.len()).unwrap_or(u32::MAX);
         let sockets = match cut_sockets(shared, *id, tgids).await {
             Ok(sockets) => sockets,
@@ -125,7 +126,7 @@ pub async fn kill(
             already: before.contains(id),
             processes,
             sockets,
-            connections,
+            connections: dropped.get(id).copied().unwrap_or(0),
         });
     }
     let detail = reason.as_deref().unwrap_or("");

@@ -11,7 +11,7 @@ use agentguard_common::abi::{AgentId, Forwarder};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use super::forwarder::{Ask, Desired, Reply, Status};
+use super::forwarder::{Ask, Desired, Dropped, Reply, Status};
 use super::namespaces::Entering;
 use super::state::Shared;
 use crate::link::channel::{self, Receiver};
@@ -53,7 +53,7 @@ pub struct Session {
 #[derive(Default)]
 struct Waiting {
     policy: Vec<(String, Reply)>,
-    kills: Vec<(Vec<AgentId>, Reply)>,
+    kills: Vec<(Vec<AgentId>, Reply<Dropped>)>,
     flushes: HashMap<u64, Reply>,
     next_token: u64,
 }
@@ -246,10 +246,10 @@ impl Session {
                     }
                 }
             }
-            ToDaemon::Killed { agents } => {
+            ToDaemon::Killed { dropped } => {
                 for (wanted, reply) in std::mem::take(&mut self.waiting.kills) {
-                    if wanted.iter().all(|agent| agents.contains(agent)) {
-                        let _ = reply.send(Ok(()));
+                    if wanted.iter().all(|agent| dropped.contains_key(agent)) {
+                        let _ = reply.send(Ok(dropped.clone()));
                     } else {
                         self.waiting.kills.push((wanted, reply));
                     }
@@ -292,7 +292,7 @@ impl Drop for Waiting {
             let _ = reply.send(Err("the forwarder ended while it took the bundle".into()));
         }
         for (_, reply) in self.kills.drain(..) {
-            let _ = reply.send(Ok(()));
+            let _ = reply.send(Ok(Dropped::new()));
         }
         for (_, reply) in self.flushes.drain() {
             let _ = reply.send(Ok(()));

@@ -130,11 +130,14 @@ async fn orders(
             }
             Some(ToForwarder::Leaf { name, result }) => forwarder.leaves.arrived(&name, result),
             Some(ToForwarder::Kill { agents }) => {
+                let live = forwarder.lives.connections();
+                let count = |agent| (agent, live.get(&agent).copied().unwrap_or(0));
+                let dropped = agents.iter().copied().map(count).collect();
                 let gone = forwarder.lives.kill(&agents);
                 let outbox = outbox.clone();
                 tokio::spawn(async move {
                     gone.await;
-                    outbox.say(ToDaemon::Killed { agents });
+                    outbox.say(ToDaemon::Killed { dropped });
                 });
             }
             Some(ToForwarder::Revive { agents }) => forwarder.lives.revive(&agents),

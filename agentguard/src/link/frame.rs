@@ -77,7 +77,8 @@ pub enum ToDaemon {
         digest: String,
     },
     Killed {
-        agents: Vec<AgentId>,
+        /// How many client connections of each agent there were.
+        dropped: BTreeMap<AgentId, u32>,
     },
     /// Live client connections per agent, sent when they change and at most once per 200 ms.
     Connections(BTreeMap<AgentId, u32>),
