@@ -87,18 +87,20 @@ fn fetch(kernel: &Kernel, folder: &Path) -> anyhow::Result<()> {
 }
 
 fn unpacked(root: PathBuf) -> anyhow::Result<Unpacked> {
-    let boot = root.join("boot");
-    let image = fs::read_dir(&boot)
-        .with_context(|| format!("cannot read {}", boot.display()))?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
-        })
-        .with_context(|| format!("no kernel in {}", boot.display()))?;
-    let name = image.file_name().unwrap_or_default().to_string_lossy();
-    let release = name.trim_start_matches("vmlinuz-").to_owned();
+    let modules = root.join("lib/modules");
+    let folder = fs::read_dir(&modules)
+        .with_context(|| format!("cannot read {}", modules.display()))?
+        .next()
+        .with_context(|| format!("no kernel in {}", modules.display()))??;
+    let release = folder.file_name().to_string_lossy().into_owned();
+    // Newer packages have the kernel beside its modules.
+    let image = [
+        root.join("boot").join(format!("vmlinuz-{release}")),
+        folder.path().join("vmlinuz"),
+    ]
+    .into_iter()
+    .find(|path| path.is_file())
+    .with_context(|| format!("no kernel of {release} in {}", root.display()))?;
     Ok(Unpacked {
         release,
         image,
