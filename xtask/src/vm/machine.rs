@@ -39,6 +39,10 @@ pub struct Step {
     pub seconds: f64,
 }
 
+/// How often a kernel may try to get to its first process: emulated ones now and then die in their own early boot, before
+/// there is anything of ours.
+const BOOTS: u32 = 3;
+
 /// Boots and follows the steps to the end marker. `folder` keeps the console and all that was said.
 pub fn run(
     kernel: &Path,
@@ -46,6 +50,25 @@ pub fn run(
     parameters: &[String],
     folder: &Path,
 ) -> anyhow::Result<Told> {
+    for _ in 0..BOOTS {
+        if let Some(told) = run_once(kernel, initramfs, parameters, folder)? {
+            return Ok(told);
+        }
+        println!("the kernel died before its first process");
+    }
+    bail!(
+        "{BOOTS} boots ended before the first process\n{}",
+        last_lines(&folder.join("console.log"))
+    );
+}
+
+/// `None`: the machine ended before its first process.
+fn run_once(
+    kernel: &Path,
+    initramfs: &Path,
+    parameters: &[String],
+    folder: &Path,
+) -> anyhow::Result<Option<Told>> {
     let console = folder.join("console.log");
     let mut log = File::create(folder.join("tests.log"))?;
     let start = Instant::now();
@@ -61,6 +84,7 @@ pub fn run(
                     last_lines(&console)
                 );
             }
+            Err(RecvTimeoutError::Disconnected) if told.is_none() => return Ok(None),
             Err(RecvTimeoutError::Disconnected) => {
                 bail!(
                     "the machine ended before its last step\n{}",
@@ -103,7 +127,7 @@ pub fn run(
             _ => bail!("the machine says `{line}`, which cannot be"),
         }
     }
-    told.context("the machine said nothing")
+    told.context("the machine said nothing").map(Some)
 }
 
 /// Killed and reaped when dropped; the kernel kills it if we are killed.
