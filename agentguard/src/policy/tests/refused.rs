@@ -48,8 +48,8 @@ fn one_mistake_gives_one_error_that_names_it() {
             "agents/a.toml:7:21: `bin/ls` is not an absolute path",
         ),
         (
-            bundle("[exec]\ndefault = \"deny\"\nallow = [\"/bin/py?\"]\n", ""),
-            "agents/a.toml:7:10: `/bin/py?` has `?`",
+            bundle("[exec]\ndefault = \"deny\"\nallow = [\"/bin/py[3]\"]\n", ""),
+            "agents/a.toml:7:10: `/bin/py[3]` has `[`",
         ),
         (
             bundle(
