@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     setup::run(Need::Tests)?;
     let binary = build::run()?;
     if args.filter.is_none() && args.runner.is_empty() {
-        vm::run(&vm::Args::default())?;
+        vm::run(&vm::Args::essentials())?;
     }
     let mut cargo = cargo_test(Profile::Release);
     cargo

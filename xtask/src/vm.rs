@@ -42,6 +42,26 @@ pub struct Args {
     runner: Vec<String>,
 }
 
+/// What `cargo xtask test` has time for on an emulated processor: that every program loads, and what only LSM programs do.
+const ESSENTIALS: [&str; 6] = [
+    "every_shape_loads",
+    "exec::lsm",
+    "exec::with_lsm",
+    "tamper::",
+    "handed::",
+    "unix::",
+];
+
+impl Args {
+    /// The essentials on the table's default kernel.
+    pub fn essentials() -> Self {
+        Self {
+            runner: ESSENTIALS.map(str::to_owned).to_vec(),
+            ..Self::default()
+        }
+    }
+}
+
 /// Fetches the default kernel, if it is not there.
 pub fn prepare() -> anyhow::Result<()> {
     let table = Table::read()?;
