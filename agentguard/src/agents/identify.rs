@@ -141,10 +141,13 @@ fn matches(pattern: &str, text: &str, below: bool) -> bool {
 }
 
 #[cfg(test)]
+mod cgroups;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    fn agent(name: &str, identify: policy::Identify) -> policy::Agent {
+    pub(super) fn agent(name: &str, identify: policy::Identify) -> policy::Agent {
         policy::Agent {
             name: name.into(),
             owner: String::new(),
@@ -159,7 +162,11 @@ mod tests {
         }
     }
 
-    fn identify(exe: Option<&str>, user: Option<&str>, cgroup: Option<&str>) -> policy::Identify {
+    pub(super) fn identify(
+        exe: Option<&str>,
+        user: Option<&str>,
+        cgroup: Option<&str>,
+    ) -> policy::Identify {
         policy::Identify {
             exe: exe.map(Into::into),
             user: user.map(Into::into),
@@ -167,7 +174,7 @@ mod tests {
         }
     }
 
-    fn uid(name: &str) -> Option<u32> {
+    pub(super) fn uid(name: &str) -> Option<u32> {
         (name == "svc").then_some(900)
     }
 
@@ -197,188 +204,6 @@ mod tests {
         assert_eq!(kernel[0].keys, abi::Identify::EXE | abi::Identify::UID);
         assert_eq!((kernel[0].uid, kernel[0].exe_len), (900, 8));
         assert_eq!(&kernel[1].cgroup[..12], b"/b.slice/**\0");
-    }
-
-    const ID: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
-
-    /// Where container runtimes and systemd put processes: `ID` stands for 64 hexadecimal digits.
-    #[test]
-    fn cgroups_of_container_runtimes_and_systemd() {
-        let pod = "8a6f6d0c_52a1_4b0e_9a51_0d6d3a1f7b2e";
-        let user = "/user.slice/user-1000.slice/user@1000.service";
-        let hex = "?".repeat(64);
-        let cases: &[(&str, String, String)] = &[
-            // Docker, the systemd and the cgroupfs driver, and `--cgroup-parent`.
-            (
-                "yes",
-                "/system.slice/docker-*.scope".into(),
-                "/system.slice/docker-ID.scope".into(),
-            ),
-            ("yes", "/docker/*".into(), "/docker/ID".into()),
-            ("yes", "/docker/*".into(), "/docker/ID/init".into()),
-            ("no", "/docker/*".into(), "/docker".into()),
-            (
-                "yes",
-                "/agents.slice/agents-procurement.slice".into(),
-                "/agents.slice/agents-procurement.slice/docker-ID.scope".into(),
-            ),
-            (
-                "no",
-                "/agents.slice/agents-procurement.slice".into(),
-                "/agents.slice/agents-procurement2.slice/docker-ID.scope".into(),
-            ),
-            (
-                "no",
-                "/system.slice/docker-*.scope".into(),
-                "/system.slice/docker.service".into(),
-            ),
-            (
-                "no",
-                "/system.slice/docker-*.scope".into(),
-                "/system.slice/containerd.service".into(),
-            ),
-            // containerd under Kubernetes: guaranteed, burstable and best-effort pods; systemd, then cgroupfs.
-            (
-                "yes",
-                "/kubepods.slice/**/cri-containerd-*.scope".into(),
-                format!("/kubepods.slice/kubepods-pod{pod}.slice/cri-containerd-ID.scope"),
-            ),
-            (
-                "yes",
-                "/kubepods.slice/**/cri-containerd-*.scope".into(),
-                format!(
-                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{pod}.slice/cri-containerd-ID.scope"
-                ),
-            ),
-            (
-                "yes",
-                format!("/kubepods.slice/**/kubepods-*-pod{pod}.slice"),
-                format!(
-                    "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{pod}.slice/cri-containerd-ID.scope"
-                ),
-            ),
-            (
-                "no",
-                "/kubepods.slice/*/cri-containerd-*.scope".into(),
-                format!(
-                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{pod}.slice/cri-containerd-ID.scope"
-                ),
-            ),
-            (
-                "yes",
-                "/kubepods/**/pod*/*".into(),
-                "/kubepods/besteffort/pod8a6f6d0c-52a1-4b0e-9a51-0d6d3a1f7b2e/ID".into(),
-            ),
-            (
-                "yes",
-                "/kubepods/**".into(),
-                "/kubepods/pod8a6f6d0c-52a1-4b0e-9a51-0d6d3a1f7b2e/ID".into(),
-            ),
-            (
-                "yes",
-                "/kubepods.slice/**/crio-*.scope".into(),
-                format!("/kubepods.slice/kubepods-pod{pod}.slice/crio-ID.scope"),
-            ),
-            // containerd by itself: nerdctl, ctr.
-            (
-                "yes",
-                "/system.slice/nerdctl-*.scope".into(),
-                "/system.slice/nerdctl-ID.scope".into(),
-            ),
-            ("yes", "/default/*".into(), "/default/ID".into()),
-            // Podman with root, whose monitor is nobody's agent, and without.
-            (
-                "yes",
-                "/machine.slice/libpod-*.scope/container".into(),
-                "/machine.slice/libpod-ID.scope/container".into(),
-            ),
-            (
-                "no",
-                "/machine.slice/libpod-*.scope/container".into(),
-                "/machine.slice/libpod-conmon-ID.scope".into(),
-            ),
-            (
-                "yes",
-                format!("/machine.slice/libpod-{hex}.scope"),
-                "/machine.slice/libpod-ID.scope".into(),
-            ),
-            (
-                "no",
-                format!("/machine.slice/libpod-{hex}.scope"),
-                "/machine.slice/libpod-conmon-ID.scope".into(),
-            ),
-            (
-                "yes",
-                format!("{user}/user.slice/libpod-{hex}.scope"),
-                format!("{user}/user.slice/libpod-ID.scope/container"),
-            ),
-            (
-                "yes",
-                "/user.slice/user-1000.slice/**/libpod-*.scope/container".into(),
-                format!("{user}/user.slice/user-libpod_pod_ID.slice/libpod-ID.scope/container"),
-            ),
-            // systemd: services, instances, escaped names, scopes, services of a user.
-            (
-                "yes",
-                "/system.slice/procurement.service".into(),
-                "/system.slice/procurement.service".into(),
-            ),
-            (
-                "no",
-                "/system.slice/procurement.service".into(),
-                "/system.slice/procurement.service.d".into(),
-            ),
-            (
-                "yes",
-                "/system.slice/system-agent.slice/agent@*.service".into(),
-                "/system.slice/system-agent.slice/agent@one.service".into(),
-            ),
-            (
-                "yes",
-                r"/system.slice/my\x2dagent.service".into(),
-                r"/system.slice/my\x2dagent.service".into(),
-            ),
-            (
-                "yes",
-                "/user.slice/user-1000.slice/session-*.scope".into(),
-                "/user.slice/user-1000.slice/session-3.scope".into(),
-            ),
-            (
-                "no",
-                "/user.slice/user-1000.slice/session-*.scope".into(),
-                "/user.slice/user-1001.slice/session-3.scope".into(),
-            ),
-            (
-                "yes",
-                format!("{user}/app.slice/agent.service"),
-                format!("{user}/app.slice/agent.service"),
-            ),
-            (
-                "yes",
-                "/user.slice/*/*/app.slice/run-*.scope".into(),
-                format!("{user}/app.slice/run-u5.scope"),
-            ),
-            // Kubernetes in a container of Docker's: longer than the kernel looks at.
-            (
-                "yes",
-                "/system.slice/docker-*.scope/kubelet.slice/kubelet-kubepods.slice/**".into(),
-                format!(
-                    "/system.slice/docker-ID.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/\
-                     kubelet-kubepods-burstable-pod{pod}.slice/cri-containerd-ID.scope"
-                ),
-            ),
-        ];
-        for (expected, pattern, cgroup) in cases {
-            let a = agent("a", identify(None, None, Some(pattern)));
-            let blocks = Blocks::resolve([(AgentId(2), &a)].into_iter(), uid).unwrap();
-            let process = Snapshot {
-                exe: "/bin/agent".into(),
-                cgroup: cgroup.replace("ID", ID),
-                ..Snapshot::default()
-            };
-            let claimed = blocks.claim(&process).is_some();
-            assert_eq!(claimed, *expected == "yes", "{pattern} {cgroup}");
-        }
     }
 
     #[test]
