@@ -14,8 +14,12 @@ pub const MAX_AGENTS: u32 = 4096;
 pub const MAX_RULES: u32 = 4096;
 /// `[[identify]]` blocks of a bundle.
 pub const MAX_IDENTIFY: u32 = 64;
-/// Exec rules of a bundle, all its agents' together.
+/// Exec rules in force at once.
 pub const MAX_EXEC_RULES: u32 = 4096;
+/// Of these the canary's own, the last of each bank, which no bundle replaces.
+pub const CANARY_EXEC_RULES: u32 = 4;
+/// Exec rules of a bundle, all its agents' together.
+pub const BUNDLE_EXEC_RULES: u32 = MAX_EXEC_RULES - CANARY_EXEC_RULES;
 /// One more than the bytes of an exec's arguments that are kept.
 pub const ARGUMENTS_LEN: usize = 4096;
 /// Bytes of an identify pattern or a walked path, with its NUL.

@@ -7,29 +7,37 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 /// The host that the canary asks for: no bundle can have it (RFC 6761).
 pub const HOST: &str = "canary.agentguard.invalid";
+/// The one path there that it may ask for, and one that it may not.
+pub const PERMITTED: &str = "/permitted";
+pub const FORBIDDEN: &str = "/forbidden";
+/// What the origin answers, and the forwarder never by itself: 204 No Content.
+pub const FROM_ORIGIN: u16 = 204;
 /// How long one attempt may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum What {
+pub enum Attempt {
     /// TCP.
-    Connect,
+    Connect(SocketAddr),
     /// One datagram, unconnected.
-    Send,
+    Send(SocketAddr),
+    /// A stream socket in the file system.
+    Unix(PathBuf),
+    /// This very program once more, as a process of its own.
+    Exec,
     /// A TLS request for [`HOST`], trusting this PEM certificate alone.
-    Request { anchor: String },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attempt {
-    pub what: What,
-    pub to: SocketAddr,
+    Request {
+        to: SocketAddr,
+        path: String,
+        anchor: String,
+    },
 }
 
 /// What became of an attempt.
@@ -38,6 +46,8 @@ pub enum Seen {
     Done,
     /// An HTTP answer.
     Answered(u16),
+    /// By SIGKILL, which is how an exec is refused without LSM.
+    Killed,
     /// `port`: the socket's own, where it came to be connected.
     Failed {
         errno: Option<i32>,

@@ -169,6 +169,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         killed: lock(&shared.registry).killed(),
         audit: shared.records.available(),
         upstream,
+        canary: canary.origin(),
     };
     let supervising = tokio::spawn(forwarder::supervise(
         shared.clone(),

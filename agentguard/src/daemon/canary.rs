@@ -1,6 +1,7 @@
 //! Sends the canary out, at start and then again and again. What must be refused and is not, or is permitted and does not
 //! work, is an alarm, and holds the agents closed if the configuration says so.
 
+mod origin;
 mod round;
 mod targets;
 
@@ -17,7 +18,8 @@ use super::{lock, startup::StartError};
 use crate::audit::record::{Operation, Outcome};
 use crate::config::OnFailure;
 use crate::guarantee;
-use crate::kernel::Rule;
+use crate::kernel::{Kernel, KernelError, Rule};
+use crate::link::frame::CanaryOrigin;
 
 /// What it needs as long as the daemon runs.
 pub struct Canary {
@@ -25,32 +27,32 @@ pub struct Canary {
 }
 
 impl Canary {
-    /// Opens what it aims at, and gives its two agents their rules: one knows kernel rules only, one the forwarder only.
+    /// Opens what it aims at, and gives its two agents their rules. Must be called within a runtime.
     pub fn open(shared: &Shared) -> Result<Self, StartError> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             StartError::Failed(format!("the canary's {what}: {error}"))
         };
-        let targets = Targets::open().map_err(|error| failed("targets", &error))?;
-        for (agent, rules) in [
-            (AgentId::CANARY, targets.rules()),
-            (AgentId::CANARY_HOSTS, vec![Rule::Forward]),
-        ] {
-            lock(&shared.kernel)
-                .set_rules(agent, &rules)
-                .map_err(|error| failed("rules", &error))?;
-        }
+        let runtime = &shared.config.paths.runtime;
+        let targets = Targets::open(runtime, &shared.forwarder_account)
+            .map_err(|error| failed("targets", &error))?;
+        give_rules(&mut lock(&shared.kernel), &targets).map_err(|error| failed("rules", &error))?;
         Ok(Self {
             targets: Arc::new(targets),
         })
     }
 
-    /// Sends one out, and deals with what it has seen. One that does not come back has a second chance: that is a slow
-    /// machine more often than an open one.
+    /// Where its permitted request ends.
+    pub fn origin(&self) -> CanaryOrigin {
+        self.targets.origin.described()
+    }
+
+    /// Sends one out, and deals with what it has seen. One that does not come back, or from which something was kept that
+    /// is permitted, has a second chance: that is a slow machine more often than a broken one.
     pub async fn check(&self, shared: &Arc<Shared>) {
         let begun = tokio::time::Instant::now();
         let mut result = self.send(shared).await;
-        if let Err(Trouble::Lost(why)) = result {
-            tracing::warn!(why, "the canary did not come back, and is sent again");
+        if let Err(Trouble::Doubt(why)) = result {
+            tracing::warn!(why, "the canary is sent again");
             result = self.send(shared).await;
         }
         tracing::debug!(took = ?begun.elapsed(), "the canary is back");
@@ -66,7 +68,7 @@ impl Canary {
         let sending = tokio::task::spawn_blocking(move || round::round(&shared, &targets));
         sending
             .await
-            .unwrap_or_else(|error| Err(Trouble::Lost(error.to_string())))
+            .unwrap_or_else(|error| Err(Trouble::lost(error)))
     }
 
     /// Until the daemon stops.
@@ -79,6 +81,14 @@ impl Canary {
             }
         }
     }
+}
+
+/// Of the two agents the one knows rules of the kernel's only, the other the forwarder only. No bundle replaces these.
+fn give_rules(kernel: &mut Kernel, targets: &Targets) -> Result<(), KernelError> {
+    kernel.set_rules(AgentId::CANARY, &targets.rules())?;
+    kernel.set_rules(AgentId::CANARY_HOSTS, &[Rule::Forward])?;
+    kernel.set_unix(AgentId::CANARY, &targets.unix())?;
+    kernel.set_canary_exec(&targets.exec())
 }
 
 /// Only a change is told and recorded.

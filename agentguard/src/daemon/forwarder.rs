@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::link::{Ended, Session};
 use super::namespaces::Entering;
 use super::state::Shared;
-use crate::link::frame::{PolicyUpdate, Sandbox, Start, ToForwarder, Upstream};
+use crate::link::frame::{CanaryOrigin, PolicyUpdate, Sandbox, Start, ToForwarder, Upstream};
 
 /// Restart delays grow from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -134,6 +134,7 @@ pub struct Desired {
     /// Whether records can be written.
     pub audit: watch::Receiver<bool>,
     pub upstream: Upstream,
+    pub canary: CanaryOrigin,
 }
 
 impl Desired {
@@ -144,6 +145,7 @@ impl Desired {
             upstream: self.upstream.clone(),
             killed: self.killed.clone(),
             policy: PolicyUpdate::clone(&self.policy),
+            canary: self.canary.clone(),
         }))
     }
 

@@ -125,6 +125,7 @@ pub fn place(origin: &Origin) -> String {
 impl Arrival {
     /// Opens the connection's record. `None`: it cannot be recorded, or its agent has been killed.
     pub fn admit(forwarder: Arc<Forwarder>, origin: Origin) -> Option<(Self, Entry)> {
+        let forwarder = forwarder.serving(origin.agent);
         let life = forwarder.lives.of(origin.agent);
         let mut entry = forwarder.records.open(&life, &origin)?;
         entry.resource = place(&origin);

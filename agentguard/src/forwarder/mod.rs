@@ -4,6 +4,7 @@
 //! secret but leaf keys, and has no way out but [`upstream`], which takes a permit.
 
 mod accept;
+mod canary;
 mod doors;
 pub mod origin;
 
@@ -84,10 +85,12 @@ pub struct Forwarder {
     pub applied: watch::Sender<()>,
     pub lives: Arc<Lives>,
     pub records: Arc<Records>,
-    leaves: leaf::Leaves,
+    leaves: Arc<leaf::Leaves>,
     upstreams: Upstreams,
     dns: Arc<dns::Server>,
     pub limits: Limits,
+    /// What the canary's connections are served with.
+    canary: Option<Arc<Self>>,
 }
 
 /// What is on its way to the daemon.
@@ -110,16 +113,18 @@ impl Forwarder {
         let gate = accept::gate(lives.clone(), book.clone());
         let dns = dns::Server::new(policy.clone(), resolver.clone(), queue, gate);
         let roots = &start.upstream.roots;
-        let forwarder = Self {
+        let mut forwarder = Self {
             policy,
             applied: watch::Sender::new(()),
             lives,
             records: book,
-            leaves: leaf::Leaves::new(wanted)?,
+            leaves: Arc::new(leaf::Leaves::new(wanted)?),
             upstreams: Upstreams::new(resolver, roots, &start.limits, tag)?,
             dns: Arc::new(dns),
             limits: start.limits,
+            canary: None,
         };
+        forwarder.canary = Some(Arc::new(forwarder.for_canary(&start.canary, tag)?));
         Ok((Arc::new(forwarder), Inbox { records, names }))
     }
 }

@@ -221,10 +221,13 @@ fn exec(facts: &Facts) -> Row {
     })
 }
 
+fn judges_unix_as_written(facts: &Facts) -> bool {
+    facts.attached("unix_connect") && facts.attached("unix_sendmsg")
+}
+
 fn unix_sockets(facts: &Facts) -> Row {
     let hooks = ["unix_stream_connect", "unix_may_send"];
-    if has_lsm(facts, &hooks) || !facts.attached("unix_connect") || !facts.attached("unix_sendmsg")
-    {
+    if has_lsm(facts, &hooks) || !judges_unix_as_written(facts) {
         let (holds, why, remedy) = by_lsm(
             facts,
             &hooks,
@@ -308,9 +311,16 @@ fn canary(facts: &Facts) -> Row {
             None,
         ),
         Canary::Passed => {
-            let why = "connects over IPv4, IPv6 and mapped IPv6, datagrams and a TLS request went as they must, and did \
-                       when last tried; left out: executables, Unix sockets";
-            (Holds::Enforced, why.into(), None)
+            let left_out =
+                match has_lsm(facts, &["unix_stream_connect"]) || judges_unix_as_written(facts) {
+                    true => "",
+                    false => "; left out, because nothing judges them here: Unix sockets",
+                };
+            let why = format!(
+                "when last tried, connects over IPv4, IPv6 and mapped IPv6, datagrams, Unix connects, executables and TLS \
+                 requests went as they must, the forbidden and the permitted{left_out}"
+            );
+            (Holds::Enforced, why, None)
         }
         Canary::Failed(why) => (
             Holds::Open,

@@ -1,7 +1,8 @@
 //! What agents may execute: two banks, one in force, so that an exec is judged by all of the old rules or by all of the new.
 
 use agentguard_common::abi::{
-    AgentId, ConfigSlot, ExecHead, ExecRule, MAX_AGENTS, MAX_EXEC_RULES, PATH_LEN,
+    AgentId, BUNDLE_EXEC_RULES, CANARY_EXEC_RULES, ConfigSlot, ExecHead, ExecRule, MAX_AGENTS,
+    MAX_EXEC_RULES, PATH_LEN,
 };
 
 use super::KernelError;
@@ -30,24 +31,47 @@ impl ExecRules {
     }
 }
 
-/// Fills the bank that is not in force and puts it in force. An agent that is not among `agents` is not judged.
+/// Fills the bank that is not in force and puts it in force. An agent that is not among `agents` is not judged; the canary's
+/// part of the bank stays as it is.
 pub(super) fn replace(maps: &Maps, agents: &[ExecRules]) -> Result<(), KernelError> {
     let bank = maps.config(ConfigSlot::Exec)? as u32 & 1 ^ 1;
-    let (heads, rules) = compile(bank, agents)?;
+    let (heads, rules) = compile(bank * MAX_EXEC_RULES, BUNDLE_EXEC_RULES, agents)?;
     // Heads last: until then the bank's old ones would count rules that are being replaced. Nobody reads it meanwhile: a
     // program that began before the last switch has ended, because an apply waits for that when it replaces the tries.
     for (n, rule) in rules.iter().enumerate() {
         maps.exec_rules
             .update(&(bank * MAX_EXEC_RULES + n as u32), rule)?;
     }
-    for (id, head) in heads.iter().enumerate() {
+    let bundles = heads.iter().take(AgentId::FIRST_RESERVED as usize);
+    for (id, head) in bundles.enumerate() {
         maps.exec_heads
             .update(&(bank * MAX_AGENTS + id as u32), head)?;
     }
     maps.set_config(ConfigSlot::Exec, u64::from(bank))
 }
 
-fn compile(bank: u32, agents: &[ExecRules]) -> Result<(Vec<ExecHead>, Vec<ExecRule>), KernelError> {
+/// Writes the canary's part of both banks, whichever is in force. Not to be called while a canary is out.
+pub(super) fn replace_canarys(maps: &Maps, agents: &[ExecRules]) -> Result<(), KernelError> {
+    for bank in 0..2 {
+        let first = bank * MAX_EXEC_RULES + BUNDLE_EXEC_RULES;
+        let (heads, rules) = compile(first, CANARY_EXEC_RULES, agents)?;
+        for (n, rule) in rules.iter().enumerate() {
+            maps.exec_rules.update(&(first + n as u32), rule)?;
+        }
+        let reserved = (0..MAX_AGENTS).zip(&heads);
+        for (id, head) in reserved.skip(AgentId::FIRST_RESERVED as usize) {
+            maps.exec_heads.update(&(bank * MAX_AGENTS + id), head)?;
+        }
+    }
+    Ok(())
+}
+
+/// Heads by agent id, and the rules that begin at index `base`, at most `room`.
+fn compile(
+    base: u32,
+    room: u32,
+    agents: &[ExecRules],
+) -> Result<(Vec<ExecHead>, Vec<ExecRule>), KernelError> {
     let mut heads = vec![ExecHead::default(); MAX_AGENTS as usize];
     let mut rules = Vec::new();
     for agent in agents {
@@ -68,15 +92,15 @@ fn compile(bank: u32, agents: &[ExecRules]) -> Result<(Vec<ExecHead>, Vec<ExecRu
             flags |= ExecHead::PRIVATE;
         }
         *head = ExecHead {
-            first: bank * MAX_EXEC_RULES + first as u32,
+            first: base + first as u32,
             len: (rules.len() - first) as u32,
             flags,
             reserved: 0,
         };
     }
-    if rules.len() > MAX_EXEC_RULES as usize {
+    if rules.len() > room as usize {
         return Err(KernelError::Limit(format!(
-            "{} exec rules are more than {MAX_EXEC_RULES}",
+            "{} exec rules are more than {room}",
             rules.len()
         )));
     }
@@ -124,7 +148,7 @@ mod tests {
             rules(2, &["/bin/*", "/opt/**"], &["/bin/sh"]),
             rules(7, &["/bin/sh"], &[]),
         ];
-        let (heads, rules) = compile(1, &agents).unwrap();
+        let (heads, rules) = compile(MAX_EXEC_RULES, BUNDLE_EXEC_RULES, &agents).unwrap();
         for (agent, path, allowed) in [
             (2, "/bin/ls", true),
             (2, "/bin/sh", false),
@@ -147,10 +171,24 @@ mod tests {
     #[test]
     fn bounds_are_kept() {
         let long = format!("/{}", "x".repeat(PATH_LEN - 1));
-        assert!(compile(0, &[rules(2, &[&long], &[])]).is_err());
-        assert!(compile(0, &[rules(2, &[&long[..PATH_LEN - 1]], &[])]).is_ok());
-        let many = vec!["/x"; MAX_EXEC_RULES as usize + 1];
-        assert!(compile(0, &[rules(2, &many, &[])]).is_err());
-        assert!(compile(0, &[ExecRules::nothing(AgentId(MAX_AGENTS))]).is_err());
+        assert!(compile(0, BUNDLE_EXEC_RULES, &[rules(2, &[&long], &[])]).is_err());
+        assert!(
+            compile(
+                0,
+                BUNDLE_EXEC_RULES,
+                &[rules(2, &[&long[..PATH_LEN - 1]], &[])]
+            )
+            .is_ok()
+        );
+        let many = vec!["/x"; BUNDLE_EXEC_RULES as usize + 1];
+        assert!(compile(0, BUNDLE_EXEC_RULES, &[rules(2, &many, &[])]).is_err());
+        assert!(
+            compile(
+                0,
+                BUNDLE_EXEC_RULES,
+                &[ExecRules::nothing(AgentId(MAX_AGENTS))]
+            )
+            .is_err()
+        );
     }
 }

@@ -192,6 +192,14 @@ impl Kernel {
         exec::replace(&self.maps, agents)
     }
 
+    /// Replaces the exec rules of the daemon's own agents ([`AgentId::is_canary`]), which [`Self::set_exec`] leaves alone.
+    ///
+    /// # Errors
+    /// [`KernelError::Limit`] for too many rules or too long a pattern.
+    pub fn set_canary_exec(&mut self, agents: &[ExecRules]) -> Result<(), KernelError> {
+        exec::replace_canarys(&self.maps, agents)
+    }
+
     pub fn set_label(&mut self, tgid: u32, label: Label) -> Result<(), KernelError> {
         self.maps.labels.update(&tgid, &label)
     }

@@ -92,6 +92,16 @@ pub struct Start {
     pub upstream: Upstream,
     pub killed: Vec<AgentId>,
     pub policy: PolicyUpdate,
+    /// Where the canary's permitted request ends.
+    pub canary: CanaryOrigin,
+}
+
+/// The daemon's own origin, on 127.0.0.1, for the canary alone.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CanaryOrigin {
+    pub port: u16,
+    /// Its certificate, which is its trust anchor too; DER.
+    pub certificate: Vec<u8>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

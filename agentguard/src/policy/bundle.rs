@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use agentguard_common::abi::{MAX_EXEC_RULES, MAX_IDENTIFY, MAX_RULES};
+use agentguard_common::abi::{BUNDLE_EXEC_RULES, MAX_IDENTIFY, MAX_RULES};
 use sha2::{Digest as _, Sha256};
 
 use super::diagnostic::{Place, Report, Text, did_you_mean, nearest};
@@ -203,10 +203,10 @@ fn check_agents(report: &mut Report<'_>, agents: &[AgentFile]) {
         let list = |list: &Vec<String>| list.len() as u32;
         let exec = file.agent.exec.as_ref();
         exec_rules += exec.map_or(0, |exec| list(&exec.allow) + list(&exec.deny));
-        if let Some(at) = file.exec_at.filter(|_| exec_rules > MAX_EXEC_RULES) {
+        if let Some(at) = file.exec_at.filter(|_| exec_rules > BUNDLE_EXEC_RULES) {
             report.error(
                 at,
-                format!("the bundle has more than {MAX_EXEC_RULES} paths in [exec]"),
+                format!("the bundle has more than {BUNDLE_EXEC_RULES} paths in [exec]"),
             );
         }
         if file.agent.kernel.len() > MAX_KERNEL {

@@ -7,112 +7,145 @@ use std::time::Duration;
 
 use agentguard_common::abi::{AgentId, Label};
 
+use super::super::forwarder::Status;
 use super::super::lock;
 use super::super::state::Shared;
-use super::targets::Targets;
-use crate::canary::{self, Attempt, Seen};
+use super::targets::{REQUEST, Targets, Trial};
+use crate::canary::{self, Attempt, FROM_ORIGIN, Seen};
+use crate::kernel::UnixJudged;
 use crate::sys;
 
 /// How long it may take for all of its attempts; each has a shorter limit of its own.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) enum Trouble {
-    /// Something was not as it must be.
+    /// What is forbidden was not refused.
     Surprise(String),
-    /// There is nothing to judge.
-    Lost(String),
+    /// What is permitted did not work, or there is nothing to judge.
+    Doubt(String),
 }
 
 impl Trouble {
+    pub(super) fn lost(why: impl std::fmt::Display) -> Self {
+        Self::Doubt(format!("it could not be sent out: {why}"))
+    }
+
     pub(super) fn into_message(self) -> String {
         match self {
-            Self::Surprise(message) => message,
-            Self::Lost(why) => format!("it could not be sent out: {why}"),
+            Self::Surprise(message) | Self::Doubt(message) => message,
         }
     }
 }
 
 impl From<io::Error> for Trouble {
     fn from(error: io::Error) -> Self {
-        Self::Lost(error.to_string())
+        Self::lost(error)
     }
 }
 
 pub(super) fn round(shared: &Shared, targets: &Targets) -> Result<(), Trouble> {
+    targets.clear();
     let bird = Bird::start(shared)?;
     let result = fly(shared, targets, bird);
-    targets.clear(None);
+    targets.clear();
     result
 }
 
 fn fly(shared: &Shared, targets: &Targets, mut bird: Bird<'_>) -> Result<(), Trouble> {
-    let kernel = targets.kernel()?;
-    let attempts: Vec<Attempt> = kernel.iter().map(|(.., attempt)| attempt.clone()).collect();
+    let unix = lock(&shared.kernel).unix_judged() != UnixJudged::Never;
     bird.label(AgentId::CANARY)?;
-    let seen = bird.tries(&attempts)?;
-    for ((name, permitted, _), seen) in kernel.iter().zip(seen) {
-        judge(name, *permitted, &seen).map_err(Trouble::Surprise)?;
+    let mut kernel = bird.tries(targets.kernel(unix)?)?;
+    // An upgrade has come meanwhile.
+    kernel.retain(|(trial, _)| trial.attempt != Attempt::Exec || targets.has_its_program());
+    bird.label(AgentId::CANARY_HOSTS)?;
+    kernel.extend(bird.tries(vec![forbidden("exec", Attempt::Exec)])?);
+    judge_all(&kernel)?;
+    requests(shared, targets, &mut bird)
+}
+
+fn requests(shared: &Shared, targets: &Targets, bird: &mut Bird<'_>) -> Result<(), Trouble> {
+    let before = shared.forwarder.status();
+    let trials = match before.0 {
+        Status::Up { .. } => targets.requests(shared.authority.certificate_pem()).into(),
+        Status::Down { .. } => {
+            let attempt = Attempt::Connect(targets.origin.addr());
+            vec![forbidden("TCP connect without a forwarder", attempt)]
+        }
+        // What an earlier daemon's has left may still be going.
+        Status::Starting => return Ok(()),
+    };
+    // Without an audit log requests are refused in other ways.
+    let is_recorded = || *shared.records.available().borrow();
+    let was_recorded = is_recorded();
+    let seen = bird.tries(trials)?;
+    for (_, seen) in &seen {
+        if let Seen::Failed { port, .. } = seen
+            && targets.origin.was_reached_from(*port)
+        {
+            let why = "a request reached its destination, past the forwarder";
+            return Err(Trouble::Surprise(why.into()));
+        }
     }
-    // Without a forwarder, or without an audit log, requests are refused in other ways.
-    let (before, restarts) = shared.forwarder.status();
-    if shared.forwarder.tgid().is_none() || !*shared.records.available().borrow() {
+    if shared.forwarder.status() != before || !was_recorded || !is_recorded() {
         return Ok(());
     }
-    bird.label(AgentId::CANARY_HOSTS)?;
-    let request = targets.request(shared.authority.certificate_pem())?;
-    let seen = bird.tries(&[request])?;
-    let port = match seen.first() {
-        Some(Seen::Failed { port, .. }) => *port,
-        _ => None,
-    };
-    if targets.clear(port) {
-        let why = "a request reached its destination, past the forwarder";
-        return Err(Trouble::Surprise(why.into()));
+    judge_all(&seen)
+}
+
+fn forbidden(name: &'static str, attempt: Attempt) -> Trial {
+    Trial {
+        name,
+        permitted: false,
+        attempt,
     }
-    match seen.into_iter().next() {
-        Some(Seen::Answered(403)) => Ok(()),
-        Some(Seen::Answered(status)) => Err(Trouble::Surprise(format!(
-            "a forbidden request was answered with {status}, not 403"
-        ))),
-        // It went away, or has too much to do, and nothing went through.
-        Some(Seen::Failed { .. }) if shared.forwarder.status() != (before, restarts) => Ok(()),
-        Some(Seen::Failed { error, .. }) => {
-            tracing::warn!(
-                error,
-                "the canary's request was neither answered nor let through"
-            );
-            Ok(())
-        }
-        Some(Seen::Done) | None => Err(Trouble::Lost("it answered something else".into())),
+}
+
+/// Everything that was not as it must be, by name.
+fn judge_all(seen: &[(Trial, Seen)]) -> Result<(), Trouble> {
+    let wrong = |permitted| {
+        let of_these = seen
+            .iter()
+            .filter(|(trial, _)| trial.permitted == permitted);
+        let found: Vec<String> = of_these
+            .filter_map(|(trial, seen)| judge(trial.name, permitted, seen).err())
+            .collect();
+        (!found.is_empty()).then(|| found.join("; "))
+    };
+    match (wrong(false), wrong(true)) {
+        (Some(open), Some(shut)) => Err(Trouble::Surprise(format!("{open}; {shut}"))),
+        (Some(open), None) => Err(Trouble::Surprise(open)),
+        (None, Some(shut)) => Err(Trouble::Doubt(shut)),
+        (None, None) => Ok(()),
     }
 }
 
 fn judge(name: &str, permitted: bool, seen: &Seen) -> Result<(), String> {
+    let errno = match seen {
+        Seen::Failed { errno, .. } => *errno,
+        _ => None,
+    };
     match (permitted, seen) {
-        (true, Seen::Done) => Ok(()),
+        (true, Seen::Done | Seen::Answered(FROM_ORIGIN)) => Ok(()),
+        (false, Seen::Killed | Seen::Answered(403)) => Ok(()),
+        (false, Seen::Failed { .. }) if errno == Some(libc::EPERM) => Ok(()),
         // A host without IPv6 has nothing to refuse there.
-        (
-            _,
-            Seen::Failed {
-                errno: Some(libc::EAFNOSUPPORT),
-                ..
-            },
-        ) => Ok(()),
+        (_, Seen::Failed { .. }) if errno == Some(libc::EAFNOSUPPORT) => Ok(()),
+        // Nothing went through, and nothing was refused: the forwarder has no time, as the permitted one shows.
+        (false, Seen::Failed { .. }) if name == REQUEST => Ok(()),
         (true, Seen::Failed { error, .. }) => {
             Err(format!("a permitted {name} did not work: {error}"))
         }
-        (
-            false,
-            Seen::Failed {
-                errno: Some(libc::EPERM),
-                ..
-            },
-        ) => Ok(()),
+        (true, Seen::Killed) => Err(format!("a permitted {name} was killed")),
+        (true, Seen::Answered(status)) => Err(format!(
+            "a permitted {name} was answered with {status}, and not by its destination"
+        )),
         (false, Seen::Failed { error, .. }) => Err(format!(
             "a forbidden {name} was not refused, it failed: {error}"
         )),
         (false, Seen::Done) => Err(format!("a forbidden {name} went through")),
-        (_, Seen::Answered(_)) => Err(format!("a {name} was answered by HTTP")),
+        (false, Seen::Answered(status)) => Err(format!(
+            "a forbidden {name} was answered with {status}, not 403"
+        )),
     }
 }
 
@@ -126,13 +159,12 @@ struct Bird<'s> {
 
 impl<'s> Bird<'s> {
     fn start(shared: &'s Shared) -> Result<Self, Trouble> {
-        let lost = |error: sys::SysError| Trouble::Lost(error.to_string());
         let (link, theirs) = UnixStream::pair()?;
         link.set_read_timeout(Some(LIMIT))?;
         let answers = BufReader::new(link.try_clone()?);
         let account = &shared.forwarder_account;
-        let child =
-            sys::spawn::unprivileged(account, &["canary"], vec![theirs.into()]).map_err(lost)?;
+        let child = sys::spawn::unprivileged(account, &["canary"], vec![theirs.into()])
+            .map_err(Trouble::lost)?;
         Ok(Self {
             shared,
             child,
@@ -146,18 +178,19 @@ impl<'s> Bird<'s> {
         let label = Label { agent, flags: 0 };
         lock(&self.shared.kernel)
             .set_label(self.child.id(), label)
-            .map_err(|error| Trouble::Lost(error.to_string()))
+            .map_err(Trouble::lost)
     }
 
-    fn tries(&mut self, attempts: &[Attempt]) -> Result<Vec<Seen>, Trouble> {
+    fn tries(&mut self, trials: Vec<Trial>) -> Result<Vec<(Trial, Seen)>, Trouble> {
+        let attempts: Vec<&Attempt> = trials.iter().map(|trial| &trial.attempt).collect();
         canary::say(&mut self.link, &attempts)?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         let seen: Vec<Seen> = serde_json::from_str(&line).map_err(io::Error::from)?;
         if seen.len() == attempts.len() {
-            Ok(seen)
+            Ok(trials.into_iter().zip(seen).collect())
         } else {
-            Err(Trouble::Lost("it did not try everything".into()))
+            Err(Trouble::lost("it did not try everything"))
         }
     }
 }
@@ -165,7 +198,8 @@ impl<'s> Bird<'s> {
 impl Drop for Bird<'_> {
     fn drop(&mut self) {
         // Before its end: its tgid may be somebody else's at once.
-        if let Err(Trouble::Lost(error)) = self.label(AgentId::NONE) {
+        if let Err(error) = self.label(AgentId::NONE) {
+            let error = error.into_message();
             tracing::error!(error, "the canary's label could not be taken off");
         }
         let _ = self.child.kill();
@@ -179,28 +213,64 @@ mod tests {
 
     #[test]
     fn every_surprise_is_one() {
-        let failed = |errno| Seen::Failed {
+        let (any, request) = ("x", REQUEST);
+        for (name, permitted, seen, good) in [
+            (any, true, Seen::Done, true),
+            (any, true, failed(libc::EPERM), false),
+            (any, true, failed(libc::EAFNOSUPPORT), true),
+            (any, true, failed(libc::ECONNREFUSED), false),
+            (any, true, Seen::Killed, false),
+            (any, false, failed(libc::EPERM), true),
+            (any, false, failed(libc::EAFNOSUPPORT), true),
+            (any, false, failed(libc::ETIMEDOUT), false),
+            (any, false, failed(libc::ECONNREFUSED), false),
+            (any, false, Seen::Done, false),
+            (any, false, Seen::Killed, true),
+            (request, true, Seen::Answered(FROM_ORIGIN), true),
+            (request, true, Seen::Answered(403), false),
+            (request, true, Seen::Answered(502), false),
+            (request, true, failed(libc::ETIMEDOUT), false),
+            (request, false, Seen::Answered(403), true),
+            (request, false, Seen::Answered(FROM_ORIGIN), false),
+            (request, false, failed(libc::ETIMEDOUT), true),
+        ] {
+            assert_eq!(
+                judge(name, permitted, &seen).is_ok(),
+                good,
+                "{name} {permitted} {seen:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_surprise_is_named_and_what_is_open_comes_first() {
+        let trial = |name, permitted| Trial {
+            name,
+            permitted,
+            attempt: Attempt::Exec,
+        };
+        let broken = failed(libc::EPERM);
+        let both = [
+            (trial("exec", true), broken.clone()),
+            (trial("datagram", false), Seen::Done),
+        ];
+        let Err(Trouble::Surprise(said)) = judge_all(&both) else {
+            panic!("no surprise");
+        };
+        assert!(
+            said.starts_with("a forbidden datagram went through; a permitted exec"),
+            "{said}"
+        );
+        let [shut, _] = both;
+        assert!(matches!(judge_all(&[shut]), Err(Trouble::Doubt(_))));
+        assert!(judge_all(&[(trial("exec", false), broken)]).is_ok());
+    }
+
+    fn failed(errno: i32) -> Seen {
+        Seen::Failed {
             errno: Some(errno),
             error: "x".into(),
             port: None,
-        };
-        for (permitted, seen, good) in [
-            (true, Seen::Done, true),
-            (true, failed(libc::EPERM), false),
-            (true, failed(libc::EAFNOSUPPORT), true),
-            (true, failed(libc::ECONNREFUSED), false),
-            (false, failed(libc::EPERM), true),
-            (false, failed(libc::EAFNOSUPPORT), true),
-            (false, failed(libc::ETIMEDOUT), false),
-            (false, failed(libc::ECONNREFUSED), false),
-            (false, Seen::Done, false),
-            (false, Seen::Answered(403), false),
-        ] {
-            assert_eq!(
-                judge("x", permitted, &seen).is_ok(),
-                good,
-                "{permitted} {seen:?}"
-            );
         }
     }
 }

@@ -1,33 +1,71 @@
-//! What the canary aims at: sockets of the daemon's own on loopback, so that no traffic of the host is disturbed.
+//! What the canary aims at: sockets of the daemon's own on loopback and in its runtime folder, so that no traffic of the
+//! host is disturbed, and the daemon's own program.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
+use agentguard_common::abi::{AgentId, UnixName};
 use ipnet::IpNet;
 
-use crate::canary::{Attempt, What};
-use crate::kernel::Rule;
+use super::origin::Origin;
+use crate::canary::{Attempt, FORBIDDEN, PERMITTED};
+use crate::kernel::{ExecRules, Rule};
+use crate::sys::user::Account;
+
+/// Below the runtime folder.
+const PERMITTED_UNIX: &str = "canary1.sock";
+const FORBIDDEN_UNIX: &str = "canary2.sock";
+
+/// The name of what the forwarder judges.
+pub(super) const REQUEST: &str = "request";
+
+/// One attempt, with a name for people, and whether it is permitted.
+pub(super) struct Trial {
+    pub(super) name: &'static str,
+    pub(super) permitted: bool,
+    pub(super) attempt: Attempt,
+}
 
 pub(super) struct Targets {
     /// Its rules name these.
     permitted: TcpListener,
     permitted_v6: Option<TcpListener>,
     permitted_udp: UdpSocket,
+    permitted_unix: Bound,
     /// And not these.
     forbidden: TcpListener,
     forbidden_udp: UdpSocket,
+    forbidden_unix: Bound,
+    pub(super) origin: Origin,
+    /// The daemon's program, by its name at start.
+    program: PathBuf,
+}
+
+/// A socket file that is gone with its socket.
+struct Bound {
+    listener: UnixListener,
+    path: PathBuf,
 }
 
 impl Targets {
-    pub(super) fn open() -> io::Result<Self> {
+    /// `account`: whose the canary is, and the socket files.
+    pub(super) fn open(runtime: &Path, account: &Account) -> io::Result<Self> {
         let local = (Ipv4Addr::LOCALHOST, 0);
         let targets = Self {
             permitted: TcpListener::bind(local)?,
             // Where the host has no `::1`, nothing permitted can be there.
             permitted_v6: TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).ok(),
             permitted_udp: UdpSocket::bind(local)?,
+            permitted_unix: Bound::at(runtime.join(PERMITTED_UNIX), account)?,
             forbidden: TcpListener::bind(local)?,
             forbidden_udp: UdpSocket::bind(local)?,
+            forbidden_unix: Bound::at(runtime.join(FORBIDDEN_UNIX), account)?,
+            origin: Origin::start()?,
+            program: std::env::current_exe()?,
         };
         for listener in targets.listeners() {
             listener.set_nonblocking(true)?;
@@ -57,8 +95,34 @@ impl Targets {
         rules
     }
 
-    /// With a name for people, and whether it is permitted.
-    pub(super) fn kernel(&self) -> io::Result<Vec<(&'static str, bool, Attempt)>> {
+    pub(super) fn unix(&self) -> Vec<UnixName> {
+        let path = self.permitted_unix.path.as_os_str().as_bytes();
+        UnixName::new(path).into_iter().collect()
+    }
+
+    /// The one agent may execute the daemon's program and the other nothing. The kernel names it from the root of the mount
+    /// namespace, which is above the daemon's in a chroot.
+    pub(super) fn exec(&self) -> [ExecRules; 2] {
+        let path = self.program.display();
+        let permitted = ExecRules {
+            allow: vec![path.to_string(), format!("/**{path}")],
+            ..ExecRules::nothing(AgentId::CANARY)
+        };
+        [permitted, ExecRules::nothing(AgentId::CANARY_HOSTS)]
+    }
+
+    /// Whether the program's name still leads to what the daemon runs. After an upgrade it does not, until a restart, and
+    /// what has no name is refused.
+    pub(super) fn has_its_program(&self) -> bool {
+        let file = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+        match (file(&self.program), file(Path::new("/proc/self/exe"))) {
+            (Ok(named), Ok(running)) => named == running,
+            _ => false,
+        }
+    }
+
+    /// What the kernel judges by itself. `unix`: it judges Unix sockets here.
+    pub(super) fn kernel(&self, unix: bool) -> io::Result<Vec<Trial>> {
         let (yes, no) = (self.permitted.local_addr()?, self.forbidden.local_addr()?);
         let (yes_udp, no_udp) = (
             self.permitted_udp.local_addr()?,
@@ -69,66 +133,67 @@ impl Targets {
             IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), addr.port()),
             IpAddr::V6(_) => addr,
         };
+        let (ipv4, ipv6) = ("TCP connect over IPv4", "TCP connect over IPv6");
+        let over_mapped = "TCP connect over mapped IPv6";
+        let (datagram4, datagram6) = ("datagram over IPv4", "datagram over IPv6");
         let mut all = vec![
-            ("TCP connect over IPv4", false, What::Connect, no),
-            ("TCP connect over IPv6", false, What::Connect, v6(no)),
-            (
-                "TCP connect over mapped IPv6",
-                false,
-                What::Connect,
-                mapped(no),
-            ),
-            ("datagram over IPv4", false, What::Send, no_udp),
-            ("datagram over IPv6", false, What::Send, v6(no_udp)),
-            ("TCP connect over IPv4", true, What::Connect, yes),
-            (
-                "TCP connect over mapped IPv6",
-                true,
-                What::Connect,
-                mapped(yes),
-            ),
-            ("datagram over IPv4", true, What::Send, yes_udp),
+            (ipv4, false, Attempt::Connect(no)),
+            (ipv6, false, Attempt::Connect(v6(no))),
+            (over_mapped, false, Attempt::Connect(mapped(no))),
+            (datagram4, false, Attempt::Send(no_udp)),
+            (datagram6, false, Attempt::Send(v6(no_udp))),
+            (ipv4, true, Attempt::Connect(yes)),
+            (over_mapped, true, Attempt::Connect(mapped(yes))),
+            (datagram4, true, Attempt::Send(yes_udp)),
         ];
         if let Some(listener) = &self.permitted_v6 {
-            let yes = listener.local_addr()?;
-            all.push(("TCP connect over IPv6", true, What::Connect, yes));
+            all.push((ipv6, true, Attempt::Connect(listener.local_addr()?)));
         }
-        let attempts = all.into_iter();
-        let attempts = attempts.map(|(name, permitted, what, to)| {
-            let attempt = Attempt { what, to };
-            (name, permitted, attempt)
+        if unix {
+            let connect = |bound: &Bound| Attempt::Unix(bound.path.clone());
+            let name = "connect to a Unix socket";
+            all.push((name, false, connect(&self.forbidden_unix)));
+            all.push((name, true, connect(&self.permitted_unix)));
+        }
+        if self.has_its_program() {
+            all.push(("exec", true, Attempt::Exec));
+        }
+        let trials = all.into_iter();
+        let trials = trials.map(|(name, permitted, attempt)| Trial {
+            name,
+            permitted,
+            attempt,
         });
-        Ok(attempts.collect())
+        Ok(trials.collect())
     }
 
-    /// A request that the forwarder must refuse. Were it not led there, it would end here.
-    pub(super) fn request(&self, anchor: &str) -> io::Result<Attempt> {
-        Ok(Attempt {
-            what: What::Request {
+    /// To the same place, one to be refused by the forwarder and one to be led there by it. Were they not led there, they
+    /// would end there all the same, and be seen.
+    pub(super) fn requests(&self, anchor: &str) -> [Trial; 2] {
+        [(FORBIDDEN, false), (PERMITTED, true)].map(|(path, permitted)| Trial {
+            name: REQUEST,
+            permitted,
+            attempt: Attempt::Request {
+                to: self.origin.addr(),
+                path: path.to_owned(),
                 anchor: anchor.to_owned(),
             },
-            to: self.forbidden.local_addr()?,
         })
     }
 
-    /// Takes what has come in. Whether a connection from `port` reached what no rule names.
-    pub(super) fn clear(&self, port: Option<u16>) -> bool {
+    /// Takes what has come in.
+    pub(super) fn clear(&self) {
         let mut datagram = [0; 16];
         for socket in [&self.permitted_udp, &self.forbidden_udp] {
             while socket.recv(&mut datagram).is_ok() {}
         }
-        for listener in self
-            .listeners()
-            .filter(|it| !std::ptr::eq(*it, &self.forbidden))
-        {
+        for listener in self.listeners() {
             while listener.accept().is_ok() {}
         }
-        let mut reached = false;
-        // Others may connect here as well, and mean nothing.
-        while let Ok((_, from)) = self.forbidden.accept() {
-            reached |= Some(from.port()) == port;
+        for bound in [&self.permitted_unix, &self.forbidden_unix] {
+            while bound.listener.accept().is_ok() {}
         }
-        reached
+        self.origin.was_reached_from(None);
     }
 
     fn listeners(&self) -> impl Iterator<Item = &TcpListener> {
@@ -138,5 +203,29 @@ impl Targets {
             Some(&self.forbidden),
         ];
         all.into_iter().flatten()
+    }
+}
+
+impl Bound {
+    fn at(path: PathBuf, account: &Account) -> io::Result<Self> {
+        // What a daemon that did not end in order has left.
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let listener = UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        // To nobody else: who could connect could fill the queue.
+        let bound = Self { listener, path };
+        std::os::unix::fs::chown(&bound.path, Some(account.uid), Some(account.gid))?;
+        Ok(bound)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // The next daemon removes it otherwise.
+        let _ = std::fs::remove_file(&self.path);
     }
 }

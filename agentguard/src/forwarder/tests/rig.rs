@@ -27,7 +27,7 @@ use super::super::origin::OriginSource;
 use super::super::{Forwarder, accept};
 use super::origin::TestOrigin;
 use crate::audit::record::Draft;
-use crate::link::frame::{Limits, PolicyUpdate, Start, Upstream};
+use crate::link::frame::{CanaryOrigin, Limits, PolicyUpdate, Start, Upstream};
 use crate::policy::Sources;
 use crate::tls::ca::Authority;
 
@@ -118,6 +118,10 @@ impl Rig {
             },
             killed: vec![],
             policy: bundle(&origin, setup.agent),
+            canary: CanaryOrigin {
+                port: origin.port,
+                certificate: origin.root.clone(),
+            },
         };
         let (forwarder, mut inbox) = Forwarder::new(start, |_, _, _| Ok(())).unwrap();
         let weak = Arc::downgrade(&forwarder);
