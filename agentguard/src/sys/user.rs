@@ -15,6 +15,20 @@ pub struct Account {
     pub shell: PathBuf,
 }
 
+impl Account {
+    /// Of a number that no account has: in the group of the same number, and at home nowhere.
+    pub fn of_number(name: &str) -> Option<Self> {
+        let uid = name.parse().ok().filter(|&uid| uid != u32::MAX)?;
+        Some(Self {
+            name: name.to_owned(),
+            uid,
+            gid: uid,
+            home: "/".into(),
+            shell: "/bin/sh".into(),
+        })
+    }
+}
+
 /// An account by name or number; `None` if there is none.
 pub fn account(name: &str) -> Result<Option<Account>> {
     let found = match name.parse::<u32>() {
@@ -74,5 +88,11 @@ mod tests {
         assert_eq!(gid("root"), Some(0));
         assert_eq!(name(0), "root");
         assert_eq!(name(4_000_000_000), "4000000000");
+        let nobodys = Account::of_number("4000000000").expect("a number");
+        assert_eq!((nobodys.uid, nobodys.gid), (4_000_000_000, 4_000_000_000));
+        assert_eq!(groups(&nobodys).expect("looked up"), [4_000_000_000]);
+        // The number that setresuid(2) takes for "leave it as it is".
+        assert_eq!(Account::of_number("4294967295"), None);
+        assert_eq!(Account::of_number("no-such-user-here"), None);
     }
 }

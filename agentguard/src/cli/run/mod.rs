@@ -35,7 +35,7 @@ pub struct Arguments {
     /// What it is to do, for the log
     #[arg(long, value_name = "TEXT")]
     task: Option<String>,
-    /// Run the command as this user (root only)
+    /// Run the command as this user, by name or number (root only)
     #[arg(long, value_name = "USER")]
     user: Option<String>,
     /// The command and its arguments
@@ -137,6 +137,7 @@ fn other_user(name: &str) -> Result<As, Failure> {
     }
     let account = user::account(name)
         .map_err(|e| own(format!("--user {name}: {e}")))?
+        .or_else(|| Account::of_number(name))
         .ok_or_else(|| own(format!("--user {name}: there is no such user on this host")))?;
     let groups = user::groups(&account).map_err(|e| own(format!("--user {name}: {e}")))?;
     Ok(As { account, groups })
