@@ -86,6 +86,8 @@ fn executed(shared: &Shared, event: &Event, exec: &JudgedExec) -> Option<Process
     let mut lineage = lock(&shared.lineage);
     let process = lineage.process_or_look(event.tgid, event.time_ns, event.agent)?;
     Some(Process {
+        // Who it is may have changed since the program that it has was executed.
+        uid: event.uid,
         cwd: exec.cwd.clone(),
         arguments: exec.arguments.clone(),
         arguments_bytes: exec.arguments_bytes,
