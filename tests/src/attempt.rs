@@ -1,21 +1,23 @@
 //! A way around AgentGuard, as a real program that tries it: it must get through while AgentGuard is off and for who is no
 //! agent, and must fail for an agent, as root and as another user, with one record and nothing on the wire.
 
-use std::fmt::Write as _;
+mod trial;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::bundle::Bundle;
 use crate::client::{Client, Subject as _};
-use crate::field::Field;
-use crate::guard::{Agent, Guard};
-use crate::process::Ran;
-use crate::site::Site;
-use crate::standing::{Standing, Standings};
+use crate::guard::Agent;
 use crate::tools::CLIENT_PATH;
+
+pub use self::trial::{prove, prove_on};
+
+/// How many processes a fork bomb has, where a machine of a test's cannot do with the number that is written here.
+const PROCESSES_VARIABLE: &str = "AGENTGUARD_TEST_PROCESSES";
+const PROCESSES: u32 = 50_000;
 
 /// What the tests need of Python is in its standard library.
 const PYTHON: &str = "/usr/bin/python3";
@@ -27,21 +29,22 @@ pub const AGENT: &str = "probe";
 /// Without this, `run` takes away what the attempts of root need, and the hooks would go untried.
 pub const KEEP: &str = "privileges = \"keep\"\n\n";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum User {
     Root,
-    /// There on every host, and owns nothing.
-    Nobody,
+    /// By number: a host need not have such an account.
+    Ordinary,
 }
 
 impl User {
-    pub const ALL: [Self; 2] = [Self::Root, Self::Nobody];
-    const NOBODY: u32 = 65534;
+    pub const ALL: [Self; 2] = [Self::Root, Self::Ordinary];
+    const ORDINARY: u32 = 1000;
 
+    /// As `run --user` takes it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Root => "root",
-            Self::Nobody => "nobody",
+            Self::Ordinary => "1000",
         }
     }
 }
@@ -152,167 +155,24 @@ impl Attempt {
     }
 }
 
-/// Tries every attempt: off, as an agent, and as nobody's process beside the agents. Everything that is not as it must be
-/// is told at once.
-#[track_caller]
-pub fn prove(attempts: &[Attempt], bundle: impl FnOnce(&Field) -> Bundle) {
-    prove_on(Field::new(), attempts, bundle);
-}
-
-/// The same, on a field of the test's own.
-#[track_caller]
-pub fn prove_on(field: Field, attempts: &[Attempt], bundle: impl FnOnce(&Field) -> Bundle) {
-    let site = Site::new();
-    let mut trial = Trial {
-        field,
-        standings: Standings::of_this_kernel(),
-        programs: Programs::new(),
-        failures: String::new(),
-    };
-    let bundle = bundle(&trial.field);
-    for attempt in attempts {
-        trial.alone(attempt, "without AgentGuard");
-    }
-    let guard = Guard::start(&site, &bundle);
-    for attempt in attempts {
-        trial.as_agent(attempt, &guard);
-    }
-    for attempt in attempts {
-        let before = guard.audit().len();
-        trial.alone(attempt, "as no agent");
-        if guard.audit().len() != before {
-            trial.fail(
-                attempt,
-                User::Root,
-                "somebody who is no agent is in the log",
-            );
-        }
-    }
-    assert!(trial.failures.is_empty(), "{}", trial.failures);
-}
-
-struct Trial {
-    field: Field,
-    standings: Standings,
-    programs: Programs,
-    failures: String,
-}
-
-impl Trial {
-    fn alone(&mut self, attempt: &Attempt, when: &str) {
-        for user in User::ALL {
-            let words = self.words(attempt);
-            let (said, arrived) = self.run(attempt, alone(&words).as_user(user));
-            let standing = self.standings.of_attempt(&attempt.name, user);
-            let held_by_kernel = attempt.root_only && user != User::Root;
-            let right = match &*said {
-                "through" => {
-                    !held_by_kernel
-                        && standing != Standing::Absent
-                        && (arrived || attempt.evidence == Evidence::Word)
-                }
-                said if said.starts_with("refused ") => held_by_kernel,
-                said if said.starts_with("absent ") => standing == Standing::Absent,
-                _ => false,
-            };
-            if !right {
-                let told = format!("{when}: {said} (arrived: {arrived}, {standing:?})");
-                self.fail(attempt, user, &told);
-            }
-        }
-    }
-
-    fn as_agent(&mut self, attempt: &Attempt, guard: &Guard) {
-        for user in User::ALL {
-            let standing = self.standings.of_attempt(&attempt.name, user);
-            if standing == Standing::Absent || attempt.root_only && user != User::Root {
-                continue;
-            }
-            let before = guard.audit().len();
-            let words = self.words(attempt);
-            let agent = guard.agent(attempt.agent).user(user.name());
-            let (said, arrived) = self.run(attempt, under(&agent, &words));
-            let records: Vec<_> = guard
-                .audit()
-                .split_off(before)
-                .into_iter()
-                .filter(|record| record.outcome() != "allow")
-                .collect();
-            if standing == Standing::Open {
-                if said != "through" || !records.is_empty() {
-                    let told = format!("expected open, but {said}: {records:?}");
-                    self.fail(attempt, user, &told);
-                }
-                continue;
-            }
-            let answer = said.strip_prefix("refused ").unwrap_or(&said);
-            if !attempt.answers.contains(&answer) || arrived {
-                self.fail(attempt, user, &format!("{said} (arrived: {arrived})"));
-            }
-            let told: Vec<_> = records
-                .iter()
-                .map(|r| (r.agent(), r.action(), r.reason(), r.outcome()))
-                .collect();
-            let (action, reason, outcome) = attempt.record;
-            let wanted = [(attempt.agent, action, reason, outcome)];
-            if told != wanted {
-                self.fail(attempt, user, &format!("recorded as {records:#?}"));
-            }
-        }
-    }
-
-    fn words(&self, attempt: &Attempt) -> Vec<String> {
-        match &attempt.program {
-            Program::Python(code) => python(self.field.port(), self.field.open(), code),
-            Program::C(name, arguments) => {
-                let program = if attempt.set_user_id {
-                    self.programs.set_user_id(name)
-                } else {
-                    self.programs.c(name)
-                };
-                [program.display().to_string(), self.field.port().to_string()]
-                    .into_iter()
-                    .chain(arguments.iter().cloned())
-                    .collect()
-            }
-        }
-    }
-
-    /// What it says, and whether anything of it was seen.
-    fn run(&mut self, attempt: &Attempt, client: Client) -> (String, bool) {
-        self.field.seen();
-        let Ran { stdout, stderr, .. } = client.run();
-        let word = |line: &&str| {
-            ["through", "refused ", "absent "]
-                .iter()
-                .any(|word| line.starts_with(word))
-        };
-        let said = stdout.lines().rev().find(word);
-        let said = said.map_or_else(|| format!("{stdout}\n{stderr}"), str::to_owned);
-        let seen = self.field.seen();
-        let arrived = match attempt.evidence {
-            Evidence::Anything => seen.anything,
-            Evidence::Mark => seen.mark,
-            Evidence::Word => false,
-        };
-        (said, arrived)
-    }
-
-    fn fail(&mut self, attempt: &Attempt, user: User, what: &str) {
-        let (name, user) = (&attempt.name, user.name());
-        writeln!(self.failures, "{name}, as {user}: {what}").expect("a string takes it");
-    }
+/// Of a fork bomb.
+pub fn processes() -> u32 {
+    let told = std::env::var(PROCESSES_VARIABLE);
+    told.map_or(PROCESSES, |number| number.parse().expect("a number"))
 }
 
 /// Words of the command that runs these statements.
 pub fn python(port: u16, open: u16, code: &str) -> Vec<String> {
+    let mut words = python_server(port, open);
+    words.push(code.to_owned());
+    words
+}
+
+/// Words of the command that runs statements line by line of its standard input, in hexadecimal, each in a child of its own.
+fn python_server(port: u16, open: u16) -> Vec<String> {
     let ports = [port.to_string(), open.to_string()];
-    [PYTHON, "-I", "-S", "-c", PRELUDE]
-        .map(str::to_owned)
-        .into_iter()
-        .chain(ports)
-        .chain([code.to_owned()])
-        .collect()
+    let python = [PYTHON, "-I", "-S", "-c", PRELUDE].map(str::to_owned);
+    python.into_iter().chain(ports).collect()
 }
 
 /// A command as nobody's.
@@ -332,7 +192,7 @@ impl Client {
     pub fn as_user(self, user: User) -> Self {
         match user {
             User::Root => self,
-            User::Nobody => self.user(User::NOBODY),
+            User::Ordinary => self.user(User::ORDINARY),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! An unchanged program, started with an empty environment: as an agent, or without AgentGuard as the control.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::process::{Ran, Running};
 use crate::tools::{self, node_modules, script};
@@ -63,6 +64,7 @@ impl Dialer {
 pub struct Client {
     command: Command,
     input: Option<String>,
+    stdin: Option<OwnedFd>,
 }
 
 impl Client {
@@ -72,6 +74,7 @@ impl Client {
         Self {
             command,
             input: None,
+            stdin: None,
         }
     }
 
@@ -102,8 +105,15 @@ impl Client {
         self
     }
 
+    /// What its standard input is.
+    pub fn input_from(mut self, stdin: OwnedFd) -> Self {
+        self.stdin = Some(stdin);
+        self
+    }
+
     pub fn spawn(mut self) -> Running {
-        let mut running = Running::spawn(&mut self.command);
+        let stdin = self.stdin.map_or_else(Stdio::piped, Stdio::from);
+        let mut running = Running::spawn_from(&mut self.command, stdin);
         if let Some(input) = self.input {
             running.say(&input);
             running.close_stdin();

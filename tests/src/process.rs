@@ -64,9 +64,14 @@ pub struct Running {
 
 impl Running {
     pub fn spawn(command: &mut Command) -> Self {
+        Self::spawn_from(command, Stdio::piped())
+    }
+
+    /// With this standard input; nothing can be said to it unless it is a pipe of ours.
+    pub fn spawn_from(command: &mut Command, input: Stdio) -> Self {
         let what = format!("{command:?}");
         let mut child = command
-            .stdin(Stdio::piped())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)

@@ -4,9 +4,6 @@ use serde::Deserialize;
 
 use crate::attempt::User;
 
-/// `1` or `0`: whether the kernel takes LSM programs, where a test environment knows better than `/sys` does.
-const LSM_VARIABLE: &str = "AGENTGUARD_TEST_LSM";
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     Closed,
@@ -38,6 +35,8 @@ struct Open {
     attempt: String,
     /// Everybody, if there is none.
     user: Option<String>,
+    /// Beginnings of `uname -r`; all, if there are none.
+    kernels: Option<Vec<String>>,
     /// Closed where the kernel takes LSM programs.
     closed_by_lsm: bool,
     why: String,
@@ -55,7 +54,8 @@ struct Absent {
 impl Standings {
     pub fn of_this_kernel() -> Self {
         let uname = nix::sys::utsname::uname().expect("it has no errors");
-        Self::of(&uname.release().to_string_lossy(), takes_lsm())
+        let has_lsm = agentguard::kernel::lsm().is_ok();
+        Self::of(&uname.release().to_string_lossy(), has_lsm)
     }
 
     pub fn of(release: &str, has_lsm: bool) -> Self {
@@ -77,12 +77,13 @@ impl Standings {
     }
 
     pub fn of_attempt(&self, attempt: &str, user: User) -> Standing {
-        let is_absent = self.table.absent.iter().any(|row| {
-            row.attempt == attempt && row.kernels.iter().any(|k| self.release.starts_with(k))
-        });
+        let is_of = |kernels: &[String]| kernels.iter().any(|k| self.release.starts_with(k));
+        let absent = &mut self.table.absent.iter();
+        let is_absent = absent.any(|row| row.attempt == attempt && is_of(&row.kernels));
         let is_open = self.table.open.iter().any(|row| {
             row.attempt == attempt
                 && row.user.as_deref().is_none_or(|name| name == user.name())
+                && row.kernels.as_deref().is_none_or(is_of)
                 && !(row.closed_by_lsm && self.has_lsm)
         });
         match (is_absent, is_open) {
@@ -97,14 +98,4 @@ impl Standings {
         let open = self.table.open.iter().map(|row| &*row.attempt);
         open.chain(self.table.absent.iter().map(|row| &*row.attempt))
     }
-}
-
-/// Listed among the active security modules; a kernel that is locked down lists it and takes no program all the same, which
-/// only the environment can tell.
-fn takes_lsm() -> bool {
-    if let Some(told) = std::env::var_os(LSM_VARIABLE) {
-        return told == "1";
-    }
-    std::fs::read_to_string("/sys/kernel/security/lsm")
-        .is_ok_and(|list| list.split(',').any(|module| module.trim() == "bpf"))
 }

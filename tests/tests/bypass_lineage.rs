@@ -1,6 +1,8 @@
 //! What a process can do to itself to be somebody else's: it stays the agent's.
 
-use agentguard_tests::attempt::{AGENT, Attempt, KEEP, Programs, User, alone, prove, under};
+use agentguard_tests::attempt::{
+    AGENT, Attempt, KEEP, Programs, User, alone, processes, prove, under,
+};
 use agentguard_tests::field::Field;
 use agentguard_tests::process::memory_kib;
 use agentguard_tests::{Bundle, Guard, Site};
@@ -84,7 +86,7 @@ if said: raise said[0]",
             Attempt::python(
                 "a thread that outlives its leader",
                 "import threading
-leader = threading.main_thread().native_id
+leader = os.getpid()
 def last():
     while open(f'/proc/self/task/{leader}/stat').read().rsplit(') ')[1][0] != 'Z': time.sleep(0.001)
     try: tcp(); said = 'through'
@@ -200,9 +202,9 @@ fn a_ring_made_before_the_hooks() {
 /// ended for good, and the last of them is still the agent's.
 #[test]
 fn a_fork_bomb_leaves_nothing_behind() {
-    const PROCESSES: &str = "50000";
     /// What the daemon may need more for it, KiB: it remembers a bounded number of the ended.
     const GROWTH: u64 = 48 << 10;
+    let processes = processes().to_string();
     let site = Site::new();
     let programs = Programs::new();
     let forks = programs.c("forks").display().to_string();
@@ -211,9 +213,9 @@ fn a_fork_bomb_leaves_nothing_behind() {
     let before = memory_kib(daemon, "VmRSS");
     let told = guard.audit().len();
     // The last one tries; the others only come and go.
-    let line = format!("'{forks}' {PROCESSES} -1 && '{forks}' 1 {}", libc::EPERM);
+    let line = format!("'{forks}' {processes} -1 && '{forks}' 1 {}", libc::EPERM);
     let shell = ["/bin/sh", "-c", &line].map(str::to_owned);
-    let beside = [&*forks, PROCESSES, "-1"].map(str::to_owned);
+    let beside = [&*forks, &*processes, "-1"].map(str::to_owned);
     let bomb = under(&guard.agent(AGENT), &shell).spawn();
     let beside = alone(&beside).run().ok();
     assert_eq!(beside.stdout, "wrong 0");

@@ -1,11 +1,17 @@
 //! Kinds of sockets and socket options that lead past a judgement of addresses, and listening where nobody allowed it.
 
+use std::io::IoSlice;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use agentguard_tests::attempt::{AGENT, Attempt, KEEP, User, alone, prove, python, under};
 use agentguard_tests::bundle::reach;
+use agentguard_tests::field::Field;
+use agentguard_tests::standing::{Standing, Standings};
 use agentguard_tests::{Bundle, Client, Guard, Site};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 #[test]
 fn other_protocols_of_the_internet_families() {
@@ -223,6 +229,55 @@ fn listening_without_a_bind() {
             "as no agent, as {}",
             user.name()
         );
+    }
+}
+
+/// A process that is nobody's agent connects, and hands the connection to an agent over the pair that is its standard input.
+#[test]
+fn a_connection_that_is_handed_over() {
+    let attempt = "a connection that is handed over";
+    let is_open = Standings::of_this_kernel().of_attempt(attempt, User::Root) == Standing::Open;
+    let site = Site::new();
+    let mut field = Field::new();
+    let code = "
+data, fds, flags, _ = socket.recv_fds(socket.socket(fileno=0), 1, 2)
+if not fds: raise PermissionError(errno.EPERM, 'nothing came')
+socket.socket(fileno=fds[0]).sendall(MARK)";
+    let words = python(field.port(), 0, code);
+    let mut hand_over = |client: Client| {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let receiver = client.input_from(theirs.into()).spawn();
+        let goal = TcpStream::connect(("127.0.0.1", field.port())).expect("it listens");
+        field.seen();
+        let fds = [goal.as_raw_fd()];
+        let data = [IoSlice::new(b"x")];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let sent = sendmsg::<()>(ours.as_raw_fd(), &data, &rights, MsgFlags::empty(), None);
+        assert_eq!(sent, Ok(1));
+        let said = receiver.finish().ok().stdout;
+        (said, field.seen().mark)
+    };
+    let through = ("through".to_owned(), true);
+    assert_eq!(hand_over(alone(&words)), through, "without AgentGuard");
+    let guard = Guard::start(&site, &Bundle::new(1).agent(AGENT, KEEP));
+    for user in User::ALL {
+        let before = guard.audit().len();
+        let said = hand_over(under(&guard.agent(AGENT).user(user.name()), &words));
+        let records = guard.audit().split_off(before);
+        let name = user.name();
+        if is_open {
+            assert_eq!((said, records.len()), (through.clone(), 0), "as {name}");
+        } else {
+            assert_eq!(said, ("refused EPERM".to_owned(), false), "as {name}");
+            let [record] = &records[..] else {
+                panic!("as {name}: not one record: {records:#?}");
+            };
+            let told = (record.agent(), record.action(), record.outcome());
+            assert_eq!(told, (AGENT, "handed-over", "deny"), "as {name}");
+        }
+        let before = guard.audit().len();
+        let beside = hand_over(alone(&words).as_user(user));
+        assert_eq!((beside, guard.audit().len()), (through.clone(), before));
     }
 }
 

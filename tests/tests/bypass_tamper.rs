@@ -1,10 +1,14 @@
-//! Ways into what holds the agent, or out past it, that `agentguard run` closes on every kernel. Each call works without
-//! AgentGuard and fails with it. What a seccomp filter refuses leaves no record: it never reaches a hook.
+//! Ways into what holds the agent, or out past it. `agentguard run` closes them on every kernel: each call works without
+//! AgentGuard and fails with it, and what a seccomp filter refuses leaves no record, for it never reaches a hook. LSM programs
+//! close them for an agent that keeps its privileges too, with one record each.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::path::PathBuf;
 
+use agentguard_tests::attempt::{KEEP, Programs, User, alone, under};
 use agentguard_tests::client::{Subject, python};
+use agentguard_tests::standing::{Standing, Standings};
+use agentguard_tests::tools::script;
 use agentguard_tests::{Bundle, Client, Guard, Running, Site};
 
 /// As root without AgentGuard each says ok; a call that this kernel was built without is left out.
@@ -61,9 +65,10 @@ struct Unprivileged<'site>(&'site Site);
 
 impl Subject for Unprivileged<'_> {
     fn client(&self, program: &std::path::Path) -> Client {
+        let user = User::Ordinary.name();
         let client = self
             .0
-            .cli(["run", "--agent", "probe", "--user", "nobody", "--"]);
+            .cli(["run", "--agent", "probe", "--user", user, "--"]);
         // Its folder need not be open to everyone.
         if program.ends_with("python") {
             client.arg("/usr/bin/python3")
@@ -76,10 +81,14 @@ impl Subject for Unprivileged<'_> {
 #[test]
 fn calls_below_run_that_no_hook_sees() {
     let site = Site::new();
-    let mut bystander = Command::new("sleep").arg("600").spawn().expect("it starts");
-    let address = writable_memory(bystander.id());
+    let mut bystander = Client::new("/usr/bin/cat").spawn();
+    // Its memory is where it will be once it has answered.
+    bystander.say("up");
+    bystander.line(|line| line == "up");
+    let tgid = bystander.tgid();
+    let address = writable_memory(tgid);
     let with_pid = |call: &str| {
-        call.replace("PID", &bystander.id().to_string())
+        call.replace("PID", &tgid.to_string())
             .replace("ADDRESS", &address)
     };
     let mut control = tamper(&site);
@@ -124,8 +133,105 @@ fn calls_below_run_that_no_hook_sees() {
     guard.cli(["policy", "apply", &folder]).ok();
     let mut kept = tamper(&guard.agent("probe"));
     assert_eq!(tries(&mut kept, "unshare_user"), "ok");
-    bystander.kill().expect("own child");
-    bystander.wait().expect("own child");
+}
+
+/// What only LSM programs refuse, and what they record of it.
+#[test]
+fn what_a_privileged_agent_may_not_do() {
+    let attempt = "tampering with privileges kept";
+    let words = [
+        "/usr/bin/python3",
+        script("tamper.py").to_str().expect("plain"),
+    ]
+    .map(str::to_owned);
+    let is_open = Standings::of_this_kernel().of_attempt(attempt, User::Root) == Standing::Open;
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", KEEP));
+    for user in User::ALL {
+        let mut bystander = Client::new("/usr/bin/cat").as_user(user).spawn();
+        bystander.say("up");
+        bystander.line(|line| line == "up");
+        let tgid = bystander.tgid();
+        let address = writable_memory(tgid);
+        let daemon = guard.daemon_tgid();
+        let pin = OnBpffs::new();
+        let process = format!("process/{tgid}");
+        let into_it = |call: String| (call, "ptrace", process.clone());
+        let mut attempts = vec![
+            into_it(format!("ptrace {tgid}")),
+            into_it(format!("process_vm_readv {tgid} {address}")),
+            into_it(format!("process_vm_writev {tgid} {address}")),
+            into_it(format!("pidfd_getfd {tgid}")),
+        ];
+        if user == User::Root {
+            let terminal = "terminal".to_owned();
+            attempts.push((terminal.clone(), "ioctl", terminal));
+            let signal = format!("kill {daemon} 18");
+            attempts.push(("bpf".to_owned(), "bpf", "bpf".to_owned()));
+            attempts.push((signal, "kill", format!("process/{daemon}")));
+            let rename = format!("rename {0}/a {0}/b", pin.0.display());
+            attempts.push((rename, "unlink", "bpffs".to_owned()));
+            let remove = format!("rmdir {}/c", pin.0.display());
+            attempts.push((remove, "unlink", "bpffs".to_owned()));
+        }
+        let name = user.name();
+        let mut agent = under(&guard.agent("probe").user(name), &words).spawn();
+        for (call, action, resource) in &attempts {
+            let before = guard.audit().len();
+            let said = tries(&mut agent, call);
+            let records = guard.audit().split_off(before);
+            if is_open {
+                assert_eq!((&*said, records.len()), ("ok", 0), "{call}, as {name}");
+                pin.restore();
+                continue;
+            }
+            assert_eq!(said, "EPERM", "{call}, as {name}");
+            let [record] = &records[..] else {
+                panic!("{call}, as {name}: not one record: {records:#?}");
+            };
+            let told = (record.agent(), record.action(), record.resource());
+            assert_eq!(told, ("probe", *action, &**resource), "{call}, as {name}");
+            let told = (record.outcome(), record.reason());
+            assert_eq!(told, ("deny", "policy-denied"), "{call}, as {name}");
+        }
+        let before = guard.audit().len();
+        let mut control = alone(&words).as_user(user).spawn();
+        for (call, ..) in &attempts {
+            assert_eq!(tries(&mut control, call), "ok", "{call}, as no agent");
+            pin.restore();
+        }
+        assert_eq!(guard.audit().len(), before, "nobody's");
+    }
+}
+
+/// Folders on the file system of the pins that are not the daemon's.
+struct OnBpffs(PathBuf);
+
+impl OnBpffs {
+    fn new() -> Self {
+        let name = format!(
+            "/sys/fs/bpf/agentguard-test-{}-tampered",
+            std::process::id()
+        );
+        let made = Self(name.into());
+        made.restore();
+        made
+    }
+
+    fn restore(&self) {
+        let _ = std::fs::remove_dir(self.0.join("b"));
+        for folder in ["a", "c"] {
+            std::fs::create_dir_all(self.0.join(folder)).expect("a folder");
+        }
+    }
+}
+
+impl Drop for OnBpffs {
+    fn drop(&mut self) {
+        for folder in ["a", "b", "c", ""] {
+            let _ = std::fs::remove_dir(self.0.join(folder));
+        }
+    }
 }
 
 /// The stack: the loader makes other memory read-only as it goes.
@@ -179,26 +285,9 @@ fn the_daemon_is_out_of_reach_for_a_root_agent() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn calls_of_another_architecture_end_the_process() {
-    const SOURCE: &str = r#"
-#include <stdio.h>
-int main(void) {
-    long answer;
-    /* i386's getpid. */
-    __asm__ volatile("int $0x80" : "=a"(answer) : "a"(20) : "memory", "r8", "r9", "r10", "r11");
-    printf("said %s\n", answer > 0 ? "ok" : "refused");
-    return 0;
-}
-"#;
     let site = Site::new();
-    let source = site.path("foreign.c");
-    let program = site.path("foreign");
-    std::fs::write(&source, SOURCE).expect("written");
-    let compiled = Command::new("cc")
-        .arg("-o")
-        .arg(&program)
-        .arg(&source)
-        .status();
-    assert!(compiled.expect("a C compiler").success());
+    let programs = Programs::new();
+    let program = programs.c("foreign");
     let control = site.client(&program).run();
     if control.code() != 0 || control.stdout != "said ok" {
         // Built without IA32 emulation: there is no such way.

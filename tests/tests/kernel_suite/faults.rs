@@ -8,7 +8,7 @@ use agentguard_common::counter::Counter;
 use agentguard_common::layout::Layout;
 use agentguard_common::net::Addr;
 use agentguard_common::verdict::Refusal;
-use agentguard_tests::attempt::{Programs, User};
+use agentguard_tests::attempt::{Programs, User, processes};
 use agentguard_tests::standing::{Standing, Standings};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::{CgroupAttachMode, CgroupSock, RawTracePoint};
@@ -117,14 +117,14 @@ say(r if isinstance(r, str) else attempt(socket.socket, socket.AF_INET, socket.S
 }
 
 #[test]
-fn fifty_thousand_processes_leave_no_label_and_lose_none() {
-    const PROCESSES: u32 = 50_000;
+fn a_fork_bomb_leaves_no_label_and_loses_none() {
+    let processes = processes();
     let mut host = Host::new();
     let programs = Programs::new();
     let forks = programs.c("forks");
     let script = |wanted: i32| {
         format!(
-            "say(subprocess.run(['{}', '{PROCESSES}', '{wanted}'], capture_output=True, text=True).stdout)",
+            "say(subprocess.run(['{}', '{processes}', '{wanted}'], capture_output=True, text=True).stdout)",
             forks.display()
         )
     };

@@ -1,4 +1,7 @@
-"""PORT OPEN CODE: runs CODE, which gets to PORT or raises; says `through`, `refused NAME`, or `absent NAME` if the kernel lacks it."""
+"""PORT OPEN [CODE]: runs CODE, which gets to PORT or raises; says `through`, `refused NAME`, or `absent NAME` if the kernel lacks it.
+
+Without CODE it is one line of standard input after another, in hexadecimal, each run by a child; `ended` follows its end.
+"""
 
 import ctypes
 import errno
@@ -8,6 +11,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 
 PORT = int(sys.argv[1])
 # What the agent may reach.
@@ -76,10 +80,28 @@ def from_child(status):
         raise OSError(code, "in the child")
 
 
-try:
-    exec(sys.argv[3])
-except OSError as error:
-    name = errno.errorcode.get(error.errno, "timeout")
-    print("absent" if error.errno in ABSENT else "refused", name, flush=True)
+def attempt(code):
+    try:
+        exec(code, globals())
+    except OSError as error:
+        name = errno.errorcode.get(error.errno, "timeout")
+        print("absent" if error.errno in ABSENT else "refused", name, flush=True)
+    else:
+        print("through", flush=True)
+
+
+if len(sys.argv) > 3:
+    attempt(sys.argv[3])
 else:
-    print("through", flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                attempt(bytes.fromhex(line).decode())
+            except BaseException:
+                traceback.print_exc(file=sys.stdout)
+            finally:
+                sys.stdout.flush()
+                os._exit(0)
+        os.waitpid(pid, 0)
+        print("ended", flush=True)
