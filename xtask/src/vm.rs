@@ -10,7 +10,7 @@ mod outcome;
 mod table;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -20,7 +20,7 @@ use self::instructions::{Measured, Records};
 use self::outcome::{Outcome, Tests};
 use self::table::{Kernel, Table};
 use crate::setup::{self, Need};
-use crate::shell;
+use crate::shell::{self, command};
 use crate::test::{self, Profile};
 
 #[derive(clap::Args, Default)]
@@ -37,6 +37,9 @@ pub struct Args {
     /// Debug builds: quicker to build, slower to run
     #[arg(long)]
     debug: bool,
+    /// Only these: a test program, `PROGRAM::FILTER`, or the beginning of a name with `*` behind it
+    #[arg(value_name = "TEST")]
+    tests: Vec<String>,
     /// For the test runners inside: a filter, `--exact`, …
     #[arg(last = true)]
     runner: Vec<String>,
@@ -44,21 +47,41 @@ pub struct Args {
 
 /// What `cargo xtask test` has time for on an emulated processor: that every program loads, and what only LSM programs do.
 const ESSENTIALS: [&str; 6] = [
-    "every_shape_loads",
-    "exec::lsm",
-    "exec::with_lsm",
-    "tamper::",
-    "handed::",
-    "unix::",
+    "load_shapes::every_shape_loads",
+    "kernel_suite::exec::lsm",
+    "kernel_suite::exec::with_lsm",
+    "kernel_suite::tamper::",
+    "kernel_suite::handed::",
+    "kernel_suite::unix::",
 ];
 
 impl Args {
     /// The essentials on the table's default kernel.
     pub fn essentials() -> Self {
         Self {
-            runner: ESSENTIALS.map(str::to_owned).to_vec(),
+            tests: ESSENTIALS.map(str::to_owned).to_vec(),
             ..Self::default()
         }
+    }
+
+    /// The filters for a test program; `None` if it is not to run.
+    fn filters(&self, program: &str) -> Option<Vec<&str>> {
+        if self.tests.is_empty() {
+            return Some(Vec::new());
+        }
+        let named = self.tests.iter().filter_map(|test| {
+            let (name, filter) = test.split_once("::").unwrap_or((test, ""));
+            table::names(name, program).then_some(filter)
+        });
+        let filters: Vec<&str> = named.collect();
+        match filters.contains(&"") {
+            true => Some(Vec::new()),
+            false => (!filters.is_empty()).then_some(filters),
+        }
+    }
+
+    fn is_all(&self) -> bool {
+        self.tests.is_empty() && self.runner.is_empty()
     }
 }
 
@@ -81,7 +104,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         Profile::Release
     };
-    let programs = Programs::build(&table, profile)?;
+    let programs = Programs::build(&table, profile, args)?;
     let mut records = Records::read()?;
     let mut failed = 0;
     let mut lines = Vec::new();
@@ -123,23 +146,61 @@ struct Programs {
     tests: Vec<(String, PathBuf)>,
     init: PathBuf,
     agentguard: PathBuf,
+    /// What the tests run, in C.
+    attempts: Vec<(String, PathBuf)>,
 }
 
 impl Programs {
-    fn build(table: &Table, profile: Profile) -> anyhow::Result<Self> {
+    fn build(table: &Table, profile: Profile, args: &Args) -> anyhow::Result<Self> {
         let agentguard = profile.agentguard()?;
         let (init, tests) = test::programs(profile, |name| {
-            table
-                .kernels
-                .iter()
-                .any(|kernel| table.place(kernel, name).is_some())
+            let runs = |kernel| table.place(kernel, name).is_some();
+            args.filters(name).is_some() && table.kernels.iter().any(runs)
         })?;
+        if tests.is_empty() {
+            bail!(
+                "no test program of tests/vm/kernels.toml is meant by {:?}",
+                args.tests
+            );
+        }
+        let folder = shell::target().join("vm/programs");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let tests: anyhow::Result<_> = tests
+            .into_iter()
+            .map(|(name, file)| Ok((name.clone(), stripped(&file, &folder.join(name))?)))
+            .collect();
         Ok(Self {
-            tests,
+            tests: tests?,
             init,
-            agentguard,
+            agentguard: stripped(&agentguard, &folder.join("agentguard"))?,
+            attempts: attempts(&folder)?,
         })
     }
+}
+
+/// Without what only a debugger reads: a machine has it all in its memory.
+fn stripped(from: &Path, to: &Path) -> anyhow::Result<PathBuf> {
+    let files = [Path::new("-o"), to, from];
+    shell::run(command("strip", ["--strip-debug"]).args(files))?;
+    Ok(to.to_owned())
+}
+
+/// As the harness compiles them where there is a compiler: `tests/tools/attempt/NAME.c`.
+fn attempts(folder: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let sources = shell::root().join("tests/tools/attempt");
+    let mut made = Vec::new();
+    for entry in fs::read_dir(&sources)? {
+        let source = entry?.path();
+        if source.extension().is_none_or(|extension| extension != "c") {
+            continue;
+        }
+        let name = source.file_stem().unwrap_or_default().to_string_lossy();
+        let program = folder.join(&*name);
+        let flags = ["-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o"];
+        shell::run(command("cc", flags).args([&program, &source]))?;
+        made.push((name.into_owned(), program));
+    }
+    Ok(made)
 }
 
 fn tried(
@@ -157,8 +218,12 @@ fn tried(
         .tests
         .iter()
         .filter_map(|(name, file)| Some((table.place(kernel, name)?, name, file)))
+        .filter(|(_, name, _)| args.filters(name).is_some())
         .collect();
     tests.sort();
+    if tests.is_empty() {
+        bail!("none of {:?} runs on it", args.tests);
+    }
     let mut inside = vec![
         ("vm/init".to_owned(), programs.init.clone()),
         (AGENTGUARD.to_owned(), programs.agentguard.clone()),
@@ -168,16 +233,29 @@ fn tried(
             .iter()
             .map(|(_, name, file)| (format!("vm/tests/{name}"), (*file).clone())),
     );
+    inside.extend(
+        programs
+            .attempts
+            .iter()
+            .map(|(name, file)| (format!("{ATTEMPTS}/{name}"), file.clone())),
+    );
     let mut image = Image::new(&unpacked, &inside)?;
-    let runner: String = args.runner.iter().map(|arg| format!("\t{arg}")).collect();
     let steps: String = tests
         .iter()
         .map(|(_, name, _)| {
-            format!("{name}\t/vm/tests/{name}\t--color=never\t--show-output{runner}\n")
+            let filters = args.filters(name).unwrap_or_default();
+            let runner = args.runner.iter().map(String::as_str);
+            let words: String = filters
+                .into_iter()
+                .chain(runner)
+                .map(|word| format!("\t{word}"))
+                .collect();
+            format!("{name}\t/vm/tests/{name}\t--color=never\t--show-output{words}\n")
         })
         .collect();
     image.text("vm/steps", &steps);
-    image.text("vm/environment", &environment());
+    image.text("vm/environment", &environment(table));
+    image.link(&format!("{TOOLS}/venv/bin/python"), "/usr/bin/python3");
     let initramfs = folder.join("initramfs");
     image.write(&initramfs)?;
     let told = machine::run(&unpacked.image, &initramfs, &kernel.parameters, &folder);
@@ -204,7 +282,7 @@ fn tried(
             Err(error) => surprises.push(format!("{name}: {error:#}")),
         }
     }
-    let is_all = args.runner.is_empty();
+    let is_all = args.is_all();
     surprises.extend(outcome::surprises(kernel, &all, is_all));
     match Measured::of(&told.release, &all) {
         Some(measured) if args.bless => records.bless(&kernel.name, &measured)?,
@@ -232,11 +310,15 @@ fn tried(
 
 /// Where the harness looks for the binary under test inside.
 const AGENTGUARD: &str = "usr/bin/agentguard";
+/// And programs that it would compile.
+const ATTEMPTS: &str = "vm/attempts";
+/// And Python; of the packages under test there is none.
+const TOOLS: &str = "vm/tools";
 
-fn environment() -> String {
+fn environment(table: &Table) -> String {
     format!(
-        "PATH=/usr/bin:/usr/sbin\nHOME=/root\nLANG=C.UTF-8\nRUST_BACKTRACE=0\nAGENTGUARD_BIN=/{AGENTGUARD}\nAGENTGUARD_TEST_TOOLS={}\n",
-        shell::test_tools().display()
+        "PATH=/usr/bin:/usr/sbin\nHOME=/root\nLANG=C.UTF-8\nRUST_BACKTRACE=0\nAGENTGUARD_BIN=/{AGENTGUARD}\nAGENTGUARD_TEST_TOOLS=/{TOOLS}\nAGENTGUARD_TEST_PROGRAMS=/{ATTEMPTS}\nAGENTGUARD_TEST_PROCESSES={}\n",
+        table.processes
     )
 }
 

@@ -14,7 +14,7 @@ use super::fetch::Unpacked;
 use crate::shell::{self, command};
 
 /// Debian's own, whatever else is first on `PATH`.
-const PROGRAMS: [&str; 26] = [
+const PROGRAMS: [&str; 30] = [
     "/usr/bin/bash",
     "/usr/bin/cat",
     "/usr/bin/cp",
@@ -23,6 +23,7 @@ const PROGRAMS: [&str; 26] = [
     "/usr/bin/dd",
     "/usr/bin/echo",
     "/usr/bin/env",
+    "/usr/bin/git",
     "/usr/bin/id",
     "/usr/bin/kill",
     "/usr/bin/ln",
@@ -30,7 +31,9 @@ const PROGRAMS: [&str; 26] = [
     "/usr/bin/mount",
     "/usr/bin/nsenter",
     "/usr/bin/openssl",
+    "/usr/bin/prlimit",
     "/usr/bin/python3",
+    "/usr/bin/rm",
     "/usr/bin/sh",
     "/usr/bin/setpriv",
     "/usr/bin/setsid",
@@ -38,6 +41,7 @@ const PROGRAMS: [&str; 26] = [
     "/usr/bin/true",
     "/usr/bin/umount",
     "/usr/bin/unshare",
+    "/usr/sbin/fcgiwrap",
     "/usr/sbin/ip",
     "/usr/sbin/modprobe",
     "/usr/sbin/nginx",
@@ -102,9 +106,10 @@ const NOT_OF_PYTHON: [&str; 7] = [
     "tkinter",
 ];
 
-const FOLDERS: [(&str, u32); 9] = [
+const FOLDERS: [(&str, u32); 10] = [
     ("dev", 0o755),
     ("home/user", 0o755),
+    ("mnt", 0o755),
     ("proc", 0o755),
     ("root", 0o700),
     ("run", 0o755),
@@ -162,6 +167,10 @@ impl Image {
 
     pub fn text(&mut self, path: &str, text: &str) {
         self.add(path, Entry::Text(text.to_owned()));
+    }
+
+    pub fn link(&mut self, path: &str, target: &str) {
+        self.add(path, Entry::Link(target.into()));
     }
 
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {

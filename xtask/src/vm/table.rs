@@ -12,6 +12,8 @@ pub struct Table {
     pub default: String,
     /// Names of test programs, in the order of running; `*` at the end stands for anything.
     pub tests: Vec<String>,
+    /// Of a fork bomb, on an emulated processor.
+    pub processes: u32,
     #[serde(rename = "kernel")]
     pub kernels: Vec<Kernel>,
 }
@@ -74,9 +76,14 @@ impl Table {
     /// Where in the order the test program `name` runs on `kernel`, if it does.
     pub fn place(&self, kernel: &Kernel, name: &str) -> Option<usize> {
         let tests = kernel.tests.as_ref().unwrap_or(&self.tests);
-        tests.iter().position(|test| match test.strip_suffix('*') {
-            Some(start) => name.starts_with(start),
-            None => name == test,
-        })
+        tests.iter().position(|test| names(test, name))
+    }
+}
+
+/// Whether the test program `name` is meant by a name that may end in `*`.
+pub fn names(test: &str, name: &str) -> bool {
+    match test.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == test,
     }
 }
