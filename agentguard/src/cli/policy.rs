@@ -79,6 +79,9 @@ pub struct Explain {
     /// A request header; may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// A role that is taken to have approved it; may be repeated
+    #[arg(long = "approved-by", value_name = "ROLE")]
+    approvals: Vec<String>,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -226,6 +229,7 @@ async fn ask(explain: &Explain, client: &Client) -> Result<ExitCode, Failure> {
         method: explain.method.clone(),
         url: explain.url.clone(),
         headers: explain.headers.clone(),
+        approvals: explain.approvals.iter().cloned().collect(),
     };
     let answer: Explanation = client.post("/v1/policy/explain", &question).await?;
     if explain.json {

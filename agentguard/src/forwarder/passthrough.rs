@@ -13,7 +13,7 @@ use super::standing::{Asked, Standing};
 use super::terminate::{Alert, send_alert};
 use super::{Arrival, refuse, tunnel};
 use crate::audit::record::UpstreamInfo;
-use crate::policy::{Action, Decision, Input, Permit, Policy};
+use crate::policy::{Action, Decision, Gathered, Input, Permit, Policy};
 use crate::reason::DenyReason;
 
 /// Judges the connection as `Action::Connect` and carries it.
@@ -58,7 +58,14 @@ pub async fn carry(
     };
     let agent = arrival.life.agent;
     let forwarder = arrival.forwarder.clone();
-    let standing = Standing::new(forwarder, policy, agent, target, Asked::Connect);
+    let standing = Standing::new(
+        forwarder,
+        policy,
+        agent,
+        target,
+        Asked::Connect,
+        Gathered::default(),
+    );
     tunnel::carry(carried, entry, standing).await;
 }
 
@@ -84,6 +91,7 @@ fn judge(
         host: &target.host,
         port: target.port,
         action: Action::Connect,
+        gathered: &Gathered::default(),
     });
     entry.latency.decide = micros(started);
     match decision {

@@ -23,7 +23,7 @@ use super::tunnel::{self, Tunnel, WebSocket};
 use super::upload::{self, Upload};
 use super::upstream::Call;
 use crate::audit::record::RequestInfo;
-use crate::policy::{Action, CanonicalPath, Decision, Input, Permit, Policy};
+use crate::policy::{Action, CanonicalPath, Decision, Gathered, Input, Permit, Policy};
 use crate::reason::DenyReason;
 
 /// Judges `request` and answers it: with upstream's answer, or with why not.
@@ -62,6 +62,7 @@ struct Judged {
     place: Target,
     authority: Authority,
     target: PathAndQuery,
+    gathered: Gathered,
     /// What is kept of a request that asks for a WebSocket.
     websocket: Option<Box<Upgrade>>,
 }
@@ -103,7 +104,8 @@ impl<'a> Exchange<'a> {
         framing::check(&parts, head)?;
         let authority = target.authority(&session.entrance.scheme);
         let websocket = headers::clean(&mut parts, &authority)?;
-        let permit = self.decide(&parts, &target, &path)?;
+        let gathered = Gathered::default();
+        let permit = self.decide(&parts, &target, &path, &gathered)?;
         let websocket = websocket.then(|| {
             Box::new(Upgrade {
                 method: parts.method.clone(),
@@ -124,6 +126,7 @@ impl<'a> Exchange<'a> {
             authority: Authority::try_from(authority)
                 .map_err(|_| Refusal::protocol("the request's host cannot be sent on"))?,
             target: line.map_err(|_| Refusal::protocol("the request's path cannot be sent on"))?,
+            gathered,
             websocket,
         })
     }
@@ -158,6 +161,7 @@ impl<'a> Exchange<'a> {
         parts: &Parts,
         target: &Target,
         path: &CanonicalPath,
+        gathered: &Gathered,
     ) -> Result<Permit, Refusal> {
         let started = Instant::now();
         let decision = self.policy.decide(&Input {
@@ -171,6 +175,7 @@ impl<'a> Exchange<'a> {
                 query: parts.uri.query(),
                 headers: &parts.headers,
             },
+            gathered,
         });
         self.entry.latency.decide = micros(started);
         match decision {
@@ -191,6 +196,7 @@ impl<'a> Exchange<'a> {
             place,
             authority,
             target,
+            gathered,
             websocket,
         } = judged;
         let client = websocket
@@ -236,7 +242,7 @@ impl<'a> Exchange<'a> {
             session.becomes(Tunnel::WebSocket(WebSocket {
                 client,
                 upstream,
-                standing: self.standing(place, Asked::Upgrade(upgrade)),
+                standing: self.standing(place, Asked::Upgrade(upgrade), gathered),
                 entry: self.entry,
                 busy,
             }));
@@ -245,16 +251,23 @@ impl<'a> Exchange<'a> {
         headers::strip(&mut head.headers, false);
         // Another place or protocol to go to, which the agent cannot use.
         head.headers.remove(header::ALT_SVC);
-        let standing = self.standing(place, Asked::Answer);
+        let standing = self.standing(place, Asked::Answer, gathered);
         let body = Answer::upstream(body, answer.lease, self.entry, standing, busy);
         Response::from_parts(head, body)
     }
 
-    fn standing(&self, target: Target, asked: Asked) -> Standing {
+    fn standing(&self, target: Target, asked: Asked, gathered: Gathered) -> Standing {
         let session = self.session;
         let judged = self.policy.clone();
         let forwarder = session.forwarder.clone();
-        Standing::new(forwarder, judged, session.life.agent, target, asked)
+        Standing::new(
+            forwarder,
+            judged,
+            session.life.agent,
+            target,
+            asked,
+            gathered,
+        )
     }
 
     fn status(&mut self, status: StatusCode) {

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method};
 
 use super::Forwarder;
 use super::identity::Target;
-use crate::policy::{Action, CanonicalPath, Decision, Input, Policy};
+use crate::policy::{Action, CanonicalPath, Decision, Gathered, Input, Policy};
 
 /// Said of what a new bundle ends.
 pub const CUT: &str = "permitted, and cut when another bundle came into force";
@@ -20,6 +20,8 @@ pub struct Standing {
     agent: AgentId,
     target: Target,
     asked: Asked,
+    /// What was gathered for the decision that permitted it.
+    gathered: Gathered,
 }
 
 /// What was permitted, as far as it is kept.
@@ -48,6 +50,7 @@ impl Standing {
         agent: AgentId,
         target: Target,
         asked: Asked,
+        gathered: Gathered,
     ) -> Self {
         Self {
             forwarder,
@@ -55,6 +58,7 @@ impl Standing {
             agent,
             target,
             asked,
+            gathered,
         }
     }
 
@@ -96,6 +100,7 @@ impl Standing {
             host,
             port: *port,
             action,
+            gathered: &self.gathered,
         });
         matches!(decision, Decision::Permit(_))
     }

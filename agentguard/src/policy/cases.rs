@@ -1,6 +1,6 @@
 //! A bundle's own cases: requests with the decisions that its author expects, taken by the decision's own way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -139,13 +139,9 @@ impl Policy {
     /// were asked.
     pub fn diff(&self, new: &Self) -> (Vec<Change>, usize) {
         // A case is what it asks: both bundles may have it under other names.
-        let asked: BTreeMap<_, _> = new
-            .cases
-            .iter()
-            .map(|case| (key(&case.question), case))
-            .collect();
+        let asked: BTreeSet<_> = new.cases.iter().map(|case| &case.question).collect();
         let only_old = self.cases.iter();
-        let only_old = only_old.filter(|case| !asked.contains_key(&key(&case.question)));
+        let only_old = only_old.filter(|case| !asked.contains(&case.question));
         let cases: Vec<&Case> = new.cases.iter().chain(only_old).collect();
         let changes = cases.iter().filter_map(|case| {
             let old_answer = self.answer(&case.question).ok();
@@ -167,13 +163,4 @@ impl Policy {
         });
         (changes.collect(), cases.len())
     }
-}
-
-fn key(question: &Question) -> (&str, &str, &str, &[(String, String)]) {
-    (
-        &question.agent,
-        &question.method,
-        &question.url,
-        &question.headers,
-    )
 }

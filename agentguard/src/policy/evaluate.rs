@@ -118,7 +118,9 @@ pub(super) fn request<'r>(
     routes: impl Fn(&str) -> Vec<&'r str>,
 ) -> Request {
     let text = |value: &str| RestrictedExpression::new_string(value.to_owned());
-    let value = |name, path: &str| match name {
+    // Without a path nothing is read that has to do with one.
+    let path = asked.path.unwrap_or_default();
+    let value = |name| match name {
         "scheme" => text(asked.scheme),
         "path" => text(path),
         "segments" => {
@@ -126,16 +128,20 @@ pub(super) fn request<'r>(
         }
         "routes" => RestrictedExpression::new_set(routes(path).into_iter().map(text)),
         "query" => RestrictedExpression::new_entity_uid(entity::query_uid()),
+        "approvals" => {
+            let roles = input.gathered.approvals.iter();
+            RestrictedExpression::new_set(roles.map(|role| text(role)))
+        }
         _ => RestrictedExpression::new_entity_uid(entity::headers_uid()),
     };
-    let context = match asked.path {
-        None => Context::empty(),
-        Some(path) => {
-            let read = schema::CONTEXT.into_iter().filter(|name| has(name));
-            let pairs = read.map(|name| (name.to_owned(), value(name, path)));
-            Context::from_pairs(pairs).expect("the names are different and the values are plain")
-        }
+    let known = match asked.path {
+        None => &schema::CONNECT_CONTEXT[..],
+        Some(_) => &schema::CONTEXT,
     };
+    let read = known.iter().copied().filter(|name| has(name));
+    let pairs = read.map(|name| (name.to_owned(), value(name)));
+    let context =
+        Context::from_pairs(pairs).expect("the names are different and the values are plain");
     Request::new(
         agent.uid.clone(),
         entity::action_uid(asked.action),

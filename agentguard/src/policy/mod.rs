@@ -15,6 +15,7 @@ mod entity;
 mod evaluate;
 pub mod explain;
 mod facts;
+mod gathered;
 mod glob;
 mod host;
 mod lex;
@@ -40,6 +41,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use self::diagnostic::Diagnostic;
+pub use self::gathered::{Gathered, Needs};
 pub use self::host::{HostName, acts_on_terminal};
 pub use self::path::CanonicalPath;
 pub use self::permit::Permit;
@@ -134,6 +136,7 @@ pub struct Input<'a> {
     pub host: &'a HostName,
     pub port: u16,
     pub action: Action<'a>,
+    pub gathered: &'a Gathered,
 }
 
 pub enum Action<'a> {

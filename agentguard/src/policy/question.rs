@@ -1,14 +1,16 @@
 //! A request as a person writes it, in the terms of a decision.
 
+use std::collections::BTreeSet;
+
 use agentguard_common::abi::AgentId;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::host::split_port;
-use super::{Action, CanonicalPath, HostName, Input, schema};
+use super::{Action, CanonicalPath, Gathered, HostName, Input, schema};
 
 /// A request as a person writes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Question {
     pub agent: String,
     /// An HTTP method, or `connect`.
@@ -17,6 +19,9 @@ pub struct Question {
     pub url: String,
     #[serde(default)]
     pub headers: Vec<(String, String)>,
+    /// Roles of the people who are taken to have approved it.
+    #[serde(default)]
+    pub approvals: BTreeSet<String>,
 }
 
 /// A question in the terms of a decision.
@@ -28,6 +33,7 @@ pub(super) struct Parsed<'q> {
     path: CanonicalPath,
     query: Option<&'q str>,
     headers: HeaderMap,
+    gathered: Gathered,
 }
 
 impl<'q> Parsed<'q> {
@@ -75,6 +81,9 @@ impl<'q> Parsed<'q> {
             path: CanonicalPath::parse(path)?,
             query,
             headers,
+            gathered: Gathered {
+                approvals: question.approvals.clone(),
+            },
         })
     }
 
@@ -95,6 +104,7 @@ impl<'q> Parsed<'q> {
             host: &self.host,
             port: self.port,
             action,
+            gathered: &self.gathered,
         }
     }
 }

@@ -9,7 +9,18 @@ pub(super) const CONNECT: &str = "connect";
 pub(super) const REQUEST: &str = "request";
 
 /// Attributes of a request's `context`.
-pub(super) const CONTEXT: [&str; 6] = ["scheme", "path", "segments", "routes", "query", "headers"];
+pub(super) const CONTEXT: [&str; 7] = [
+    "scheme",
+    "path",
+    "segments",
+    "routes",
+    "query",
+    "headers",
+    "approvals",
+];
+
+/// Attributes of a passed connection's `context`.
+pub(super) const CONNECT_CONTEXT: [&str; 1] = ["approvals"];
 
 /// HTTP methods that can be decided: IANA's registry without `CONNECT`, `PRI` and `*`, which are the forwarder's own matter.
 pub(super) const METHODS: [&str; 38] = [
@@ -83,14 +94,14 @@ action \"{REQUEST}\";
 action {list} in [\"{REQUEST}\"] appliesTo {{
   principal: [Agent],
   resource: [Host],
-  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers }},
+  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, approvals: Set<String> }},
 }};
 "
     );
     if scope == Scope::RequestsAndConnections {
         let _ = writeln!(
             text,
-            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ }} }};"
+            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ approvals: Set<String> }} }};"
         );
     }
     text

@@ -23,9 +23,16 @@ const FILE: Keys = Keys {
 };
 const CASE: Keys = Keys {
     known: &[
-        "name", "agent", "request", "headers", "expect", "reason", "policies",
+        "name",
+        "agent",
+        "request",
+        "headers",
+        "approvals",
+        "expect",
+        "reason",
+        "policies",
     ],
-    later: &["body", "task", "approvals", "time"],
+    later: &["body", "task", "time"],
 };
 
 pub(in crate::policy) fn case_file(report: &mut Report<'_>, file: u32) -> Vec<CaseEntry> {
@@ -46,6 +53,8 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
     let agent = table.required(report, "agent");
     let request = table.required(report, "request");
     let headers = table.pairs(report, "headers");
+    let approvals = table.strings(report, "approvals");
+    let approvals = approvals.into_iter().map(|role| role.value).collect();
     let policies = table.strings(report, "policies");
     let expected = expected(report, table, &policies);
     let request = request?;
@@ -66,6 +75,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         method: method.to_owned(),
         url: url.to_owned(),
         headers,
+        approvals,
     };
     if let Err(why) = Parsed::new(&question) {
         report.error(request.at, why);

@@ -79,11 +79,13 @@ fn procurement_reaches_what_its_file_says() {
     );
 
     let host = HostName::parse("telemetry.supplier.example").unwrap();
+    let gathered = Gathered::default();
     let connect = |action| Input {
         agent,
         host: &host,
         port: 443,
         action,
+        gathered: &gathered,
     };
     assert!(answer(&policy, &connect(Action::Connect)).is_ok());
     let request = Asked::new("GET https://telemetry.supplier.example/", &[]);

@@ -54,6 +54,7 @@ pub(super) struct Asked {
     path: CanonicalPath,
     query: Option<String>,
     headers: HeaderMap,
+    pub gathered: Gathered,
 }
 
 impl Asked {
@@ -82,6 +83,7 @@ impl Asked {
                     )
                 })
                 .collect(),
+            gathered: Gathered::default(),
         }
     }
 
@@ -97,6 +99,7 @@ impl Asked {
                 query: self.query.as_deref(),
                 headers: &self.headers,
             },
+            gathered: &self.gathered,
         }
     }
 }

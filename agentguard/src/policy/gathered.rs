@@ -1,0 +1,69 @@
+//! What takes I/O or a clock to know of a request: gathered by whoever asks, before the pure decision, and only as far as
+//! some rule that can apply reads it.
+
+use std::collections::BTreeSet;
+
+use super::reads::Reads;
+use super::{Action, Input, Policy, schema};
+
+/// Facts that come from outside the request's head. What is not gathered is not there for any rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gathered {
+    /// Roles of the people who have approved the request: `context.approvals`.
+    pub approvals: BTreeSet<String>,
+}
+
+/// What has to be gathered before a request can be decided.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs<'p> {
+    reads: Option<&'p Reads>,
+}
+
+impl Needs<'_> {
+    /// Whether some rule that can apply reads the attribute of `context`.
+    pub fn has(&self, attribute: &str) -> bool {
+        self.reads.is_some_and(|reads| reads.has(attribute))
+    }
+}
+
+impl Policy {
+    /// What the rules that can apply read of what is to be gathered; `input`'s own [`Gathered`] is not looked at.
+    pub fn needs(&self, input: &Input<'_>) -> Needs<'_> {
+        let agent = self.agents.get(&input.agent);
+        let class = agent.and_then(|agent| agent.classes.lookup(input.host, input.port));
+        let action = match &input.action {
+            Action::Connect => Some(schema::CONNECT),
+            Action::Request { method, .. } => schema::method(method),
+        };
+        let slice = class.zip(action).map(|(class, action)| class.slice(action));
+        Needs {
+            reads: slice.map(|slice| &slice.reads),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Asked, bundle, compile, ids};
+
+    #[test]
+    fn only_what_a_rule_that_can_apply_reads_is_needed() {
+        let rules =
+            "@id(\"r\") forbid (principal, action == Action::\"POST\", resource == Host::\"h\")
+            unless { context.approvals.contains(\"owner\") };";
+        let sources = bundle("[[reach]]\nhost = \"h\"\n[[reach]]\nhost = \"i\"\n", rules);
+        let (policy, agents) = (compile(&sources), ids(&sources));
+        let cases = [
+            ("POST https://h/", true),
+            ("GET https://h/", false),
+            ("POST https://i/", false),
+            ("POST https://unknown/", false),
+            ("FROB https://h/", false),
+        ];
+        for (request, expected) in cases {
+            let asked = Asked::new(request, &[]);
+            let needs = policy.needs(&asked.input(agents["a"]));
+            assert_eq!(needs.has("approvals"), expected, "{request}");
+        }
+    }
+}
