@@ -97,6 +97,12 @@ pub struct Forwarder {
     pub upstream_connect_timeout_ms: u32,
     pub upstream_head_timeout_ms: u32,
     pub idle_timeout_ms: u32,
+    /// Of a request's body that a rule reads, as it is sent and decoded: 1,024 to 67,108,864.
+    pub max_judged_body_bytes: u32,
+    /// Of all such bodies at one time: 1,048,576 to 4,294,967,295.
+    pub max_judged_bodies_bytes: u32,
+    /// How long a client may take to send one, milliseconds, 100 to 3,600,000.
+    pub judged_body_timeout_ms: u32,
 }
 
 impl Default for Forwarder {
@@ -110,6 +116,9 @@ impl Default for Forwarder {
             upstream_connect_timeout_ms: 10_000,
             upstream_head_timeout_ms: 300_000,
             idle_timeout_ms: 120_000,
+            max_judged_body_bytes: 1 << 20,
+            max_judged_bodies_bytes: 64 << 20,
+            judged_body_timeout_ms: 30_000,
         }
     }
 }
@@ -123,6 +132,9 @@ impl Forwarder {
             upstream_connect_timeout_ms: self.upstream_connect_timeout_ms,
             upstream_head_timeout_ms: self.upstream_head_timeout_ms,
             idle_timeout_ms: self.idle_timeout_ms,
+            max_judged_body_bytes: self.max_judged_body_bytes,
+            max_judged_bodies_bytes: self.max_judged_bodies_bytes,
+            judged_body_timeout_ms: self.judged_body_timeout_ms,
         }
     }
 }
@@ -326,6 +338,27 @@ impl Config {
             (
                 "upstream_head_timeout_ms",
                 f.upstream_head_timeout_ms,
+                100,
+                3_600_000,
+                "milliseconds",
+            ),
+            (
+                "max_judged_body_bytes",
+                f.max_judged_body_bytes,
+                1024,
+                64 << 20,
+                "bytes",
+            ),
+            (
+                "max_judged_bodies_bytes",
+                f.max_judged_bodies_bytes,
+                1 << 20,
+                u32::MAX,
+                "bytes",
+            ),
+            (
+                "judged_body_timeout_ms",
+                f.judged_body_timeout_ms,
                 100,
                 3_600_000,
                 "milliseconds",

@@ -9,11 +9,17 @@ use serde::{Deserialize, Serialize};
 pub enum DenyReason {
     /// No rule permits it, or a forbid applies.
     PolicyDenied,
+    /// Only forbids that a human can lift stand against it.
+    ApprovalRequired,
     AgentKilled,
     /// The forwarder knows no such agent in the active bundle.
     AgentSuspended,
     /// A fact that a rule reads has more than one value.
     BodyAmbiguous,
+    /// A body that a rule reads is not what was declared.
+    BodyUnreadable,
+    /// A body that a rule reads is longer or deeper than what is read.
+    BodyTooLarge,
     /// What arrived is not what the forwarder speaks, or its parts contradict each other.
     ProtocolRefused,
     /// A decision that cannot be recorded is not taken.
@@ -27,11 +33,14 @@ pub enum DenyReason {
 }
 
 impl DenyReason {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::PolicyDenied,
+        Self::ApprovalRequired,
         Self::AgentKilled,
         Self::AgentSuspended,
         Self::BodyAmbiguous,
+        Self::BodyUnreadable,
+        Self::BodyTooLarge,
         Self::ProtocolRefused,
         Self::AuditUnavailable,
         Self::UpstreamTls,
@@ -42,9 +51,12 @@ impl DenyReason {
     pub const fn slug(self) -> &'static str {
         match self {
             Self::PolicyDenied => "policy-denied",
+            Self::ApprovalRequired => "approval-required",
             Self::AgentKilled => "agent-killed",
             Self::AgentSuspended => "agent-suspended",
             Self::BodyAmbiguous => "body-ambiguous",
+            Self::BodyUnreadable => "body-unreadable",
+            Self::BodyTooLarge => "body-too-large",
             Self::ProtocolRefused => "protocol-refused",
             Self::AuditUnavailable => "audit-unavailable",
             Self::UpstreamTls => "upstream-tls",
@@ -58,9 +70,12 @@ impl DenyReason {
     pub const fn status(self) -> u16 {
         match self {
             Self::PolicyDenied
+            | Self::ApprovalRequired
             | Self::AgentKilled
             | Self::AgentSuspended
             | Self::BodyAmbiguous
+            | Self::BodyUnreadable
+            | Self::BodyTooLarge
             | Self::ProtocolRefused
             | Self::AuditUnavailable => 403,
             Self::UpstreamTls | Self::UpstreamUnreachable => 502,
@@ -71,9 +86,12 @@ impl DenyReason {
     pub const fn title(self) -> &'static str {
         match self {
             Self::PolicyDenied => "Refused by policy",
+            Self::ApprovalRequired => "A human has to approve this first",
             Self::AgentKilled => "This agent has been stopped",
             Self::AgentSuspended => "This agent is not active",
             Self::BodyAmbiguous => "The request can be read in more than one way",
+            Self::BodyUnreadable => "The request's body cannot be read",
+            Self::BodyTooLarge => "The request's body is too large to be judged",
             Self::ProtocolRefused => "Protocol refused",
             Self::AuditUnavailable => "The decision cannot be recorded",
             Self::UpstreamTls => "The server's certificate was not accepted",

@@ -28,7 +28,7 @@ impl Activities {
     pub fn decided(&mut self, agent: AgentId, outcome: Outcome, time_us: i64) {
         let activity = self.0.entry(agent).or_default();
         match outcome {
-            Outcome::Deny => activity.denied += 1,
+            Outcome::Deny | Outcome::ApprovalRequired => activity.denied += 1,
             Outcome::Allow | Outcome::Killed | Outcome::Error => activity.allowed += 1,
         }
         let time = Timestamp::from_microsecond(time_us).ok();

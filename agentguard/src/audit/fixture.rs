@@ -27,6 +27,7 @@ pub(super) fn draft(resource: &str) -> Draft {
         reason: None,
         detail: None,
         bundle: None,
+        approval: Vec::new(),
         upstream: None,
         bytes_up: 0,
         bytes_down: 0,

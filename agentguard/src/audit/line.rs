@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::record::{
-    Context, Draft, Entry, Latency, Operation, Operator, Outcome, Process, RequestInfo,
+    ApprovalInfo, Context, Draft, Entry, Latency, Operation, Operator, Outcome, Process,
+    RequestInfo,
 };
 use crate::policy::Meta;
 use crate::reason::DenyReason;
@@ -80,9 +81,9 @@ struct Line<'a> {
     reason: Option<DenyReason>,
     detail: Option<&'a str>,
     bundle: Option<BundleLine<'a>>,
-    /// Credentials and approvals come with their issues; the fields are here so that readers can rely on them.
+    /// Credentials come with their issue; the field is here so that readers can rely on it.
     credential: Option<()>,
-    approval: Option<()>,
+    approval: Option<ApprovalInfo<'a>>,
     upstream: Option<UpstreamLine<'a>>,
     bytes_up: u64,
     bytes_down: u64,
@@ -149,7 +150,7 @@ fn decision<'a>(place: Place<'a>, draft: &'a Draft, context: &'a Context<'a>) ->
         detail: draft.detail.as_deref(),
         bundle: digest.map(|digest| bundle(digest, context.bundle)),
         credential: None,
-        approval: None,
+        approval: ApprovalInfo::of(&draft.approval),
         upstream: draft.upstream.as_ref().map(|upstream| UpstreamLine {
             addr: &upstream.addr,
             tls: Some(upstream.tls.as_str()).filter(|tls| !tls.is_empty()),

@@ -15,6 +15,8 @@ use crate::reason::DenyReason;
 pub enum Outcome {
     Allow,
     Deny,
+    /// Refused until people approve it.
+    ApprovalRequired,
     /// Allowed, and cut by the kill switch before it ended.
     Killed,
     /// Allowed, and failed for a reason that is nobody's decision: upstream, the client, a bound.
@@ -45,6 +47,8 @@ pub struct Draft {
     pub detail: Option<String>,
     /// Digest of the bundle that decided; `None` for what no bundle decides.
     pub bundle: Option<String>,
+    /// Roles whose approval is needed.
+    pub approval: Vec<String>,
     pub upstream: Option<UpstreamInfo>,
     pub bytes_up: u64,
     pub bytes_down: u64,
@@ -61,6 +65,23 @@ pub struct RequestInfo {
     pub path: String,
     /// Of the answer the agent got; 0 where there was none.
     pub status: u16,
+}
+
+/// Whose approval a refused request needs, in records and in what agents are told.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ApprovalInfo<'a> {
+    /// The first of the roles.
+    pub role: &'a str,
+    /// Every role that is needed.
+    pub roles: &'a [String],
+}
+
+impl<'a> ApprovalInfo<'a> {
+    /// `None` if nobody's approval is.
+    pub fn of(roles: &'a [String]) -> Option<Self> {
+        let role = roles.first()?;
+        Some(Self { role, roles })
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -18,6 +18,8 @@ use crate::policy::store::{self, Trust};
 
 /// A bundle that is not valid, or was refused.
 const INVALID: u8 = 3;
+/// What the caller named cannot be used.
+const USAGE: u8 = 2;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -79,6 +81,9 @@ pub struct Explain {
     /// A request header; may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// The request's body, JSON unless a header says otherwise; `-`: standard input
+    #[arg(long, value_name = "FILE")]
+    body: Option<PathBuf>,
     /// A role that is taken to have approved it; may be repeated
     #[arg(long = "approved-by", value_name = "ROLE")]
     approvals: Vec<String>,
@@ -224,11 +229,16 @@ async fn show(json: bool, file: Option<&str>, client: &Client) -> Result<ExitCod
 }
 
 async fn ask(explain: &Explain, client: &Client) -> Result<ExitCode, Failure> {
+    let body = match &explain.body {
+        Some(path) => Some(request_body(path)?),
+        None => None,
+    };
     let question = Question {
         agent: explain.agent.clone(),
         method: explain.method.clone(),
         url: explain.url.clone(),
         headers: explain.headers.clone(),
+        body,
         approvals: explain.approvals.iter().cloned().collect(),
     };
     let answer: Explanation = client.post("/v1/policy/explain", &question).await?;
@@ -239,6 +249,15 @@ async fn ask(explain: &Explain, client: &Client) -> Result<ExitCode, Failure> {
         &answer,
         table::is_coloured(),
     ))
+}
+
+fn request_body(path: &Path) -> Result<String, Failure> {
+    let read = if path == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(path)
+    };
+    read.map_err(|error| Failure::new(USAGE, format!("{}: {error}", path.display())))
 }
 
 fn header(text: &str) -> Result<(String, String), String> {

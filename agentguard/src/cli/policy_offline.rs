@@ -171,6 +171,7 @@ error: the bundle is not valid: 2 errors in 2 files
                 method: "GET".into(),
                 url: url.into(),
                 headers: Vec::new(),
+                body: None,
                 approvals: Default::default(),
             };
             explanation_text(

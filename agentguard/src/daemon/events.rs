@@ -197,6 +197,7 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
             None => "refused".to_owned(),
         }),
         bundle: None,
+        approval: Vec::new(),
         upstream: None,
         bytes_up: 0,
         bytes_down: 0,

@@ -35,6 +35,7 @@ impl Forwarder {
             leaves: self.leaves.clone(),
             upstreams: Upstreams::new(resolver, &upstream.roots, &self.limits, tag)?,
             dns: self.dns.clone(),
+            room: super::body::Room::new(&self.limits),
             limits: self.limits.clone(),
             canary: None,
         })

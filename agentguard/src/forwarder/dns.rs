@@ -134,6 +134,7 @@ fn blank(origin: &Origin) -> Draft {
         reason: None,
         detail: None,
         bundle: None,
+        approval: Vec::new(),
         upstream: None,
         bytes_up: 0,
         bytes_down: 0,

@@ -22,6 +22,8 @@ mod identity;
 mod refuse;
 mod request;
 
+mod body;
+
 mod upstream;
 
 mod relay;
@@ -91,6 +93,8 @@ pub struct Forwarder {
     pub limits: Limits,
     /// What the canary's connections are served with.
     canary: Option<Arc<Self>>,
+    /// For the bodies that rules read.
+    pub room: body::Room,
 }
 
 /// What is on its way to the daemon.
@@ -121,6 +125,7 @@ impl Forwarder {
             leaves: Arc::new(leaf::Leaves::new(wanted)?),
             upstreams: Upstreams::new(resolver, roots, &start.limits, tag)?,
             dns: Arc::new(dns),
+            room: body::Room::new(&start.limits),
             limits: start.limits,
             canary: None,
         };

@@ -89,6 +89,7 @@ impl Records {
             reason: None,
             detail: None,
             bundle: None,
+            approval: Vec::new(),
             upstream: None,
             bytes_up: 0,
             bytes_down: 0,

@@ -19,7 +19,7 @@ use super::relay::Answer;
 use super::sniff::SniffError;
 use super::terminate::{Alert, TerminateError, send_alert};
 use super::upload::UploadError;
-use crate::audit::record::Outcome;
+use crate::audit::record::{ApprovalInfo, Outcome};
 use crate::policy::{Denial, Policy};
 use crate::reason::DenyReason;
 
@@ -33,6 +33,8 @@ pub struct Refusal {
     pub detail: String,
     pub policies: Vec<String>,
     pub facts: BTreeMap<String, String>,
+    /// Roles of the people who can lift it.
+    pub approval: Vec<String>,
     pub status: StatusCode,
     pub outcome: Outcome,
 }
@@ -59,6 +61,8 @@ struct Problem<'a> {
     action: &'a str,
     resource: &'a str,
     policies: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<ApprovalInfo<'a>>,
 }
 
 /// What was refused, for the document.
@@ -76,12 +80,16 @@ impl Refusal {
             detail: detail.into(),
             policies: Vec::new(),
             facts: BTreeMap::new(),
+            approval: Vec::new(),
             status: StatusCode::from_u16(reason.status()).expect("reasons have valid statuses"),
             outcome: match reason {
+                DenyReason::ApprovalRequired => Outcome::ApprovalRequired,
                 DenyReason::PolicyDenied
                 | DenyReason::AgentKilled
                 | DenyReason::AgentSuspended
                 | DenyReason::BodyAmbiguous
+                | DenyReason::BodyUnreadable
+                | DenyReason::BodyTooLarge
                 | DenyReason::ProtocolRefused
                 | DenyReason::AuditUnavailable => Outcome::Deny,
                 DenyReason::UpstreamTls
@@ -114,6 +122,7 @@ impl From<Denial> for Refusal {
         Self {
             policies: denial.policies,
             facts: denial.facts,
+            approval: denial.approval,
             ..Self::new(denial.reason, denial.detail)
         }
     }
@@ -180,6 +189,7 @@ fn problem(refusal: &Refusal, shape: Shape, about: &About<'_>) -> Response<Answe
         action: about.action,
         resource: about.resource,
         policies: &refusal.policies,
+        approval: ApprovalInfo::of(&refusal.approval),
     };
     let text = serde_json::to_string(&document).expect("strings and numbers only");
     let length = text.len();
@@ -202,9 +212,12 @@ fn problem(refusal: &Refusal, shape: Shape, about: &About<'_>) -> Response<Answe
 fn trailers_only(refusal: &Refusal) -> Response<Answer> {
     let code = match refusal.reason {
         DenyReason::PolicyDenied
+        | DenyReason::ApprovalRequired
         | DenyReason::AgentKilled
         | DenyReason::AgentSuspended
         | DenyReason::BodyAmbiguous
+        | DenyReason::BodyUnreadable
+        | DenyReason::BodyTooLarge
         | DenyReason::ProtocolRefused
         | DenyReason::AuditUnavailable => PERMISSION_DENIED,
         DenyReason::UpstreamTls | DenyReason::UpstreamUnreachable => UNAVAILABLE,

@@ -10,6 +10,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use super::accept;
+use super::body::RequestBody;
 use super::clock::Busy;
 use super::framing;
 use super::headers;
@@ -23,7 +24,7 @@ use super::tunnel::{self, Tunnel, WebSocket};
 use super::upload::{self, Upload};
 use super::upstream::Call;
 use crate::audit::record::RequestInfo;
-use crate::policy::{Action, CanonicalPath, Decision, Gathered, Input, Permit, Policy};
+use crate::policy::{self, Action, CanonicalPath, Decision, Gathered, Input, Permit, Policy};
 use crate::reason::DenyReason;
 
 /// Judges `request` and answers it: with upstream's answer, or with why not.
@@ -38,9 +39,10 @@ pub async fn handle(session: &Arc<Session>, request: Request<Incoming>) -> Respo
     };
     let (parts, body) = request.into_parts();
     let mut exchange = Exchange::new(session, entry, &parts);
-    match exchange.judge(parts, &head) {
+    let mut body = RequestBody::Streamed(body);
+    match exchange.judge(parts, &head, &mut body).await {
         Ok(judged) => exchange.forward(judged, body, busy).await,
-        Err(refusal) => exchange.refuse(refusal, Some(body), busy),
+        Err(refusal) => exchange.refuse(refusal, body.rest(), busy),
     }
 }
 
@@ -89,7 +91,12 @@ impl<'a> Exchange<'a> {
     }
 
     /// Everything that is decided before a byte goes out. What is judged is what is sent.
-    fn judge(&mut self, mut parts: Parts, head: &[u8]) -> Result<Judged, Refusal> {
+    async fn judge(
+        &mut self,
+        mut parts: Parts,
+        head: &[u8],
+        body: &mut RequestBody,
+    ) -> Result<Judged, Refusal> {
         let session = self.session;
         if !session.forwarder.records.available() {
             return Err(Refusal::new(DenyReason::AuditUnavailable, refuse::NO_AUDIT));
@@ -104,8 +111,12 @@ impl<'a> Exchange<'a> {
         framing::check(&parts, head)?;
         let authority = target.authority(&session.entrance.scheme);
         let websocket = headers::clean(&mut parts, &authority)?;
-        let gathered = Gathered::default();
+        let mut gathered = self.gather(&parts, &target, &path, body).await?;
         let permit = self.decide(&parts, &target, &path, &gathered)?;
+        if !body.bytes().is_empty() {
+            // Another bundle may declare other fields of it than these.
+            gathered.body = policy::Body::Unread;
+        }
         let websocket = websocket.then(|| {
             Box::new(Upgrade {
                 method: parts.method.clone(),
@@ -156,15 +167,14 @@ impl<'a> Exchange<'a> {
         Err(refusal)
     }
 
-    fn decide(
-        &mut self,
-        parts: &Parts,
-        target: &Target,
-        path: &CanonicalPath,
-        gathered: &Gathered,
-    ) -> Result<Permit, Refusal> {
-        let started = Instant::now();
-        let decision = self.policy.decide(&Input {
+    fn input<'i>(
+        &'i self,
+        parts: &'i Parts,
+        target: &'i Target,
+        path: &'i CanonicalPath,
+        gathered: &'i Gathered,
+    ) -> Input<'i> {
+        Input {
             agent: self.session.life.agent,
             host: &target.host,
             port: target.port,
@@ -176,7 +186,54 @@ impl<'a> Exchange<'a> {
                 headers: &parts.headers,
             },
             gathered,
-        });
+        }
+    }
+
+    /// What rules read beyond the head. The bundle that is in force when it is here is the one that decides.
+    async fn gather(
+        &mut self,
+        parts: &Parts,
+        target: &Target,
+        path: &CanonicalPath,
+        body: &mut RequestBody,
+    ) -> Result<Gathered, Refusal> {
+        let forwarder = &self.session.forwarder;
+        let limits = &forwarder.limits;
+        loop {
+            let mut gathered = Gathered::default();
+            let needs = self
+                .policy
+                .needs(&self.input(parts, target, path, &gathered));
+            match needs.body {
+                Some(block) if body.is_known() => {
+                    let limit = limits.max_judged_body_bytes as usize;
+                    gathered.body = block.read(&parts.headers, body.bytes(), limit);
+                }
+                None if body.is_known() && body.bytes().is_empty() => {
+                    gathered.body = policy::Body::none();
+                }
+                None => {}
+                Some(_) => {
+                    body.hold(limits, &forwarder.room).await?;
+                    self.policy = forwarder.policy.load_full();
+                    self.entry.bundle = Some(self.policy.meta().digest.clone());
+                    continue;
+                }
+            }
+            return Ok(gathered);
+        }
+    }
+
+    fn decide(
+        &mut self,
+        parts: &Parts,
+        target: &Target,
+        path: &CanonicalPath,
+        gathered: &Gathered,
+    ) -> Result<Permit, Refusal> {
+        let started = Instant::now();
+        let input = self.input(parts, target, path, gathered);
+        let decision = self.policy.decide(&input);
         self.entry.latency.decide = micros(started);
         match decision {
             Decision::Permit(permit) => {
@@ -188,7 +245,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    async fn forward(mut self, judged: Judged, body: Incoming, busy: Busy) -> Response<Answer> {
+    async fn forward(mut self, judged: Judged, body: RequestBody, busy: Busy) -> Response<Answer> {
         let session = self.session;
         let Judged {
             permit,
@@ -300,6 +357,7 @@ impl<'a> Exchange<'a> {
         );
         self.status(response.status());
         let mut entry = self.entry;
+        entry.approval = refusal.approval;
         entry.reason = Some(refusal.reason);
         entry.detail = Some(refusal.detail);
         if !refusal.policies.is_empty() {

@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use super::body::{Held, RequestBody};
 use super::clock::Busy;
 use super::life::Life;
 use super::record::Passed;
@@ -32,6 +33,7 @@ enum Source {
     /// Of a request that went out and cannot be sent again.
     Lost,
     Client(Incoming),
+    Held(Held),
 }
 
 /// How far an upload has come, for who waits for the answer.
@@ -70,12 +72,14 @@ impl Upload {
         }
     }
 
-    pub fn new(body: Incoming, passed: &Arc<Passed>) -> Self {
-        if body.is_end_stream() {
-            return Self::empty();
-        }
+    pub fn new(body: RequestBody, passed: &Arc<Passed>) -> Self {
+        let inner = match body {
+            RequestBody::Streamed(body) if !body.is_end_stream() => Source::Client(body),
+            RequestBody::Held(held) if !held.is_spent() => Source::Held(held),
+            _ => return Self::empty(),
+        };
         Self {
-            inner: Source::Client(body),
+            inner,
             state: UploadState {
                 passed: passed.clone(),
                 end: Arc::default(),
@@ -144,8 +148,24 @@ impl Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let Source::Client(body) = &mut this.inner else {
-            return Poll::Ready(None);
+        let body = match &mut this.inner {
+            Source::Client(body) => body,
+            Source::Held(held) => {
+                let frame = held.next();
+                let bytes = frame
+                    .as_ref()
+                    .and_then(Frame::data_ref)
+                    .map_or(0, Bytes::len);
+                this.state
+                    .passed
+                    .up
+                    .fetch_add(bytes as u64, Ordering::Relaxed);
+                if held.is_spent() {
+                    this.state.end.done.store(true, Ordering::Relaxed);
+                }
+                return Poll::Ready(frame.map(Ok));
+            }
+            Source::Empty | Source::Lost => return Poll::Ready(None),
         };
         let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
         match &frame {
@@ -174,6 +194,7 @@ impl Body for Upload {
         match &self.inner {
             Source::Empty | Source::Lost => true,
             Source::Client(body) => body.is_end_stream(),
+            Source::Held(held) => held.is_spent(),
         }
     }
 
@@ -181,6 +202,7 @@ impl Body for Upload {
         match &self.inner {
             Source::Empty | Source::Lost => SizeHint::with_exact(0),
             Source::Client(body) => body.size_hint(),
+            Source::Held(held) => held.size_hint(),
         }
     }
 }

@@ -123,6 +123,11 @@ pub struct Limits {
     pub upstream_head_timeout_ms: u32,
     /// How long a kept-alive connection may be idle.
     pub idle_timeout_ms: u32,
+    /// Of a request's body that a rule reads, as it is sent and decoded; of all such together.
+    pub max_judged_body_bytes: u32,
+    pub max_judged_bodies_bytes: u32,
+    /// How long a client may take to send one.
+    pub judged_body_timeout_ms: u32,
 }
 
 /// What the forwarder has taken from itself, besides the system calls that it does not need.

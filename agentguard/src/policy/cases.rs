@@ -8,6 +8,7 @@ use super::Policy;
 use super::decide::Outcome as Judged;
 use super::explain::why;
 use super::question::{Parsed, Question};
+use super::refusal::Refusal;
 use crate::reason::DenyReason;
 
 /// What a case asks and what its author expects.
@@ -21,10 +22,12 @@ pub struct Case {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     Allow,
     Deny,
+    /// Denied until people approve it.
+    ApprovalRequired,
 }
 
 impl Outcome {
@@ -32,6 +35,7 @@ impl Outcome {
         match self {
             Self::Allow => "allow",
             Self::Deny => "deny",
+            Self::ApprovalRequired => "approval-required",
         }
     }
 }
@@ -115,7 +119,8 @@ impl Policy {
     /// What in the question is no agent, host, path or header.
     pub fn answer(&self, question: &Question) -> Result<Answer, String> {
         let (agent, compiled) = self.agent_named(&question.agent)?;
-        let parsed = Parsed::new(question)?;
+        let mut parsed = Parsed::new(question)?;
+        parsed.gather(self, agent);
         let input = parsed.input(agent);
         let judgement = self.judge(&input);
         let why = why(compiled, &input, &judgement);
@@ -127,7 +132,10 @@ impl Policy {
                 why,
             },
             Judged::Refused(refusal) => Answer {
-                outcome: Outcome::Deny,
+                outcome: match refusal {
+                    Refusal::Approval { .. } => Outcome::ApprovalRequired,
+                    _ => Outcome::Deny,
+                },
                 reason: Some(refusal.reason()),
                 policies: refusal.policies(),
                 why,

@@ -1,6 +1,8 @@
 //! What rules say, against the agents and hosts that the bundle has: strict validation, and rules that nothing can meet.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+mod body;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use cedar_policy::{
     PolicySet, Schema, ValidationError, ValidationMode, ValidationWarning, Validator,
@@ -11,7 +13,7 @@ use super::diagnostic::{Place, Report, did_you_mean};
 use super::host::{HostMap, HostPattern};
 use super::parse::AgentFile;
 use super::rules::{HostScope, Rule, first_label};
-use super::schema::{self, Scope};
+use super::schema::{self, BodyShape, Scope};
 use super::{KernelRule, TlsMode};
 
 /// Which decisions a rule can take part in.
@@ -25,7 +27,7 @@ struct Applies {
 
 pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
     let world = World::new(bundle);
-    let mut scopes = Vec::with_capacity(bundle.rules.len());
+    let mut groups: BTreeMap<(Scope, BodyShape), Vec<Checked<'_>>> = BTreeMap::new();
     for rule in &bundle.rules {
         // What another file failed to say would be missed here a second time.
         let mut sound = !rule.literals.faulty && bundle.whole;
@@ -40,18 +42,30 @@ pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
         } else {
             Scope::Requests
         };
-        scopes.push((scope, sound));
+        let shapes = body::shapes(bundle, rule);
+        body::check_fields(report, rule, &shapes);
+        let alone = shapes.len() == 1;
+        for (shape, host) in shapes {
+            let group = groups.entry((scope, shape)).or_default();
+            group.push(Checked {
+                rule,
+                sound,
+                host: host.filter(|_| !alone),
+            });
+        }
     }
-    for scope in [Scope::Requests, Scope::RequestsAndConnections] {
-        let rules = bundle.rules.iter().zip(&scopes);
-        let rules = rules.filter(|(_, (of, _))| *of == scope);
-        validate(
-            report,
-            bundle,
-            scope,
-            rules.map(|(rule, (_, sound))| (rule, *sound)),
-        );
+    let mut impossible: HashMap<&str, usize> = HashMap::new();
+    for ((scope, shape), rules) in &groups {
+        validate(report, bundle, *scope, shape, rules, &mut impossible);
     }
+}
+
+/// A rule against the requests to some of the hosts that it fits.
+struct Checked<'b> {
+    rule: &'b Rule,
+    sound: bool,
+    /// One of them, where others have other bodies.
+    host: Option<String>,
 }
 
 /// The bundle's agents and hosts, indexed for look-ups.
@@ -245,7 +259,9 @@ fn validate<'b>(
     report: &mut Report<'_>,
     bundle: &'b Bundle,
     scope: Scope,
-    rules: impl Iterator<Item = (&'b Rule, bool)>,
+    shape: &BodyShape,
+    rules: &[Checked<'b>],
+    impossible: &mut HashMap<&'b str, usize>,
 ) {
     let named: BTreeSet<&str> = bundle
         .rules
@@ -254,16 +270,16 @@ fn validate<'b>(
         .collect();
     let mut by_id = HashMap::new();
     let mut set = PolicySet::new();
-    for (rule, sound) in rules {
+    for checked in rules {
         // A repeated id has been reported.
-        if set.add(rule.policy.clone()).is_ok() {
-            by_id.insert(rule.id.as_str(), (rule, sound));
+        if set.add(checked.rule.policy.clone()).is_ok() {
+            by_id.insert(checked.rule.id.as_str(), checked);
         }
     }
     if by_id.is_empty() {
         return;
     }
-    let schema = match Schema::from_cedarschema_str(&schema::text(&named, scope)) {
+    let schema = match Schema::from_cedarschema_str(&schema::text(&named, scope, shape)) {
         Ok((schema, _)) => schema,
         Err(why) => {
             report.file_error(
@@ -276,7 +292,7 @@ fn validate<'b>(
     };
     let result = Validator::new(schema).validate(&set, ValidationMode::Strict);
     let mut place = |id: &str, of_head: bool, error: &dyn miette::Diagnostic| {
-        let Some((rule, sound)) = by_id.get(id) else {
+        let Some(Checked { rule, sound, host }) = by_id.get(id) else {
             return;
         };
         // Cedar's view of a head that has been reported in the bundle's own terms.
@@ -298,6 +314,10 @@ fn validate<'b>(
         } else {
             without_action(message)
         };
+        let message = match host {
+            Some(host) => format!("{message}, in requests to `{host}`"),
+            None => message,
+        };
         report.error_with(at, message, help);
     };
     for error in result.validation_errors() {
@@ -309,6 +329,16 @@ fn validate<'b>(
             warning,
             ValidationWarning::ImpossiblePolicy(_) | ValidationWarning::InvalidActionApplication(_)
         );
+        // What cannot hold at one host may hold at another that has other bodies.
+        if let ValidationWarning::ImpossiblePolicy(_) = warning
+            && let Some(checked) = by_id.get(AsRef::<str>::as_ref(warning.policy_id()))
+        {
+            let times = impossible.entry(&checked.rule.id).or_default();
+            *times += 1;
+            if *times < body::shapes(bundle, checked.rule).len() {
+                continue;
+            }
+        }
         place(warning.policy_id().as_ref(), of_head, warning);
     }
 }

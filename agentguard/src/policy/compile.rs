@@ -1,6 +1,7 @@
 //! A checked bundle, prepared so that a decision meets only the policies that can apply to it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 use cedar_policy::{Effect, EntityUid};
@@ -13,6 +14,7 @@ use super::entity::{self, HostFacts};
 use super::glob::Routes;
 use super::host::{HostMap, HostPattern};
 use super::parse::{AgentFile, Method, Reach};
+use super::requests::Requests;
 use super::slice::{Class, Slicer};
 use super::{Agent, Policy, TlsMode, lower};
 
@@ -52,6 +54,8 @@ pub(super) struct CompiledRule {
     /// `file:line`.
     pub at: String,
     pub effect: Effect,
+    /// The role that can lift it.
+    pub approve: Option<String>,
     pub policy: cedar_policy::Policy,
 }
 
@@ -65,6 +69,10 @@ pub(super) fn compile(
         let known = HostFacts {
             risk: file.risk.clone(),
             data: file.data.clone(),
+            requests: Arc::new(Requests {
+                body: file.body.clone(),
+                scope: file.scope.clone(),
+            }),
         };
         facts.insert(&file.host, known);
     }
@@ -106,6 +114,7 @@ pub(super) fn compile(
         at: report.name(rule.at),
         id: rule.id,
         effect: rule.effect,
+        approve: rule.approve,
         policy: rule.policy,
     });
     Some(Policy {

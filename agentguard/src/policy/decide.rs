@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cedar_policy::Entities;
 
+use super::body::Fault;
 use super::compile::{CompiledAgent, Entry};
 use super::evaluate::{Asked, evaluate};
 use super::facts::{Values, bounded};
@@ -28,6 +29,24 @@ pub(super) enum Outcome {
     Refused(Refusal),
 }
 
+/// One way to read a request, and what the shorthand permits of it.
+struct Reading<'a> {
+    asked: Asked<'a>,
+    shorthand: BTreeSet<String>,
+}
+
+impl<'a> Reading<'a> {
+    fn approved(self, approvals: &'a BTreeSet<String>) -> Self {
+        Self {
+            asked: Asked {
+                approvals,
+                ..self.asked
+            },
+            ..self
+        }
+    }
+}
+
 impl Policy {
     pub fn decide(&self, input: &Input<'_>) -> Decision {
         let judgement = self.judge(input);
@@ -43,6 +62,7 @@ impl Policy {
                 reason: refusal.reason(),
                 detail: detail(judgement.agent, input, &refusal),
                 policies: refusal.policies(),
+                approval: refusal.approval(),
                 facts: judgement.facts,
             }),
         }
@@ -76,49 +96,24 @@ impl Policy {
             (Action::Connect, TlsMode::Passthrough) => {
                 let slice = class.slice(schema::CONNECT);
                 judgement.slice = Some(slice);
-                self.judge_connect(agent, class, entry, slice, input)
+                let shorthand = entry.connect.iter().cloned().collect();
+                let asked = Asked::connection(&input.gathered.approvals);
+                let entities = self.request_entities(class, slice, input.host, input.port, None);
+                let readings = [Reading { asked, shorthand }];
+                self.weigh(agent, slice, input, readings, entities.as_ref())
             }
             (Action::Request { method, .. }, TlsMode::Terminate) => match schema::method(method) {
                 Some(method) => {
                     let slice = class.slice(method);
                     judgement.slice = Some(slice);
-                    self.judge_request(
-                        agent,
-                        class,
-                        entry,
-                        slice,
-                        input,
-                        method,
-                        &mut judgement.facts,
-                    )
+                    let facts = &mut judgement.facts;
+                    self.judge_request(agent, class, entry, slice, input, method, facts)
                 }
                 None => Outcome::Refused(Refusal::UnknownMethod),
             },
             _ => Outcome::Refused(Refusal::WrongMode),
         };
         judgement
-    }
-
-    fn judge_connect(
-        &self,
-        agent: &CompiledAgent,
-        class: &Class,
-        entry: &Entry,
-        slice: &Slice,
-        input: &Input<'_>,
-    ) -> Outcome {
-        let asked = Asked {
-            action: schema::CONNECT,
-            scheme: "",
-            path: None,
-        };
-        let mut permits: BTreeSet<String> = entry.connect.iter().cloned().collect();
-        let entities = self.request_entities(class, slice, input.host, input.port, None);
-        if let Err(refusal) = evaluate(agent, slice, input, &asked, entities.as_ref(), &mut permits)
-        {
-            return Outcome::Refused(refusal);
-        }
-        permitted(permits)
     }
 
     #[expect(
@@ -135,43 +130,102 @@ impl Policy {
         method: &'static str,
         facts: &mut BTreeMap<String, String>,
     ) -> Outcome {
-        let Action::Request {
-            scheme,
-            path,
-            query,
-            headers,
-            ..
-        } = &input.action
-        else {
+        let Action::Request { scheme, path, .. } = &input.action else {
             return Outcome::Refused(Refusal::WrongMode);
         };
-        let values = match Values::read(&slice.reads, *query, headers) {
+        let values = match values(class, slice, input) {
             Ok(values) => values,
-            Err(why) => return Outcome::Refused(Refusal::Ambiguous(why)),
+            Err(fault) => return Outcome::Refused(Refusal::Unknown(fault)),
         };
         values.record(facts);
         let entities = self.request_entities(class, slice, input.host, input.port, Some(&values));
-        let mut all = BTreeSet::new();
-        for reading in path.readings() {
-            let mut permits: BTreeSet<String> = shorthand(entry, method, reading)
-                .map(str::to_owned)
-                .collect();
-            let asked = Asked {
+        let readings = path.readings().map(|path| Reading {
+            asked: Asked {
                 action: method,
                 scheme,
-                path: Some(reading),
-            };
-            if let Err(refusal) =
-                evaluate(agent, slice, input, &asked, entities.as_ref(), &mut permits)
-            {
-                return Outcome::Refused(refusal);
-            }
-            if permits.is_empty() {
-                return Outcome::Refused(Refusal::NotPermitted);
-            }
-            all.extend(permits);
+                path: Some(path),
+                body: &values.body,
+                scope: class.requests.scope(method, path, &values.body),
+                approvals: &input.gathered.approvals,
+            },
+            shorthand: shorthand(entry, method, path).map(str::to_owned).collect(),
+        });
+        let readings: Vec<_> = readings.collect();
+        if slice.reads.has("scope") {
+            let scopes = readings.iter().flat_map(|reading| &reading.asked.scope);
+            let scopes: BTreeSet<&str> = scopes.copied().collect();
+            let scopes: Vec<_> = scopes.into_iter().collect();
+            facts.insert("scope".into(), scopes.join(", "));
         }
-        permitted(all)
+        self.weigh(agent, slice, input, readings, entities.as_ref())
+    }
+
+    /// The policies' answer to all readings together, and whether people could change it.
+    fn weigh<'a>(
+        &self,
+        agent: &CompiledAgent,
+        slice: &Slice,
+        input: &Input<'_>,
+        readings: impl IntoIterator<Item = Reading<'a>>,
+        entities: Option<&Entities>,
+    ) -> Outcome {
+        let readings: Vec<Reading<'a>> = readings.into_iter().collect();
+        let ids = match self.answer_to(agent, slice, input, &readings, entities) {
+            Ok(permits) => return Outcome::Permitted(permits),
+            Err(Refusal::Forbidden(ids)) => ids,
+            Err(refusal) => return Outcome::Refused(refusal),
+        };
+        let roles = ids.iter().map(|id| self.approver(slice, id));
+        let Some(roles) = roles.collect::<Option<BTreeSet<&str>>>() else {
+            return Outcome::Refused(Refusal::Forbidden(ids));
+        };
+        let roles: BTreeSet<String> = roles.into_iter().map(str::to_owned).collect();
+        let held = roles.union(&input.gathered.approvals).cloned().collect();
+        let approved: Vec<_> = readings
+            .into_iter()
+            .map(|reading| reading.approved(&held))
+            .collect();
+        let would = self.answer_to(agent, slice, input, &approved, entities);
+        Outcome::Refused(match would {
+            Ok(_) => Refusal::Approval { ids, roles },
+            Err(_) => Refusal::Forbidden(ids),
+        })
+    }
+
+    /// The permits of all readings. Of forbids, those of every reading, unless nobody can lift one.
+    fn answer_to(
+        &self,
+        agent: &CompiledAgent,
+        slice: &Slice,
+        input: &Input<'_>,
+        readings: &[Reading<'_>],
+        entities: Option<&Entities>,
+    ) -> Result<BTreeSet<String>, Refusal> {
+        let (mut all, mut forbids) = (BTreeSet::new(), BTreeSet::new());
+        for reading in readings {
+            let mut permits = reading.shorthand.clone();
+            match evaluate(agent, slice, input, &reading.asked, entities, &mut permits) {
+                Ok(()) if permits.is_empty() => return Err(Refusal::NotPermitted),
+                Ok(()) => all.extend(permits),
+                Err(Refusal::Forbidden(ids))
+                    if ids.iter().all(|id| self.approver(slice, id).is_some()) =>
+                {
+                    forbids.extend(ids);
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        if forbids.is_empty() {
+            Ok(all)
+        } else {
+            Err(Refusal::Forbidden(forbids))
+        }
+    }
+
+    /// The role that can lift a rule of the slice.
+    fn approver(&self, slice: &Slice, id: &str) -> Option<&str> {
+        let mut rules = slice.rules.iter().map(|index| &self.rules[*index]);
+        rules.find(|rule| rule.id == id)?.approve.as_deref()
     }
 
     /// The slice's entities with what only the request knows; `None` if the slice's own are all there is.
@@ -229,10 +283,25 @@ pub(super) fn shorthand<'p>(
         .map(|(_, allow)| allow.id.as_str())
 }
 
-fn permitted(permits: BTreeSet<String>) -> Outcome {
-    if permits.is_empty() {
-        Outcome::Refused(Refusal::NotPermitted)
-    } else {
-        Outcome::Permitted(permits)
-    }
+/// What the rules of the slice read of a request.
+pub(super) fn values(class: &Class, slice: &Slice, input: &Input<'_>) -> Result<Values, Fault> {
+    let Action::Request {
+        method,
+        path,
+        query,
+        headers,
+        ..
+    } = &input.action
+    else {
+        return Ok(Values::default());
+    };
+    let declared = class.requests.needed(&slice.reads, method, path);
+    let declared = declared.map_err(Fault::ambiguous)?;
+    Values::read(
+        &slice.reads,
+        *query,
+        headers,
+        declared,
+        &input.gathered.body,
+    )
 }

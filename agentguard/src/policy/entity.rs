@@ -1,13 +1,14 @@
 //! What Cedar sees of agents, hosts and requests.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use cedar_policy::{Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
 
 use super::Agent;
 use super::host::{HostMap, HostPattern};
 use super::parse::UNKNOWN_RISK;
+use super::requests::Requests;
 use super::schema;
 
 static AGENT: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Agent"));
@@ -21,6 +22,7 @@ static HEADERS: LazyLock<EntityUid> = LazyLock::new(|| uid(&type_name("Headers")
 pub(super) struct HostFacts {
     pub risk: String,
     pub data: Vec<String>,
+    pub requests: Arc<Requests>,
 }
 
 impl HostFacts {
@@ -28,6 +30,7 @@ impl HostFacts {
         Self {
             risk: UNKNOWN_RISK.to_owned(),
             data: Vec::new(),
+            requests: Arc::default(),
         }
     }
 }

@@ -8,6 +8,7 @@ use cedar_policy::{
     Response, RestrictedExpression,
 };
 
+use super::body::Value;
 use super::compile::CompiledAgent;
 use super::path::segment_count;
 use super::refusal::Refusal;
@@ -22,6 +23,26 @@ pub(super) struct Asked<'a> {
     pub scheme: &'a str,
     /// `None`: a connection whose bytes are passed.
     pub path: Option<&'a str>,
+    pub body: &'a BTreeMap<String, Value>,
+    pub scope: BTreeSet<&'static str>,
+    pub approvals: &'a BTreeSet<String>,
+}
+
+/// The body of what has none.
+pub(super) static NO_FIELDS: BTreeMap<String, Value> = BTreeMap::new();
+
+impl<'a> Asked<'a> {
+    /// A connection whose bytes are passed.
+    pub fn connection(approvals: &'a BTreeSet<String>) -> Self {
+        Self {
+            action: schema::CONNECT,
+            scheme: "",
+            path: None,
+            body: &NO_FIELDS,
+            scope: BTreeSet::new(),
+            approvals,
+        }
+    }
 }
 
 /// Evaluates the slice's rules, and adds those that permit.
@@ -128,9 +149,14 @@ pub(super) fn request<'r>(
         }
         "routes" => RestrictedExpression::new_set(routes(path).into_iter().map(text)),
         "query" => RestrictedExpression::new_entity_uid(entity::query_uid()),
-        "approvals" => {
-            let roles = input.gathered.approvals.iter();
-            RestrictedExpression::new_set(roles.map(|role| text(role)))
+        "approvals" => RestrictedExpression::new_set(asked.approvals.iter().map(|role| text(role))),
+        "scope" => RestrictedExpression::new_set(asked.scope.iter().map(|scope| text(scope))),
+        "body" => {
+            let fields = asked.body.iter();
+            RestrictedExpression::new_record(
+                fields.map(|(name, value)| (name.clone(), field(value))),
+            )
+            .expect("the names of a map are different")
         }
         _ => RestrictedExpression::new_entity_uid(entity::headers_uid()),
     };
@@ -150,4 +176,17 @@ pub(super) fn request<'r>(
         None,
     )
     .expect("without a schema every request is one")
+}
+
+fn field(value: &Value) -> RestrictedExpression {
+    match value {
+        Value::String(text) => RestrictedExpression::new_string(text.clone()),
+        Value::Decimal(text) => RestrictedExpression::new_decimal(text),
+        Value::Long(number) => RestrictedExpression::new_long(*number),
+        Value::Bool(value) => RestrictedExpression::new_bool(*value),
+        Value::Strings(texts) => {
+            let texts = texts.iter().cloned();
+            RestrictedExpression::new_set(texts.map(RestrictedExpression::new_string))
+        }
+    }
 }

@@ -7,7 +7,7 @@ use cedar_policy::{Effect, PolicySet};
 use serde::{Deserialize, Serialize};
 
 use super::compile::CompiledAgent;
-use super::decide::{Judgement, Outcome, shorthand};
+use super::decide::{Judgement, Outcome, shorthand, values};
 use super::diagnostic::nearest;
 use super::evaluate::{Asked, evaluate_one};
 use super::facts::Values;
@@ -15,7 +15,7 @@ use super::question::Parsed;
 pub use super::question::Question;
 use super::refusal::Refusal;
 use super::slice::{Class, Slice};
-use super::{Action, Input, Policy, TlsMode, schema};
+use super::{Action, Input, Policy, TlsMode};
 use crate::reason::DenyReason;
 
 /// The answer to a [`Question`], and how it came about.
@@ -36,6 +36,9 @@ pub struct Explanation {
     pub readings: Vec<Reading>,
     /// What rules read.
     pub facts: BTreeMap<String, String>,
+    /// Roles of the people who could lift the refusal.
+    #[serde(default)]
+    pub approval: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +83,8 @@ impl Policy {
     /// What in the question is no agent, host, path or header.
     pub fn explain(&self, question: &Question) -> Result<Explanation, String> {
         let (agent, compiled) = self.agent_named(&question.agent)?;
-        let parsed = Parsed::new(question)?;
+        let mut parsed = Parsed::new(question)?;
+        parsed.gather(self, agent);
         let input = parsed.input(agent);
         let judgement = self.judge(&input);
         let readings = match (judgement.class, judgement.slice) {
@@ -95,16 +99,17 @@ impl Policy {
                 at: entry.at.clone(),
             }
         });
-        let (permitted, reason) = match &judgement.outcome {
-            Outcome::Permitted(_) => (true, None),
-            Outcome::Refused(refusal) => (false, Some(refusal.reason())),
+        let (reason, approval) = match &judgement.outcome {
+            Outcome::Permitted(_) => (None, Vec::new()),
+            Outcome::Refused(refusal) => (Some(refusal.reason()), refusal.approval()),
         };
         Ok(Explanation {
             agent: question.agent.clone(),
             action: question.method.clone(),
             resource: input.host.id(input.port),
-            permitted,
+            permitted: reason.is_none(),
             reason,
+            approval,
             why: why(compiled, &input, &judgement),
             reach,
             readings,
@@ -141,19 +146,15 @@ impl Policy {
             verdict: Verdict::Permits,
             error: None,
         };
+        let approvals = &input.gathered.approvals;
         let Action::Request {
             method,
             scheme,
             path,
-            query,
-            headers,
+            ..
         } = &input.action
         else {
-            let asked = Asked {
-                action: schema::CONNECT,
-                scheme: "",
-                path: None,
-            };
+            let asked = Asked::connection(approvals);
             let mut policies: Vec<_> = entry.connect.iter().map(|id| permits(id)).collect();
             policies.extend(self.rules_met(agent, class, slice, input, &asked, None));
             return vec![Reading {
@@ -161,8 +162,8 @@ impl Policy {
                 policies,
             }];
         };
-        // What is ambiguous has no values, and was refused before any policy was looked at.
-        let Ok(values) = Values::read(&slice.reads, *query, headers) else {
+        // What cannot be known has no values, and was refused before any policy was looked at.
+        let Ok(values) = values(class, slice, input) else {
             return Vec::new();
         };
         let reading = |path: &str| {
@@ -170,6 +171,9 @@ impl Policy {
                 action: method,
                 scheme,
                 path: Some(path),
+                body: &values.body,
+                scope: class.requests.scope(method, path, &values.body),
+                approvals,
             };
             let mut policies: Vec<_> = shorthand(entry, method, path).map(permits).collect();
             policies.extend(self.rules_met(agent, class, slice, input, &asked, Some(&values)));
@@ -248,7 +252,12 @@ pub(super) fn why(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgemen
         }
         Refusal::WrongMode => "the [[reach]] says `tls = \"passthrough\"`, so no request is seen there; only `connect` is decided".to_owned(),
         Refusal::UnknownMethod => "the method is none that policies know".to_owned(),
-        Refusal::Ambiguous(why) => why.clone(),
+        Refusal::Unknown(fault) => fault.why.clone(),
+        Refusal::Approval { ids, roles } => format!(
+            "forbidden by {} until {} approved it",
+            listed(&mut ids.iter()),
+            super::refusal::listed(roles)
+        ),
         Refusal::NotPermitted => "no policy permits it".to_owned(),
         Refusal::Forbidden(ids) => format!("forbidden by {}", listed(&mut ids.iter())),
         Refusal::Failed(errors) => format!("cannot be evaluated: {}", listed(&mut errors.keys())),

@@ -1,11 +1,12 @@
-//! What rules read of a request: query parameters and headers, and how the audit record shows them.
+//! What rules read of a request: query parameters, headers and fields of the body, and how the audit record shows them.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use http::HeaderMap;
 use sha2::{Digest as _, Sha256};
 
+use super::body::{Block, Body, Fault, Fields, Value};
 use super::reads::{Names, Reads};
 
 /// Bytes of one fact's value that a record keeps.
@@ -44,21 +45,42 @@ const SECRET_PARAMETERS: [&str; 12] = [
 pub(super) struct Values {
     pub query: BTreeMap<String, String>,
     pub headers: BTreeMap<String, String>,
+    pub body: BTreeMap<String, Value>,
+    /// Fields of the body of which a record has the digest alone.
+    private: BTreeSet<String>,
 }
 
 impl Values {
     /// # Errors
-    /// Says what of the things that rules read has more than one meaning.
-    pub fn read(reads: &Reads, query: Option<&str>, headers: &HeaderMap) -> Result<Self, String> {
+    /// Says what of the things that rules read has more than one meaning, or cannot be known.
+    pub fn read(
+        reads: &Reads,
+        query: Option<&str>,
+        headers: &HeaderMap,
+        declared: Option<&Block>,
+        body: &Body,
+    ) -> Result<Self, Fault> {
         let query = if reads.query.is_empty() {
             BTreeMap::new()
         } else {
-            read_query(&reads.query, query.unwrap_or_default())?
+            read_query(&reads.query, query.unwrap_or_default()).map_err(Fault::ambiguous)?
         };
-        Ok(Self {
+        let mut values = Self {
             query,
-            headers: read_headers(&reads.headers, headers)?,
-        })
+            headers: read_headers(&reads.headers, headers).map_err(Fault::ambiguous)?,
+            ..Self::default()
+        };
+        match (declared, body) {
+            (None, _) => {}
+            (Some(block), Body::Read(Fields(fields))) => {
+                values.body.clone_from(fields);
+                let private = block.fields.iter().filter(|(_, field)| field.private);
+                values.private = private.map(|(name, _)| name.clone()).collect();
+            }
+            (Some(_), Body::Faulty(fault)) => return Err(fault.clone()),
+            (Some(_), Body::Unread) => return Err(Fault::unreadable("it has not been read")),
+        }
+        Ok(values)
     }
 
     /// Adds the values as a record may show them.
@@ -71,8 +93,12 @@ impl Values {
             let secret = SECRET_HEADERS.contains(&name.as_str());
             (format!("header.{}", bounded(name)), shown(value, secret))
         });
-        let count = self.query.len() + self.headers.len();
-        facts.extend(query.chain(headers).take(MAX_FACTS));
+        let body = self.body.iter().map(|(name, value)| {
+            let private = self.private.contains(name);
+            (format!("body.{name}"), shown(&value.shown(), private))
+        });
+        let count = self.query.len() + self.headers.len() + self.body.len();
+        facts.extend(body.chain(query).chain(headers).take(MAX_FACTS));
         if count > MAX_FACTS {
             facts.insert("omitted".into(), (count - MAX_FACTS).to_string());
         }
@@ -117,7 +143,7 @@ fn read_query(names: &Names, query: &str) -> Result<BTreeMap<String, String>, St
     let mut found = BTreeMap::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let name = decode_form(name)?;
+        let name = decode_form(name).map_err(query_fault)?;
         let Some(read) = read_name(names, &name) else {
             continue;
         };
@@ -128,7 +154,7 @@ fn read_query(names: &Names, query: &str) -> Result<BTreeMap<String, String>, St
                 super::host::show(&read)
             ));
         }
-        let value = decode_form(value)?;
+        let value = decode_form(value).map_err(query_fault)?;
         if found.insert(name.clone(), value).is_some() {
             return Err(format!(
                 "query parameter `{}` is there more than once",
@@ -137,6 +163,10 @@ fn read_query(names: &Names, query: &str) -> Result<BTreeMap<String, String>, St
         }
     }
     Ok(found)
+}
+
+fn query_fault(why: &str) -> String {
+    format!("the query {why}")
 }
 
 /// The name among those that rules read which some server would take `name` for: case, and `name[]`.
@@ -153,7 +183,7 @@ fn read_name(names: &Names, name: &str) -> Option<String> {
 }
 
 /// `application/x-www-form-urlencoded` (WHATWG URL section 5.1), strict.
-fn decode_form(raw: &str) -> Result<String, String> {
+pub(super) fn decode_form(raw: &str) -> Result<String, &'static str> {
     if !raw.contains(['%', '+']) {
         return Ok(raw.to_owned());
     }
@@ -167,14 +197,14 @@ fn decode_form(raw: &str) -> Result<String, String> {
                 let value = digit()
                     .zip(digit())
                     .and_then(|(high, low)| u8::try_from(high << 4 | low).ok());
-                value.ok_or("the query has invalid percent-encoding")?
+                value.ok_or("has invalid percent-encoding")?
             }
             byte => byte,
         });
     }
-    let text = String::from_utf8(bytes).map_err(|_| "the query is not UTF-8")?;
+    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8")?;
     if text.contains('\0') {
-        return Err("the query has a NUL".into());
+        return Err("has a NUL");
     }
     Ok(text)
 }
@@ -320,10 +350,18 @@ mod tests {
                 ("x-a".to_owned(), "1".to_owned()),
             ]
             .into(),
+            body: [
+                ("amount".to_owned(), Value::Decimal("12.5".into())),
+                ("iban".to_owned(), Value::String("DE02".into())),
+            ]
+            .into(),
+            private: ["iban".to_owned()].into(),
         };
         let mut facts = BTreeMap::new();
         values.record(&mut facts);
         assert_eq!(facts["header.x-a"], "1");
+        assert_eq!(facts["body.amount"], "12.5");
+        assert!(facts["body.iban"].starts_with("sha256:"));
         assert!(
             facts["query.q"].starts_with("üü") && facts["query.q"].contains("(600 bytes, sha256:")
         );

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeSet;
 
+use super::body::{Block, Body};
 use super::reads::Reads;
 use super::{Action, Input, Policy, schema};
 
 /// Facts that come from outside the request's head. What is not gathered is not there for any rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gathered {
+    pub body: Body,
     /// Roles of the people who have approved the request: `context.approvals`.
     pub approvals: BTreeSet<String>,
 }
@@ -17,6 +19,8 @@ pub struct Gathered {
 #[derive(Clone, Copy, Debug)]
 pub struct Needs<'p> {
     reads: Option<&'p Reads>,
+    /// What is to be read of its body.
+    pub body: Option<&'p Block>,
 }
 
 impl Needs<'_> {
@@ -31,13 +35,22 @@ impl Policy {
     pub fn needs(&self, input: &Input<'_>) -> Needs<'_> {
         let agent = self.agents.get(&input.agent);
         let class = agent.and_then(|agent| agent.classes.lookup(input.host, input.port));
-        let action = match &input.action {
-            Action::Connect => Some(schema::CONNECT),
-            Action::Request { method, .. } => schema::method(method),
+        let (action, path) = match &input.action {
+            Action::Connect => (Some(schema::CONNECT), None),
+            Action::Request { method, path, .. } => (schema::method(method), Some(*path)),
         };
-        let slice = class.zip(action).map(|(class, action)| class.slice(action));
+        let Some((class, action)) = class.zip(action) else {
+            return Needs {
+                reads: None,
+                body: None,
+            };
+        };
+        let reads = &class.slice(action).reads;
+        // What has two meanings is refused whatever the body says.
+        let body = path.and_then(|path| class.requests.needed(reads, action, path).ok());
         Needs {
-            reads: slice.map(|slice| &slice.reads),
+            reads: Some(reads),
+            body: body.flatten(),
         }
     }
 }

@@ -59,7 +59,6 @@ impl PathPattern {
         &self.text
     }
 
-    #[cfg(test)]
     pub fn matches(&self, path: &str) -> bool {
         self.matches_segments(&split(path))
     }

@@ -137,6 +137,8 @@ pub(super) enum Use<'s> {
     /// `context.query.getTag("…")` or `hasTag`; `None`: a name that is not known before.
     Query(Option<&'s str>),
     Header(Option<&'s str>),
+    /// `context.body.name` or `context.body has name`; `None`: `context.body` in any other way.
+    Body(Option<&'s str>),
     /// `context` as a whole.
     Whole,
 }
@@ -177,12 +179,21 @@ pub(super) fn context_uses<'s>(tokens: &[Token<'s>]) -> Vec<(usize, Use<'s>)> {
             (Some(Kind::Sign(".")), Some(Kind::Word("headers"))) => {
                 Use::Header(call(&["getTag", "hasTag"]))
             }
+            (Some(Kind::Sign(".")), Some(Kind::Word("body"))) => Use::Body(field(&kinds)),
             (Some(Kind::Sign(".")), Some(Kind::Word(name))) => Use::Plain(name),
             _ => Use::Whole,
         };
         found.push((token.offset, found_use));
     }
     found
+}
+
+/// The field in what follows `context`.
+fn field<'s>(behind: &[Kind<'s>]) -> Option<&'s str> {
+    match behind.get(2..4)? {
+        [Kind::Sign(".") | Kind::Word("has"), Kind::Word(name)] => Some(name),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -226,6 +237,11 @@ mod tests {
             ),
             ("context.query.getTag(\"a\\u{62}\")", Use::Query(None)),
             ("context.headers", Use::Header(None)),
+            ("context.body.amount < 3", Use::Body(Some("amount"))),
+            ("context . body has amount", Use::Body(Some("amount"))),
+            ("context.body has \"amount\"", Use::Body(None)),
+            ("context.body[\"amount\"]", Use::Body(None)),
+            ("context.body == 1", Use::Body(None)),
             ("context == context2", Use::Whole),
             ("context has path", Use::Whole),
             ("context[\"path\"]", Use::Whole),

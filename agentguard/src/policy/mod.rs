@@ -4,6 +4,7 @@
 //! refused with every [`Diagnostic`] there is. The daemon compiles its kernel rules from it, the forwarder decides with
 //! it. Only [`store`] touches the disk.
 
+mod body;
 mod bundle;
 mod candidates;
 pub mod cases;
@@ -26,6 +27,7 @@ mod permit;
 mod question;
 mod reads;
 mod refusal;
+mod requests;
 mod rules;
 mod schema;
 mod slice;
@@ -40,6 +42,7 @@ use agentguard_common::abi::AgentId;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use self::body::{Block, Body, Fault};
 pub use self::diagnostic::Diagnostic;
 pub use self::gathered::{Gathered, Needs};
 pub use self::host::{HostName, acts_on_terminal};
@@ -167,6 +170,8 @@ pub struct Denial {
     pub detail: String,
     /// What rules read.
     pub facts: BTreeMap<String, String>,
+    /// Roles of the people who can lift the refusal, if its reason is that.
+    pub approval: Vec<String>,
 }
 
 /// A compiled bundle. `Send + Sync`, immutable.

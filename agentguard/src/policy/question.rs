@@ -3,11 +3,15 @@
 use std::collections::BTreeSet;
 
 use agentguard_common::abi::AgentId;
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::host::split_port;
-use super::{Action, CanonicalPath, Gathered, HostName, Input, schema};
+use super::{Action, CanonicalPath, Gathered, HostName, Input, Policy, schema};
+
+/// What the forwarder reads of a body by default, bytes.
+const MAX_BODY: usize = 1 << 20;
 
 /// A request as a person writes it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -19,6 +23,9 @@ pub struct Question {
     pub url: String,
     #[serde(default)]
     pub headers: Vec<(String, String)>,
+    /// JSON, unless a header says otherwise.
+    #[serde(default)]
+    pub body: Option<String>,
     /// Roles of the people who are taken to have approved it.
     #[serde(default)]
     pub approvals: BTreeSet<String>,
@@ -33,6 +40,7 @@ pub(super) struct Parsed<'q> {
     path: CanonicalPath,
     query: Option<&'q str>,
     headers: HeaderMap,
+    body: &'q str,
     gathered: Gathered,
 }
 
@@ -73,6 +81,10 @@ impl<'q> Parsed<'q> {
                 .map_err(|_| format!("header `{name}` has a value that no header can have"))?;
             headers.append(name, value);
         }
+        if question.body.is_some() {
+            let kind = headers.entry(CONTENT_TYPE);
+            kind.or_insert(HeaderValue::from_static("application/json"));
+        }
         Ok(Self {
             method: &question.method,
             scheme: if default == 443 { "https" } else { "http" },
@@ -81,10 +93,19 @@ impl<'q> Parsed<'q> {
             path: CanonicalPath::parse(path)?,
             query,
             headers,
+            body: question.body.as_deref().unwrap_or_default(),
             gathered: Gathered {
                 approvals: question.approvals.clone(),
+                ..Gathered::default()
             },
         })
+    }
+
+    /// Reads of the body what the policy's rules need.
+    pub fn gather(&mut self, policy: &Policy, agent: AgentId) {
+        let block = policy.needs(&self.input(agent)).body;
+        let body = block.map(|block| block.read(&self.headers, self.body.as_bytes(), MAX_BODY));
+        self.gathered.body = body.unwrap_or_default();
     }
 
     pub fn input(&self, agent: AgentId) -> Input<'_> {

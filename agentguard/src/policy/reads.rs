@@ -16,6 +16,8 @@ pub(super) struct Reads {
     /// Parameters and headers by name.
     pub query: Names,
     pub headers: Names,
+    /// Fields of the body.
+    pub body: Names,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +32,7 @@ impl Reads {
         self.host |= other.host;
         self.query.add(&other.query);
         self.headers.add(&other.headers);
+        self.body.add(&other.body);
     }
 
     /// Whether the attribute of `context` has to be there; what nobody reads need not be.
@@ -37,6 +40,7 @@ impl Reads {
         match attribute {
             "query" => !self.query.is_empty(),
             "headers" => !self.headers.is_empty(),
+            "body" => !self.body.is_empty(),
             _ => self.attributes.contains(attribute),
         }
     }
@@ -58,6 +62,13 @@ impl Names {
 
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::These(names) if names.is_empty())
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            Self::These(names) => names.contains(name),
+            Self::All => true,
+        }
     }
 
     fn note(&mut self, name: Option<String>) {
@@ -107,6 +118,7 @@ pub(super) fn reads_of(
                 }
                 reads.headers.note(name.map(str::to_owned));
             }
+            Use::Body(name) => reads.body.note(name.map(str::to_owned)),
             Use::Whole => report.error_help(
                 at,
                 "`context` cannot be used as a whole",

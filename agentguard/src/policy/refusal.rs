@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::body::Fault;
 use super::compile::CompiledAgent;
 use super::facts::short;
 use super::{Action, Input};
@@ -15,9 +16,15 @@ pub(super) enum Refusal {
     /// A request at a host whose bytes are passed, or the reverse.
     WrongMode,
     UnknownMethod,
-    Ambiguous(String),
+    /// What a rule reads cannot be known.
+    Unknown(Fault),
     NotPermitted,
     Forbidden(BTreeSet<String>),
+    /// Nothing but these forbids, which people of these roles can lift.
+    Approval {
+        ids: BTreeSet<String>,
+        roles: BTreeSet<String>,
+    },
     /// Ids and Cedar's messages.
     Failed(BTreeMap<String, String>),
 }
@@ -26,7 +33,8 @@ impl Refusal {
     pub fn reason(&self) -> DenyReason {
         match self {
             Self::UnknownAgent => DenyReason::AgentSuspended,
-            Self::Ambiguous(_) => DenyReason::BodyAmbiguous,
+            Self::Unknown(fault) => fault.reason,
+            Self::Approval { .. } => DenyReason::ApprovalRequired,
             Self::NoReach
             | Self::WrongMode
             | Self::UnknownMethod
@@ -36,9 +44,17 @@ impl Refusal {
         }
     }
 
+    /// Roles of the people who can lift it.
+    pub fn approval(&self) -> Vec<String> {
+        match self {
+            Self::Approval { roles, .. } => roles.iter().cloned().collect(),
+            _ => Vec::new(),
+        }
+    }
+
     pub fn policies(&self) -> Vec<String> {
         match self {
-            Self::Forbidden(ids) => ids.iter().cloned().collect(),
+            Self::Forbidden(ids) | Self::Approval { ids, .. } => ids.iter().cloned().collect(),
             Self::Failed(errors) => errors.keys().cloned().collect(),
             _ => Vec::new(),
         }
@@ -79,8 +95,23 @@ pub(super) fn detail(
         Refusal::UnknownMethod => {
             format!("No policy permits the method of {tried}; use a standard HTTP method.")
         }
-        Refusal::Ambiguous(why) => format!(
-            "The request to {tried} can be read in more than one way: {why}; send it with one value for each name."
+        Refusal::Unknown(fault) => match fault.reason {
+            DenyReason::BodyAmbiguous => format!(
+                "The request to {tried} can be read in more than one way: {}; send it with one value for each name.",
+                fault.why
+            ),
+            DenyReason::BodyTooLarge => format!(
+                "The policy of {who} reads the body of {tried} before it goes on: {}; send less at once.",
+                fault.why
+            ),
+            _ => format!(
+                "The policy of {who} reads the body of {tried}, which cannot be read as it has to be: {}.",
+                fault.why
+            ),
+        },
+        Refusal::Approval { roles, .. } => format!(
+            "The policy of {who} allows {tried} only when {} approved it, and nobody has; do not retry before that.",
+            listed(roles)
         ),
         Refusal::NotPermitted => format!(
             "Nothing in the policy of {who} permits {tried}; repeating or rephrasing the request will not change this, ask the agent's owner if it is needed."
@@ -91,5 +122,14 @@ pub(super) fn detail(
         Refusal::Failed(_) => format!(
             "A rule about {tried} could not be evaluated for this request, so it is refused; tell the agent's owner."
         ),
+    }
+}
+
+/// Roles as a sentence has them.
+pub(super) fn listed(roles: &BTreeSet<String>) -> String {
+    let roles: Vec<_> = roles.iter().map(|role| format!("`{role}`")).collect();
+    match &roles[..] {
+        [one] => format!("the role {one} has"),
+        many => format!("the roles {} have", many.join(" and ")),
     }
 }

@@ -1,5 +1,7 @@
 //! `rules/*.cedar`: parsed, named and checked as far as one file alone can be.
 
+mod approve;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cedar_policy::{
@@ -20,6 +22,8 @@ pub(super) struct Rule {
     pub id: String,
     pub at: Place,
     pub effect: Effect,
+    /// The role that can lift it.
+    pub approve: Option<String>,
     /// Under its `@id`.
     pub policy: Policy,
     /// The agent its head names; `None`: every agent.
@@ -92,7 +96,7 @@ impl Actions {
 }
 
 /// Annotations of the format that nothing in this build acts on.
-const LATER: [&str; 3] = ["approve", "credential", "limit"];
+const LATER: [&str; 2] = ["credential", "limit"];
 
 /// Every policy of one file.
 pub(super) fn rules_file(report: &mut Report<'_>, file: u32) -> Vec<Rule> {
@@ -148,6 +152,7 @@ fn rule(report: &mut Report<'_>, at: Place, policy: &Policy, tokens: &[Token<'_>
     let (reads, routes) = reads_of(report, at.file, tokens);
     let id = id.filter(|id| is_id(id))?;
     Some(Rule {
+        approve: approve::role(report, at, policy)?,
         effect: policy.effect(),
         agent: agent_of(&policy.principal_constraint()),
         actions: actions_of(report, at, &policy.action_constraint())?,
@@ -170,7 +175,7 @@ fn check_annotations(report: &mut Report<'_>, file: u32, tokens: &[Token<'_>]) {
                 format!("`@{name}` is not enforced by this build"),
                 "remove the annotation: a bundle may not promise what is not enforced",
             );
-        } else if name != "id" {
+        } else if !["id", "approve"].contains(&name) {
             let help = did_you_mean(name, ["id", "approve", "credential", "limit"]);
             report.error_with(at, format!("unknown annotation `@{name}`"), help);
         }

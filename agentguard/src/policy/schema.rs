@@ -1,7 +1,9 @@
 //! The Cedar schema, generated from the bundle: what a rule can speak of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+
+use super::body::FieldType;
 
 /// Action of a connection whose bytes are passed.
 pub(super) const CONNECT: &str = "connect";
@@ -9,15 +11,35 @@ pub(super) const CONNECT: &str = "connect";
 pub(super) const REQUEST: &str = "request";
 
 /// Attributes of a request's `context`.
-pub(super) const CONTEXT: [&str; 7] = [
+pub(super) const CONTEXT: [&str; 9] = [
     "scheme",
     "path",
     "segments",
     "routes",
     "query",
     "headers",
+    "body",
+    "scope",
     "approvals",
 ];
+
+/// What a request does, as `context.scope` has it.
+pub(super) const SCOPES: [&str; 6] = [
+    "read",
+    "write",
+    "money",
+    "infrastructure",
+    "export",
+    "admin",
+];
+
+/// What a request does of which nothing is said.
+pub(super) fn scope_of(method: &str) -> &'static str {
+    match method {
+        "GET" | "HEAD" | "OPTIONS" => "read",
+        _ => "write",
+    }
+}
 
 /// Attributes of a passed connection's `context`.
 pub(super) const CONNECT_CONTEXT: [&str; 1] = ["approvals"];
@@ -70,14 +92,17 @@ pub(super) fn method(name: &str) -> Option<&'static str> {
 }
 
 /// Whether rules are checked against requests only, or against passed connections too, which have no path.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Scope {
     Requests,
     RequestsAndConnections,
 }
 
+/// Fields of bodies, and their types.
+pub(super) type BodyShape = BTreeMap<String, FieldType>;
+
 /// `named`: the methods that some rule names. All others are alike to every rule, so one stands for them.
-pub(super) fn text(named: &BTreeSet<&str>, scope: Scope) -> String {
+pub(super) fn text(named: &BTreeSet<&str>, scope: Scope, body: &BodyShape) -> String {
     let mut methods = named.clone();
     methods.extend(METHODS.iter().copied().find(|known| !named.contains(known)));
     let list = methods
@@ -85,6 +110,11 @@ pub(super) fn text(named: &BTreeSet<&str>, scope: Scope) -> String {
         .map(|method| format!("\"{method}\""))
         .collect::<Vec<_>>()
         .join(", ");
+    let fields: Vec<_> = body
+        .iter()
+        .map(|(name, kind)| format!("{name}?: {}", kind.cedar()))
+        .collect();
+    let fields = fields.join(", ");
     let mut text = format!(
         "entity Agent {{ owner: String, risk: String }};
 entity Host in [Host] {{ name: String, port: Long, risk: String, data: Set<String> }};
@@ -94,7 +124,7 @@ action \"{REQUEST}\";
 action {list} in [\"{REQUEST}\"] appliesTo {{
   principal: [Agent],
   resource: [Host],
-  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, approvals: Set<String> }},
+  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {fields} }}, scope: Set<String>, approvals: Set<String> }},
 }};
 "
     );

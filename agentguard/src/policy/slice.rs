@@ -13,6 +13,7 @@ use super::glob::Routes;
 use super::host::{HostMap, HostPattern};
 use super::parse::AgentFile;
 use super::reads::Reads;
+use super::requests::Requests;
 use super::rules::Rule;
 use super::{TlsMode, schema};
 
@@ -23,6 +24,7 @@ pub(super) struct Class {
     pub entry: usize,
     /// Patterns that policies name and that cover these hosts.
     pub above: Vec<EntityUid>,
+    pub requests: Arc<Requests>,
     by_action: HashMap<&'static str, Arc<Slice>>,
     other_methods: Arc<Slice>,
 }
@@ -94,9 +96,11 @@ impl Slicer<'_> {
                 make(&|_| false)
             }
         };
+        let known = self.facts.covering(node);
         Class {
             entry,
             above,
+            requests: known.map_or_else(Arc::default, |facts| facts.requests.clone()),
             by_action,
             other_methods,
         }

@@ -27,12 +27,13 @@ const CASE: Keys = Keys {
         "agent",
         "request",
         "headers",
+        "body",
         "approvals",
         "expect",
         "reason",
         "policies",
     ],
-    later: &["body", "task", "time"],
+    later: &["task", "time"],
 };
 
 pub(in crate::policy) fn case_file(report: &mut Report<'_>, file: u32) -> Vec<CaseEntry> {
@@ -53,6 +54,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
     let agent = table.required(report, "agent");
     let request = table.required(report, "request");
     let headers = table.pairs(report, "headers");
+    let body = table.string_or_json(report, "body");
     let approvals = table.strings(report, "approvals");
     let approvals = approvals.into_iter().map(|role| role.value).collect();
     let policies = table.strings(report, "policies");
@@ -75,6 +77,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         method: method.to_owned(),
         url: url.to_owned(),
         headers,
+        body: body.map(|body| body.value),
         approvals,
     };
     if let Err(why) = Parsed::new(&question) {
@@ -99,16 +102,17 @@ fn expected(
         report.error_help(
             table.at,
             "[[case]] has no `expect`",
-            "add `expect = \"allow\"` or `expect = \"deny\"`",
+            "add `expect = \"allow\"`, `expect = \"deny\"` or `expect = \"approval-required\"`",
         );
         return None;
     }
     let outcome = match table
-        .choice(report, "expect", &["allow", "deny"])?
+        .choice(report, "expect", &["allow", "deny", "approval-required"])?
         .value
         .as_str()
     {
         "allow" => Outcome::Allow,
+        "approval-required" => Outcome::ApprovalRequired,
         _ => Outcome::Deny,
     };
     let reason = table.string(report, "reason");

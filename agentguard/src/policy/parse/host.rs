@@ -1,9 +1,14 @@
 //! `hosts/*.toml`: what is known of a host.
 
+mod request;
+
+use self::request::{body_blocks, scope_entries};
 use super::table::{Keys, Table};
 use super::{RISKS, document};
+use crate::policy::body::Block;
 use crate::policy::diagnostic::{Place, Report};
 use crate::policy::host::HostPattern;
+use crate::policy::requests::ScopeEntry;
 
 /// `risk` of what no file describes.
 pub(in crate::policy) const UNKNOWN_RISK: &str = "unknown";
@@ -15,11 +20,14 @@ pub(in crate::policy) struct HostFile {
     pub risk: String,
     /// Sorted, without repetitions.
     pub data: Vec<String>,
+    /// In the order of the file.
+    pub body: Vec<Block>,
+    pub scope: Vec<ScopeEntry>,
 }
 
 const FILE: Keys = Keys {
-    known: &["host"],
-    later: &["body"],
+    known: &["host", "body", "scope"],
+    later: &[],
 };
 const HOST: Keys = Keys {
     known: &["name", "risk", "data"],
@@ -39,6 +47,8 @@ pub(in crate::policy) fn host_file(report: &mut Report<'_>, file: u32) -> Option
         );
         return None;
     }
+    let body = body_blocks(report, &root);
+    let scope = scope_entries(report, &root, &body);
     let table = root.table(report, "host", "[host]")?;
     table.check_keys(report, &HOST);
     let risk = table
@@ -73,6 +83,8 @@ pub(in crate::policy) fn host_file(report: &mut Report<'_>, file: u32) -> Option
             host,
             risk,
             data,
+            body,
+            scope,
         }),
         Err(why) => {
             report.error(name.at, why);

@@ -139,6 +139,13 @@ fn allow_entry(report: &mut Report<'_>, entry: &Located<String>, tls: TlsMode) -
         );
         return None;
     }
+    let method = request_line(report, entry)?;
+    Some(Allow { at, method })
+}
+
+/// A method, or `ANY`, and a path pattern.
+pub(super) fn request_line(report: &mut Report<'_>, line: &Located<String>) -> Option<Method> {
+    let (at, text) = (line.at, line.value.as_str());
     let Some((method, path)) = text
         .split_once(' ')
         .map(|(method, path)| (method, path.trim_start()))
@@ -158,16 +165,10 @@ fn allow_entry(report: &mut Report<'_>, entry: &Located<String>, tls: TlsMode) -
         }
     };
     if matches!(method, "ANY" | "*") {
-        return Some(Allow {
-            at,
-            method: Method::Any(pattern),
-        });
+        return Some(Method::Any(pattern));
     }
     match schema::method(method) {
-        Some(method) => Some(Allow {
-            at,
-            method: Method::One(method, pattern),
-        }),
+        Some(method) => Some(Method::One(method, pattern)),
         None => {
             let known = schema::METHODS.iter().copied().chain(["ANY"]);
             let help = nearest(method, known).map_or_else(

@@ -1,5 +1,7 @@
 //! Typed, position-keeping reads from one TOML table: every wrong type and unknown key becomes an error in the report.
 
+mod json;
+
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -48,7 +50,10 @@ const HOMES: &[(&str, &str)] = &[
     ("arguments", "[exec]"),
     ("tls", "[[reach]]"),
     ("to", "[[reach]]"),
-    ("on", "[[listen]]"),
+    (
+        "on",
+        "[[listen]], or [[body]] and [[scope]] of a host's file",
+    ),
     ("path", "[[unix]]"),
     ("serial", "bundle.toml"),
     ("expect", "[[case]] of a file in tests/"),
@@ -220,6 +225,73 @@ impl<'a> Table<'a> {
             self.expect_string(report, key, item)
         };
         items.iter().map(|item| path(report, item)).collect()
+    }
+
+    /// One string, or a list of them.
+    pub fn string_or_strings(&self, report: &mut Report<'_>, key: &str) -> Vec<Located<String>> {
+        match self.keys.get(key) {
+            Some(value) if value.get_ref().is_str() => {
+                self.expect_string(report, key, value).into_iter().collect()
+            }
+            _ => self.strings(report, key),
+        }
+    }
+
+    /// A string as it is, or a table or list as JSON.
+    pub fn string_or_json(&self, report: &mut Report<'_>, key: &str) -> Option<Located<String>> {
+        let value = self.keys.get(key)?;
+        let at = self.place(value);
+        let text = match value.get_ref() {
+            DeValue::String(text) => Some(text.clone().into_owned()),
+            DeValue::Table(_) | DeValue::Array(_) => json::of(value.get_ref()),
+            _ => None,
+        };
+        if text.is_none() {
+            report.error_help(
+                at,
+                format!("`{key}` is not a string, nor what JSON can hold"),
+                format!("write `{key} = {{ \"name\" = 1.5 }}`, or the text itself as a string"),
+            );
+        }
+        text.map(|value| Located { at, value })
+    }
+
+    pub fn boolean(&self, report: &mut Report<'_>, key: &str) -> Option<Located<bool>> {
+        let value = self.keys.get(key)?;
+        let at = self.place(value);
+        match value.get_ref().as_bool() {
+            Some(value) => Some(Located { at, value }),
+            None => {
+                let message = format!("`{key}` is a {}, not true or false", kind(value));
+                report.error(at, message);
+                None
+            }
+        }
+    }
+
+    /// Every key but `known`, with its table; `None` for what is no table.
+    pub fn others(
+        &self,
+        known: &[&str],
+        title: &'static str,
+    ) -> Vec<(Located<String>, Option<Table<'a>>)> {
+        let others = self
+            .keys
+            .iter()
+            .filter(|(key, _)| !known.contains(&key.get_ref().as_ref()));
+        let others = others.map(|(key, value)| {
+            let name = Located {
+                at: self.place(key),
+                value: key.get_ref().as_ref().to_owned(),
+            };
+            let table = value.get_ref().as_table().map(|keys| Table {
+                title,
+                at: name.at,
+                keys,
+            });
+            (name, table)
+        });
+        others.collect()
     }
 
     pub fn unsigned(&self, report: &mut Report<'_>, key: &str) -> Option<Located<u64>> {

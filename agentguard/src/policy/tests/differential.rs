@@ -7,7 +7,7 @@ use cedar_policy::{Authorizer, Decision as Answer, Entities, Entity, PolicySet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::evaluate::Asked as Reading;
+use crate::policy::evaluate::{Asked as Reading, NO_FIELDS};
 use crate::policy::glob::PathPattern;
 use crate::policy::host::{HostMap, HostPattern};
 
@@ -67,6 +67,7 @@ impl Reference {
             let facts = entity::HostFacts {
                 risk: file.risk,
                 data: file.data,
+                requests: Default::default(),
             };
             made.facts.push((file.host, facts));
         }
@@ -155,14 +156,15 @@ impl Reference {
                         action: method,
                         scheme,
                         path: Some(path),
+                        body: &NO_FIELDS,
+                        scope: [schema::scope_of(method)].into(),
+                        approvals: &input.gathered.approvals,
                     };
                     path.readings().map(reading).collect()
                 }
-                (Some(TlsMode::Passthrough), Action::Connect) => vec![Reading {
-                    action: "connect",
-                    scheme: "",
-                    path: None,
-                }],
+                (Some(TlsMode::Passthrough), Action::Connect) => {
+                    vec![Reading::connection(&input.gathered.approvals)]
+                }
                 _ => return Err(vec!["policy-denied".into()]),
             };
         let entities = self.entities(&host, asked);

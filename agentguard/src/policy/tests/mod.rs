@@ -1,5 +1,6 @@
 //! Tests of the policy as a whole.
 
+mod asked;
 mod damaged;
 mod decisions;
 mod differential;
@@ -53,7 +54,7 @@ pub(super) struct Asked {
     port: u16,
     path: CanonicalPath,
     query: Option<String>,
-    headers: HeaderMap,
+    pub headers: HeaderMap,
     pub gathered: Gathered,
 }
 

@@ -238,7 +238,35 @@ fn one_mistake_gives_one_error_that_names_it() {
         ),
         (
             rule(&format!("@approve(\"owner\") {permit};")),
-            "rules/r.cedar:1:1: `@approve` is not enforced by this build",
+            "rules/r.cedar:1:1: `@approve` is on a permit",
+        ),
+        (
+            rule("@id(\"f\") @approve(\"owner\") forbid (principal, action, resource);"),
+            "rules/r.cedar:1:1: `@approve(\"owner\")` is on a forbid that no approval lifts",
+        ),
+        (
+            rule(
+                "@id(\"f\") @approve(\"owner\") forbid (principal, action, resource) unless { context.approvals.contains(\"ownr\") };",
+            ),
+            "rules/r.cedar:1:1: `@approve(\"owner\")` is on a forbid that no approval lifts",
+        ),
+        (
+            rule(
+                "@id(\"f\") @approve(\"owner\") forbid (principal, action, resource) when { context.approvals.contains(\"owner\") };",
+            ),
+            "rules/r.cedar:1:1: `@approve(\"owner\")` is on a forbid that no approval lifts",
+        ),
+        (
+            rule(
+                "@id(\"f\") @approve(\"owner\") forbid (principal, action, resource) unless { context.approvals.contains(\"owner\") && context.segments > 1 };",
+            ),
+            "rules/r.cedar:1:1: `@approve(\"owner\")` is on a forbid that no approval lifts",
+        ),
+        (
+            rule(
+                "@id(\"f\") @approve(\"Owner, Finance\") forbid (principal, action, resource) unless { context.approvals.contains(\"Owner, Finance\") };",
+            ),
+            "rules/r.cedar:1:1: `Owner, Finance` is not usable as a role",
         ),
         (
             rule(&format!("@idd(\"x\") {permit};")),
@@ -368,10 +396,90 @@ fn one_mistake_gives_one_error_that_names_it() {
                 ("bundle.toml", "name = \"b\"\nserial = 1\n"),
                 (
                     "hosts/h.toml",
-                    "[host]\nname = \"h\"\n[[body]]\non = \"x\"\n",
+                    "[host]\nname = \"h\"\n[[body]]\non = \"POST /x\"\n",
                 ),
             ]),
-            "hosts/h.toml:3:3: `body` in the file is not enforced",
+            "hosts/h.toml:3:1: [[body]] has no field | add one",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                (
+                    "hosts/h.toml",
+                    "[host]\nname = \"h\"\n[[body]]\non = \"POST /x\"\na = 1\n",
+                ),
+            ]),
+            "hosts/h.toml:5:1: field `a` is not a table",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                (
+                    "hosts/h.toml",
+                    "[host]\nname = \"h\"\n[[body]]\non = \"POST /x\"\nif = { type = \"long\", at = \"/a\" }\n",
+                ),
+            ]),
+            "hosts/h.toml:5:1: field name `if` is not usable",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                (
+                    "hosts/h.toml",
+                    "[host]\nname = \"h\"\n[[body]]\non = \"POST /x\"\na = { type = \"float\", at = \"/a\" }\n",
+                ),
+            ]),
+            "hosts/h.toml:5:14: `type` is `float`, which is none of",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                (
+                    "hosts/h.toml",
+                    "[host]\nname = \"h\"\n[[body]]\non = \"POST /x\"\na = { type = \"long\", at = \"/a~2\" }\n",
+                ),
+            ]),
+            "hosts/h.toml:5:27: `/a~2` is not a JSON Pointer",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                (
+                    "hosts/h.toml",
+                    "[host]\nname = \"h\"\n[[body]]\non = \"POST /x\"\na = { type = \"long\", at = \"/a\" }\nb = { type = \"long\", at = \"b\" }\n",
+                ),
+            ]),
+            "hosts/h.toml:3:1: [[body]] has fields of JSON and of forms",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                (
+                    "hosts/h.toml",
+                    "[host]\nname = \"h\"\n[[body]]\non = \"POST /x\"\na = { type = \"long\", at = \"/a\" }\n\n[[body]]\non = \"POST /y\"\na = { type = \"bool\", at = \"/a\" }\n",
+                ),
+            ]),
+            "hosts/h.toml:9:1: field `a` is of the type Bool here and of the type Long above",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                (
+                    "hosts/h.toml",
+                    "[host]\nname = \"h\"\n[[scope]]\nis = \"mony\"\non = \"POST /x\"\n",
+                ),
+            ]),
+            "hosts/h.toml:4:6: there is no scope `mony` | did you mean `money`?",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                (
+                    "hosts/h.toml",
+                    "[host]\nname = \"h\"\n[[scope]]\nis = \"money\"\non = \"POST /x\"\nwhere = { kind = \"a\" }\n",
+                ),
+            ]),
+            "hosts/h.toml:6:1: no [[body]] of this host declares a field `kind`",
         ),
         (
             sources(&[
@@ -529,8 +637,8 @@ fn cases_ask_what_the_bundle_can_answer() {
             "tests/t.toml:6:11: `headers` is a array, not a table of strings",
         ),
         (
-            whole.clone() + "body = \"{}\"\n",
-            "tests/t.toml:6:1: `body` in [[case]] is not enforced by this build",
+            whole.clone() + "body = { at = 2026-01-01 }\n",
+            "tests/t.toml:6:8: `body` is not a string, nor what JSON can hold",
         ),
         (
             whole.clone() + "[[case]]\nname = \"c\"\n" + &whole,
