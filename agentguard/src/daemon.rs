@@ -5,7 +5,9 @@ pub mod apply;
 mod canary;
 pub mod enrol;
 pub mod events;
+mod expiry;
 pub mod forwarder;
+pub mod history;
 pub mod kill;
 mod link;
 pub mod namespaces;
@@ -28,6 +30,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use self::history::History;
 use self::startup as start;
 pub use self::startup::StartError;
 use self::state::{Active, Shared};
@@ -100,7 +103,11 @@ async fn serve(config: Config) -> Result<(), StartError> {
         .map_err(|e| StartError::Failed(e.to_string()))?;
     let registry = Registry::open(&state.join("agents.json"))
         .map_err(|e| StartError::Failed(e.to_string()))?;
-    let (active, bundle_trouble) = start::first_bundle(&config, &registry)?;
+    let (history, lost) = History::open(&state).map_err(|e| StartError::Failed(e.to_string()))?;
+    for error in lost {
+        tracing::error!(%error, "an earlier bundle cannot be used");
+    }
+    let (active, bundle_trouble) = start::first_bundle(&config, &registry, &history)?;
 
     let cgroup_root = start::cgroup_root(&config)?;
     let mut kernel = Kernel::load(pins, &cgroup_root).map_err(|e| start::kernel_error(e, pins))?;
@@ -122,6 +129,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         config,
         started: Timestamp::now(),
         kernel: Mutex::new(kernel),
+        history: Mutex::new(history),
         registry: Mutex::new(registry),
         lineage: Mutex::new(Lineage::default()),
         activity: Mutex::default(),
@@ -138,6 +146,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
         namespaces,
         killing: tokio::sync::Mutex::new(()),
         applying: tokio::sync::Mutex::new(()),
+        applied: tokio::sync::Notify::new(),
+        closed: AtomicBool::new(false),
         alarms: Mutex::default(),
         canary: Mutex::new(guarantee::Canary::Pending),
         held: AtomicBool::new(false),
@@ -156,6 +166,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     put_in_force(&shared, active).await?;
     let serving = tokio::spawn(events::serve(shared.clone(), events, event_asked));
 
+    tokio::spawn(expiry::serve(shared.clone()));
     let entering = tokio::spawn(namespaces::serve(shared.clone(), looks));
 
     let desired = forwarder::Desired {
@@ -292,6 +303,11 @@ async fn put_in_force(shared: &Arc<Shared>, active: Option<Active>) -> Result<()
             "bundle in force"
         ),
         None => tracing::warn!("no bundle: every agent is denied everything"),
+    }
+    if let Some(active) = &active
+        && let Err(error) = lock(&shared.history).keep(&active.entry, &active.sources)
+    {
+        tracing::error!(%error, "the bundle is in force, and not in the history");
     }
     shared.active.store(active);
     Ok(())

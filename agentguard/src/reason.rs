@@ -22,6 +22,8 @@ pub enum DenyReason {
     BodyTooLarge,
     /// What arrived is not what the forwarder speaks, or its parts contradict each other.
     ProtocolRefused,
+    /// The bundle in force has expired.
+    PolicyStale,
     /// A decision that cannot be recorded is not taken.
     AuditUnavailable,
     /// Upstream's certificate was not accepted.
@@ -33,7 +35,7 @@ pub enum DenyReason {
 }
 
 impl DenyReason {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::PolicyDenied,
         Self::ApprovalRequired,
         Self::AgentKilled,
@@ -42,6 +44,7 @@ impl DenyReason {
         Self::BodyUnreadable,
         Self::BodyTooLarge,
         Self::ProtocolRefused,
+        Self::PolicyStale,
         Self::AuditUnavailable,
         Self::UpstreamTls,
         Self::UpstreamUnreachable,
@@ -58,6 +61,7 @@ impl DenyReason {
             Self::BodyUnreadable => "body-unreadable",
             Self::BodyTooLarge => "body-too-large",
             Self::ProtocolRefused => "protocol-refused",
+            Self::PolicyStale => "policy-stale",
             Self::AuditUnavailable => "audit-unavailable",
             Self::UpstreamTls => "upstream-tls",
             Self::UpstreamUnreachable => "upstream-unreachable",
@@ -77,6 +81,7 @@ impl DenyReason {
             | Self::BodyUnreadable
             | Self::BodyTooLarge
             | Self::ProtocolRefused
+            | Self::PolicyStale
             | Self::AuditUnavailable => 403,
             Self::UpstreamTls | Self::UpstreamUnreachable => 502,
             Self::UpstreamTimeout => 504,
@@ -93,6 +98,7 @@ impl DenyReason {
             Self::BodyUnreadable => "The request's body cannot be read",
             Self::BodyTooLarge => "The request's body is too large to be judged",
             Self::ProtocolRefused => "Protocol refused",
+            Self::PolicyStale => "The policy in force has expired",
             Self::AuditUnavailable => "The decision cannot be recorded",
             Self::UpstreamTls => "The server's certificate was not accepted",
             Self::UpstreamUnreachable => "The server cannot be reached",

@@ -141,6 +141,9 @@ pub enum Operation {
     Kill,
     Revive,
     PolicyApply,
+    PolicyRollback,
+    /// A bundle's time was over, or by a clock that was set is not.
+    PolicyExpire,
     Start,
     Stop,
     /// The log had a torn tail, or could not be written for a while.

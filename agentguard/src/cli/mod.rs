@@ -11,6 +11,8 @@ mod forwarder;
 mod kill;
 mod policy;
 pub mod policy_offline;
+mod policy_pack;
+mod policy_show;
 mod run;
 mod status;
 mod table;
@@ -55,7 +57,7 @@ enum Verb {
     Kill(kill::Kill),
     /// Let killed agents go on
     Revive(kill::Revive),
-    /// Check, test, compare, apply and explain policy bundles
+    /// Check, test, compare, pack, apply and explain policy bundles
     #[command(subcommand)]
     Policy(policy::Verb),
     /// What was decided
@@ -115,7 +117,7 @@ async fn ask_the_daemon(verb: Verb, config: &Config) -> Result<ExitCode, Failure
         Verb::Agents(arguments) => agents::run(&arguments, &client).await,
         Verb::Kill(arguments) => kill::kill(&arguments, &client).await,
         Verb::Revive(arguments) => kill::revive(&arguments, &client).await,
-        Verb::Policy(verb) => policy::run(&verb, &client).await,
+        Verb::Policy(verb) => policy::run(&verb, &config.paths.trust, &client).await,
         Verb::Audit(command) => {
             let fetch = async |path: &str| Ok(client.lines(path).await?);
             Ok(audit::run(&command, config, fetch).await?)
@@ -177,6 +179,12 @@ mod tests {
             "agentguard policy check /x --json",
             "agentguard policy test /x",
             "agentguard policy diff /x /y --json",
+            "agentguard policy keygen ops --out /x",
+            "agentguard policy show 3",
+            "agentguard policy history --json",
+            "agentguard policy rollback 3 --json",
+            "agentguard policy pack /x -o /y --key /z",
+            "agentguard policy sign /y --key /z",
             "agentguard policy explain --agent a GET https://x/y",
             "agentguard unload --yes",
             "agentguard --config /c status",

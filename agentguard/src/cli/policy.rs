@@ -6,18 +6,19 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::policy_pack::{Keygen, Pack, Sign};
 use super::status::short;
-use super::table::{Colour, coloured, fields};
-use super::{Failure, policy_offline, print, print_json, table};
-use crate::control::api::{Bundle, InForce};
+use super::table::{Colour, coloured};
+use super::{Failure, policy_offline, policy_pack, policy_show, print, print_json, table};
+use crate::control::api::{Bundle, InForce, Rollback};
 use crate::control::client::{Client, ClientError};
-use crate::policy::Policy;
 use crate::policy::cases::Tested;
 use crate::policy::explain::{Explanation, Question};
 use crate::policy::store::{self, Trust};
+use crate::policy::{Policy, Sources, pack};
 
 /// A bundle that is not valid, or was refused.
-const INVALID: u8 = 3;
+pub(super) const INVALID: u8 = 3;
 /// What the caller named cannot be used.
 const USAGE: u8 = 2;
 
@@ -25,25 +26,25 @@ const USAGE: u8 = 2;
 pub enum Verb {
     /// Everything that is wrong with a bundle (needs no daemon)
     Check {
-        /// The bundle's folder
-        dir: PathBuf,
+        /// The bundle's folder, or the bundle packed
+        bundle: PathBuf,
         /// One JSON object
         #[arg(long)]
         json: bool,
     },
     /// What a bundle decides for its own cases, tests/*.toml (needs no daemon)
     Test {
-        /// The bundle's folder
-        dir: PathBuf,
+        /// The bundle's folder, or the bundle packed
+        bundle: PathBuf,
         /// One JSON object
         #[arg(long)]
         json: bool,
     },
     /// What a bundle decides otherwise than another, over the cases of both (needs no daemon)
     Diff {
-        /// The folder of the bundle to compare with
+        /// The bundle to compare with
         old: PathBuf,
-        /// The folder of the bundle that would come after it
+        /// The bundle that would come after it
         new: PathBuf,
         /// One JSON object
         #[arg(long)]
@@ -51,14 +52,17 @@ pub enum Verb {
     },
     /// Put a bundle in force, whole or not at all
     Apply {
-        /// The bundle's folder
-        dir: PathBuf,
+        /// The bundle's folder, or the bundle packed
+        bundle: PathBuf,
         /// One JSON object
         #[arg(long)]
         json: bool,
     },
-    /// The bundle in force
+    /// The bundle in force, an earlier one, or what a packed one holds
     Show {
+        /// A serial or the beginning of a digest that `policy history` lists, or a packed bundle's file
+        #[arg(value_name = "SERIAL|DIGEST|FILE")]
+        which: Option<String>,
         /// One JSON object, with the bundle's files
         #[arg(long)]
         json: bool,
@@ -66,8 +70,28 @@ pub enum Verb {
         #[arg(long, value_name = "PATH", conflicts_with = "json")]
         file: Option<String>,
     },
+    /// Bundles that have been in force
+    History {
+        /// One JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a bundle in force again that has been
+    Rollback {
+        /// The newest of this serial; without, the one before the one in force
+        serial: Option<u64>,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// What would be decided for a request, and by which policies
     Explain(Explain),
+    /// Make a pair of keys to sign bundles with (needs no daemon)
+    Keygen(Keygen),
+    /// Make one file of a bundle's folder (needs no daemon)
+    Pack(Pack),
+    /// Sign a packed bundle (needs no daemon)
+    Sign(Sign),
 }
 
 #[derive(Debug, Args)]
@@ -92,19 +116,31 @@ pub struct Explain {
     json: bool,
 }
 
-pub async fn run(verb: &Verb, client: &Client) -> Result<ExitCode, Failure> {
+/// `keys`: the trust folder.
+pub async fn run(verb: &Verb, keys: &Path, client: &Client) -> Result<ExitCode, Failure> {
     match verb {
-        Verb::Check { dir, json } => check(dir, *json),
-        Verb::Test { dir, json } => test(dir, *json),
-        Verb::Diff { old, new, json } => diff(old, new, *json),
-        Verb::Apply { dir, json } => apply(dir, *json, client).await,
-        Verb::Show { json, file } => show(*json, file.as_deref(), client).await,
+        Verb::Check { bundle, json } => check(bundle, keys, *json),
+        Verb::Test { bundle, json } => test(bundle, keys, *json),
+        Verb::Diff { old, new, json } => diff(old, new, keys, *json),
+        Verb::Keygen(arguments) => policy_pack::keygen(arguments),
+        Verb::Pack(arguments) => policy_pack::pack(arguments, keys),
+        Verb::Sign(arguments) => policy_pack::sign(arguments),
+        Verb::Apply { bundle, json } => apply(bundle, *json, client).await,
+        Verb::Show { which, json, file } => {
+            policy_show::show(which.as_deref(), *json, file.as_deref(), keys, client).await
+        }
+        Verb::History { json } => policy_show::history(*json, client).await,
+        Verb::Rollback { serial, json } => {
+            let wanted = Rollback { serial: *serial };
+            let rolled = client.post("/v1/policy/rollback", &wanted).await?;
+            applied(&rolled, *json)
+        }
         Verb::Explain(explain) => ask(explain, client).await,
     }
 }
 
-fn check(dir: &Path, json: bool) -> Result<ExitCode, Failure> {
-    let checked = policy_offline::check(dir).map_err(|e| Failure::new(INVALID, e))?;
+fn check(bundle: &Path, keys: &Path, json: bool) -> Result<ExitCode, Failure> {
+    let checked = policy_offline::check(bundle, keys).map_err(|e| Failure::new(INVALID, e))?;
     let valid = checked.result.is_ok();
     match (json, valid) {
         (true, _) => print_json(&checked.json())?,
@@ -119,8 +155,8 @@ fn check(dir: &Path, json: bool) -> Result<ExitCode, Failure> {
 }
 
 /// A case that does not hold is a failed verification: 1. A bundle that is not valid has no cases to test: 3.
-fn test(dir: &Path, json: bool) -> Result<ExitCode, Failure> {
-    let policy = valid(dir)?;
+fn test(bundle: &Path, keys: &Path, json: bool) -> Result<ExitCode, Failure> {
+    let policy = valid(bundle, keys)?.policy;
     let tested: Vec<Tested<'_>> = policy.test().collect();
     let failed = tested.iter().filter(|one| !one.passed).count();
     if json {
@@ -143,8 +179,8 @@ fn case_json(one: &Tested<'_>) -> Value {
     })
 }
 
-fn diff(old: &Path, new: &Path, json: bool) -> Result<ExitCode, Failure> {
-    let (old, new) = (valid(old)?, valid(new)?);
+fn diff(old: &Path, new: &Path, keys: &Path, json: bool) -> Result<ExitCode, Failure> {
+    let (old, new) = (valid(old, keys)?.policy, valid(new, keys)?.policy);
     let (changes, asked) = old.diff(&new);
     if json {
         return print_json(&json!({ "cases": asked, "changes": changes }));
@@ -152,10 +188,20 @@ fn diff(old: &Path, new: &Path, json: bool) -> Result<ExitCode, Failure> {
     print(&policy_offline::changes_text(&changes, asked))
 }
 
-fn valid(dir: &Path) -> Result<Policy, Failure> {
-    let checked = policy_offline::check(dir).map_err(|e| Failure::new(INVALID, e))?;
+/// A bundle without an error.
+pub(super) struct Valid {
+    pub sources: Sources,
+    pub policy: Policy,
+}
+
+pub(super) fn valid(bundle: &Path, keys: &Path) -> Result<Valid, Failure> {
+    let checked = policy_offline::check(bundle, keys).map_err(|e| Failure::new(INVALID, e))?;
     let text = checked.text(false);
-    checked.result.map_err(|_| refused(&text))
+    let policy = checked.result.map_err(|_| refused(&text))?;
+    Ok(Valid {
+        sources: checked.sources,
+        policy,
+    })
 }
 
 /// What is wrong, each with its line, on stderr.
@@ -164,10 +210,19 @@ fn refused(text: &str) -> Failure {
     Failure::silent(INVALID)
 }
 
-async fn apply(dir: &Path, json: bool, client: &Client) -> Result<ExitCode, Failure> {
-    let sources = store::read(dir, Trust::Anyone).map_err(|e| Failure::new(INVALID, e))?;
-    let request = Bundle {
-        files: sources.files.clone(),
+async fn apply(path: &Path, json: bool, client: &Client) -> Result<ExitCode, Failure> {
+    let request = match store::packed(path).map_err(|e| Failure::new(INVALID, e))? {
+        // The daemon alone says whose signature counts.
+        Some(packed) => Bundle {
+            packed: Some(packed),
+            ..Bundle::default()
+        },
+        None => Bundle {
+            files: store::read(path, Trust::Anyone)
+                .map_err(|e| Failure::new(INVALID, e))?
+                .files,
+            ..Bundle::default()
+        },
     };
     let applied: Result<InForce, ClientError> = client.post("/v1/policy", &request).await;
     let applied = match applied {
@@ -176,13 +231,28 @@ async fn apply(dir: &Path, json: bool, client: &Client) -> Result<ExitCode, Fail
                 print_json(&json!({ "applied": false, "diagnostics": diagnostics }))?;
                 return Ok(ExitCode::from(INVALID));
             }
+            let sources = match &request.packed {
+                Some(packed) => pack::look(packed).map(|(contents, _)| contents.sources),
+                None => Ok(Sources {
+                    files: request.files,
+                }),
+            };
+            let sources = sources.unwrap_or_default();
             let text = policy_offline::diagnostics_text(&sources, &diagnostics, false);
             return Err(refused(&text));
         }
+        Err(ClientError::Invalid { error, .. }) if request.packed.is_some() => {
+            let why = format!("bundle `{}`: {error}", path.display());
+            return Err(Failure::new(INVALID, why));
+        }
         other => other?,
     };
+    self::applied(&applied, json)
+}
+
+fn applied(applied: &InForce, json: bool) -> Result<ExitCode, Failure> {
     if json {
-        return print_json(&applied);
+        return print_json(applied);
     }
     for warning in &applied.warnings {
         eprintln!("{}: {warning}", coloured("warning", Colour::Yellow));
@@ -199,33 +269,6 @@ async fn apply(dir: &Path, json: bool, client: &Client) -> Result<ExitCode, Fail
         short(&applied.meta.digest),
         applied.generation
     ))
-}
-
-async fn show(json: bool, file: Option<&str>, client: &Client) -> Result<ExitCode, Failure> {
-    let shown: InForce = client.get("/v1/policy").await?;
-    if json {
-        return print_json(&shown);
-    }
-    if let Some(file) = file {
-        let known = || shown.files.keys().cloned().collect::<Vec<_>>().join(", ");
-        let unknown = || {
-            Failure::new(
-                1,
-                format!("the bundle has no file `{file}`; it has {}", known()),
-            )
-        };
-        return print(shown.files.get(file).ok_or_else(unknown)?);
-    }
-    let files: Vec<String> = shown.files.keys().cloned().collect();
-    print(&fields(&[
-        ("bundle", shown.meta.name.clone()),
-        ("serial", shown.meta.serial.to_string()),
-        ("digest", shown.meta.digest.clone()),
-        ("generation", shown.generation.to_string()),
-        ("applied", shown.applied_at.to_string()),
-        ("agents", shown.agents.join(" ")),
-        ("files", files.join(" ")),
-    ]))
 }
 
 async fn ask(explain: &Explain, client: &Client) -> Result<ExitCode, Failure> {

@@ -17,19 +17,22 @@ pub use self::cases::{changes_text, tested_text};
 pub use self::errors::diagnostics_text;
 pub use self::explanation::explanation_text;
 use self::layout::{count, paint, printable};
-use crate::policy::store::{self, StoreError, Trust};
+use crate::policy::pack::Signer;
+use crate::policy::store::{self, Loaded, StoreError, Trust};
 use crate::policy::{Diagnostic, Policy, Sources};
 
-/// A bundle's folder, read and compiled.
+/// A bundle, read and compiled.
 pub struct Checked {
     pub sources: Sources,
+    /// Whose signature a packed one was accepted for.
+    pub signer: Option<Signer>,
     pub result: Result<Policy, Vec<Diagnostic>>,
 }
 
 /// # Errors
-/// What keeps the folder from being read.
-pub fn check(folder: &Path) -> Result<Checked, StoreError> {
-    let sources = store::read(folder, Trust::Anyone)?;
+/// What keeps the folder or packed bundle from being read; a packed one has to be signed by a key of the folder `keys`.
+pub fn check(bundle: &Path, keys: &Path) -> Result<Checked, StoreError> {
+    let Loaded { sources, signer } = store::load(bundle, Trust::Anyone, keys)?;
     // No host has given the agents ids yet, and a check does not depend on them.
     let ids: BTreeMap<_, _> = Policy::agent_names(&sources)
         .into_iter()
@@ -37,7 +40,11 @@ pub fn check(folder: &Path) -> Result<Checked, StoreError> {
         .map(|(name, id)| (name, AgentId(id)))
         .collect();
     let result = Policy::compile(&sources, &ids);
-    Ok(Checked { sources, result })
+    Ok(Checked {
+        sources,
+        signer,
+        result,
+    })
 }
 
 impl Checked {
@@ -47,8 +54,11 @@ impl Checked {
             Ok(policy) => {
                 let meta = policy.meta();
                 let (rules, shorthand) = policy.counts();
+                let signed = self.signer.as_ref().map_or(String::new(), |by| {
+                    format!(", signed by {} ({})", by.name, by.key)
+                });
                 format!(
-                    "bundle `{}` is valid: serial {}, {}, {}, {} of shorthand\n",
+                    "bundle `{}` is valid: serial {}, {}, {}, {} of shorthand{signed}\n",
                     meta.name,
                     meta.serial,
                     count(policy.agents().count(), "agent"),
@@ -70,6 +80,7 @@ impl Checked {
         json!({
             "valid": self.result.is_ok(),
             "bundle": meta,
+            "signer": self.signer,
             "errors": errors,
             "notes": self.notes(),
         })
@@ -93,7 +104,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        check(dir.path()).unwrap()
+        check(dir.path(), dir.path()).unwrap()
     }
 
     const MANIFEST: (&str, &str) = ("bundle.toml", "name = \"b\"\nserial = 3\n");

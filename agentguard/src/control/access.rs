@@ -3,9 +3,9 @@
 //!
 //! | role | may |
 //! |---|---|
-//! | viewer | `status`, `agents`, `policy show`, `policy explain`, `audit` |
+//! | viewer | `status`, `agents`, `policy show`, `policy history`, `policy explain`, `audit` |
 //! | responder | also `kill` and `revive` |
-//! | admin | also `policy apply` |
+//! | admin | also `policy apply` and `policy rollback` |
 //! | anyone | `ca`; `run` of the agents whose `start_by` lists them |
 //! | root | everything, `unload` included |
 

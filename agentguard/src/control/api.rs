@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::daemon::history::Entry;
 use crate::guarantee::Guarantee;
+use crate::policy::pack::Signer;
 use crate::policy::{Diagnostic, Meta};
 
 /// Every answer with a status of 400 or above.
@@ -76,11 +78,16 @@ pub struct Named {
     pub already: bool,
 }
 
-/// `POST /v1/policy`: path below the bundle's folder → content.
+/// `POST /v1/policy`: one of the two.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bundle {
+    /// Path below the bundle's folder → content.
+    #[serde(default)]
     pub files: BTreeMap<String, String>,
+    /// A packed bundle's text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packed: Option<String>,
 }
 
 /// `GET /v1/policy`, and the answer to an apply.
@@ -90,13 +97,39 @@ pub struct InForce {
     pub meta: Meta,
     pub generation: u64,
     pub applied_at: Timestamp,
+    #[serde(default)]
+    pub expires: Option<Timestamp>,
     pub agents: Vec<String>,
+    /// Whose signature a packed bundle was accepted for.
+    #[serde(default)]
+    pub signer: Option<Signer>,
     /// Apply only: this very bundle was in force before.
     #[serde(default)]
     pub unchanged: bool,
     #[serde(default)]
     pub warnings: Vec<String>,
     /// `GET /v1/policy` only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
+}
+
+/// `POST /v1/policy/rollback`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    /// The newest bundle of this serial; without, the one before the one in force.
+    #[serde(default)]
+    pub serial: Option<u64>,
+}
+
+/// One line of `GET /v1/policy/history`, newest first; with its files from `GET /v1/policy/history/SERIAL-OR-DIGEST`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Past {
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// The name of `uid`.
+    pub user: String,
+    pub in_force: bool,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
 }

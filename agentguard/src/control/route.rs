@@ -1,5 +1,6 @@
 //! From a request to what the daemon does.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,21 +13,28 @@ use serde::de::DeserializeOwned;
 
 use super::access::{self, Verb};
 use super::answer::{Answer, Refusal, json};
-use super::api::{Bundle, Run, Target};
+use super::api::{Bundle, Past, Rollback, Run, Target};
 use super::records;
-use crate::daemon::apply::{self, ApplyError};
+use crate::daemon::apply::{self, ApplyError, Wanted};
 use crate::daemon::enrol::{self, RunError};
+use crate::daemon::history::Entry;
 use crate::daemon::kill::{self, KillError};
 use crate::daemon::state::Shared;
-use crate::daemon::view;
+use crate::daemon::{lock, view};
 use crate::policy::Sources;
 use crate::policy::explain::Question;
 use crate::sys::peer::Peer;
+use crate::sys::user;
 
 /// Bytes of a request's body; a bundle's apart.
 const BODY: usize = 64 * 1024;
 /// A bundle as JSON.
 const BUNDLE_BODY: usize = 64 * 1024 * 1024;
+
+/// Bundles that have been in force.
+const HISTORY: &str = "/v1/policy/history";
+/// Digits of a digest that name a bundle at least.
+const DIGEST_START: usize = 8;
 
 /// How long a caller may take to send one.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
@@ -51,17 +59,18 @@ async fn serve(
     let verb = match (request.method(), path.as_str()) {
         (&Method::GET, "/v1/ca") => Verb::Trust,
         (&Method::GET, "/v1/status" | "/v1/agents" | "/v1/policy" | "/v1/audit") => Verb::Look,
+        (&Method::GET, path) if path.starts_with(HISTORY) => Verb::Look,
         (&Method::POST, "/v1/policy/explain") => Verb::Look,
         (&Method::POST, "/v1/run") => Verb::Run,
         (&Method::POST, "/v1/kill" | "/v1/revive") => Verb::Kill,
-        (&Method::POST, "/v1/policy") => Verb::Apply,
+        (&Method::POST, "/v1/policy" | "/v1/policy/rollback") => Verb::Apply,
         (&Method::POST, "/v1/unload") => Verb::Unload,
         (method, path) => {
             let unknown = format!("there is no {method} {path}");
             return Err(Refusal::new(StatusCode::NOT_FOUND, unknown));
         }
     };
-    let label = |tgid| crate::daemon::lock(&shared.kernel).label(tgid);
+    let label = |tgid| lock(&shared.kernel).label(tgid);
     access::check(peer, verb, &shared.config.roles, label)
         .map_err(|refused| Refusal::new(StatusCode::FORBIDDEN, refused))?;
     match (request.method(), path.as_str()) {
@@ -71,6 +80,13 @@ async fn serve(
         (_, "/v1/audit") => records::answer(shared, request.uri().query().unwrap_or("")).await,
         (&Method::GET, "/v1/policy") => show_policy(shared),
         (_, "/v1/policy") => apply_policy(shared, peer, body(request, BUNDLE_BODY).await?).await,
+        (&Method::GET, path) if path.starts_with(HISTORY) => {
+            history(shared, &path[HISTORY.len()..])
+        }
+        (_, "/v1/policy/rollback") => {
+            let Rollback { serial } = body(request, BODY).await?;
+            put_in_force(shared, peer, Wanted::Earlier(serial)).await
+        }
         (_, "/v1/policy/explain") => explain_policy(shared, &body(request, BODY).await?),
         (_, "/v1/run") => run(shared, peer, body(request, BODY).await?).await,
         (_, "/v1/kill") => kill_agents(shared, peer, body(request, BODY).await?).await,
@@ -105,6 +121,39 @@ fn show_policy(shared: &Shared) -> Result<Answer, Refusal> {
     Ok(json(&shown))
 }
 
+/// All, newest first, or with its files the newest that `wanted` names: a serial, or the beginning of a digest.
+fn history(shared: &Shared, wanted: &str) -> Result<Answer, Refusal> {
+    let active = shared.active.load_full();
+    let history = lock(&shared.history);
+    let past = |entry: &Entry| Past {
+        user: user::name(entry.uid),
+        in_force: active
+            .as_ref()
+            .is_some_and(|now| now.entry.seq == entry.seq),
+        entry: entry.clone(),
+        files: BTreeMap::new(),
+    };
+    let newest = history.entries().iter().rev();
+    let Some(wanted) = wanted.strip_prefix('/') else {
+        return Ok(json(&newest.map(past).collect::<Vec<_>>()));
+    };
+    let is_wanted = |entry: &&Entry| match wanted.parse::<u64>() {
+        Ok(serial) if entry.meta.serial == serial => true,
+        _ => wanted.len() >= DIGEST_START && entry.meta.digest.starts_with(wanted),
+    };
+    let Some(entry) = newest.clone().find(is_wanted) else {
+        let unknown = format!(
+            "the history has no bundle `{wanted}`; name a serial or {DIGEST_START} digits of a digest that `agentguard policy history` lists"
+        );
+        return Err(Refusal::new(StatusCode::NOT_FOUND, unknown));
+    };
+    let sources = history.sources(entry).map_err(internal)?;
+    Ok(json(&Past {
+        files: sources.files,
+        ..past(entry)
+    }))
+}
+
 fn no_bundle() -> Refusal {
     let hint = "no bundle is in force; `agentguard policy apply DIR` first";
     Refusal::new(StatusCode::CONFLICT, hint)
@@ -115,12 +164,27 @@ async fn apply_policy(
     peer: &Peer,
     bundle: Bundle,
 ) -> Result<Answer, Refusal> {
-    let sources = Sources {
-        files: bundle.files,
+    let wanted = match bundle.packed {
+        Some(packed) if bundle.files.is_empty() => Wanted::Packed(packed),
+        Some(_) => {
+            let hint = "say `files` or `packed`, not both";
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, hint));
+        }
+        None => Wanted::Files(Sources {
+            files: bundle.files,
+        }),
     };
+    put_in_force(shared, peer, wanted).await
+}
+
+async fn put_in_force(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    wanted: Wanted,
+) -> Result<Answer, Refusal> {
     // Not to be cut half-way by a caller that hangs up.
     let (shared, uid) = (shared.clone(), peer.uid);
-    let applying = tokio::spawn(async move { apply::apply(&shared, sources, uid).await });
+    let applying = tokio::spawn(async move { apply::apply(&shared, wanted, uid).await });
     let applied = applying
         .await
         .map_err(internal)?

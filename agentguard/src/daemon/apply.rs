@@ -1,21 +1,24 @@
 //! Putting a bundle in force: compiled whole, written, switched in the kernel and the forwarder, or nothing has changed.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agentguard_common::abi::{AgentId, UnixName};
 use jiff::Timestamp;
 
 use super::forwarder::Ask;
+use super::history::{Entry, Origin};
 use super::records::{Item, Operated};
 use super::state::{Active, Shared};
-use super::{adoption, lock, unix};
+use super::{adoption, expiry, lock, unix};
 use crate::agents::identify::Blocks;
 use crate::agents::registry::{Registry, RegistryError};
 use crate::audit::record::{Operation, Outcome};
 use crate::kernel::{ExecRules, KernelError, Rule};
+use crate::policy::pack::{self, Signer};
+use crate::policy::store::{self, Loaded, Trust};
 use crate::policy::{self, Diagnostic, KernelRule, Policy, Proto, Sources};
 use crate::sys;
 
@@ -42,18 +45,33 @@ pub struct Applied {
     pub warnings: Vec<String>,
 }
 
-/// Where the bundle in force is kept.
-pub fn active_path(state: &Path) -> PathBuf {
-    state.join("policy").join("active.json")
+/// What an operator wants in force.
+pub enum Wanted {
+    Files(Sources),
+    /// A packed bundle's text.
+    Packed(String),
+    /// A bundle that has been in force: the newest of this serial, or the one before the one that is.
+    Earlier(Option<u64>),
 }
 
-/// Compiles and resolves for this host. Changes nothing.
+impl Wanted {
+    fn operation(&self) -> Operation {
+        match self {
+            Self::Files(_) | Self::Packed(_) => Operation::PolicyApply,
+            Self::Earlier(_) => Operation::PolicyRollback,
+        }
+    }
+}
+
+/// Compiles and resolves for this host. Changes nothing. `entry` says of the bundle who wants it; [`Entry::meta`] is taken from
+/// the bundle itself.
 pub fn prepare(
     sources: Sources,
     propose: impl FnOnce(
         &std::collections::BTreeSet<String>,
     ) -> Result<BTreeMap<String, AgentId>, RegistryError>,
     generation: u64,
+    entry: Entry,
 ) -> Result<Active, ApplyError> {
     let names = Policy::agent_names(&sources);
     let ids = propose(&names).map_err(|e| ApplyError::Refused(e.to_string()))?;
@@ -69,18 +87,15 @@ pub fn prepare(
         meta,
         ids,
         blocks,
-        applied_at: Timestamp::now(),
+        entry,
         generation,
     })
 }
 
-/// Puts `sources` in force for `uid`. Whatever becomes of it is recorded.
-pub async fn apply(
-    shared: &Arc<Shared>,
-    sources: Sources,
-    uid: u32,
-) -> Result<Applied, ApplyError> {
-    let result = try_apply(shared, sources, uid).await;
+/// Puts `wanted` in force for `uid`. Whatever becomes of it is recorded.
+pub async fn apply(shared: &Arc<Shared>, wanted: Wanted, uid: u32) -> Result<Applied, ApplyError> {
+    let operation = wanted.operation();
+    let result = try_apply(shared, wanted, uid).await;
     let why = match &result {
         Err(ApplyError::Invalid(diagnostics)) => {
             let first = diagnostics.first().map(|it| {
@@ -95,7 +110,7 @@ pub async fn apply(
     let in_force = shared.active.load();
     let refused = Operated {
         uid,
-        operation: Operation::PolicyApply,
+        operation,
         agent: None,
         resource: "a bundle".to_owned(),
         outcome: Outcome::Deny,
@@ -106,37 +121,43 @@ pub async fn apply(
     result
 }
 
-async fn try_apply(
-    shared: &Arc<Shared>,
-    sources: Sources,
-    uid: u32,
-) -> Result<Applied, ApplyError> {
+async fn try_apply(shared: &Arc<Shared>, wanted: Wanted, uid: u32) -> Result<Applied, ApplyError> {
     let _one_at_a_time = shared.applying.lock().await;
+    let operation = wanted.operation();
     let old = shared.active.load_full();
+    let Loaded { sources, signer } = find(shared, wanted, old.as_deref())?;
     let generation = old.as_ref().map_or(1, |old| old.generation + 1);
     let propose = |names: &_| lock(&shared.registry).propose(names);
-    let new = Arc::new(prepare(sources, propose, generation)?);
-    if let Some(old) = &old {
-        if old.meta.digest == new.meta.digest {
-            return Ok(Applied {
-                active: old.clone(),
-                unchanged: true,
-                warnings: Vec::new(),
-            });
-        }
-        if new.meta.serial <= old.meta.serial {
-            return Err(ApplyError::Refused(format!(
-                "the bundle's serial {} is not above {}, the one in force; raise `serial` in bundle.toml",
-                new.meta.serial, old.meta.serial
-            )));
-        }
+    let meta = Policy::meta_of(&sources).unwrap_or_default();
+    let entry = next_entry(shared, meta, operation, uid, signer);
+    let new = Arc::new(prepare(sources, propose, generation, entry)?);
+    if let Some(old) = old
+        .as_ref()
+        .filter(|old| old.meta.digest == new.meta.digest)
+    {
+        return Ok(Applied {
+            active: old.clone(),
+            unchanged: true,
+            warnings: Vec::new(),
+        });
+    }
+    check_serial(shared, old.as_deref(), &new)?;
+    let now = Timestamp::now();
+    if let Some(expires) = new.policy.expires().filter(|_| new.policy.is_expired(now)) {
+        return Err(ApplyError::Refused(format!(
+            "the bundle has expired at {expires}; set a later `expires` in bundle.toml, and raise `serial`"
+        )));
     }
     let met = shared.meets(&new.policy).map_err(ApplyError::Refused)?;
     let result = install(shared, old.clone(), new.clone()).await;
     let (outcome, detail) = match &result {
         Ok(()) => (
             Outcome::Allow,
-            format!("generation {generation}{}", gaps(&met.accepted)),
+            format!(
+                "generation {generation}{}{}",
+                signed(new.entry.signer.as_ref()),
+                gaps(&met.accepted)
+            ),
         ),
         Err(error) => (Outcome::Error, error.clone()),
     };
@@ -147,7 +168,7 @@ async fn try_apply(
     };
     let record = Item::Operator(Operated {
         uid,
-        operation: Operation::PolicyApply,
+        operation,
         agent: None,
         resource: format!("{} {}", new.meta.name, new.meta.serial),
         outcome,
@@ -164,7 +185,13 @@ async fn try_apply(
         "bundle in force"
     );
     shared.alarm("bundle", None);
+    shared.applied.notify_one();
     let mut warnings = new.blocks.warnings.clone();
+    warnings.extend(expiry::alarm(new.policy.expires(), now));
+    if let Err(error) = lock(&shared.history).keep(&new.entry, &new.sources) {
+        tracing::error!(%error, "the bundle is in force, and not in the history");
+        warnings.push(format!("the bundle is not in the history: {error}"));
+    }
     warnings.extend(met.accepted.iter().map(|gap| {
         format!("the bundle requires `{gap}`, which this host lacks and `accept_gaps` accepts")
     }));
@@ -177,6 +204,121 @@ async fn try_apply(
         active: new,
         unchanged: false,
         warnings,
+    })
+}
+
+/// The bundle's files, and whose signature they were accepted for.
+fn find(shared: &Shared, wanted: Wanted, in_force: Option<&Active>) -> Result<Loaded, ApplyError> {
+    let refused = |why: String| ApplyError::Refused(why);
+    let keys = || {
+        store::trusted_keys(&shared.config.paths.trust, Trust::Root)
+            .map_err(|e| refused(e.to_string()))
+    };
+    match wanted {
+        Wanted::Files(sources) => Ok(Loaded {
+            sources,
+            signer: None,
+        }),
+        Wanted::Packed(text) => {
+            let (contents, signer) =
+                pack::open(&text, &keys()?).map_err(|e| refused(e.to_string()))?;
+            Ok(Loaded {
+                sources: contents.sources,
+                signer: Some(signer),
+            })
+        }
+        Wanted::Earlier(serial) => {
+            let history = lock(&shared.history);
+            let entry = earlier(history.entries(), serial, in_force.map(|it| &it.entry))
+                .map_err(refused)?;
+            if let Some(signer) = &entry.signer
+                && !keys()?.iter().any(|it| *it.key.id() == signer.key)
+            {
+                return Err(refused(format!(
+                    "bundle {} was signed by `{}` ({}), which this host no longer trusts",
+                    entry.meta.serial, signer.name, signer.key
+                )));
+            }
+            let sources = history.sources(entry).map_err(|e| refused(e.to_string()))?;
+            Ok(Loaded {
+                sources,
+                signer: entry.signer.clone(),
+            })
+        }
+    }
+}
+
+/// The newest of `serial`; without, the last one in force that is another than the one that is.
+fn earlier<'e>(
+    entries: &'e [Entry],
+    serial: Option<u64>,
+    in_force: Option<&Entry>,
+) -> Result<&'e Entry, String> {
+    let mut newest = entries.iter().rev();
+    match serial {
+        Some(serial) => newest.find(|it| it.meta.serial == serial).ok_or_else(|| {
+            format!("the history has no bundle of serial {serial}; `agentguard policy history` lists what it has")
+        }),
+        None => newest
+            .find(|it| {
+                in_force.is_none_or(|now| it.seq < now.seq && it.meta.digest != now.meta.digest)
+            })
+            .ok_or_else(|| "the history has no bundle from before the one in force".to_owned()),
+    }
+}
+
+fn next_entry(
+    shared: &Shared,
+    meta: policy::Meta,
+    operation: Operation,
+    uid: u32,
+    signer: Option<Signer>,
+) -> Entry {
+    let history = lock(&shared.history);
+    Entry {
+        seq: history.next_seq(),
+        highest: meta.serial.max(history.highest()),
+        meta,
+        applied_at: Timestamp::now(),
+        origin: match operation {
+            Operation::PolicyRollback => Origin::Rollback,
+            _ => Origin::Apply,
+        },
+        uid,
+        signer,
+    }
+}
+
+/// What was once in force comes back by a rollback alone, so that nobody brings an old bundle as a new one.
+fn check_serial(shared: &Shared, old: Option<&Active>, new: &Active) -> Result<(), ApplyError> {
+    let serial = new.meta.serial;
+    let history = lock(&shared.history);
+    let highest = history
+        .highest()
+        .max(old.map_or(0, |old| old.entry.highest));
+    if new.entry.origin == Origin::Rollback || serial > highest {
+        return Ok(());
+    }
+    let entries = history.entries();
+    let known = entries.iter().any(|it| it.meta.digest == new.meta.digest);
+    let remedy = if known {
+        format!("it has been in force before: `agentguard policy rollback {serial}`")
+    } else {
+        "raise `serial` in bundle.toml".to_owned()
+    };
+    let below = match old {
+        Some(old) if old.meta.serial == highest => "the one in force".to_owned(),
+        _ => "the highest that has been in force here".to_owned(),
+    };
+    Err(ApplyError::Refused(format!(
+        "the bundle's serial {serial} is not above {highest}, {below}; {remedy}"
+    )))
+}
+
+/// What a record says of who signed.
+fn signed(signer: Option<&Signer>) -> String {
+    signer.map_or(String::new(), |by| {
+        format!(", signed by {} ({})", by.name, by.key)
     })
 }
 
@@ -196,14 +338,12 @@ async fn install(
     lock(&shared.registry)
         .keep(&new.ids)
         .map_err(|e| e.to_string())?;
-    let path = active_path(&shared.config.paths.state);
-    let staged = path.with_extension("staged");
-    let json = serde_json::to_vec(&new.sources).map_err(|e| e.to_string())?;
-    sys::file::write_atomically(&staged, &json, 0o600)
-        .map_err(|e| format!("cannot write `{}`: {e}", staged.display()))?;
+    lock(&shared.history)
+        .stage(&new.entry, &new.sources)
+        .map_err(|e| e.to_string())?;
     // From here on a record may name it.
     shared.remember(new.meta.clone());
-    let result = put_in_force(shared, &old, &new, &staged, &path).await;
+    let result = put_in_force(shared, &old, &new).await;
     if let Err(error) = &result {
         tracing::error!(%error, "the bundle is not put in force, going back");
         roll_back(shared, old, new).await;
@@ -215,15 +355,12 @@ async fn put_in_force(
     shared: &Arc<Shared>,
     old: &Option<Arc<Active>>,
     new: &Arc<Active>,
-    staged: &Path,
-    path: &Path,
 ) -> Result<(), String> {
     switch(shared, old.clone(), Some(new.clone()))
         .await
         .map_err(|e| format!("the kernel did not take the rules: {e}"))?;
     tell_forwarder(shared, new).await?;
-    sys::file::rename_durably(staged, path)
-        .map_err(|e| format!("cannot write `{}`: {e}", path.display()))?;
+    lock(&shared.history).commit().map_err(|e| e.to_string())?;
     shared.active.store(Some(new.clone()));
     Ok(())
 }
@@ -289,13 +426,16 @@ fn switch_now(
     from: Option<&Active>,
     to: Option<&Active>,
 ) -> Result<(), KernelError> {
-    for (id, rules) in to.map(rules).unwrap_or_default() {
+    let closed = to.is_some_and(|to| to.policy.is_expired(Timestamp::now()));
+    // First, so that who looks between finds the kernel to be told once more, and not less.
+    shared.closed.store(closed, Ordering::SeqCst);
+    for (id, rules) in to.map(|to| rules(to, closed)).unwrap_or_default() {
         if shared.is_held() {
             lock(&shared.kernel).set_killed(id, true)?;
         }
         lock(&shared.kernel).set_rules(id, &rules)?;
     }
-    for (id, names) in to.map(unix_names).unwrap_or_default() {
+    for (id, names) in to.map(|to| unix_names(to, closed)).unwrap_or_default() {
         lock(&shared.kernel).set_unix(id, &names)?;
     }
     let kept = |id: &AgentId| to.is_some_and(|to| to.ids.values().any(|kept| kept == id));
@@ -304,13 +444,13 @@ fn switch_now(
             lock(&shared.kernel).remove_rules(*id)?;
         }
     }
-    let exec = exec_rules(&lock(&shared.registry), to);
+    let exec = exec_rules(&lock(&shared.registry), to.filter(|_| !closed));
     lock(&shared.kernel).set_exec(&exec)?;
     let blocks = to.map(|to| to.blocks.to_kernel()).unwrap_or_default();
     lock(&shared.kernel).set_identify(&blocks)
 }
 
-/// What every agent may execute: nothing if the bundle does not have it, though its processes may still run.
+/// What every agent may execute: nothing if no bundle that holds has it, though its processes may still run.
 fn exec_rules(registry: &Registry, to: Option<&Active>) -> Vec<ExecRules> {
     let known = registry.agents().values().map(|known| known.id);
     known
@@ -331,22 +471,23 @@ fn exec_rules_of(agent: AgentId, exec: &policy::Exec) -> ExecRules {
     }
 }
 
-/// Every agent's kernel rules.
-fn rules(active: &Active) -> Vec<(AgentId, Vec<Rule>)> {
+/// Every agent's kernel rules; of a bundle that has expired, the way to the forwarder, which says so.
+fn rules(active: &Active, closed: bool) -> Vec<(AgentId, Vec<Rule>)> {
     active
         .ids
         .values()
-        .filter_map(|id| Some((*id, kernel_rules(active.policy.agent(*id)?))))
+        .filter_map(|id| Some((*id, kernel_rules(active.policy.agent(*id)?, closed))))
         .collect()
 }
 
 /// The Unix sockets that each agent may reach.
-fn unix_names(active: &Active) -> Vec<(AgentId, Vec<UnixName>)> {
+fn unix_names(active: &Active, closed: bool) -> Vec<(AgentId, Vec<UnixName>)> {
     let agents = active.ids.values();
     agents
         .filter_map(|id| Some((*id, active.policy.agent(*id)?)))
         .map(|(id, agent)| {
-            let names = agent.unix.iter().flat_map(|name| unix::spellings(name));
+            let open = agent.unix.iter().filter(|_| !closed);
+            let names = open.flat_map(|name| unix::spellings(name));
             (id, names.filter_map(|name| unix_name(&name)).collect())
         })
         .collect()
@@ -360,8 +501,9 @@ fn unix_name(written: &str) -> Option<UnixName> {
     }
 }
 
-fn kernel_rules(agent: &policy::Agent) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = agent.kernel.iter().map(kernel_rule).collect();
+fn kernel_rules(agent: &policy::Agent, closed: bool) -> Vec<Rule> {
+    let direct = agent.kernel.iter().filter(|_| !closed);
+    let mut rules: Vec<Rule> = direct.map(kernel_rule).collect();
     if agent.has_hosts {
         rules.push(Rule::Forward);
     }

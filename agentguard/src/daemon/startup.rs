@@ -4,13 +4,17 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+
 use super::apply::{self, ApplyError};
+use super::history::{Entry, History, Origin};
 use super::state::{Active, Shared};
 use crate::agents::registry::Registry;
 use crate::config::Config;
 use crate::kernel::{self, KernelError};
+use crate::policy::pack::Signer;
 use crate::policy::store::{self, Trust};
-use crate::policy::{Diagnostic, Sources};
+use crate::policy::{Diagnostic, Policy, Sources};
 use crate::sys::file;
 use crate::sys::lock::{self, FolderLock, Taken};
 use crate::sys::user::{self, Account};
@@ -155,50 +159,103 @@ pub fn make_folders(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The bundle to start with, and what is to be known about it. The one applied last counts, else the configured folder.
+/// The bundle to start with, and what is to be known about it. The one applied last counts, else the configured one. Where
+/// the one applied last cannot be used, the last of the history that can.
 pub fn first_bundle(
     config: &Config,
     registry: &Registry,
+    history: &History,
 ) -> Result<(Option<Active>, Option<String>), StartError> {
-    let applied = apply::active_path(&config.paths.state);
-    let propose = |names: &_| registry.propose(names);
-    match fs::read(&applied) {
-        Ok(bytes) => {
-            let sources = serde_json::from_slice::<Sources>(&bytes).map_err(|e| e.to_string());
-            let prepared = sources.and_then(|sources| {
-                apply::prepare(sources, propose, 1).map_err(|error| one_line(&error))
-            });
-            // The daemon runs all the same: agents stay closed, and another bundle can be applied.
-            return Ok(match prepared {
-                Ok(active) => (Some(active), None),
-                Err(why) => (
-                    None,
-                    Some(format!("the bundle applied last cannot be used: {why}")),
-                ),
-            });
+    let prepare = |sources, entry| {
+        let propose = |names: &_| registry.propose(names);
+        apply::prepare(sources, propose, 1, entry)
+    };
+    let trouble = match history.active() {
+        Ok(Some((entry, sources))) => {
+            let entry =
+                entry.unwrap_or_else(|| entry_at_start(history, &sources, None, Origin::Apply));
+            match prepare(sources, entry) {
+                Ok(active) => return Ok((Some(active), None)),
+                Err(error) => one_line(&error),
+            }
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => {
-            return Err(StartError::Failed(format!(
-                "cannot read `{}`: {error}",
-                applied.display()
-            )));
+        Ok(None)
+            if history
+                .entries()
+                .iter()
+                .all(|it| it.origin == Origin::Start) =>
+        {
+            return configured(config, history, prepare);
+        }
+        Ok(None) => "its file is gone".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    // The daemon runs all the same, and another bundle can be applied.
+    let trouble = format!("the bundle applied last cannot be used: {trouble}");
+    for entry in history.entries().iter().rev() {
+        let sources = history.sources(entry).map_err(|e| e.to_string());
+        let prepared =
+            sources.and_then(|sources| prepare(sources, entry.clone()).map_err(|e| one_line(&e)));
+        match prepared {
+            Ok(active) => {
+                let meta = &entry.meta;
+                let instead = format!(
+                    "{trouble}; in force is the last good one, {} serial {}: apply one to go on",
+                    meta.name, meta.serial
+                );
+                return Ok((Some(active), Some(instead)));
+            }
+            Err(error) => {
+                tracing::error!(error, seq = entry.seq, "an earlier bundle cannot be used")
+            }
         }
     }
-    let folder = &config.policy.bundle;
-    if !folder.exists() {
+    Ok((None, Some(trouble)))
+}
+
+/// The configured bundle, while none has been applied.
+fn configured(
+    config: &Config,
+    history: &History,
+    prepare: impl FnOnce(Sources, Entry) -> Result<Active, ApplyError>,
+) -> Result<(Option<Active>, Option<String>), StartError> {
+    let path = &config.policy.bundle;
+    if !path.exists() {
         return Ok((None, None));
     }
-    // Whoever can write the bundle decides what agents may do: root alone.
-    let sources =
-        store::read(folder, Trust::Root).map_err(|error| StartError::Bundle(error.to_string()))?;
-    match apply::prepare(sources, propose, 1) {
+    // Whoever can write the bundle decides what agents may do: root alone, or who has a trusted key.
+    let loaded = store::load(path, Trust::Root, &config.paths.trust)
+        .map_err(|error| StartError::Bundle(error.to_string()))?;
+    let entry = entry_at_start(history, &loaded.sources, loaded.signer, Origin::Start);
+    match prepare(loaded.sources, entry) {
         Ok(active) => Ok((Some(active), None)),
         Err(error) => Err(StartError::Bundle(format!(
             "the bundle `{}`: {}",
-            folder.display(),
+            path.display(),
             one_line(&error)
         ))),
+    }
+}
+
+/// The newest entry, if it is of this very bundle; else the one that comes next.
+fn entry_at_start(
+    history: &History,
+    sources: &Sources,
+    signer: Option<Signer>,
+    origin: Origin,
+) -> Entry {
+    let meta = Policy::meta_of(sources).unwrap_or_default();
+    match history.entries().last() {
+        Some(last) if last.meta == meta && last.signer == signer => last.clone(),
+        _ => Entry {
+            seq: history.next_seq(),
+            highest: meta.serial.max(history.highest()),
+            meta,
+            applied_at: Timestamp::now(),
+            origin,
+            uid: 0,
+            signer,
+        },
     }
 }
 

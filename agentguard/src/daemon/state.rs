@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::history::{Entry, History};
 use super::{forwarder, lock, namespaces, records};
 use crate::agents::activity::Activities;
 use crate::agents::adopt::Labels;
@@ -36,7 +37,8 @@ pub struct Active {
     pub meta: Arc<Meta>,
     pub ids: BTreeMap<String, AgentId>,
     pub blocks: Blocks,
-    pub applied_at: Timestamp,
+    /// Who put it in force, and when.
+    pub entry: Entry,
     /// 1 for the first bundle since the daemon started.
     pub generation: u64,
 }
@@ -58,6 +60,7 @@ pub struct Shared {
     pub registry: Mutex<Registry>,
     /// Held for one call at a time: the kill never waits for more than one map's swap.
     pub kernel: Mutex<Kernel>,
+    pub history: Mutex<History>,
     pub metas: Mutex<Vec<Arc<Meta>>>,
     pub activity: Mutex<Activities>,
     pub lineage: Mutex<Lineage>,
@@ -77,6 +80,10 @@ pub struct Shared {
     pub killing: tokio::sync::Mutex<()>,
     /// One change of policy at a time.
     pub applying: tokio::sync::Mutex<()>,
+    /// Told when a bundle has come into force.
+    pub applied: tokio::sync::Notify,
+    /// The bundle has expired, and the kernel has been told so.
+    pub closed: AtomicBool,
     /// What the operator must know, by what it is about.
     pub alarms: Mutex<BTreeMap<&'static str, String>>,
     /// What the canary saw last.
@@ -130,6 +137,11 @@ impl Shared {
     /// Whether the canary's failure holds every agent.
     pub fn is_held(&self) -> bool {
         self.held.load(Ordering::SeqCst)
+    }
+
+    /// Whether the kernel holds every agent closed because the bundle has expired.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     pub fn alarm(&self, about: &'static str, message: Option<String>) {

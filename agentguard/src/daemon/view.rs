@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use agentguard_common::abi::AgentId;
+use jiff::Timestamp;
 
-use super::lock;
 use super::state::{Active, Shared};
+use super::{expiry, lock};
 use crate::control::api::{
     AgentCounts, AgentLine, AuditView, ForwarderView, HookView, InForce, KilledView, Status,
 };
@@ -46,6 +47,12 @@ pub fn status(shared: &Shared) -> Status {
     for hook in hooks.iter().filter(|hook| !hook.attached) {
         alarms.push(format!("hook `{}` is not attached", hook.name));
     }
+    let expires = shared
+        .active
+        .load()
+        .as_ref()
+        .and_then(|it| it.policy.expires());
+    alarms.extend(expiry::alarm(expires, Timestamp::now()));
     if shared.active.load().is_none() {
         alarms.push("no bundle is in force: every agent is denied everything".into());
     }
@@ -105,7 +112,9 @@ pub fn in_force(active: &Active) -> InForce {
     InForce {
         meta: (*active.meta).clone(),
         generation: active.generation,
-        applied_at: active.applied_at,
+        applied_at: active.entry.applied_at,
+        expires: active.policy.expires(),
+        signer: active.entry.signer.clone(),
         agents: active.ids.keys().cloned().collect(),
         unchanged: false,
         warnings: Vec::new(),

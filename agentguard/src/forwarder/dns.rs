@@ -11,6 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use agentguard_common::abi::Origin;
 use hickory_proto::op::Query;
 use hickory_proto::rr::RecordType;
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use self::verdict::Verdict;
@@ -46,6 +47,12 @@ pub async fn answer(
     policy: &Policy,
     resolver: &Resolver,
 ) -> Answer {
+    let stale = || {
+        policy
+            .is_expired(Timestamp::now())
+            .then_some(DenyReason::PolicyStale)
+    };
+    let refused = refused.or_else(stale);
     let covers = |name: &HostName| policy.may_resolve(origin.agent, name);
     let mut answer = respond(query, transport, origin, refused, covers, resolver).await;
     answer.record.bundle = Some(policy.meta().digest.clone());

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
 
 use super::identity::Target;
@@ -85,6 +86,9 @@ fn judge(
         return Err((DenyReason::ProtocolRefused, detail.into()));
     }
     entry.bundle = Some(policy.meta().digest.clone());
+    if policy.is_expired(Timestamp::now()) {
+        return Err((DenyReason::PolicyStale, refuse::STALE.into()));
+    }
     let started = Instant::now();
     let decision = policy.decide(&Input {
         agent: arrival.life.agent,

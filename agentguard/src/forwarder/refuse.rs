@@ -24,6 +24,7 @@ use crate::policy::{Denial, Policy};
 use crate::reason::DenyReason;
 
 pub const NO_AUDIT: &str = "decisions cannot be recorded on this host at the moment";
+pub const STALE: &str = "The policy of this host has expired, so nothing is allowed until its operators apply a newer one; do not retry.";
 pub const QUEUE_FULL: &str = "too many decisions wait to be recorded on this host";
 
 /// Why a request is not let through.
@@ -91,6 +92,7 @@ impl Refusal {
                 | DenyReason::BodyUnreadable
                 | DenyReason::BodyTooLarge
                 | DenyReason::ProtocolRefused
+                | DenyReason::PolicyStale
                 | DenyReason::AuditUnavailable => Outcome::Deny,
                 DenyReason::UpstreamTls
                 | DenyReason::UpstreamUnreachable
@@ -219,6 +221,7 @@ fn trailers_only(refusal: &Refusal) -> Response<Answer> {
         | DenyReason::BodyUnreadable
         | DenyReason::BodyTooLarge
         | DenyReason::ProtocolRefused
+        | DenyReason::PolicyStale
         | DenyReason::AuditUnavailable => PERMISSION_DENIED,
         DenyReason::UpstreamTls | DenyReason::UpstreamUnreachable => UNAVAILABLE,
         DenyReason::UpstreamTimeout => DEADLINE_EXCEEDED,

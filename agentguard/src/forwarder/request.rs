@@ -8,6 +8,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::body::Incoming;
+use jiff::Timestamp;
 
 use super::accept;
 use super::body::RequestBody;
@@ -103,6 +104,9 @@ impl<'a> Exchange<'a> {
         }
         let target = identity::target(&session.entrance, &parts).map_err(Refusal::protocol)?;
         self.about(&target);
+        if self.policy.is_expired(Timestamp::now()) {
+            return Err(Refusal::new(DenyReason::PolicyStale, refuse::STALE));
+        }
         self.bounded(&parts)?;
         let path = CanonicalPath::parse(parts.uri.path()).map_err(Refusal::protocol)?;
         if let Some(request) = &mut self.entry.request {

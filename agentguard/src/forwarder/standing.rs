@@ -2,16 +2,20 @@
 //! bundle comes into force.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
 use http::{HeaderMap, Method};
+use jiff::Timestamp;
 
 use super::Forwarder;
 use super::identity::Target;
 use crate::policy::{Action, CanonicalPath, Decision, Gathered, Input, Policy};
 
-/// Said of what a new bundle ends.
-pub const CUT: &str = "permitted, and cut when another bundle came into force";
+/// Said of what a new bundle ends, or the end of the old one.
+pub const CUT: &str = "permitted, and cut when another bundle came into force or this one expired";
+/// Between two looks at the clock where a bundle expires.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What is under way, and the bundle it was last judged by.
 pub struct Standing {
@@ -64,22 +68,37 @@ impl Standing {
 
     /// Whether it may go on. Almost always the same bundle is in force, and nothing is judged.
     pub fn holds(&mut self) -> bool {
-        if Arc::ptr_eq(&self.forwarder.policy.load(), &self.judged) {
-            return true;
+        if !Arc::ptr_eq(&self.forwarder.policy.load(), &self.judged) {
+            self.judged = self.forwarder.policy.load_full();
+            if !self.permitted() {
+                return false;
+            }
         }
-        self.judged = self.forwarder.policy.load_full();
-        self.permitted()
+        !self.judged.is_expired(Timestamp::now())
     }
 
     /// Resolves when it may not go on.
     pub async fn lost(&mut self) {
         let mut applied = self.forwarder.applied.subscribe();
         while self.holds() {
-            if applied.changed().await.is_err() {
+            let changed = tokio::select! {
+                changed = applied.changed() => changed,
+                () = tokio::time::sleep(self.until_expiry()) => Ok(()),
+            };
+            if changed.is_err() {
                 // The forwarder ends, and this with it.
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// The wall clock counts, which may be set: it is looked at again before long.
+    fn until_expiry(&self) -> Duration {
+        let Some(expires) = self.judged.expires() else {
+            return Duration::MAX;
+        };
+        let left = Duration::try_from(Timestamp::now().duration_until(expires));
+        left.unwrap_or_default().min(LOOK_EVERY)
     }
 
     fn permitted(&self) -> bool {

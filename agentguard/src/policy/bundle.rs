@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use agentguard_common::abi::{BUNDLE_EXEC_RULES, MAX_IDENTIFY, MAX_RULES};
+use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::diagnostic::{Place, Report, Text, did_you_mean, nearest};
@@ -16,6 +17,7 @@ pub(super) struct Bundle {
     pub meta: Option<Meta>,
     /// Guarantees that the host must give.
     pub require: Vec<String>,
+    pub expires: Option<Timestamp>,
     pub agents: Vec<AgentFile>,
     pub hosts: Vec<HostFile>,
     pub rules: Vec<Rule>,
@@ -75,6 +77,7 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
     let mut bundle = Bundle {
         meta: None,
         require: Vec::new(),
+        expires: None,
         agents: Vec::new(),
         hosts: Vec::new(),
         rules: Vec::new(),
@@ -104,6 +107,7 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
             Some(FileKind::Manifest) => {
                 if let Some(manifest) = parse::manifest(report, file) {
                     bundle.require = manifest.require;
+                    bundle.expires = manifest.expires;
                     bundle.meta = Some(Meta {
                         name: manifest.name,
                         serial: manifest.serial,
@@ -148,6 +152,18 @@ fn stray_help(name: &str) -> String {
                 .into()
         }
     }
+}
+
+/// What bundle.toml says of the bundle, without full compilation; `None` where it cannot be read.
+pub(super) fn meta(sources: &Sources) -> Option<Meta> {
+    let only = sources.files.get_key_value("bundle.toml")?;
+    let mut report = Report::new(vec![Text::new(only.0, only.1)]);
+    let manifest = parse::manifest(&mut report, 0)?;
+    report.is_clean().then(|| Meta {
+        name: manifest.name,
+        serial: manifest.serial,
+        digest: digest(sources),
+    })
 }
 
 /// SHA-256 over every file's name and content, each with its length in front, so that no two bundles share one.

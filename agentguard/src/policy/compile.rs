@@ -121,6 +121,7 @@ pub(super) fn compile(
         rules: rules.collect(),
         meta: bundle.meta?,
         require: bundle.require,
+        expires: bundle.expires,
         agents,
         facts,
         cases,

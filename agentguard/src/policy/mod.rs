@@ -19,8 +19,10 @@ mod facts;
 mod gathered;
 mod glob;
 mod host;
+pub mod key;
 mod lex;
 pub mod lower;
+pub mod pack;
 mod parse;
 mod path;
 mod permit;
@@ -40,6 +42,7 @@ use std::net::IpAddr;
 
 use agentguard_common::abi::AgentId;
 use ipnet::IpNet;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::body::{Block, Body, Fault};
@@ -56,7 +59,7 @@ pub struct Sources {
     pub files: BTreeMap<String, String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     pub name: String,
     pub serial: u64,
@@ -179,6 +182,7 @@ pub struct Denial {
 pub struct Policy {
     meta: Meta,
     require: Vec<String>,
+    expires: Option<Timestamp>,
     agents: BTreeMap<AgentId, compile::CompiledAgent>,
     rules: Vec<compile::CompiledRule>,
     facts: host::HostMap<entity::HostFacts>,
@@ -216,6 +220,7 @@ impl Policy {
                 digest: String::new(),
             },
             require: Vec::new(),
+            expires: None,
             agents: BTreeMap::new(),
             rules: Vec::new(),
             facts: host::HostMap::default(),
@@ -231,6 +236,15 @@ impl Policy {
     /// Ids of the guarantees that a host must give to have this bundle in force.
     pub fn require(&self) -> &[String] {
         &self.require
+    }
+
+    /// When it stops to hold.
+    pub fn expires(&self) -> Option<Timestamp> {
+        self.expires
+    }
+
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
     }
 
     pub fn agents(&self) -> impl Iterator<Item = &Agent> {
@@ -264,6 +278,11 @@ impl Policy {
     /// What is no error and yet may not be meant: hosts that no agent reaches.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// What bundle.toml says, without full compilation; `None` where it cannot be read.
+    pub fn meta_of(sources: &Sources) -> Option<Meta> {
+        bundle::meta(sources)
     }
 
     /// Names of the bundle's agents, without full compilation: what the registry gives ids to.

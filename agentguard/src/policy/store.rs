@@ -1,4 +1,6 @@
-//! Reads a bundle's folder: the policy's only I/O.
+//! Reads bundles, as folders or packed, and the keys that packed ones are trusted by: the policy's only I/O.
+
+mod trust;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -6,8 +8,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+pub use self::trust::read as trusted_keys;
 use super::Sources;
 use super::bundle::MAX_BYTES;
+use super::key::KeyError;
+use super::pack::{self, MAX_PACKED, PackError, Signer};
 
 /// Files in one bundle.
 const MAX_FILES: usize = 4096;
@@ -23,22 +28,80 @@ pub enum Trust {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("bundle `{path}`: {source}")]
+    #[error("`{path}`: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("bundle `{0}` is not a folder with a bundle.toml")]
+    #[error("bundle `{0}` is not a folder with a bundle.toml, nor a packed bundle")]
     NotABundle(PathBuf),
+    #[error("bundle `{path}`: {source}")]
+    Packed { path: PathBuf, source: PackError },
+    #[error("trusted key `{path}`: {source}")]
+    Key { path: PathBuf, source: KeyError },
+    #[error("`{0}` has more than 256 keys; take those out that nobody signs with any more")]
+    TooManyKeys(PathBuf),
     #[error("bundle `{0}` is neither a file nor a folder; copy what it links to in its place")]
     Kind(PathBuf),
     #[error(
-        "bundle `{path}` belongs to uid {uid}, not to root, who alone may change policies; run `chown root` on it"
+        "`{path}` belongs to uid {uid}, not to root, who alone may change policies; run `chown root` on it"
     )]
     Owner { path: PathBuf, uid: u32 },
-    #[error("bundle `{path}` can be changed by others (mode {mode:o}); run `chmod go-w` on it")]
+    #[error("`{path}` can be changed by others (mode {mode:o}); run `chmod go-w` on it")]
     Writable { path: PathBuf, mode: u32 },
     #[error("bundle `{0}` is not UTF-8 text")]
     NotText(PathBuf),
     #[error("bundle `{path}` has {what}; a bundle is at most {MAX_FILES} files and {} MiB", MAX_BYTES >> 20)]
     TooLarge { path: PathBuf, what: &'static str },
+}
+
+/// A bundle as it was found.
+pub struct Loaded {
+    pub sources: Sources,
+    /// Whose signature it was accepted for; `None` for a folder.
+    pub signer: Option<Signer>,
+}
+
+/// Reads a folder, or a packed bundle that a key of the folder `keys` has signed.
+///
+/// # Errors
+/// What cannot be read, is too large, or is not to be trusted.
+pub fn load(path: &Path, trust: Trust, keys: &Path) -> Result<Loaded, StoreError> {
+    let Some(text) = packed(path)? else {
+        let sources = read(path, trust)?;
+        return Ok(Loaded {
+            sources,
+            signer: None,
+        });
+    };
+    let keys = trusted_keys(keys, trust)?;
+    let (contents, signer) = pack::open(&text, &keys).map_err(|source| StoreError::Packed {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Loaded {
+        sources: contents.sources,
+        signer: Some(signer),
+    })
+}
+
+/// The text of a packed bundle, not looked at; `None`: it is a folder.
+pub fn packed(path: &Path) -> Result<Option<String>, StoreError> {
+    if fs::metadata(path).map_err(|e| io_error(path, e))?.is_dir() {
+        return Ok(None);
+    }
+    let (file, _) = open(path)?;
+    let bytes = bytes(&file, MAX_PACKED as u64).map_err(|e| io_error(path, e))?;
+    let wrong = |source| StoreError::Packed {
+        path: path.to_owned(),
+        source,
+    };
+    if !pack::is_packed(&bytes) {
+        return Err(StoreError::NotABundle(path.to_owned()));
+    }
+    if bytes.len() > MAX_PACKED {
+        return Err(wrong(PackError::TooLarge));
+    }
+    let text = String::from_utf8(bytes);
+    text.map(Some)
+        .map_err(|_| wrong(PackError::Damaged("it is not UTF-8 text".into())))
 }
 
 /// Reads every file of the folder. Left out are names that start with a dot (version control, editors), and `README*`
@@ -49,12 +112,7 @@ pub enum StoreError {
 pub fn read(folder: &Path, trust: Trust) -> Result<Sources, StoreError> {
     let root = fs::canonicalize(folder).map_err(|source| io_error(folder, source))?;
     if trust == Trust::Root {
-        for above in root.ancestors().skip(1) {
-            check_above(
-                above,
-                &fs::metadata(above).map_err(|source| io_error(above, source))?,
-            )?;
-        }
+        check_all_above(&root)?;
     }
     let mut reader = Reader {
         trust,
@@ -117,18 +175,9 @@ impl Reader {
     }
 
     fn file(&mut self, path: &Path) -> Result<String, StoreError> {
-        let open = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open(path);
-        let file = open.map_err(|source| io_error(path, source))?;
-        // Of the opened file, so that what is checked is what is read.
-        let meta = file.metadata().map_err(|source| io_error(path, source))?;
-        if !meta.is_file() {
-            return Err(StoreError::Kind(path.to_owned()));
-        }
+        let (file, meta) = open(path)?;
         self.check(path, &meta)?;
-        let bytes = self.bytes(&file).map_err(|source| io_error(path, source))?;
+        let bytes = bytes(&file, self.left as u64).map_err(|source| io_error(path, source))?;
         self.left = self
             .left
             .checked_sub(bytes.len())
@@ -139,18 +188,41 @@ impl Reader {
         String::from_utf8(bytes).map_err(|_| StoreError::NotText(path.to_owned()))
     }
 
-    fn bytes(&self, file: &File) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        file.take(self.left as u64 + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    }
-
     fn check(&self, path: &Path, meta: &Metadata) -> Result<(), StoreError> {
         match self.trust {
             Trust::Anyone => Ok(()),
             Trust::Root => check_owner(path, meta).and_then(|()| check_mode(path, meta)),
         }
     }
+}
+
+/// A regular file, which no link leads to, and what is known of it as it was opened: what is checked is what is read.
+fn open(path: &Path) -> Result<(File, Metadata), StoreError> {
+    let open = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path);
+    let file = open.map_err(|source| io_error(path, source))?;
+    let meta = file.metadata().map_err(|source| io_error(path, source))?;
+    if !meta.is_file() {
+        return Err(StoreError::Kind(path.to_owned()));
+    }
+    Ok((file, meta))
+}
+
+/// The file's bytes; one more than `limit` where there are more.
+fn bytes(file: &File, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn check_all_above(root: &Path) -> Result<(), StoreError> {
+    for above in root.ancestors().skip(1) {
+        let meta = fs::metadata(above).map_err(|source| io_error(above, source))?;
+        check_above(above, &meta)?;
+    }
+    Ok(())
 }
 
 /// A folder above the bundle: who can rename its entries can put another bundle in place. The sticky bit prevents that.

@@ -98,7 +98,7 @@ impl From<IpAddr> for HostName {
 }
 
 /// Input as a message may carry it: bounded, without characters that act on a terminal.
-pub(super) fn show(raw: &str) -> String {
+pub(in crate::policy) fn show(raw: &str) -> String {
     const MAX: usize = 80;
     let mut shown = String::new();
     for c in raw.chars().take(MAX) {

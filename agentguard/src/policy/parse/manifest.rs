@@ -1,5 +1,7 @@
 //! `bundle.toml`.
 
+use jiff::Timestamp;
+
 use super::table::{Keys, Table};
 use super::{check_name, document};
 use crate::guarantee;
@@ -11,11 +13,12 @@ pub(in crate::policy) struct Manifest {
     pub serial: u64,
     /// Ids of guarantees.
     pub require: Vec<String>,
+    pub expires: Option<Timestamp>,
 }
 
 const KEYS: Keys = Keys {
-    known: &["name", "serial", "mode", "require"],
-    later: &["expires"],
+    known: &["name", "serial", "expires", "mode", "require"],
+    later: &[],
 };
 
 pub(in crate::policy) fn manifest(report: &mut Report<'_>, file: u32) -> Option<Manifest> {
@@ -45,6 +48,7 @@ pub(in crate::policy) fn manifest(report: &mut Report<'_>, file: u32) -> Option<
             );
         }
     }
+    let expires = root.moment(report, "expires");
     let name = root.required(report, "name");
     let name = name.filter(|name| check_name(report, "bundle", name));
     if !root.has("serial") {
@@ -62,5 +66,6 @@ pub(in crate::policy) fn manifest(report: &mut Report<'_>, file: u32) -> Option<
         name: name?.value,
         serial: serial?.value,
         require: require.into_iter().map(|wanted| wanted.value).collect(),
+        expires,
     })
 }

@@ -2,10 +2,12 @@
 
 mod json;
 
+use jiff::Timestamp;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::policy::diagnostic::{Place, Report, did_you_mean, nearest};
+use crate::policy::host::show;
 
 /// A table and how messages name it (`[agent]`, `[[reach]]`).
 pub(super) struct Table<'a> {
@@ -305,6 +307,25 @@ impl<'a> Table<'a> {
             report.error(at, format!("`{key}` is not a whole number of 0 or more"));
         }
         number.map(|value| Located { at, value })
+    }
+
+    /// A moment, as TOML writes one or as a string (RFC 3339).
+    pub fn moment(&self, report: &mut Report<'_>, key: &str) -> Option<Timestamp> {
+        let value = self.keys.get(key)?;
+        let text = match value.get_ref().as_datetime() {
+            Some(time) => time.to_string(),
+            None => self.expect_string(report, key, value)?.value,
+        };
+        let moment = text.parse();
+        if moment.is_err() {
+            let shown = show(&text);
+            report.error_help(
+                self.place(value),
+                format!("`{key}` is `{shown}`, which is no time with an offset (RFC 3339)"),
+                format!("write it as in `{key} = 2027-01-31T00:00:00Z`"),
+            );
+        }
+        moment.ok()
     }
 
     pub fn table(

@@ -359,7 +359,7 @@ fn one_mistake_gives_one_error_that_names_it() {
                 "bundle.toml",
                 "name = \"b\"\nserial = 1\nexpires = 2030-01-01\n",
             )]),
-            "bundle.toml:3:1: `expires` in the file is not enforced",
+            "bundle.toml:3:11: `expires` is `2030-01-01`, which is no time with an offset",
         ),
         (
             sources(&[(
