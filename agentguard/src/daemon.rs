@@ -12,8 +12,10 @@ pub mod kill;
 mod link;
 pub mod namespaces;
 pub mod records;
+pub mod registration;
 pub mod startup;
 pub mod state;
+pub mod stop;
 mod unix;
 pub mod upstream;
 pub mod view;
@@ -36,6 +38,7 @@ pub use self::startup::StartError;
 use self::state::{Active, Shared};
 use crate::agents::lineage::Lineage;
 use crate::agents::registry::Registry;
+use crate::agents::stops::stops;
 use crate::audit::Log;
 use crate::audit::record::Operation;
 use crate::config::Config;
@@ -157,8 +160,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     });
     shared.alarm("bundle", bundle_trouble);
     start::warn_of_unknown_groups(&shared.config);
-    // Kills hold before anything is enrolled.
-    hold_killed(&shared)?;
+    // Who is stopped is so before anything is enrolled.
+    hold_stopped(&shared, active.as_ref())?;
     // Before any rule lets anything through. What it tries at the forwarder follows when there is one.
     let canary = canary::Canary::open(&shared)?;
     canary.check(&shared).await;
@@ -177,7 +180,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
                 .as_ref()
                 .map_or_else(apply::no_bundle, |active| active.update()),
         ),
-        killed: lock(&shared.registry).killed(),
+        killed: stop::reasons(&shared.stops()),
         audit: shared.records.available(),
         upstream,
         canary: canary.origin(),
@@ -256,13 +259,15 @@ async fn finish(shared: &Arc<Shared>) -> Result<(), StartError> {
     result
 }
 
-fn hold_killed(shared: &Shared) -> Result<(), StartError> {
+/// By the bundle that is to come: what an earlier daemon has pinned holds until then.
+fn hold_stopped(shared: &Shared, active: Option<&Active>) -> Result<(), StartError> {
     let registry = lock(&shared.registry);
+    let stops = stops(&registry, active.map(|active| &active.policy));
     let mut kernel = lock(&shared.kernel);
     for known in registry.agents().values() {
         kernel
-            .set_killed(known.id, known.killed.is_some())
-            .map_err(|e| StartError::Failed(format!("cannot hold the killed agents: {e}")))?;
+            .set_killed(known.id, stops.contains_key(&known.id))
+            .map_err(|e| StartError::Failed(format!("cannot hold the stopped agents: {e}")))?;
     }
     Ok(())
 }

@@ -12,8 +12,12 @@ pub enum DenyReason {
     /// Only forbids that a human can lift stand against it.
     ApprovalRequired,
     AgentKilled,
-    /// The forwarder knows no such agent in the active bundle.
+    /// An operator has suspended or retired it, or the active bundle does not have it.
     AgentSuspended,
+    /// Its owner is not active.
+    AgentOrphaned,
+    /// An agent that it acts for may not, or is stopped.
+    DelegationExceeded,
     /// A fact that a rule reads has more than one value.
     BodyAmbiguous,
     /// A body that a rule reads is not what was declared.
@@ -35,11 +39,13 @@ pub enum DenyReason {
 }
 
 impl DenyReason {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::PolicyDenied,
         Self::ApprovalRequired,
         Self::AgentKilled,
         Self::AgentSuspended,
+        Self::AgentOrphaned,
+        Self::DelegationExceeded,
         Self::BodyAmbiguous,
         Self::BodyUnreadable,
         Self::BodyTooLarge,
@@ -57,6 +63,8 @@ impl DenyReason {
             Self::ApprovalRequired => "approval-required",
             Self::AgentKilled => "agent-killed",
             Self::AgentSuspended => "agent-suspended",
+            Self::AgentOrphaned => "agent-orphaned",
+            Self::DelegationExceeded => "delegation-exceeded",
             Self::BodyAmbiguous => "body-ambiguous",
             Self::BodyUnreadable => "body-unreadable",
             Self::BodyTooLarge => "body-too-large",
@@ -77,6 +85,8 @@ impl DenyReason {
             | Self::ApprovalRequired
             | Self::AgentKilled
             | Self::AgentSuspended
+            | Self::AgentOrphaned
+            | Self::DelegationExceeded
             | Self::BodyAmbiguous
             | Self::BodyUnreadable
             | Self::BodyTooLarge
@@ -94,6 +104,8 @@ impl DenyReason {
             Self::ApprovalRequired => "A human has to approve this first",
             Self::AgentKilled => "This agent has been stopped",
             Self::AgentSuspended => "This agent is not active",
+            Self::AgentOrphaned => "This agent's owner is not active",
+            Self::DelegationExceeded => "More than was delegated",
             Self::BodyAmbiguous => "The request can be read in more than one way",
             Self::BodyUnreadable => "The request's body cannot be read",
             Self::BodyTooLarge => "The request's body is too large to be judged",

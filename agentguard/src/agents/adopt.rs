@@ -105,6 +105,7 @@ mod tests {
         Blocks {
             blocks: vec![Block {
                 agent: AgentId(2),
+                parent: None,
                 exe: Some("/opt/agent".into()),
                 uid: None,
                 cgroup: None,

@@ -10,6 +10,8 @@ use crate::sys::process::Snapshot;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     pub agent: AgentId,
+    /// The agent whose processes it can take over.
+    pub parent: Option<AgentId>,
     pub exe: Option<String>,
     pub uid: Option<u32>,
     pub cgroup: Option<String>,
@@ -29,7 +31,10 @@ impl Blocks {
         uid: impl Fn(&str) -> Option<u32>,
     ) -> Result<Self, String> {
         let mut found = Self::default();
-        for (agent, entry) in agents {
+        let agents: Vec<_> = agents.collect();
+        for (agent, entry) in &agents {
+            let parent = entry.parent.as_ref();
+            let parent = parent.and_then(|name| agents.iter().find(|(_, one)| one.name == *name));
             for block in &entry.identify {
                 for pattern in [&block.exe, &block.cgroup].into_iter().flatten() {
                     if pattern.len() >= PATH_LEN {
@@ -54,7 +59,8 @@ impl Blocks {
                     },
                 };
                 found.blocks.push(Block {
-                    agent,
+                    agent: *agent,
+                    parent: parent.map(|(id, _)| *id),
                     exe: block.exe.clone(),
                     uid: resolved,
                     cgroup: block.cgroup.clone(),
@@ -128,7 +134,7 @@ impl Block {
             uid: self.uid.unwrap_or(0),
             exe_len,
             cgroup_len,
-            parent: AgentId::NONE,
+            parent: self.parent.unwrap_or(AgentId::NONE),
             exe,
             cgroup,
         }
@@ -152,6 +158,7 @@ mod tests {
             name: name.into(),
             owner: String::new(),
             risk: String::new(),
+            parent: None,
             start_by: Vec::new(),
             keep_privileges: false,
             identify: vec![identify],
@@ -180,7 +187,8 @@ mod tests {
 
     #[test]
     fn every_key_of_a_block_must_match_and_two_agents_are_none() {
-        let a = agent("a", identify(Some("/opt/a/*"), Some("svc"), None));
+        let mut a = agent("a", identify(Some("/opt/a/*"), Some("svc"), None));
+        a.parent = Some("b".into());
         let b = agent("b", identify(None, None, Some("/b.slice/**")));
         let agents = [(AgentId(2), &a), (AgentId(3), &b)];
         let blocks = Blocks::resolve(agents.into_iter(), uid).unwrap();
@@ -204,6 +212,10 @@ mod tests {
         assert_eq!(kernel[0].keys, abi::Identify::EXE | abi::Identify::UID);
         assert_eq!((kernel[0].uid, kernel[0].exe_len), (900, 8));
         assert_eq!(&kernel[1].cgroup[..12], b"/b.slice/**\0");
+        assert_eq!(
+            (kernel[0].parent, kernel[1].parent),
+            (AgentId(3), AgentId::NONE)
+        );
     }
 
     #[test]

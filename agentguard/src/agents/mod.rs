@@ -5,3 +5,4 @@ pub mod adopt;
 pub mod identify;
 pub mod lineage;
 pub mod registry;
+pub mod stops;

@@ -1,4 +1,5 @@
-//! Names to ids, and who has been killed: on disk, because pinned maps hold ids and a kill outlives the daemon.
+//! Names to ids, who has been stopped and whose an agent is: on disk, because pinned maps hold ids, and what operators
+//! have done outlives the daemon.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use agentguard_common::abi::{AgentId, MAX_AGENTS};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::Reassigned;
 use crate::sys::{SysError, file};
 
 #[derive(Debug, thiserror::Error)]
@@ -19,20 +21,46 @@ pub enum RegistryError {
     Full,
 }
 
-/// Why an agent is held.
+/// What an operator has done, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Killed {
+pub struct Done {
     pub reason: Option<String>,
     /// The user who did it.
     pub by: String,
     pub at: Timestamp,
 }
 
+/// How an operator has taken an agent out of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Out {
+    /// Until it is activated.
+    Suspended,
+    /// For good.
+    Retired,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
     pub id: AgentId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub killed: Option<Killed>,
+    pub killed: Option<Done>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out: Option<(Out, Done)>,
+    /// Another owner than its file's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Reassigned>,
+}
+
+impl Known {
+    const fn new(id: AgentId) -> Self {
+        Self {
+            id,
+            killed: None,
+            out: None,
+            owner: None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +68,9 @@ pub struct Known {
 struct File {
     next: u32,
     agents: BTreeMap<String, Known>,
+    /// Owners that are not active.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    inactive: BTreeMap<String, Done>,
 }
 
 /// Every agent this host has known.
@@ -61,6 +92,7 @@ impl Registry {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => File {
                 next: AgentId::FIRST,
                 agents: BTreeMap::new(),
+                inactive: BTreeMap::new(),
             },
             Err(e) => return Err(unreadable(e.to_string())),
         };
@@ -103,6 +135,19 @@ impl Registry {
             .collect()
     }
 
+    /// Owners that are not active.
+    pub fn inactive(&self) -> &BTreeMap<String, Done> {
+        &self.file.inactive
+    }
+
+    /// Agents that have been given another owner.
+    pub fn reassigned(&self) -> BTreeMap<String, Reassigned> {
+        let agents = self.file.agents.iter();
+        agents
+            .filter_map(|(name, known)| Some((name.clone(), known.owner.clone()?)))
+            .collect()
+    }
+
     /// The ids of `names`, with the next free ones for those that are new. Nothing is kept until [`Self::keep`].
     pub fn propose(
         &self,
@@ -129,10 +174,8 @@ impl Registry {
     pub fn keep(&mut self, ids: &BTreeMap<String, AgentId>) -> Result<(), RegistryError> {
         let mut file = self.file.clone();
         for (name, id) in ids {
-            file.agents.entry(name.clone()).or_insert(Known {
-                id: *id,
-                killed: None,
-            });
+            let known = file.agents.entry(name.clone());
+            known.or_insert(Known::new(*id));
             file.next = file.next.max(id.0 + 1);
         }
         self.replace(file)
@@ -142,12 +185,52 @@ impl Registry {
     pub fn set_killed(
         &mut self,
         names: &[String],
-        killed: Option<&Killed>,
+        killed: Option<&Done>,
+    ) -> Result<(), RegistryError> {
+        self.change(names, |known| known.killed = killed.cloned())
+    }
+
+    /// Takes agents that are known out of use, or back into it.
+    pub fn set_out(
+        &mut self,
+        names: &[String],
+        out: Option<&(Out, Done)>,
+    ) -> Result<(), RegistryError> {
+        self.change(names, |known| known.out = out.cloned())
+    }
+
+    /// Gives an agent that is known another owner than its file's.
+    pub fn set_owner(
+        &mut self,
+        name: &str,
+        owner: Option<&Reassigned>,
+    ) -> Result<(), RegistryError> {
+        self.change(&[name.to_owned()], |known| known.owner = owner.cloned())
+    }
+
+    /// Makes an owner inactive, or active.
+    pub fn set_inactive(
+        &mut self,
+        owner: &str,
+        inactive: Option<&Done>,
+    ) -> Result<(), RegistryError> {
+        let mut file = self.file.clone();
+        match inactive {
+            Some(done) => file.inactive.insert(owner.to_owned(), done.clone()),
+            None => file.inactive.remove(owner),
+        };
+        self.replace(file)
+    }
+
+    fn change(
+        &mut self,
+        names: &[String],
+        change: impl Fn(&mut Known),
     ) -> Result<(), RegistryError> {
         let mut file = self.file.clone();
         for name in names {
             if let Some(known) = file.agents.get_mut(name) {
-                known.killed = killed.cloned();
+                change(known);
             }
         }
         self.replace(file)
@@ -205,7 +288,7 @@ mod tests {
         let mut registry = Registry::open(&path).unwrap();
         let ids = registry.propose(&names(&["a", "b"])).unwrap();
         registry.keep(&ids).unwrap();
-        let killed = Killed {
+        let killed = Done {
             reason: Some("odd".into()),
             by: "root".into(),
             at: Timestamp::UNIX_EPOCH,
@@ -217,6 +300,19 @@ mod tests {
         assert_eq!(again.agents()["b"].killed.as_ref(), Some(&killed));
         again.set_killed(&["b".into()], None).unwrap();
         assert!(Registry::open(&path).unwrap().killed().is_empty());
+
+        let owner = Reassigned {
+            from: "ann".into(),
+            to: "bob".into(),
+        };
+        again.set_owner("a", Some(&owner)).unwrap();
+        again.set_inactive("ann", Some(&killed)).unwrap();
+        let out = (Out::Retired, killed.clone());
+        again.set_out(&["b".into()], Some(&out)).unwrap();
+        let again = Registry::open(&path).unwrap();
+        assert_eq!(again.reassigned(), [("a".into(), owner)].into());
+        assert_eq!(again.inactive().get("ann"), Some(&killed));
+        assert_eq!(again.agents()["b"].out, Some(out));
     }
 
     #[test]

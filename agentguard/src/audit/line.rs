@@ -1,7 +1,7 @@
 //! One record as a line of JSON. Every field is always there, null where it does not apply, in one order.
 //!
 //! A decision has `operator: null`. What an operator did to the guard has `operator: {uid, user}`, the operation as
-//! `action` (`kill`, `revive`, `policy-apply`, `policy-rollback`,
+//! `action` (`kill`, `revive`, `suspend`, `activate`, `retire`, `reassign`, `policy-apply`, `policy-rollback`,
 //! `policy-expire`, `start`, `stop`, `audit-recover`, `unload`), what it was done to as
 //! `resource`, the reason given in `detail`, and null for what only a decision has.
 //!

@@ -140,6 +140,11 @@ pub struct Context<'a> {
 pub enum Operation {
     Kill,
     Revive,
+    /// Of an agent, or of an owner and with it all agents of theirs.
+    Suspend,
+    Activate,
+    Retire,
+    Reassign,
     PolicyApply,
     PolicyRollback,
     /// A bundle's time was over, or by a clock that was set is not.

@@ -69,9 +69,14 @@ pub async fn revive(arguments: &Revive, client: &Client) -> Result<ExitCode, Fai
     if arguments.json {
         return print_json(&done);
     }
-    let line = |named: &Named| match named.already {
-        true => format!("{} was not killed\n", named.agent),
-        false => format!("{} revived\n", named.agent),
+    let line = |named: &Named| {
+        let done = match named.already {
+            true => "was not killed",
+            false => "revived",
+        };
+        let still = named.stopped.as_ref();
+        let still = still.map_or(String::new(), |why| format!(", but does not go on: {why}"));
+        format!("{} {done}{still}\n", named.agent)
     };
     print(&done.revived.iter().map(line).collect::<String>())
 }
@@ -84,11 +89,11 @@ fn target(which: &Which, reason: &Option<String>) -> Target {
     }
 }
 
-fn show(cut: &Cut) -> String {
-    let state = if cut.already {
-        "was killed already"
-    } else {
-        "killed"
+pub(super) fn show(cut: &Cut) -> String {
+    let state = match (cut.state.as_str(), cut.already) {
+        ("held", _) => "held, as it acts for an agent that is stopped".to_owned(),
+        (state, true) => format!("was {state} already"),
+        (state, false) => state.to_owned(),
     };
     format!(
         "{} {state}: {} processes held, {} sockets reset, {} connections dropped\n",

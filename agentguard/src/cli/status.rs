@@ -90,9 +90,10 @@ fn show(status: &Status, now: Timestamp) -> String {
         (
             "agents",
             format!(
-                "{} known, {} killed, {} processes, {} connections",
+                "{} known, {} killed, {} stopped otherwise, {} processes, {} connections",
                 status.agents.known,
                 status.agents.killed,
+                status.agents.stopped,
                 status.agents.processes,
                 status.agents.connections
             ),
@@ -179,6 +180,7 @@ mod tests {
             agents: AgentCounts {
                 known: 2,
                 killed: 1,
+                stopped: 0,
                 processes: 3,
                 connections: 4,
             },
@@ -212,7 +214,7 @@ mod tests {
              hooks       1 of 1 attached\n\
              guarantees  1 of 2 enforced; open: tamper\n\
              bundle      none: every agent is denied everything\n\
-             agents      2 known, 1 killed, 3 processes, 4 connections\n\
+             agents      2 known, 1 killed, 0 stopped otherwise, 3 processes, 4 connections\n\
              audit       9 records in /a\n\
              kernel      refused 5\n"
         );

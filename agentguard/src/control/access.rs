@@ -5,7 +5,7 @@
 //! |---|---|
 //! | viewer | `status`, `agents`, `policy show`, `policy history`, `policy explain`, `audit` |
 //! | responder | also `kill` and `revive` |
-//! | admin | also `policy apply` and `policy rollback` |
+//! | admin | also `policy apply` and `policy rollback`, and `agents suspend`, `activate`, `retire`, `reassign` |
 //! | anyone | `ca`; `run` of the agents whose `start_by` lists them |
 //! | root | everything, `unload` included |
 
@@ -23,6 +23,8 @@ pub enum Verb {
     Run,
     Look,
     Kill,
+    /// Whose agents are, and whether they are in use.
+    Register,
     Apply,
     Unload,
 }
@@ -58,7 +60,9 @@ pub fn check<E>(
         Verb::Trust | Verb::Run | Verb::Unload => "root",
         Verb::Look => "root, or a [[roles]] entry in agentguard.toml with the role `viewer`",
         Verb::Kill => "root, or a [[roles]] entry in agentguard.toml with the role `responder`",
-        Verb::Apply => "root, or a [[roles]] entry in agentguard.toml with the role `admin`",
+        Verb::Register | Verb::Apply => {
+            "root, or a [[roles]] entry in agentguard.toml with the role `admin`"
+        }
     };
     Err(Refused::NotAllowed {
         user: user::name(peer.uid),
@@ -78,7 +82,7 @@ fn allowed(
         Verb::Unload => return false,
         Verb::Look => Role::Viewer,
         Verb::Kill => Role::Responder,
-        Verb::Apply => Role::Admin,
+        Verb::Register | Verb::Apply => Role::Admin,
     };
     roles.iter().any(|grant| {
         grant.role >= least && gid(&grant.group).is_some_and(|gid| peer.groups.contains(&gid))
@@ -117,14 +121,14 @@ mod tests {
 
     #[test]
     fn the_permission_table() {
-        use Verb::{Apply, Kill, Look, Run, Trust, Unload};
-        const VERBS: [Verb; 6] = [Trust, Run, Look, Kill, Apply, Unload];
+        use Verb::{Apply, Kill, Look, Register, Run, Trust, Unload};
+        const VERBS: [Verb; 7] = [Trust, Run, Look, Kill, Register, Apply, Unload];
         for (uid, group, may) in [
             (0, 0, &VERBS[..]),
             (1000, 99, &[Trust, Run][..]),
             (1000, 10, &[Trust, Run, Look][..]),
             (1000, 20, &[Trust, Run, Look, Kill][..]),
-            (1000, 30, &[Trust, Run, Look, Kill, Apply][..]),
+            (1000, 30, &[Trust, Run, Look, Kill, Register, Apply][..]),
         ] {
             let peer = Peer::known(7, uid, vec![group]);
             for verb in VERBS {

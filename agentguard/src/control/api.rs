@@ -58,11 +58,45 @@ pub struct Target {
     pub reason: Option<String>,
 }
 
-/// What a kill cut.
+/// `POST /v1/agents/suspend`, `/v1/agents/activate`, `/v1/agents/retire` and `/v1/agents/reassign`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    #[serde(default)]
+    pub agents: Vec<String>,
+    /// Of `reassign`, the new one. Of `suspend` and `activate` whose status changes, in place of agents.
+    #[serde(default)]
+    pub owner: Option<String>,
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// The answer to a [`Change`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The agents that were named, or the owner's, with their states afterwards.
+    pub agents: Vec<AgentState>,
+    /// Everyone who is stopped by it, those that act for them among them.
+    pub stopped: Vec<Cut>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentState {
+    pub agent: String,
+    /// As in [`AgentLine`].
+    pub state: String,
+    pub owner: Option<String>,
+    /// There was nothing to do.
+    pub already: bool,
+}
+
+/// What a kill or another stop cut.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cut {
     pub agent: String,
-    /// It was killed before.
+    /// What it is now: `killed`, `suspended`, `retired`, `orphaned`, or `held` for one that acts for such an agent.
+    pub state: String,
+    /// It was so before.
     pub already: bool,
     pub processes: u32,
     /// Of its processes, reset.
@@ -76,6 +110,9 @@ pub struct Named {
     pub agent: String,
     /// There was nothing to do.
     pub already: bool,
+    /// Why it does not go on all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
 }
 
 /// `POST /v1/policy`: one of the two.
@@ -139,9 +176,16 @@ pub struct Past {
 pub struct AgentLine {
     pub name: String,
     pub id: u32,
-    /// `active`, `killed`, or `unlisted` for one the bundle does not have (everything denied).
+    /// `active`, `killed`, `suspended`, `retired`, `orphaned` (its owner is not active), `held` (an agent that it acts for
+    /// is one of these), or `unlisted` for one the bundle does not have (everything denied).
     pub state: String,
     pub owner: Option<String>,
+    /// The owner in the agent's file, where it has been given another.
+    #[serde(default)]
+    pub owner_in_bundle: Option<String>,
+    /// The agent it acts for.
+    #[serde(default)]
+    pub parent: Option<String>,
     pub risk: Option<String>,
     pub processes: Vec<u32>,
     pub connections: u32,
@@ -149,11 +193,17 @@ pub struct AgentLine {
     pub allowed: u64,
     pub denied: u64,
     pub last_seen: Option<Timestamp>,
-    pub killed: Option<KilledView>,
+    pub killed: Option<DoneView>,
+    /// Who has suspended or retired it.
+    #[serde(default)]
+    pub out: Option<DoneView>,
+    /// Who has made its owner inactive.
+    #[serde(default)]
+    pub owner_inactive: Option<DoneView>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KilledView {
+pub struct DoneView {
     pub reason: Option<String>,
     pub by: String,
     pub at: Timestamp,
@@ -198,6 +248,9 @@ pub struct ForwarderView {
 pub struct AgentCounts {
     pub known: usize,
     pub killed: usize,
+    /// Suspended, retired, orphaned, or acting for an agent that is stopped.
+    #[serde(default)]
+    pub stopped: usize,
     pub processes: usize,
     pub connections: u32,
 }

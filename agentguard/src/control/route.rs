@@ -13,12 +13,13 @@ use serde::de::DeserializeOwned;
 
 use super::access::{self, Verb};
 use super::answer::{Answer, Refusal, json};
-use super::api::{Bundle, Past, Rollback, Run, Target};
+use super::api::{Bundle, Change, Past, Rollback, Run, Target};
 use super::records;
 use crate::daemon::apply::{self, ApplyError, Wanted};
 use crate::daemon::enrol::{self, RunError};
 use crate::daemon::history::Entry;
 use crate::daemon::kill::{self, KillError};
+use crate::daemon::registration::{self, ChangeError};
 use crate::daemon::state::Shared;
 use crate::daemon::{lock, view};
 use crate::policy::Sources;
@@ -63,6 +64,7 @@ async fn serve(
         (&Method::POST, "/v1/policy/explain") => Verb::Look,
         (&Method::POST, "/v1/run") => Verb::Run,
         (&Method::POST, "/v1/kill" | "/v1/revive") => Verb::Kill,
+        (&Method::POST, path) if registration::Verb::of(path).is_some() => Verb::Register,
         (&Method::POST, "/v1/policy" | "/v1/policy/rollback") => Verb::Apply,
         (&Method::POST, "/v1/unload") => Verb::Unload,
         (method, path) => {
@@ -73,6 +75,9 @@ async fn serve(
     let label = |tgid| lock(&shared.kernel).label(tgid);
     access::check(peer, verb, &shared.config.roles, label)
         .map_err(|refused| Refusal::new(StatusCode::FORBIDDEN, refused))?;
+    if let Some(verb) = registration::Verb::of(&path) {
+        return register(shared, peer, verb, body(request, BODY).await?).await;
+    }
     match (request.method(), path.as_str()) {
         (_, "/v1/status") => Ok(json(&view::status(shared))),
         (_, "/v1/agents") => Ok(json(&view::agents(shared))),
@@ -249,6 +254,26 @@ async fn revive_agents(
         );
     let revived = reviving.await.map_err(internal)?.map_err(kill_refusal)?;
     Ok(json(&serde_json::json!({ "revived": revived })))
+}
+
+async fn register(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    verb: registration::Verb,
+    change: Change,
+) -> Result<Answer, Refusal> {
+    let (shared, uid) = (shared.clone(), peer.uid);
+    let changing =
+        tokio::spawn(async move { registration::change(&shared, verb, &change, uid).await });
+    let changed = changing
+        .await
+        .map_err(internal)?
+        .map_err(|error| match error {
+            ChangeError::Usage(_) => Refusal::new(StatusCode::BAD_REQUEST, error),
+            ChangeError::Refused(_) => Refusal::new(StatusCode::CONFLICT, error),
+            ChangeError::Kill(error) => kill_refusal(error),
+        })?;
+    Ok(json(&changed))
 }
 
 fn check_target(target: &Target) -> Result<(), Refusal> {

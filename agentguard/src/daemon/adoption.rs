@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 
-use super::kill::everywhere;
 use super::lock;
 use super::state::Shared;
+use super::stop::everywhere;
 use crate::agents::adopt;
 use crate::agents::identify::Blocks;
 use crate::sys::{diag, process};

@@ -12,14 +12,15 @@ use super::forwarder::Ask;
 use super::history::{Entry, Origin};
 use super::records::{Item, Operated};
 use super::state::{Active, Shared};
-use super::{adoption, expiry, lock, unix};
+use super::{adoption, expiry, lock, stop, unix};
 use crate::agents::identify::Blocks;
 use crate::agents::registry::{Registry, RegistryError};
+use crate::agents::stops::stops;
 use crate::audit::record::{Operation, Outcome};
 use crate::kernel::{ExecRules, KernelError, Rule};
 use crate::policy::pack::{self, Signer};
 use crate::policy::store::{self, Loaded, Trust};
-use crate::policy::{self, Diagnostic, KernelRule, Policy, Proto, Sources};
+use crate::policy::{self, Diagnostic, KernelRule, Policy, Proto, Reassigned, Sources};
 use crate::sys;
 
 /// How long the forwarder may take to compile a bundle.
@@ -70,12 +71,13 @@ pub fn prepare(
     propose: impl FnOnce(
         &std::collections::BTreeSet<String>,
     ) -> Result<BTreeMap<String, AgentId>, RegistryError>,
+    owners: BTreeMap<String, Reassigned>,
     generation: u64,
     entry: Entry,
 ) -> Result<Active, ApplyError> {
     let names = Policy::agent_names(&sources);
     let ids = propose(&names).map_err(|e| ApplyError::Refused(e.to_string()))?;
-    let policy = Policy::compile(&sources, &ids).map_err(ApplyError::Invalid)?;
+    let policy = Policy::compile_with(&sources, &ids, &owners).map_err(ApplyError::Invalid)?;
     let by_id = policy
         .agents()
         .filter_map(|agent| Some((*ids.get(&agent.name)?, agent)));
@@ -86,6 +88,7 @@ pub fn prepare(
         policy,
         meta,
         ids,
+        owners,
         blocks,
         entry,
         generation,
@@ -128,9 +131,10 @@ async fn try_apply(shared: &Arc<Shared>, wanted: Wanted, uid: u32) -> Result<App
     let Loaded { sources, signer } = find(shared, wanted, old.as_deref())?;
     let generation = old.as_ref().map_or(1, |old| old.generation + 1);
     let propose = |names: &_| lock(&shared.registry).propose(names);
+    let owners = lock(&shared.registry).reassigned();
     let meta = Policy::meta_of(&sources).unwrap_or_default();
     let entry = next_entry(shared, meta, operation, uid, signer);
-    let new = Arc::new(prepare(sources, propose, generation, entry)?);
+    let new = Arc::new(prepare(sources, propose, owners, generation, entry)?);
     if let Some(old) = old
         .as_ref()
         .filter(|old| old.meta.digest == new.meta.digest)
@@ -343,12 +347,33 @@ async fn install(
         .map_err(|e| e.to_string())?;
     // From here on a record may name it.
     shared.remember(new.meta.clone());
+    let _no_kill = shared.killing.lock().await;
+    let before = shared.stops();
     let result = put_in_force(shared, &old, &new).await;
     if let Err(error) = &result {
         tracing::error!(%error, "the bundle is not put in force, going back");
         roll_back(shared, old, new).await;
+    } else {
+        forget_owners(shared, &new);
+    }
+    // Who has another owner or acts for another may be stopped now, or go on.
+    let (_, failures) = stop::follow(shared, &before, &[]).await;
+    for failure in failures {
+        tracing::error!(failure, "an agent could not be stopped, or let go on");
     }
     result
+}
+
+/// An agent whose file names another owner than it did when it was reassigned is that one's, also if its file goes back.
+fn forget_owners(shared: &Shared, new: &Active) {
+    for (name, now) in &new.owners {
+        let agent = new.ids.get(name).and_then(|id| new.policy.agent(*id));
+        if agent.is_some_and(|agent| agent.owner != now.to)
+            && let Err(error) = lock(&shared.registry).set_owner(name, None)
+        {
+            tracing::error!(%error, agent = name, "an owner of before is still in the registry");
+        }
+    }
 }
 
 async fn put_in_force(
@@ -379,7 +404,7 @@ async fn roll_back(shared: &Arc<Shared>, old: Option<Arc<Active>>, new: Arc<Acti
     }
 }
 
-async fn tell_forwarder(shared: &Shared, active: &Active) -> Result<(), String> {
+pub async fn tell_forwarder(shared: &Shared, active: &Active) -> Result<(), String> {
     let update = Arc::new(active.update());
     let digest = active.meta.digest.clone();
     shared
@@ -404,6 +429,7 @@ pub fn no_bundle() -> crate::link::frame::PolicyUpdate {
     crate::link::frame::PolicyUpdate {
         sources: Sources::default(),
         agents: BTreeMap::new(),
+        owners: BTreeMap::new(),
     }
 }
 
@@ -426,6 +452,11 @@ fn switch_now(
     from: Option<&Active>,
     to: Option<&Active>,
 ) -> Result<(), KernelError> {
+    // Before the rules: nothing is opened to an agent that this bundle stops.
+    let stopped = stops(&lock(&shared.registry), to.map(|to| &to.policy));
+    for id in stopped.keys() {
+        lock(&shared.kernel).set_killed(*id, true)?;
+    }
     let closed = to.is_some_and(|to| to.policy.is_expired(Timestamp::now()));
     // First, so that who looks between finds the kernel to be told once more, and not less.
     shared.closed.store(closed, Ordering::SeqCst);

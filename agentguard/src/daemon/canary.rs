@@ -148,10 +148,11 @@ async fn settle(shared: &Arc<Shared>, result: Result<(), String>) {
 fn hold(shared: &Shared, held: bool) -> Vec<String> {
     // First, so that an agent of a bundle that is being applied now is held by whoever comes later.
     shared.hold(held);
+    let stops = shared.stops();
     let registry = lock(&shared.registry);
     let mut kernel = lock(&shared.kernel);
     let each = registry.agents().iter().filter_map(|(name, known)| {
-        let killed = held || known.killed.is_some();
+        let killed = held || stops.contains_key(&known.id);
         let result = kernel.set_killed(known.id, killed);
         result.err().map(|error| format!("`{name}`: {error}"))
     });

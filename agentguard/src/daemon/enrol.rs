@@ -7,6 +7,7 @@ use agentguard_common::abi::{AgentId, Label};
 use super::kill::suggest;
 use super::lock;
 use super::state::Shared;
+use crate::agents::stops::Stop;
 use crate::control::api::{Run, Started};
 use crate::policy::Starter;
 use crate::sys::peer::Peer;
@@ -55,6 +56,29 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<Started, RunEr
         return Err(RunError::Conflict(
             "agents are held closed: the canary failed; see `agentguard status`".into(),
         ));
+    }
+    if let Some(stop) = shared
+        .stops()
+        .get(&id)
+        .filter(|stop| **stop != Stop::Killed)
+    {
+        let remedy = match stop {
+            Stop::Suspended => format!(
+                "; `agentguard agents activate {}` lets it run again",
+                agent.name
+            ),
+            Stop::Orphaned => format!(
+                "; `agentguard agents reassign {} OWNER` gives it another than {}",
+                agent.name, agent.owner
+            ),
+            Stop::Above => "; `agentguard agents show` says who".to_owned(),
+            Stop::Killed | Stop::Retired => String::new(),
+        };
+        let why = stop.detail();
+        return Err(RunError::Conflict(format!(
+            "agent `{}` does not run: {why}{remedy}",
+            agent.name
+        )));
     }
     if let Some(killed) = lock(&shared.registry)
         .agents()

@@ -74,11 +74,23 @@ async fn take(shared: &Shared, seen: &[Seen]) {
         }
         let process = exec.as_ref().and_then(|exec| executed(shared, event, exec));
         let is_judged = exec.is_some();
-        drafts.extend(draft(event, is_judged, &clock).map(|draft| (draft, process)));
+        let draft = draft(event, is_judged, &clock);
+        drafts.extend(draft.map(|draft| (stopped(shared, draft), process)));
     }
     if !drafts.is_empty() {
         shared.record_of(drafts).await;
     }
+}
+
+/// The kernel knows that an agent is stopped, and not why.
+fn stopped(shared: &Shared, mut draft: Draft) -> Draft {
+    if draft.reason == Some(DenyReason::AgentKilled)
+        && let Some(stop) = shared.stops().get(&draft.agent)
+    {
+        draft.reason = Some(stop.reason());
+        draft.detail = Some(stop.detail().to_owned());
+    }
+    draft
 }
 
 /// The process of an exec, now: by the time its record is made it may run the next program.

@@ -13,6 +13,7 @@ use super::link::{Ended, Session};
 use super::namespaces::Entering;
 use super::state::Shared;
 use crate::link::frame::{CanaryOrigin, PolicyUpdate, Sandbox, Start, ToForwarder, Upstream};
+use crate::reason::DenyReason;
 
 /// Restart delays grow from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -25,7 +26,7 @@ pub enum Ask {
     /// With the bundle's digest, by which the forwarder answers.
     Policy(Arc<PolicyUpdate>, String, Reply),
     /// Answered by how many client connections of each agent were dropped.
-    Kill(Vec<AgentId>, Reply<Dropped>),
+    Kill(BTreeMap<AgentId, DenyReason>, Reply<Dropped>),
     Revive(Vec<AgentId>, Reply),
     Flush(Reply),
     /// Serve another network namespace. An error if no forwarder runs or the kernel does not take it.
@@ -130,7 +131,7 @@ impl Handle {
 /// What a new forwarder starts with. Changes before a forwarder is told, so that one that dies in between loses nothing.
 pub struct Desired {
     pub policy: Arc<PolicyUpdate>,
-    pub killed: Vec<AgentId>,
+    pub killed: BTreeMap<AgentId, DenyReason>,
     /// Whether records can be written.
     pub audit: watch::Receiver<bool>,
     pub upstream: Upstream,
@@ -158,14 +159,12 @@ impl Desired {
             }
             Ask::Kill(agents, _) => {
                 self.killed.extend(agents);
-                self.killed.sort_unstable();
-                self.killed.dedup();
                 Some(ToForwarder::Kill {
                     agents: agents.clone(),
                 })
             }
             Ask::Revive(agents, _) => {
-                self.killed.retain(|agent| !agents.contains(agent));
+                self.killed.retain(|agent, _| !agents.contains(agent));
                 Some(ToForwarder::Revive {
                     agents: agents.clone(),
                 })

@@ -177,7 +177,9 @@ impl Session {
                     }
                     match ask {
                         Ask::Policy(_, digest, reply) => self.waiting.policy.push((digest, reply)),
-                        Ask::Kill(agents, reply) => self.waiting.kills.push((agents, reply)),
+                        Ask::Kill(agents, reply) => {
+                            self.waiting.kills.push((agents.into_keys().collect(), reply));
+                        }
                         Ask::Revive(_, reply) => { let _ = reply.send(Ok(())); }
                         Ask::Flush(reply) => {
                             let token = self.waiting.next_token;

@@ -168,7 +168,7 @@ pub fn first_bundle(
 ) -> Result<(Option<Active>, Option<String>), StartError> {
     let prepare = |sources, entry| {
         let propose = |names: &_| registry.propose(names);
-        apply::prepare(sources, propose, 1, entry)
+        apply::prepare(sources, propose, registry.reassigned(), 1, entry)
     };
     let trouble = match history.active() {
         Ok(Some((entry, sources))) => {

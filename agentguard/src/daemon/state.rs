@@ -18,12 +18,13 @@ use crate::agents::adopt::Labels;
 use crate::agents::identify::Blocks;
 use crate::agents::lineage::Lineage;
 use crate::agents::registry::Registry;
+use crate::agents::stops::{Stops, stops};
 use crate::audit::record::{Draft, Process};
 use crate::config::Config;
 use crate::guarantee::{self, Facts, Guarantee, Met};
 use crate::kernel::{Kernel, KernelError};
 use crate::link::frame::PolicyUpdate;
-use crate::policy::{Meta, Policy, Sources};
+use crate::policy::{Meta, Policy, Reassigned, Sources};
 use crate::sys;
 use crate::tls::ca::Authority;
 
@@ -36,6 +37,8 @@ pub struct Active {
     pub policy: Policy,
     pub meta: Arc<Meta>,
     pub ids: BTreeMap<String, AgentId>,
+    /// Agents that have another owner than the sources say.
+    pub owners: BTreeMap<String, Reassigned>,
     pub blocks: Blocks,
     /// Who put it in force, and when.
     pub entry: Entry,
@@ -49,6 +52,7 @@ impl Active {
         PolicyUpdate {
             sources: self.sources.clone(),
             agents: self.ids.iter().map(|(n, id)| (*id, n.clone())).collect(),
+            owners: self.owners.clone(),
         }
     }
 }
@@ -128,6 +132,13 @@ impl Shared {
     pub fn meets(&self, policy: &Policy) -> Result<Met, String> {
         let accepted = &self.config.policy.accept_gaps;
         guarantee::require(policy.require(), accepted, &self.guarantees())
+    }
+
+    /// Who is stopped now, and why.
+    pub fn stops(&self) -> Stops {
+        let active = self.active.load();
+        let policy = active.as_ref().map(|active| &active.policy);
+        stops(&lock(&self.registry), policy)
     }
 
     pub fn hold(&self, held: bool) {

@@ -7,8 +7,10 @@ use jiff::Timestamp;
 
 use super::state::{Active, Shared};
 use super::{expiry, lock};
+use crate::agents::registry::Done;
+use crate::agents::stops::Stop;
 use crate::control::api::{
-    AgentCounts, AgentLine, AuditView, ForwarderView, HookView, InForce, KilledView, Status,
+    AgentCounts, AgentLine, AuditView, DoneView, ForwarderView, HookView, InForce, Status,
 };
 use crate::daemon::forwarder;
 
@@ -76,13 +78,17 @@ pub fn status(shared: &Shared) -> Status {
 }
 
 fn counts(shared: &Shared) -> AgentCounts {
+    let stopped = shared.stops();
+    let killed = stopped.values().filter(|stop| **stop == Stop::Killed);
+    let killed = killed.count();
     let registry = lock(&shared.registry);
     let activity = lock(&shared.activity);
     let lineage = lock(&shared.lineage);
     let ids = registry.agents().values().map(|known| known.id);
     AgentCounts {
         known: registry.agents().len(),
-        killed: registry.killed().len(),
+        killed,
+        stopped: stopped.len() - killed,
         processes: lineage.all_running().len(),
         connections: ids.map(|id| activity.of(id).connections).sum(),
     }
@@ -122,8 +128,17 @@ pub fn in_force(active: &Active) -> InForce {
     }
 }
 
+fn view(done: &Done) -> DoneView {
+    DoneView {
+        reason: done.reason.clone(),
+        by: done.by.clone(),
+        at: done.at,
+    }
+}
+
 pub fn agents(shared: &Shared) -> Vec<AgentLine> {
     let active = shared.active.load_full();
+    let stops = shared.stops();
     let registry = lock(&shared.registry);
     let activity = lock(&shared.activity);
     let lineage = lock(&shared.lineage);
@@ -135,28 +150,31 @@ pub fn agents(shared: &Shared) -> Vec<AgentLine> {
                 let id = active.ids.get(name)?;
                 active.policy.agent(*id)
             });
-            let state = match (&known.killed, listed) {
-                (Some(_), _) => "killed",
+            let state = match (stops.get(&known.id), listed) {
+                (Some(stop), _) => stop.state(),
                 (None, Some(_)) => "active",
                 (None, None) => "unlisted",
             };
+            let reassigned = known.owner.as_ref();
+            let reassigned = reassigned.filter(|now| listed.is_some_and(|it| it.owner == now.to));
+            let inactive = listed.and_then(|agent| registry.inactive().get(&agent.owner));
             let seen = activity.of(known.id);
             AgentLine {
                 name: name.clone(),
                 id: known.id.0,
                 state: state.into(),
                 owner: listed.map(|agent| agent.owner.clone()),
+                owner_in_bundle: reassigned.map(|now| now.from.clone()),
+                parent: listed.and_then(|agent| agent.parent.clone()),
                 risk: listed.map(|agent| agent.risk.clone()),
                 processes: lineage.running(known.id),
                 connections: seen.connections,
                 allowed: seen.allowed,
                 denied: seen.denied,
                 last_seen: seen.last_seen,
-                killed: known.killed.clone().map(|killed| KilledView {
-                    reason: killed.reason,
-                    by: killed.by,
-                    at: killed.at,
-                }),
+                killed: known.killed.as_ref().map(view),
+                out: known.out.as_ref().map(|(_, done)| view(done)),
+                owner_inactive: inactive.map(view),
             }
         })
         .collect();
@@ -168,6 +186,8 @@ pub fn agents(shared: &Shared) -> Vec<AgentLine> {
             id: AgentId::AMBIGUOUS.0,
             state: "unlisted".into(),
             owner: None,
+            owner_in_bundle: None,
+            parent: None,
             risk: None,
             processes: ambiguous,
             connections: 0,
@@ -175,6 +195,8 @@ pub fn agents(shared: &Shared) -> Vec<AgentLine> {
             denied: seen.denied,
             last_seen: seen.last_seen,
             killed: None,
+            out: None,
+            owner_inactive: None,
         });
     }
     lines

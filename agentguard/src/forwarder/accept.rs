@@ -106,13 +106,8 @@ pub fn gate(
     records: Arc<Records>,
 ) -> Box<dyn Fn(AgentId) -> Option<DenyReason> + Send + Sync> {
     Box::new(move |agent| {
-        if lives.of(agent).killed() {
-            Some(DenyReason::AgentKilled)
-        } else if !records.available() {
-            Some(DenyReason::AuditUnavailable)
-        } else {
-            None
-        }
+        let no_record = || (!records.available()).then_some(DenyReason::AuditUnavailable);
+        lives.of(agent).why().or_else(no_record)
     })
 }
 
@@ -123,14 +118,14 @@ pub fn place(origin: &Origin) -> String {
 }
 
 impl Arrival {
-    /// Opens the connection's record. `None`: it cannot be recorded, or its agent has been killed.
+    /// Opens the connection's record. `None`: it cannot be recorded, or its agent has been stopped.
     pub fn admit(forwarder: Arc<Forwarder>, origin: Origin) -> Option<(Self, Entry)> {
         let forwarder = forwarder.serving(origin.agent);
         let life = forwarder.lives.of(origin.agent);
         let mut entry = forwarder.records.open(&life, &origin)?;
         entry.resource = place(&origin);
-        if life.killed() {
-            entry.refuse(DenyReason::AgentKilled, "this agent has been killed");
+        if let Some(why) = life.why() {
+            entry.refuse(why, "this agent has been stopped");
             return None;
         }
         let arrival = Self {

@@ -64,5 +64,6 @@ fn bundle(port: u16) -> PolicyUpdate {
             ]),
         },
         agents: BTreeMap::from([(AgentId::CANARY_HOSTS, "canary".to_owned())]),
+        owners: BTreeMap::new(),
     }
 }

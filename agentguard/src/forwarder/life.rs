@@ -1,8 +1,8 @@
-//! An agent's life in the forwarder, from its first connection to its kill: everything opened for it hangs on it.
+//! An agent's life in the forwarder, from its first connection until it is stopped: everything opened for it hangs on it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use agentguard_common::abi::AgentId;
 use hyper::rt::Executor;
@@ -11,11 +11,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::upstream::pool::Pool;
+use crate::reason::DenyReason;
 
-/// One agent, until it is killed. What comes after a revive is another life.
+/// One agent, until it is killed or stopped otherwise. What comes when it may go on is another life.
 pub struct Life {
     pub agent: AgentId,
-    killed: AtomicBool,
+    /// Why it was stopped, once it was.
+    killed: OnceLock<DenyReason>,
     cut: CancellationToken,
     tasks: TaskTracker,
     connections: AtomicU32,
@@ -27,7 +29,7 @@ impl Life {
     fn new(agent: AgentId) -> Self {
         Self {
             agent,
-            killed: AtomicBool::new(false),
+            killed: OnceLock::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
             connections: AtomicU32::new(0),
@@ -36,7 +38,12 @@ impl Life {
     }
 
     pub fn killed(&self) -> bool {
-        self.killed.load(Ordering::Relaxed)
+        self.killed.get().is_some()
+    }
+
+    /// Why it was stopped, if it was.
+    pub fn why(&self) -> Option<DenyReason> {
+        self.killed.get().copied()
     }
 
     /// Runs `task` until it ends or the agent is killed, whichever is first; the kill waits for it to be gone.
@@ -55,8 +62,9 @@ impl Life {
         tokio::spawn(async move { life.hold(task).await });
     }
 
-    fn kill(&self) {
-        self.killed.store(true, Ordering::Relaxed);
+    fn kill(&self, why: DenyReason) {
+        // Of several reasons the first has ended what there was.
+        let _ = self.killed.set(why);
         self.end();
     }
 
@@ -125,12 +133,13 @@ impl Lives {
     }
 
     /// Cuts everything of the agents at once. The future resolves when it is gone.
-    pub fn kill(&self, agents: &[AgentId]) -> impl Future<Output = ()> + use<> {
-        let lives: Vec<_> = agents.iter().map(|&agent| self.of(agent)).collect();
-        for life in &lives {
-            life.kill();
-        }
-        gone(lives)
+    pub fn kill(&self, agents: &BTreeMap<AgentId, DenyReason>) -> impl Future<Output = ()> + use<> {
+        let kill = |(agent, why): (&AgentId, &DenyReason)| {
+            let life = self.of(*agent);
+            life.kill(*why);
+            life
+        };
+        gone(agents.iter().map(kill).collect())
     }
 
     /// Cuts everything there is, which is no kill.

@@ -132,7 +132,7 @@ async fn orders(
             Some(ToForwarder::Kill { agents }) => {
                 let live = forwarder.lives.connections();
                 let count = |agent| (agent, live.get(&agent).copied().unwrap_or(0));
-                let dropped = agents.iter().copied().map(count).collect();
+                let dropped = agents.keys().copied().map(count).collect();
                 let gone = forwarder.lives.kill(&agents);
                 let outbox = outbox.clone();
                 tokio::spawn(async move {
@@ -162,7 +162,8 @@ pub fn compile(update: &PolicyUpdate) -> anyhow::Result<Policy> {
         return Ok(Policy::nothing());
     }
     let agents = update.agents.iter().map(|(id, name)| (name.clone(), *id));
-    Policy::compile(&update.sources, &agents.collect()).map_err(|diagnostics| {
+    let compiled = Policy::compile_with(&update.sources, &agents.collect(), &update.owners);
+    compiled.map_err(|diagnostics| {
         let first = diagnostics.first().map(|it| it.message.as_str());
         anyhow::anyhow!(
             "the daemon's bundle does not compile here: {}",

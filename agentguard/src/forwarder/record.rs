@@ -155,9 +155,9 @@ impl Drop for Entry {
         if self.place.is_none() {
             return;
         }
-        if self.life.killed() {
-            self.reason = Some(DenyReason::AgentKilled);
-            self.detail = Some("cut by the kill switch".into());
+        if let Some(why) = self.life.why() {
+            self.reason = Some(why);
+            self.detail = Some("cut when the agent was stopped".into());
             self.send(Outcome::Error);
         } else {
             self.detail.get_or_insert_with(|| "aborted".into());

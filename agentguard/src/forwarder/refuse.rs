@@ -88,6 +88,8 @@ impl Refusal {
                 DenyReason::PolicyDenied
                 | DenyReason::AgentKilled
                 | DenyReason::AgentSuspended
+                | DenyReason::AgentOrphaned
+                | DenyReason::DelegationExceeded
                 | DenyReason::BodyAmbiguous
                 | DenyReason::BodyUnreadable
                 | DenyReason::BodyTooLarge
@@ -217,6 +219,8 @@ fn trailers_only(refusal: &Refusal) -> Response<Answer> {
         | DenyReason::ApprovalRequired
         | DenyReason::AgentKilled
         | DenyReason::AgentSuspended
+        | DenyReason::AgentOrphaned
+        | DenyReason::DelegationExceeded
         | DenyReason::BodyAmbiguous
         | DenyReason::BodyUnreadable
         | DenyReason::BodyTooLarge

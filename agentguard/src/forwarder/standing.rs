@@ -104,7 +104,7 @@ impl Standing {
     fn permitted(&self) -> bool {
         let Target { host, port } = &self.target;
         let action = match &self.asked {
-            Asked::Answer => return self.judged.reach(self.agent, host, *port).is_some(),
+            Asked::Answer => return self.judged.reaches(self.agent, host, *port),
             Asked::Connect => Action::Connect,
             Asked::Upgrade(upgrade) => Action::Request {
                 method: upgrade.method.as_str(),

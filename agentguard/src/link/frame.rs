@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::record::Draft;
-use crate::policy::Sources;
+use crate::policy::{Reassigned, Sources};
+use crate::reason::DenyReason;
 
 /// Daemon to forwarder.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,10 +24,10 @@ pub enum ToForwarder {
         name: String,
         result: Result<Leaf, String>,
     },
-    /// Agents that have been killed: drop their connections, both sides, and refuse what comes. Answered by
-    /// [`ToDaemon::Killed`].
+    /// Agents that have been killed or stopped otherwise: drop their connections, both sides, and refuse what comes.
+    /// Answered by [`ToDaemon::Killed`].
     Kill {
-        agents: Vec<AgentId>,
+        agents: BTreeMap<AgentId, DenyReason>,
     },
     Revive {
         agents: Vec<AgentId>,
@@ -90,7 +91,7 @@ pub struct Start {
     pub port: u16,
     pub limits: Limits,
     pub upstream: Upstream,
-    pub killed: Vec<AgentId>,
+    pub killed: BTreeMap<AgentId, DenyReason>,
     pub policy: PolicyUpdate,
     /// Where the canary's permitted request ends.
     pub canary: CanaryOrigin,
@@ -109,6 +110,8 @@ pub struct PolicyUpdate {
     pub sources: Sources,
     /// Id → name of every agent of the bundle.
     pub agents: BTreeMap<AgentId, String>,
+    /// Agents that have another owner than the sources say.
+    pub owners: BTreeMap<String, Reassigned>,
 }
 
 /// Bounds on what one agent or all together can make the forwarder hold.

@@ -10,7 +10,7 @@ use super::diagnostic::{Place, Report, Text, did_you_mean, nearest};
 use super::host::HostMap;
 use super::parse::{self, AgentFile, CaseEntry, HostFile};
 use super::rules::{self, Rule};
-use super::{KernelRule, Meta, Proto, Sources};
+use super::{KernelRule, Meta, Proto, Sources, delegation};
 
 /// Every file of the bundle, parsed.
 pub(super) struct Bundle {
@@ -129,6 +129,7 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
         bundle.whole &= !tells || report.count() == before;
     }
     check_agents(report, &bundle.agents);
+    delegation::check(report, &bundle.agents);
     check_hosts(report, &bundle.hosts);
     check_rule_ids(report, &bundle.rules);
     // What another file failed to say would be missed here a second time.

@@ -16,12 +16,14 @@ use super::host::{HostMap, HostPattern};
 use super::parse::{AgentFile, Method, Reach};
 use super::requests::Requests;
 use super::slice::{Class, Slicer};
-use super::{Agent, Policy, TlsMode, lower};
+use super::{Agent, Policy, TlsMode, delegation, lower};
 
 /// One agent's part of the policy.
 #[derive(Debug)]
 pub(super) struct CompiledAgent {
     pub agent: Agent,
+    /// Whom it acts for, the nearest first.
+    pub above: Vec<AgentId>,
     pub uid: EntityUid,
     pub reach: Vec<Entry>,
     pub classes: HostMap<Class>,
@@ -61,9 +63,11 @@ pub(super) struct CompiledRule {
 
 pub(super) fn compile(
     report: &mut Report<'_>,
-    bundle: Bundle,
+    mut bundle: Bundle,
     ids: &BTreeMap<String, AgentId>,
 ) -> Option<Policy> {
+    let mut notes = notes(report, &bundle);
+    notes.extend(delegation::narrow(report, &mut bundle.agents));
     let mut facts = HostMap::default();
     for file in &bundle.hosts {
         let known = HostFacts {
@@ -76,7 +80,6 @@ pub(super) fn compile(
         };
         facts.insert(&file.host, known);
     }
-    let notes = notes(report, &bundle);
     let mut agents = BTreeMap::new();
     for file in &bundle.agents {
         let name = &file.agent.name;
@@ -101,7 +104,9 @@ pub(super) fn compile(
             candidates: &candidates,
             file,
         };
-        agents.insert(*id, agent(report, &slicer));
+        let above = delegation::above(&bundle.agents, file);
+        let above = above.filter_map(|one| ids.get(&one.agent.name).copied());
+        agents.insert(*id, agent(report, &slicer, above.collect()));
     }
     let cases = bundle.cases.into_iter().map(|case| Case {
         at: report.name(case.name.at),
@@ -151,7 +156,7 @@ fn notes(report: &Report<'_>, bundle: &Bundle) -> Vec<String> {
     notes.collect()
 }
 
-fn agent(report: &Report<'_>, slicer: &Slicer<'_>) -> CompiledAgent {
+fn agent(report: &Report<'_>, slicer: &Slicer<'_>, above: Vec<AgentId>) -> CompiledAgent {
     let file = slicer.file;
     let mut entries = HostMap::default();
     let mut reach = Vec::new();
@@ -175,6 +180,7 @@ fn agent(report: &Report<'_>, slicer: &Slicer<'_>) -> CompiledAgent {
     }
     CompiledAgent {
         agent: file.agent.clone(),
+        above,
         uid: entity::agent_uid(&file.agent.name),
         reach,
         classes,

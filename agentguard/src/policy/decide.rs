@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use agentguard_common::abi::AgentId;
 use cedar_policy::Entities;
 
 use super::body::Fault;
 use super::compile::{CompiledAgent, Entry};
 use super::evaluate::{Asked, evaluate};
+use super::explain::why;
 use super::facts::{Values, bounded};
 use super::permit::Permit;
 use super::refusal::{Refusal, detail};
@@ -47,6 +49,26 @@ impl<'a> Reading<'a> {
     }
 }
 
+impl Outcome {
+    /// Whether nobody that the agent acts for can change it.
+    fn is_final(&self) -> bool {
+        !matches!(
+            self,
+            Self::Permitted(_) | Self::Refused(Refusal::Approval { .. })
+        )
+    }
+
+    /// Of one that is not final: these forbids stand against it as well.
+    fn needs_too(&mut self, more: &BTreeSet<String>, of: &BTreeSet<String>) {
+        let (mut ids, mut roles) = (more.clone(), of.clone());
+        if let Self::Refused(Refusal::Approval { ids: i, roles: r }) = self {
+            ids.append(i);
+            roles.append(r);
+        }
+        *self = Self::Refused(Refusal::Approval { ids, roles });
+    }
+}
+
 impl Policy {
     pub fn decide(&self, input: &Input<'_>) -> Decision {
         let judgement = self.judge(input);
@@ -68,10 +90,69 @@ impl Policy {
         }
     }
 
-    /// The one way to every decision and explanation.
+    /// The one way to every decision and explanation: what the agent may, and everyone it acts for.
     pub(super) fn judge(&self, input: &Input<'_>) -> Judgement<'_> {
+        let mut judgement = self.judge_as(input.agent, input);
+        let above = self.above(input.agent).iter();
+        let above = above.filter_map(|id| Some((*id, self.agents.get(id)?)));
+        let above: Vec<_> = above.collect();
+        if above.is_empty() {
+            return judgement;
+        }
+        let names: Vec<&str> = above.iter().map(|(_, of)| of.agent.name.as_str()).collect();
+        judgement.facts.insert("parents".into(), names.join(", "));
+        for (id, of) in &above {
+            if judgement.outcome.is_final() {
+                return judgement;
+            }
+            let theirs = self.judge_as(*id, input);
+            // What was read is the request's own, and the same for everyone.
+            for (name, value) in &theirs.facts {
+                let known = judgement.facts.entry(name.clone());
+                known.or_insert_with(|| value.clone());
+            }
+            match &theirs.outcome {
+                Outcome::Permitted(_) => {}
+                Outcome::Refused(Refusal::Approval { ids, roles }) => {
+                    judgement.outcome.needs_too(ids, roles);
+                }
+                // What is wrong with the request itself is told as such.
+                Outcome::Refused(refusal @ Refusal::Unknown(_)) => {
+                    judgement.outcome = Outcome::Refused(refusal.clone());
+                }
+                Outcome::Refused(_) => {
+                    let why = why(of, input, &theirs);
+                    let parent = of.agent.name.clone();
+                    let refused = format!("{parent}: {why}");
+                    judgement
+                        .facts
+                        .insert("parent_refused".into(), bounded(&refused));
+                    judgement.outcome = Outcome::Refused(Refusal::Delegation { parent, why });
+                }
+            }
+        }
+        if let Outcome::Refused(Refusal::Approval { ids, roles }) = &judgement.outcome {
+            // Each by itself would be lifted by its own roles: all of them together have to lift all.
+            let mut gathered = input.gathered.clone();
+            gathered.approvals.extend(roles.iter().cloned());
+            let approved = Input {
+                gathered: &gathered,
+                ..*input
+            };
+            let everyone = above.iter().map(|(id, _)| *id).chain([input.agent]);
+            let permits =
+                |id| matches!(self.judge_as(id, &approved).outcome, Outcome::Permitted(_));
+            if !{ everyone }.all(permits) {
+                judgement.outcome = Outcome::Refused(Refusal::Forbidden(ids.clone()));
+            }
+        }
+        judgement
+    }
+
+    /// What the agent by itself may.
+    fn judge_as(&self, agent: AgentId, input: &Input<'_>) -> Judgement<'_> {
         let mut judgement = Judgement {
-            agent: self.agents.get(&input.agent),
+            agent: self.agents.get(&agent),
             class: None,
             slice: None,
             facts: BTreeMap::new(),

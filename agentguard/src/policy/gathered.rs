@@ -16,9 +16,10 @@ pub struct Gathered {
 }
 
 /// What has to be gathered before a request can be decided.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Needs<'p> {
-    reads: Option<&'p Reads>,
+    /// Of the agent, and of everyone it acts for.
+    reads: Vec<&'p Reads>,
     /// What is to be read of its body.
     pub body: Option<&'p Block>,
 }
@@ -26,32 +27,34 @@ pub struct Needs<'p> {
 impl Needs<'_> {
     /// Whether some rule that can apply reads the attribute of `context`.
     pub fn has(&self, attribute: &str) -> bool {
-        self.reads.is_some_and(|reads| reads.has(attribute))
+        self.reads.iter().any(|reads| reads.has(attribute))
     }
 }
 
 impl Policy {
     /// What the rules that can apply read of what is to be gathered; `input`'s own [`Gathered`] is not looked at.
     pub fn needs(&self, input: &Input<'_>) -> Needs<'_> {
-        let agent = self.agents.get(&input.agent);
-        let class = agent.and_then(|agent| agent.classes.lookup(input.host, input.port));
+        let mut needs = Needs::default();
         let (action, path) = match &input.action {
             Action::Connect => (Some(schema::CONNECT), None),
             Action::Request { method, path, .. } => (schema::method(method), Some(*path)),
         };
-        let Some((class, action)) = class.zip(action) else {
-            return Needs {
-                reads: None,
-                body: None,
-            };
+        let Some(action) = action else {
+            return needs;
         };
-        let reads = &class.slice(action).reads;
-        // What has two meanings is refused whatever the body says.
-        let body = path.and_then(|path| class.requests.needed(reads, action, path).ok());
-        Needs {
-            reads: Some(reads),
-            body: body.flatten(),
+        for agent in std::iter::once(&input.agent).chain(self.above(input.agent)) {
+            let agent = self.agents.get(agent);
+            let class = agent.and_then(|agent| agent.classes.lookup(input.host, input.port));
+            let Some(class) = class else {
+                continue;
+            };
+            let reads = &class.slice(action).reads;
+            needs.reads.push(reads);
+            // What has two meanings is refused whatever the body says. What is declared of a body is the host's.
+            let body = path.and_then(|path| class.requests.needed(reads, action, path).ok());
+            needs.body = needs.body.or(body.flatten());
         }
+        needs
     }
 }
 

@@ -11,6 +11,7 @@ pub mod cases;
 mod check;
 mod compile;
 mod decide;
+mod delegation;
 mod diagnostic;
 mod entity;
 mod evaluate;
@@ -124,6 +125,8 @@ pub struct Agent {
     pub name: String,
     pub owner: String,
     pub risk: String,
+    /// The agent it acts for, whose authority is the most that it can have: what follows has been narrowed to it.
+    pub parent: Option<String>,
     pub start_by: Vec<Starter>,
     pub keep_privileges: bool,
     pub identify: Vec<Identify>,
@@ -136,6 +139,14 @@ pub struct Agent {
     pub has_hosts: bool,
 }
 
+/// An agent that has been given another owner than its file's, for as long as its file names the one it had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reassigned {
+    pub from: String,
+    pub to: String,
+}
+
 /// One thing an agent wants to do at a host.
 pub struct Input<'a> {
     pub agent: AgentId,
@@ -145,6 +156,7 @@ pub struct Input<'a> {
     pub gathered: &'a Gathered,
 }
 
+#[derive(Clone, Copy)]
 pub enum Action<'a> {
     /// An HTTP request.
     Request {
@@ -199,8 +211,28 @@ impl Policy {
         sources: &Sources,
         agents: &BTreeMap<String, AgentId>,
     ) -> Result<Self, Vec<Diagnostic>> {
+        Self::compile_with(sources, agents, &BTreeMap::new())
+    }
+
+    /// [`Self::compile`], with agents' owners as they are on this host.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the bundle.
+    pub fn compile_with(
+        sources: &Sources,
+        agents: &BTreeMap<String, AgentId>,
+        owners: &BTreeMap<String, Reassigned>,
+    ) -> Result<Self, Vec<Diagnostic>> {
         let mut report = bundle::report(sources);
-        let bundle = bundle::read(&mut report, sources);
+        let mut bundle = bundle::read(&mut report, sources);
+        for agent in bundle.agents.iter_mut().map(|file| &mut file.agent) {
+            if let Some(now) = owners
+                .get(&agent.name)
+                .filter(|now| now.from == agent.owner)
+            {
+                agent.owner.clone_from(&now.to);
+            }
+        }
         check::check(&mut report, &bundle);
         if !report.is_clean() {
             return Err(report.into_found());
@@ -255,6 +287,11 @@ impl Policy {
         self.agents.get(&id).map(|compiled| &compiled.agent)
     }
 
+    /// Whom the agent acts for, the nearest first.
+    pub fn above(&self, id: AgentId) -> &[AgentId] {
+        self.agents.get(&id).map_or(&[], |agent| &agent.above)
+    }
+
     /// The most specific reach entry for the host alone; `None`: no call, whatever Cedar says.
     pub fn reach(&self, agent: AgentId, host: &HostName, port: u16) -> Option<TlsMode> {
         let agent = self.agents.get(&agent)?;
@@ -262,10 +299,21 @@ impl Policy {
         Some(agent.reach[class.entry].tls)
     }
 
-    /// Whether any reach entry of the agent, on any port, covers the name: its DNS look-ups are answered.
+    /// Whether the agent, and everyone it acts for, reaches the host at all.
+    pub fn reaches(&self, agent: AgentId, host: &HostName, port: u16) -> bool {
+        self.all(agent, |agent| agent.classes.lookup(host, port).is_some())
+    }
+
+    /// Whether any reach entry of the agent and of everyone it acts for, on any port, covers the name: its DNS look-ups
+    /// are answered.
     pub fn may_resolve(&self, agent: AgentId, name: &HostName) -> bool {
-        let agent = self.agents.get(&agent);
-        agent.is_some_and(|agent| agent.classes.covers_name(name))
+        self.all(agent, |agent| agent.classes.covers_name(name))
+    }
+
+    /// Whether it is true of the agent and of everyone it acts for.
+    fn all(&self, agent: AgentId, is: impl Fn(&compile::CompiledAgent) -> bool) -> bool {
+        let mut line = std::iter::once(&agent).chain(self.above(agent));
+        line.all(|one| self.agents.get(one).is_some_and(&is))
     }
 
     /// Policies in the bundle: those of its rules files, and the entries of `allow`.

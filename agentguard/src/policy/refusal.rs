@@ -27,6 +27,11 @@ pub(super) enum Refusal {
     },
     /// Ids and Cedar's messages.
     Failed(BTreeMap<String, String>),
+    /// Permitted to the agent, and not to one it acts for.
+    Delegation {
+        parent: String,
+        why: String,
+    },
 }
 
 impl Refusal {
@@ -35,6 +40,7 @@ impl Refusal {
             Self::UnknownAgent => DenyReason::AgentSuspended,
             Self::Unknown(fault) => fault.reason,
             Self::Approval { .. } => DenyReason::ApprovalRequired,
+            Self::Delegation { .. } => DenyReason::DelegationExceeded,
             Self::NoReach
             | Self::WrongMode
             | Self::UnknownMethod
@@ -118,6 +124,9 @@ pub(super) fn detail(
         ),
         Refusal::Forbidden(_) => format!(
             "The policy of {who} forbids {tried}; repeating or rephrasing the request will not change this, ask the agent's owner if it is needed."
+        ),
+        Refusal::Delegation { .. } => format!(
+            "The policy of {who} permits {tried}, but not that of whom it acts for, and it can never do more than they; repeating or rephrasing the request will not change this, ask the agent's owner if it is needed."
         ),
         Refusal::Failed(_) => format!(
             "A rule about {tried} could not be evaluated for this request, so it is refused; tell the agent's owner."

@@ -39,7 +39,10 @@ async fn live_answers_tunnels_and_idle_connections_end() {
     }
     assert_eq!(rig.forwarder.lives.connections()[&AGENT], 4);
 
-    let killed = rig.forwarder.lives.kill(&[AGENT]);
+    let killed = rig
+        .forwarder
+        .lives
+        .kill(&[(AGENT, DenyReason::AgentKilled)].into());
     timeout(Duration::from_secs(5), killed)
         .await
         .expect("the kill is quick");
@@ -80,7 +83,8 @@ async fn http2_streams_end_too() {
         .unwrap();
     let answer = tokio::spawn(async move { h2.send_request(request).await });
     rig.origin.seen.waiting.notified().await;
-    rig.forwarder.lives.kill(&[AGENT]).await;
+    let suspended = [(AGENT, DenyReason::AgentSuspended)];
+    rig.forwarder.lives.kill(&suspended.into()).await;
     assert!(answer.await.unwrap().is_err());
     assert_eq!(rig.record().await.outcome, Outcome::Killed);
     assert!(rig.records().is_empty());

@@ -34,12 +34,14 @@ async fn an_entry_that_is_dropped_is_recorded_as_aborted_or_killed() {
         (Outcome::Error, Some("aborted"))
     );
     let entry = records.open(&life, &Origin::default());
-    lives.kill(&[AGENT]).await;
+    lives
+        .kill(&[(AGENT, DenyReason::AgentOrphaned)].into())
+        .await;
     drop(entry);
     let draft = drafts.try_recv().unwrap();
     assert_eq!(
         (draft.outcome, draft.reason),
-        (Outcome::Killed, Some(DenyReason::AgentKilled))
+        (Outcome::Killed, Some(DenyReason::AgentOrphaned))
     );
 }
 

@@ -119,7 +119,7 @@ impl Rig {
                 resolvers: vec![],
                 allow_addresses: vec!["127.0.0.0/8".parse().unwrap()],
             },
-            killed: vec![],
+            killed: BTreeMap::new(),
             policy: bundle(&origin, setup.agent),
             canary: CanaryOrigin {
                 port: origin.port,
@@ -289,6 +289,7 @@ fn bundle(origin: &TestOrigin, agent: &str) -> PolicyUpdate {
             files: files.into_iter().collect(),
         },
         agents: BTreeMap::from([(AGENT, "tester".to_owned())]),
+        owners: BTreeMap::new(),
     }
 }
 

@@ -13,6 +13,8 @@ use agentguard_common::abi::PATH_LEN;
 /// One agent as its file says, with positions for the checks across files.
 pub(in crate::policy) struct AgentFile {
     pub name_at: Place,
+    /// Of `agent.parent`, if it has one.
+    pub parent_at: Place,
     pub agent: Agent,
     pub reach: Vec<Reach>,
     /// Of each of `agent.identify`.
@@ -28,8 +30,8 @@ const FILE: Keys = Keys {
     later: &[],
 };
 const AGENT: Keys = Keys {
-    known: &["name", "owner", "risk", "start_by", "privileges"],
-    later: &["parent"],
+    known: &["name", "owner", "risk", "parent", "start_by", "privileges"],
+    later: &[],
 };
 const IDENTIFY: Keys = Keys {
     known: &["exe", "user", "cgroup"],
@@ -84,6 +86,10 @@ pub(in crate::policy) fn agent_file(report: &mut Report<'_>, file: u32) -> Optio
     let name = name.filter(|name| check_name(report, "agent", name));
     let owner = table.required(report, "owner");
     let risk = table.choice(report, "risk", &RISKS);
+    let parent = match table.has("parent") {
+        true => Some(table.required(report, "parent")?),
+        false => None,
+    };
     let privileges = table.choice(report, "privileges", &["drop", "keep"]);
     let start_by = table
         .strings(report, "start_by")
@@ -93,10 +99,12 @@ pub(in crate::policy) fn agent_file(report: &mut Report<'_>, file: u32) -> Optio
     let name = name?;
     Some(AgentFile {
         name_at: name.at,
+        parent_at: parent.as_ref().map_or(name.at, |parent| parent.at),
         agent: Agent {
             name: name.value,
             owner: owner?.value,
             risk: risk.map_or_else(|| UNKNOWN_RISK.to_owned(), |risk| risk.value),
+            parent: parent.map(|parent| parent.value),
             start_by,
             keep_privileges: privileges.is_some_and(|privileges| privileges.value == "keep"),
             identify,

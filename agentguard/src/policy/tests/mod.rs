@@ -3,6 +3,7 @@
 mod asked;
 mod damaged;
 mod decisions;
+mod delegation;
 mod differential;
 mod examples;
 mod refused;

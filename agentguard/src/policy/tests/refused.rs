@@ -115,7 +115,11 @@ fn one_mistake_gives_one_error_that_names_it() {
         ),
         (
             bundle("parent = \"b\"\n", ""),
-            "agents/a.toml:5:1: `parent` in [agent] is not enforced",
+            "agents/a.toml:5:10: the bundle has no agent `b` to be the parent | add it to agents/",
+        ),
+        (
+            bundle("parent = \"a\"\n", ""),
+            "agents/a.toml:5:10: an agent is its own parent: `a` below `a` | leave out",
         ),
         (
             bundle("host = \"h\"\n", ""),
