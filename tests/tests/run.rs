@@ -62,6 +62,32 @@ fn keep_keeps_them() {
     );
 }
 
+/// As in a container whose table of users has nobody in it.
+#[test]
+fn a_user_may_be_a_number_that_no_account_has() {
+    const NUMBER: &str = "2000000007";
+    let site = Site::new();
+    let guard = Guard::start(&site, &bundle(443));
+    let ran = guard
+        .agent("probe")
+        .user(NUMBER)
+        .client("/usr/bin/python3".as_ref())
+        .args([
+            "-Ic",
+            "import os; print(*os.getresuid(), *os.getresgid(), os.getgroups())",
+        ])
+        .run()
+        .ok();
+    let expected = [NUMBER; 6].join(" ");
+    assert_eq!(ran.stdout, format!("{expected} [{NUMBER}]"));
+    for unknown in ["no-such-user-here", "-1", "4294967295"] {
+        let user = format!("--user={unknown}");
+        let ran = guard.cli(["run", "--agent", "probe", &user, "--", "true"]);
+        assert_eq!(ran.code(), 125, "{ran:#?}");
+        assert!(ran.stderr.contains("no such user"), "{ran:#?}");
+    }
+}
+
 #[test]
 fn no_descriptor_comes_along() {
     use std::os::fd::AsRawFd;

@@ -7,10 +7,10 @@ mod image;
 mod instructions;
 mod machine;
 mod outcome;
+mod programs;
 mod table;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -18,10 +18,11 @@ use anyhow::{Context, bail};
 use self::image::Image;
 use self::instructions::{Measured, Records};
 use self::outcome::{Outcome, Tests};
+use self::programs::Programs;
 use self::table::{Kernel, Table};
 use crate::setup::{self, Need};
-use crate::shell::{self, command};
-use crate::test::{self, Profile};
+use crate::shell;
+use crate::test::Profile;
 
 #[derive(clap::Args, Default)]
 pub struct Args {
@@ -104,7 +105,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         Profile::Release
     };
-    let programs = Programs::build(&table, profile, args)?;
+    let programs = Programs::build(profile, |name| {
+        let runs = |kernel| table.place(kernel, name).is_some();
+        args.filters(name).is_some() && table.kernels.iter().any(runs)
+    })?;
     let mut records = Records::read()?;
     let mut failed = 0;
     let mut lines = Vec::new();
@@ -138,69 +142,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-/// What this build gives to a machine.
-struct Programs {
-    /// Name and file of each, in the order of running.
-    tests: Vec<(String, PathBuf)>,
-    init: PathBuf,
-    agentguard: PathBuf,
-    /// What the tests run, in C.
-    attempts: Vec<(String, PathBuf)>,
-}
-
-impl Programs {
-    fn build(table: &Table, profile: Profile, args: &Args) -> anyhow::Result<Self> {
-        let agentguard = profile.agentguard()?;
-        let (init, tests) = test::programs(profile, |name| {
-            let runs = |kernel| table.place(kernel, name).is_some();
-            args.filters(name).is_some() && table.kernels.iter().any(runs)
-        })?;
-        if tests.is_empty() {
-            bail!(
-                "no test program of tests/vm/kernels.toml is meant by {:?}",
-                args.tests
-            );
-        }
-        let folder = shell::target().join("vm/programs");
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let tests: anyhow::Result<_> = tests
-            .into_iter()
-            .map(|(name, file)| Ok((name.clone(), stripped(&file, &folder.join(name))?)))
-            .collect();
-        Ok(Self {
-            tests: tests?,
-            init,
-            agentguard: stripped(&agentguard, &folder.join("agentguard"))?,
-            attempts: attempts(&folder)?,
-        })
-    }
-}
-
-/// Without what only a debugger reads: a machine has it all in its memory.
-fn stripped(from: &Path, to: &Path) -> anyhow::Result<PathBuf> {
-    let files = [Path::new("-o"), to, from];
-    shell::run(command("strip", ["--strip-debug"]).args(files))?;
-    Ok(to.to_owned())
-}
-
-/// As the harness compiles them where there is a compiler: `tests/tools/attempt/NAME.c`.
-fn attempts(folder: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let sources = shell::root().join("tests/tools/attempt");
-    let mut made = Vec::new();
-    for entry in fs::read_dir(&sources)? {
-        let source = entry?.path();
-        if source.extension().is_none_or(|extension| extension != "c") {
-            continue;
-        }
-        let name = source.file_stem().unwrap_or_default().to_string_lossy();
-        let program = folder.join(&*name);
-        let flags = ["-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o"];
-        shell::run(command("cc", flags).args([&program, &source]))?;
-        made.push((name.into_owned(), program));
-    }
-    Ok(made)
 }
 
 fn tried(

@@ -45,7 +45,8 @@ pub struct Step {
 /// there is anything of ours.
 const BOOTS: u32 = 3;
 
-/// Boots and follows the steps to the end marker. `folder` keeps the console and all that was said.
+/// Boots and follows the steps to the end marker. `folder` keeps the console and all that was said, with the
+/// seconds since the start.
 pub fn run(
     kernel: &Path,
     initramfs: &Path,
@@ -94,7 +95,7 @@ fn run_once(
                 );
             }
         };
-        writeln!(log, "{line}")?;
+        writeln!(log, "{:7.1} {line}", start.elapsed().as_secs_f64())?;
         let Some(marker) = line.strip_prefix(MARK) else {
             if let Some(step) = told.as_mut().and_then(|told| told.steps.last_mut()) {
                 step.lines.push(line);
