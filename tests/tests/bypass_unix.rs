@@ -171,8 +171,8 @@ fn every_way_to_name_a_socket_is_refused() {
     let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
     for client in [guard.agent("probe").client(&python()), as_user(&site)] {
         let mut agent = script(client, &daemon);
+        let mut before = guard.audit().len();
         for (way, works, named) in daemon.ways(judged) {
-            let before = guard.audit().len();
             agent.say(&way);
             let said = agent.after("said ");
             let after = guard.audit();
@@ -189,6 +189,7 @@ fn every_way_to_name_a_socket_is_refused() {
                 (record.outcome(), record.reason(), record.agent()),
                 ("deny", "policy-denied", "probe")
             );
+            before = after.len();
         }
     }
     let docker = |record: &Record| record.text("/detail").contains("Docker");
