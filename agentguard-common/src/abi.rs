@@ -343,6 +343,9 @@ pub enum EventKind {
     Tamper = 12,
     /// A network socket that is not its agent's own, sent on or received from another process; refused.
     HandedOver = 13,
+    /// What could not be read kept process `tgid` from being identified; with 0 any process, or a cgroup. Somebody else has
+    /// to look.
+    Unread = 14,
 }
 
 /// What an agent tried against what holds it; `sock_type` of a [`EventKind::Tamper`].
@@ -394,6 +397,7 @@ impl TryFrom<u32> for EventKind {
             11 => Self::Unix,
             12 => Self::Tamper,
             13 => Self::HandedOver,
+            14 => Self::Unread,
             other => return Err(other),
         })
     }

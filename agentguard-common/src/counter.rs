@@ -33,4 +33,9 @@ impl Counter {
         (Self::Refused, "refused"),
         (Self::SignalFailed, "signal_failed"),
     ];
+
+    /// As operators see it.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
 }

@@ -121,6 +121,16 @@ pub fn process(kind: EventKind, agent: AgentId, who: &Who) {
     head_only(kind, None, agent, who, &What::default());
 }
 
+/// Whose the process is could not be told. 0: of which process is not known either.
+#[inline(always)]
+pub fn unread(tgid: u32) {
+    let who = Who {
+        tgid,
+        ..Who::default()
+    };
+    process(EventKind::Unread, AgentId::NONE, &who);
+}
+
 #[inline(always)]
 fn head_only(kind: EventKind, refusal: Option<Refusal>, agent: AgentId, who: &Who, what: &What) {
     let Some(mut bytes) = EVENTS.reserve_bytes(Event::HEAD_LEN, 0) else {

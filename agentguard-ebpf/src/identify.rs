@@ -10,7 +10,8 @@ use crate::maps::{CGROUPS, IDENTIFY, Scratch, config, scratch};
 use crate::path;
 use crate::task::{Task, Unreadable};
 
-/// Steps that all blocks together may take. A pattern without `**` takes at most its own and the text's length.
+/// Steps that all blocks together may take. A pattern without `**` takes at most its own and the text's length. More are an
+/// error, like everything that keeps from telling.
 const MAX_STEPS: u32 = 1 << 16;
 
 /// Where a scan of the blocks stands.
@@ -69,6 +70,9 @@ pub fn identify(
             0,
         )
     };
+    if scan.block < scan.end {
+        return Err(Unreadable);
+    }
     if scan.found == AgentId::NONE || scan.found == label.agent {
         return Ok(None);
     }
@@ -78,19 +82,13 @@ pub fn identify(
     }))
 }
 
-/// Walks the executable's path if a block in force or the caller wants it.
+/// Walks the executable's path if a block in force looks at it.
 #[inline(always)]
-pub fn path_if(wanted: bool, task: Task) -> u32 {
-    if !wanted {
-        return 0;
+pub fn path_for(head: IdentifyHead, task: Task) -> Result<u32, Unreadable> {
+    if head.keys & Identify::EXE as u8 == 0 {
+        return Ok(0);
     }
-    match path::executable(task) {
-        Ok(len) => len,
-        Err(unreadable) => {
-            crate::maps::count(unreadable.into());
-            0
-        }
-    }
+    path::executable(task)
 }
 
 #[inline(always)]
@@ -129,6 +127,9 @@ pub fn mask_of(bank: u32, text_len: u32) -> Result<u64, Unreadable> {
             0,
         )
     };
+    if scan.block < scan.end {
+        return Err(Unreadable);
+    }
     Ok(scan.cgroups)
 }
 

@@ -147,6 +147,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         cgroups,
         netns_cookie,
         namespaces,
+        unread: adoption::Unread::default(),
         killing: tokio::sync::Mutex::new(()),
         applying: tokio::sync::Mutex::new(()),
         applied: tokio::sync::Notify::new(),
@@ -171,6 +172,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
 
     tokio::spawn(expiry::serve(shared.clone()));
     let entering = tokio::spawn(namespaces::serve(shared.clone(), looks));
+    let looking = tokio::spawn(adoption::serve(shared.clone()));
 
     let desired = forwarder::Desired {
         policy: Arc::new(
@@ -236,6 +238,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let _ = supervising.await;
     let _ = serving.await;
     let _ = entering.await;
+    let _ = looking.await;
     finish(&shared).await
 }
 

@@ -1,7 +1,7 @@
 //! A new image: whose it is, and whether it may run. Where there is no LSM a refused image dies by SIGKILL, before its
 //! first instruction; what is seen of a script then is its last interpreter.
 
-use agentguard_common::abi::{AgentId, EventKind, Identify, IdentifyHead, Label};
+use agentguard_common::abi::{AgentId, EventKind, IdentifyHead, Label};
 use agentguard_common::counter::Counter;
 use agentguard_common::verdict::Refusal;
 use aya_ebpf::helpers::generated::bpf_send_signal;
@@ -10,7 +10,7 @@ use aya_ebpf::programs::RawTracePointContext;
 
 use crate::emit::{self, Who};
 use crate::exec_rules::{Judgement, Rules};
-use crate::identify::{identify, in_force, path_if};
+use crate::identify::{identify, in_force, path_for};
 use crate::maps::{Scratch, count, is_killed, label_of, scratch, set_label};
 use crate::path;
 use crate::task::{Task, Unreadable, current_tgid, has_lsm};
@@ -24,7 +24,11 @@ pub fn exec(_ctx: RawTracePointContext) {
     let label = label_of(tgid);
     let head = in_force();
     let done = if label.agent == AgentId::NONE {
-        unlabelled(tgid, head)
+        let done = unlabelled(tgid, head);
+        if done.is_err() {
+            emit::unread(tgid);
+        }
+        done
     } else {
         match (Rules::of(label.agent), scratch()) {
             (None, _) => unjudged(tgid, label, head),
@@ -47,10 +51,12 @@ fn unlabelled(tgid: u32, head: IdentifyHead) -> Result<(), Unreadable> {
         return Ok(());
     }
     let task = Task::current();
-    let path_len = path_if(head.keys & Identify::EXE as u8 != 0, task);
+    // Blocks that do not look at the path are judged without it.
+    let path = path_for(head, task);
+    let path_len = *path.as_ref().unwrap_or(&0);
     let cgroup = task.cgroup()?;
     let Some(label) = identify(head, task, cgroup, Label::default(), path_len)? else {
-        return Ok(());
+        return path.map(|_| ());
     };
     set_label(tgid, label);
     if must_die(label) {
@@ -68,7 +74,10 @@ fn unjudged(tgid: u32, before: Label, head: IdentifyHead) -> Result<(), Unreadab
         kill(tgid, before);
     }
     let task = Task::current();
-    let path_len = path_if(true, task);
+    let path_len = path::executable(task).unwrap_or_else(|unreadable| {
+        count(unreadable.into());
+        0
+    });
     let label = moved(tgid, task, before, head, path_len)?;
     let who = Who::current(task, path_len);
     emit::with_path(EventKind::Exec, refusal(label), label.agent, &who);

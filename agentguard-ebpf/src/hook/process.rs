@@ -10,7 +10,7 @@ use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 
 use crate::emit::{self, What, Who};
-use crate::identify::{identify, in_force, mask_of, path_if};
+use crate::identify::{identify, in_force, mask_of, path_for};
 use crate::maps::{CGROUPS, clear_config, config, count, label_of, scratch, set_label};
 use crate::task::{Task, Unreadable, cgroup_id, current_tgid, is_cgroup2};
 
@@ -54,6 +54,10 @@ fn on_fork(child: Task) -> Result<(), Unreadable> {
                     },
                 );
             }
+            // The child goes on without the label until somebody has found it.
+            if label.agent != AgentId::NONE || looks_at_cgroups() {
+                emit::unread(0);
+            }
             return Err(unreadable);
         }
     };
@@ -66,10 +70,14 @@ fn on_fork(child: Task) -> Result<(), Unreadable> {
             set_label(tgid, Label::default());
         }
         // CLONE_INTO_CGROUP passes no cgroup_attach_task.
-        if in_force().keys & Identify::CGROUP as u8 != 0 {
-            return enrol(child, child.cgroup()?);
+        if !looks_at_cgroups() {
+            return Ok(());
         }
-        return Ok(());
+        let enrolled = child.cgroup().and_then(|cgroup| enrol(child, cgroup));
+        if enrolled.is_err() {
+            emit::unread(tgid);
+        }
+        return enrolled;
     }
     set_label(tgid, label);
     let who = Who {
@@ -82,6 +90,11 @@ fn on_fork(child: Task) -> Result<(), Unreadable> {
     };
     emit::process(EventKind::Fork, label.agent, &who);
     Ok(())
+}
+
+#[inline(always)]
+fn looks_at_cgroups() -> bool {
+    in_force().keys & Identify::CGROUP as u8 != 0
 }
 
 /// `do_exit`, after the caller has been counted out of `signal->live`: (task).
@@ -126,12 +139,17 @@ fn on_exit() -> Result<(), Unreadable> {
 /// `cgroup_attach_task`: (destination, its path, task, whole group).
 #[raw_tracepoint(tracepoint = "cgroup_attach_task")]
 pub fn cgroup_attach_task(ctx: RawTracePointContext) {
-    count_unreadable(on_attach(arg(&ctx, 0), Task(arg(&ctx, 2))));
+    let task = Task(arg(&ctx, 2));
+    let done = on_attach(arg(&ctx, 0), task);
+    if done.is_err() {
+        emit::unread(task.tgid().unwrap_or(0));
+    }
+    count_unreadable(done);
 }
 
 #[inline(always)]
 fn on_attach(cgroup: u64, task: Task) -> Result<(), Unreadable> {
-    if in_force().keys & Identify::CGROUP as u8 == 0 || !is_cgroup2(cgroup)? {
+    if !looks_at_cgroups() || !is_cgroup2(cgroup)? {
         return Ok(());
     }
     enrol(task, cgroup_id(cgroup)?)
@@ -146,9 +164,11 @@ fn enrol(task: Task, cgroup: u64) -> Result<(), Unreadable> {
         return Ok(());
     }
     let tgid = task.tgid()?;
-    let path_len = path_if(head.keys & Identify::EXE as u8 != 0, task);
+    // As at exec.
+    let path = path_for(head, task);
+    let path_len = *path.as_ref().unwrap_or(&0);
     let Some(label) = identify(head, task, cgroup, label_of(tgid), path_len)? else {
-        return Ok(());
+        return path.map(|_| ());
     };
     set_label(tgid, label);
     let who = Who {
@@ -166,7 +186,11 @@ fn enrol(task: Task, cgroup: u64) -> Result<(), Unreadable> {
 /// `cgroup_mkdir`: (cgroup, its path).
 #[raw_tracepoint(tracepoint = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: RawTracePointContext) {
-    count_unreadable(on_mkdir(arg(&ctx, 0), arg(&ctx, 1)));
+    let done = on_mkdir(arg(&ctx, 0), arg(&ctx, 1));
+    if done.is_err() {
+        emit::unread(0);
+    }
+    count_unreadable(done);
 }
 
 /// Both banks: userspace may be about to put the other one in force.

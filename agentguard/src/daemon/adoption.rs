@@ -1,25 +1,100 @@
 //! Enrols what already runs, and takes the connections it made before anyone judged them.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, Mutex};
 
 use agentguard_common::abi::AgentId;
+use tokio::sync::Notify;
 
 use super::lock;
 use super::state::Shared;
 use super::stop::everywhere;
 use crate::agents::adopt;
 use crate::agents::identify::Blocks;
+use crate::sys::process::Snapshot;
 use crate::sys::{diag, process};
 
 /// Looks at every running process. Blocks of the bundle in force decide; what has a label keeps it.
 pub async fn adopt(shared: &Arc<Shared>) -> Result<(), String> {
     let shared = shared.clone();
-    let looking = tokio::task::spawn_blocking(move || adopt_now(&shared));
+    let looking = tokio::task::spawn_blocking(move || adopt_now(&shared).map(drop));
     looking.await.map_err(|e| e.to_string())?
 }
 
-fn adopt_now(shared: &Shared) -> Result<(), String> {
+/// Processes of which the kernel could not tell whose they are; 0 stands for any.
+#[derive(Default)]
+pub struct Unread {
+    tgids: Mutex<BTreeSet<u32>>,
+    told: Notify,
+}
+
+impl Unread {
+    pub fn tell(&self, tgid: u32) {
+        lock(&self.tgids).insert(tgid);
+        self.told.notify_one();
+    }
+
+    async fn next(&self) -> BTreeSet<u32> {
+        self.told.notified().await;
+        std::mem::take(&mut *lock(&self.tgids))
+    }
+}
+
+/// Looks at what the kernel could not read, until the daemon stops.
+pub async fn serve(shared: Arc<Shared>) {
+    loop {
+        let tgids = tokio::select! {
+            () = shared.stop.cancelled() => return,
+            tgids = shared.unread.next() => tgids,
+        };
+        if let Err(error) = look(&shared, tgids).await {
+            let message = format!("processes that the kernel could not read: {error}");
+            tracing::error!("{message}");
+            shared.alarm("unread", Some(message));
+        }
+    }
+}
+
+async fn look(shared: &Arc<Shared>, tgids: BTreeSet<u32>) -> Result<(), String> {
+    // What is in force stays so meanwhile.
+    let _one_at_a_time = shared.applying.lock().await;
+    let shared = shared.clone();
+    let looking = tokio::task::spawn_blocking(move || look_now(&shared, &tgids));
+    looking.await.map_err(|e| e.to_string())?
+}
+
+fn look_now(shared: &Shared, tgids: &BTreeSet<u32>) -> Result<(), String> {
+    let Some(active) = shared.active.load_full() else {
+        return Ok(());
+    };
+    if tgids.contains(&0) {
+        // A new cgroup may not have been marked.
+        let blocks = active.blocks.to_kernel();
+        let marked = lock(&shared.kernel).set_identify(&blocks);
+        marked.map_err(|e| e.to_string())?;
+    } else if !tgids
+        .iter()
+        .any(|tgid| Snapshot::of(*tgid).is_some_and(|seen| active.blocks.claim(&seen).is_some()))
+    {
+        return Ok(());
+    }
+    let adopted = adopt_now(shared)?;
+    if let Some((seen, agent)) = adopted.first() {
+        let message = format!(
+            "the kernel could not tell whose {} processes are, `{}` of agent {} among them, and nobody held them until \
+             they had been looked at; see `read_failed` in `status`",
+            adopted.len(),
+            seen.exe,
+            name(shared, *agent),
+        );
+        tracing::error!("{message}");
+        shared.alarm("unread", Some(message));
+    }
+    Ok(())
+}
+
+/// Answers what is labelled now and was not.
+fn adopt_now(shared: &Shared) -> Result<Vec<(Snapshot, AgentId)>, String> {
     let mut exempt = vec![std::process::id()];
     exempt.extend(shared.forwarder.tgid());
     let active = shared.active.load_full();
@@ -59,7 +134,8 @@ fn adopt_now(shared: &Shared) -> Result<(), String> {
             cut.failed
         ));
     }
-    refresh(shared)
+    refresh(shared)?;
+    Ok(adopted)
 }
 
 /// Everything labelled now is in the lineage: after a restart the labels are older than this daemon.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use agentguard_common::abi::{Event, EventKind, Tamper};
+use agentguard_common::counter::Counter;
 use agentguard_common::verdict::Refusal;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -17,12 +18,16 @@ use crate::audit::record::{Draft, Latency, Outcome, Process};
 use crate::kernel::{Events, Exec as JudgedExec, Seen};
 use crate::reason::DenyReason;
 
+/// A full ring holds more events than these, whatever their kind: with fewer nothing can have been lost.
+const MAY_HAVE_LOST: usize = 256;
+
 /// Reads the ring until the daemon stops; on each `ask`, what is in it now, first.
 pub async fn serve(
     shared: Arc<Shared>,
     mut events: Events,
     mut asks: mpsc::Receiver<oneshot::Sender<()>>,
 ) {
+    let mut lost = Lost::before(&shared);
     loop {
         let ask = tokio::select! {
             ready = events.readable() => {
@@ -38,11 +43,49 @@ pub async fn serve(
         };
         let mut taken = Vec::new();
         events.drain(|seen| taken.push(seen));
+        if taken.len() >= MAY_HAVE_LOST {
+            lost.look(&shared);
+        }
         take(&shared, &taken).await;
         if let Some(ask) = ask {
             let _ = ask.send(());
         }
     }
+}
+
+/// What the ring has lost, by the kernel's own count.
+struct Lost {
+    known: u64,
+}
+
+impl Lost {
+    fn before(shared: &Shared) -> Self {
+        Self {
+            known: count(shared),
+        }
+    }
+
+    /// One of the lost may have told of a process that nobody has labelled.
+    fn look(&mut self, shared: &Shared) {
+        let now = count(shared);
+        if now == self.known {
+            return;
+        }
+        let lost = now - self.known;
+        self.known = now;
+        tracing::error!(lost, "kernel events were lost: the audit log lacks them");
+        let message = format!("{now} kernel events were lost, and the audit log lacks them");
+        shared.alarm("lost events", Some(message));
+        shared.unread.tell(0);
+    }
+}
+
+fn count(shared: &Shared) -> u64 {
+    let counters = lock(&shared.kernel).counters().unwrap_or_default();
+    let found = counters
+        .iter()
+        .find(|(name, _)| *name == Counter::RingFull.name());
+    found.map_or(0, |(_, count)| *count)
 }
 
 async fn take(shared: &Shared, seen: &[Seen]) {
@@ -59,6 +102,10 @@ async fn take(shared: &Shared, seen: &[Seen]) {
                 }
             }
             Ok(EventKind::Exit) => follow(shared, event),
+            Ok(EventKind::Unread) => {
+                shared.unread.tell(event.tgid);
+                continue;
+            }
             Ok(EventKind::ForwarderDown) => {
                 tracing::warn!("the forwarder's listener is gone: agents' connects are refused");
                 continue;
@@ -160,7 +207,8 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         | EventKind::Enrol
         | EventKind::Fork
         | EventKind::Exit
-        | EventKind::ForwarderDown => {
+        | EventKind::ForwarderDown
+        | EventKind::Unread => {
             return None;
         }
     };

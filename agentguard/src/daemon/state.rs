@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::history::{Entry, History};
-use super::{forwarder, lock, namespaces, records};
+use super::{adoption, forwarder, lock, namespaces, records};
 use crate::agents::activity::Activities;
 use crate::agents::adopt::Labels;
 use crate::agents::identify::Blocks;
@@ -80,6 +80,7 @@ pub struct Shared {
     /// Of the host's network namespace.
     pub netns_cookie: u64,
     pub namespaces: namespaces::Handle,
+    pub unread: adoption::Unread,
     /// One kill or revival at a time.
     pub killing: tokio::sync::Mutex<()>,
     /// One change of policy at a time.

@@ -1,16 +1,20 @@
 //! What a hook does when it cannot do its work: an agent is denied, everybody else is left alone, and a counter tells.
 
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use agentguard::kernel::{OBJECT, Rule, cgroup_root, layout};
-use agentguard_common::abi::{EventKind, FlowKey, Label, Origin, VERSION};
+use agentguard_common::abi::{
+    AgentId, ConfigSlot, Event, EventKind, FlowKey, Identify, IdentifyHead, Label, Origin,
+    PATH_LEN, VERSION,
+};
 use agentguard_common::counter::Counter;
 use agentguard_common::layout::Layout;
 use agentguard_common::net::Addr;
 use agentguard_common::verdict::Refusal;
 use agentguard_tests::attempt::{Programs, User, processes};
 use agentguard_tests::standing::{Standing, Standings};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{CgroupAttachMode, CgroupSock, RawTracePoint};
 use aya::{Ebpf, EbpfLoader, GlobalData, Pod};
 
@@ -178,10 +182,149 @@ say(raw(), child(), subprocess.run([sys.executable, '-c', code], capture_output=
     assert_eq!(labels(&mut object).get(&tgid, 0).unwrap(), label);
     let free = "say(attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1).__class__.__name__)";
     assert_eq!(bystander(free), "socket");
+    assert!(failed_reads(&object) >= 3);
+}
+
+/// As above, for a process that an identify block looks for: it goes on, and the daemon is asked to look.
+#[test]
+fn a_process_that_cannot_be_identified_is_told() {
+    let mut layout = layout().unwrap();
+    layout.task_cgroups = 0;
+    let mut object = load_with(&layout);
+    identify_by(&mut object, Identify::EXE);
+    let mut process = Process::start(
+        "code = 'import os; print(os.getpid())'
+say(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)",
+    );
+    process.go();
+    let tgid = process.finish();
+    assert!(
+        unread(&mut object).contains(&tgid.parse().unwrap()),
+        "{tgid}"
+    );
+    assert!(failed_reads(&object) >= 1);
+}
+
+/// Each tracepoint, called as the kernel does but with arguments that lead nowhere.
+#[test]
+fn what_cannot_be_read_of_a_child_or_a_cgroup_is_told() {
+    const NOWHERE: u64 = 8;
+    let mut object = load_with(&layout().unwrap());
+    identify_by(&mut object, Identify::CGROUP);
+    let arguments = [NOWHERE; 4];
+    for name in ["cgroup_attach_task", "cgroup_mkdir", "fork"] {
+        let before = failed_reads(&object);
+        unread(&mut object);
+        let program: &mut RawTracePoint = object.program_mut(name).unwrap().try_into().unwrap();
+        if program.fd().is_err() {
+            program.load().unwrap();
+        }
+        call(program.fd().unwrap().as_fd().as_raw_fd(), &arguments);
+        assert!(unread(&mut object).contains(&0), "{name}");
+        assert!(failed_reads(&object) > before, "{name}");
+    }
+    let me = std::process::id();
+    let before = labels(&mut object).get(&me, 0).unwrap();
+    assert_eq!(before, Label::default(), "nobody's, and left alone");
+
+    // An agent's child that nobody knows: the agent may do nothing more.
+    let label = Label {
+        agent: AGENT,
+        flags: 0,
+    };
+    labels(&mut object).set(me, label, 0).unwrap();
+    let program: &RawTracePoint = object.program("fork").unwrap().try_into().unwrap();
+    call(program.fd().unwrap().as_fd().as_raw_fd(), &arguments);
+    let after = labels(&mut object).get(&me, 0).unwrap();
+    labels(&mut object).set(me, Label::default(), 0).unwrap();
+    assert_eq!((after.agent, after.flags), (AGENT, Label::DENY_ALL));
+    assert!(unread(&mut object).contains(&0));
+}
+
+/// Puts one block in force that matches nothing.
+fn identify_by(object: &mut Ebpf, keys: u32) {
+    let head = IdentifyHead {
+        bank: 0,
+        len: 1,
+        keys: keys as u8,
+    };
+    let mut config: Array<_, u64> = Array::try_from(object.map_mut("CONFIG").unwrap()).unwrap();
+    config
+        .set(ConfigSlot::Identify as u32, head.pack(), 0)
+        .unwrap();
+    let block = Identify {
+        agent: AGENT,
+        keys,
+        uid: 0,
+        exe_len: 1,
+        cgroup_len: 1,
+        parent: AgentId::NONE,
+        exe: [b'!'; PATH_LEN],
+        cgroup: [b'!'; PATH_LEN],
+    };
+    let mut blocks: Array<_, Identify> =
+        Array::try_from(object.map_mut("IDENTIFY").unwrap()).unwrap();
+    blocks.set(0, block, 0).unwrap();
+}
+
+/// Processes that somebody has been asked to look at since the last call.
+fn unread(object: &mut Ebpf) -> Vec<u32> {
+    let mut ring = RingBuf::try_from(object.map_mut("EVENTS").unwrap()).unwrap();
+    let mut found = Vec::new();
+    while let Some(record) = ring.next() {
+        let word = |at: usize| u32::from_ne_bytes(record[at..at + 4].try_into().unwrap());
+        if word(0) == EventKind::Unread as u32 {
+            found.push(word(std::mem::offset_of!(Event, tgid)));
+        }
+    }
+    found
+}
+
+fn failed_reads(object: &Ebpf) -> u64 {
     let counters = object.map("COUNTERS").unwrap();
     let counters = PerCpuArray::<_, u64>::try_from(counters).unwrap();
     let failed = counters.get(&(Counter::ReadFailed as u32), 0).unwrap();
-    assert!(failed.iter().sum::<u64>() >= 3, "{failed:?}");
+    failed.iter().sum()
+}
+
+/// `BPF_PROG_TEST_RUN` of a raw tracepoint's program, in this thread's context.
+fn call(program: i32, arguments: &[u64; 4]) {
+    const BPF_PROG_TEST_RUN: i32 = 10;
+    #[repr(C)]
+    #[derive(Default)]
+    struct TestRun {
+        prog_fd: u32,
+        retval: u32,
+        data_size: [u32; 2],
+        data: [u64; 2],
+        repeat: u32,
+        duration: u32,
+        ctx_size_in: u32,
+        ctx_size_out: u32,
+        ctx_in: u64,
+        ctx_out: u64,
+        flags: u32,
+        cpu: u32,
+        batch_size: u32,
+        reserved: u32,
+    }
+    let mut run = TestRun {
+        prog_fd: program.cast_unsigned(),
+        ctx_size_in: size_of_val(arguments) as u32,
+        ctx_in: arguments.as_ptr().addr() as u64,
+        ..TestRun::default()
+    };
+    // SAFETY: `run` and what it points to outlive the call.
+    #[allow(unsafe_code)]
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            &raw mut run,
+            size_of::<TestRun>(),
+        )
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// The programs of lineage and of sockets as the loader would load them, with this layout. They go with the object.
