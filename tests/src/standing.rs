@@ -93,6 +93,10 @@ impl Standings {
         }
     }
 
+    pub fn has_lsm(&self) -> bool {
+        self.has_lsm
+    }
+
     /// Every attempt that has a row.
     pub fn named(&self) -> impl Iterator<Item = &str> {
         let open = self.table.open.iter().map(|row| &*row.attempt);

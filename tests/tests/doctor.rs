@@ -1,7 +1,9 @@
 //! What `doctor` says holds, and bundles that require what does not.
 
+use agentguard_tests::attempt::User;
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::dialer;
+use agentguard_tests::standing::{Standing, Standings};
 use agentguard_tests::{Bundle, Guard, Nginx, Ran, Site};
 use serde_json::Value;
 
@@ -37,6 +39,8 @@ fn it_needs_no_daemon_and_agrees_with_one() {
     assert_eq!(ids, IDS);
     // Nothing is attached yet, and it says so.
     assert_eq!(row(&before, "tcp")["holds"], "open");
+    let why = text(row(&before, "tcp"), "why");
+    assert!(why.starts_with("not running; would be enforced"), "{why}");
     assert!(text(row(&before, "tcp"), "why").contains("connect4"));
     assert!(text(row(&before, "tcp"), "remedy").contains("agentguard daemon"));
 
@@ -58,6 +62,15 @@ fn it_needs_no_daemon_and_agrees_with_one() {
     }
     let sandbox = text(row(&live, "forwarder-sandbox"), "why").to_owned();
     assert!(sandbox.contains("system call filter"), "{sandbox}");
+    // What it said before of what would be is what is.
+    for row_now in rows(&live).filter(|row| row["id"] != "canary") {
+        let would = text(row(&before, text(row_now, "id")), "why");
+        match row_now["holds"].as_str() {
+            Some("enforced") => assert!(!would.contains("fallback ("), "{would}: {row_now}"),
+            Some("fallback") => assert!(would.contains("would hold by fallback"), "{would}"),
+            _ => assert!(!would.contains("would"), "{would}: {row_now}"),
+        }
+    }
     for row in rows(&live) {
         let holds = text(row, "holds");
         assert!(["enforced", "fallback", "open"].contains(&holds), "{row}");
@@ -75,6 +88,78 @@ fn it_needs_no_daemon_and_agrees_with_one() {
     let stopped = guard.cli(["doctor", "--json"]).ok().json();
     assert_eq!(stopped["daemon"], false);
     assert_eq!(row(&stopped, "tcp")["holds"], "enforced", "{stopped}");
+}
+
+/// What this test knows of the host, and the standings of what is tried elsewhere, say the same as the doctor.
+#[test]
+fn each_gap_of_this_host_has_its_row() {
+    let standings = Standings::of_this_kernel();
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let report = guard.cli(["doctor", "--json"]).ok().json();
+    let parameter = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let has = |path: &str, value: &str| parameter(path).trim() == value;
+    let or = |is: bool, other: &'static str| if is { "enforced" } else { other };
+    let lsm = standings.has_lsm();
+    let unix = release() >= (6, 7);
+    let expected = [
+        ("lineage", "enforced"),
+        ("tcp", "enforced"),
+        ("udp", "enforced"),
+        ("dns", "enforced"),
+        ("raw-sockets", "enforced"),
+        ("listen", "enforced"),
+        ("kill", "enforced"),
+        ("namespaces", "enforced"),
+        ("canary", "enforced"),
+        ("address-families", or(lsm, "fallback")),
+        ("exec", or(lsm, "fallback")),
+        ("exec-scripts", or(lsm, "open")),
+        (
+            "unix-sockets",
+            or(lsm, if unix { "fallback" } else { "open" }),
+        ),
+        ("handed-over-sockets", or(lsm, "open")),
+        ("tamper", or(lsm, "open")),
+        (
+            "terminal",
+            or(
+                lsm || has("/proc/sys/dev/tty/legacy_tiocsti", "0"),
+                "fallback",
+            ),
+        ),
+        (
+            "io-uring",
+            or(has("/proc/sys/kernel/io_uring_disabled", "2"), "fallback"),
+        ),
+    ];
+    for (id, holds) in expected {
+        assert_eq!(row(&report, id)["holds"], holds, "{}", row(&report, id));
+    }
+    for row in rows(&report).filter(|row| row["holds"] != "enforced") {
+        assert!(text(row, "why").len() > 20, "{row}");
+        assert!(!text(row, "remedy").is_empty(), "{row}");
+    }
+    let families = row(&report, "address-families");
+    for attempt in ["packet socket", "xdp socket", "vsock"] {
+        let family = attempt.split(' ').next().expect("a word");
+        let is_open = standings.of_attempt(attempt, User::Root) == Standing::Open;
+        assert_eq!(families["holds"] != "enforced", is_open, "{attempt}");
+        let name = text(families, "name").to_lowercase();
+        assert!(name.contains(family), "{attempt} in {families}");
+    }
+    for attempt in standings.named() {
+        let known = ["packet socket", "xdp socket", "vsock"].contains(&attempt);
+        let is_open = standings.of_attempt(attempt, User::Root) == Standing::Open;
+        assert!(known || !is_open, "no row of the doctor's for {attempt}");
+    }
+}
+
+/// Of the kernel, its first two numbers.
+fn release() -> (u32, u32) {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("readable");
+    let mut numbers = text.split('.').map(|word| word.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 #[test]

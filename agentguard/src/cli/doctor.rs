@@ -25,6 +25,9 @@ struct Report {
     kernel: String,
     /// Whether a daemon has answered: what only it knows is open otherwise.
     daemon: bool,
+    /// Who else asks sees less of the kernel.
+    #[serde(skip)]
+    root: bool,
     guarantees: Vec<Guarantee>,
 }
 
@@ -35,6 +38,7 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
     let report = Report {
         kernel: facts.kernel.clone(),
         daemon: status.is_ok(),
+        root: nix::unistd::geteuid().is_root(),
         // Who may not ask the daemon still sees the host.
         guarantees: status.map_or_else(|_| judge(&facts), |status| status.guarantees),
     };
@@ -47,6 +51,9 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
 fn show(report: &Report) -> String {
     let daemon = match report.daemon {
         true => "",
+        false if !report.root => {
+            ", no daemon answers; without root the kernel's programs cannot be seen or tried"
+        }
         false => ", no daemon answers",
     };
     let mut text = format!("kernel {}{daemon}\n\n", report.kernel);
@@ -82,6 +89,7 @@ mod tests {
         let report = Report {
             kernel: "6.1".into(),
             daemon: false,
+            root: true,
             guarantees,
         };
         assert_eq!(

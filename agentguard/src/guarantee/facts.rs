@@ -35,6 +35,8 @@ pub struct Facts {
     /// Something without which nothing can be attached, and its remedy.
     pub missing: Option<(String, String)>,
     pub bpf_lsm: bool,
+    /// The kernel has the hooks of Unix sockets (Linux 6.7).
+    pub unix_hooks: bool,
     pub sock_destroy: bool,
     /// `agentguard run` gives its command a system call filter.
     pub run_filter: bool,
@@ -60,12 +62,35 @@ impl Facts {
             programs: kernel::programs(),
             missing: missing(),
             bpf_lsm: kernel::lsm().is_ok(),
+            unix_hooks: kernel::has_unix_hooks(),
             sock_destroy: sock_destroy(),
             run_filter: RUN_FILTER,
             io_uring_disabled: parameter("/proc/sys/kernel/io_uring_disabled").trim() == "2",
             tiocsti_disabled: parameter("/proc/sys/dev/tty/legacy_tiocsti").trim() == "0",
             landlock_abi: sys::privilege::landlock_abi(),
             canary: Canary::Absent,
+        }
+    }
+
+    /// Whether anything is held: by a daemon, or by what one has left.
+    pub fn is_in_force(&self) -> bool {
+        self.canary != Canary::Absent || self.hooks.iter().any(|hook| hook.attached)
+    }
+
+    /// With every program attached that this kernel takes.
+    pub fn if_started(&self) -> Self {
+        let taken = |name: &&&'static str| match name.split_once('_') {
+            Some(("lsm", _)) => self.bpf_lsm,
+            Some(("unix", _)) => self.unix_hooks,
+            _ => true,
+        };
+        let attached = |name: &&'static str| Hook {
+            name,
+            attached: true,
+        };
+        Self {
+            hooks: self.programs.iter().filter(taken).map(attached).collect(),
+            ..self.clone()
         }
     }
 
@@ -78,6 +103,10 @@ impl Facts {
 
 /// The first thing that no hook can do without, and its remedy.
 fn missing() -> Option<(String, String)> {
+    if let Err(error) = kernel::fits() {
+        let remedy = "run `agentguard daemon` in the host's pid namespace, on Linux 6.1 or later";
+        return Some((error.to_string(), remedy.into()));
+    }
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         let why = "this kernel has no BTF (/sys/kernel/btf/vmlinux)";
         return Some((why.into(), "a kernel with CONFIG_DEBUG_INFO_BTF=y".into()));

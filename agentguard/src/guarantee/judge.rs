@@ -5,8 +5,37 @@ use super::{Canary, Facts, Guarantee, Holds, IDS};
 /// From which Landlock keeps signals and abstract sockets apart, too (Linux 6.12).
 const WHOLE_LANDLOCK: u32 = 6;
 
-/// Every guarantee, in the order of [`IDS`].
+/// Every guarantee, in the order of [`IDS`]. While nothing is in force, with what would be if the daemon ran.
 pub fn judge(facts: &Facts) -> Vec<Guarantee> {
+    if facts.is_in_force() {
+        return rows(facts);
+    }
+    let now = rows(facts).into_iter();
+    let started = rows(&facts.if_started());
+    now.zip(started)
+        .map(|(now, then)| idle(now, then))
+        .collect()
+}
+
+/// `now` nothing is in force, and `then` everything that can be.
+fn idle(now: Guarantee, then: Guarantee) -> Guarantee {
+    // The host's own doing, and of the canary nothing is known.
+    let by_host = matches!(&*now.id, "io-uring" | "terminal") && now.holds == Holds::Enforced;
+    let would = match then.holds {
+        Holds::Open => return then,
+        _ if by_host || now.id == "canary" => return now,
+        Holds::Enforced => "be enforced",
+        Holds::Fallback => "hold by fallback",
+    };
+    Guarantee {
+        holds: Holds::Open,
+        why: format!("not running; would {would} ({})", then.why),
+        remedy: Some("start `agentguard daemon` as root".into()),
+        ..now
+    }
+}
+
+fn rows(facts: &Facts) -> Vec<Guarantee> {
     IDS.iter()
         .map(|id| {
             let (name, (holds, why, remedy)) = row(id, facts);
@@ -65,7 +94,7 @@ fn row(id: &str, facts: &Facts) -> (&'static str, Row) {
         ),
         "kill-resets" => ("a kill resets live sockets", kill_resets(facts)),
         "address-families" => (
-            "other address families (AF_PACKET, vsock, …) are refused",
+            "other address families (AF_PACKET, AF_XDP, vsock, …) are refused",
             address_families(facts),
         ),
         "exec" => ("executables are judged", exec(facts)),
@@ -200,7 +229,7 @@ fn address_families(facts: &Facts) -> Row {
         return by_lsm(
             facts,
             &hooks,
-            "an agent with CAP_NET_RAW opens AF_PACKET, and any agent vsock and the like; `run` drops capabilities",
+            "an agent with CAP_NET_RAW opens AF_PACKET and AF_XDP, and any agent vsock and the like; `run` drops capabilities",
         );
     }
     let why = "the system call filter of `agentguard run`; a process that is an agent's by its file or cgroup has none";

@@ -32,7 +32,7 @@ pub use exec::ExecRules;
 pub use load::OBJECT;
 pub use origin::OriginMaps;
 pub use pin::{cgroup_root, ensure_bpffs};
-pub use probe::lsm;
+pub use probe::{fits, lsm};
 pub use rules::Rule;
 
 use maps::Maps;
@@ -346,6 +346,11 @@ pub enum UnixJudged {
 /// have are among them, not attached.
 pub fn hooks(pins: &Path) -> Vec<Hook> {
     load::hooks(&Folders::below(pins), true, true)
+}
+
+/// Whether this kernel has the hooks of Unix sockets, which need no LSM.
+pub fn has_unix_hooks() -> bool {
+    btf::layout().is_ok_and(|layout| unix::is_offered(&layout))
 }
 
 /// Names of the programs that this build has, whether this kernel takes them or not.

@@ -16,6 +16,11 @@ pub(super) fn check() -> Result<(), KernelError> {
             "loading the kernel programs needs root; run as root".into(),
         ));
     }
+    fits()
+}
+
+/// What no privilege changes.
+pub fn fits() -> Result<(), KernelError> {
     let name = nix::sys::utsname::uname().map_err(|error| KernelError::Call {
         call: "uname",
         source: error.into(),

@@ -42,6 +42,7 @@ fn facts(hooks: &[&'static str]) -> Facts {
         programs: PROGRAMS.to_vec(),
         missing: None,
         bpf_lsm: false,
+        unix_hooks: true,
         sock_destroy: true,
         run_filter: false,
         io_uring_disabled: false,
@@ -165,4 +166,50 @@ fn what_this_version_cannot_do_has_no_remedy() {
         assert!(row.why.contains("this version does not judge"), "{row:?}");
         assert_eq!(row.remedy, None, "{row:?}");
     }
+}
+
+#[test]
+fn while_nothing_is_in_force_it_says_what_would_be() {
+    let programs: Vec<&'static str> = CGROUP_HOOKS.iter().chain(&PROGRAMS).copied().collect();
+    let stopped = Facts {
+        canary: Canary::Absent,
+        tiocsti_disabled: true,
+        programs: [programs, vec!["unix_sendmsg"]].concat(),
+        ..facts(&[])
+    };
+    let would = |facts: &Facts, id: &str| {
+        let row = judge(facts).into_iter().find(|g| g.id == id).unwrap();
+        (row.holds, row.why)
+    };
+    for (id, said) in [
+        ("tcp", "not running; would be enforced"),
+        ("exec", "not running; would hold by fallback"),
+        ("unix-sockets", "not running; would hold by fallback"),
+        ("kill-resets", "not running; would be enforced"),
+        ("forwarder-sandbox", "not running; would be enforced"),
+        ("tamper", "this kernel has no BPF LSM"),
+        ("canary", "no daemon runs"),
+    ] {
+        let (holds, why) = would(&stopped, id);
+        assert_eq!(holds, Holds::Open, "{id}");
+        assert!(why.starts_with(said), "{id}: {why}");
+    }
+    assert_eq!(would(&stopped, "terminal").0, Holds::Enforced);
+    let with_lsm = Facts {
+        bpf_lsm: true,
+        ..stopped.clone()
+    };
+    let (_, why) = would(&with_lsm, "tamper");
+    assert!(why.starts_with("not running; would be enforced"), "{why}");
+    let old = Facts {
+        unix_hooks: false,
+        ..stopped.clone()
+    };
+    let (_, why) = would(&old, "unix-sockets");
+    assert!(why.starts_with("this kernel has no BPF LSM"), "{why}");
+    let unfit = Facts {
+        missing: Some(("no BTF".into(), "another kernel".into())),
+        ..stopped
+    };
+    assert_eq!(would(&unfit, "tcp").1, "no BTF");
 }
