@@ -104,10 +104,11 @@ fn procurement_reaches_what_its_file_says() {
 fn refusals_help_and_hold_no_rule_text() {
     let policy = example("procurement");
     let agent = id(&policy, "procurement");
-    let asked = Asked::new(
+    let mut asked = Asked::new(
         "POST https://api.supplier.example/v1/orders",
         &[("x-on-behalf-of", "Bearer s3cret")],
     );
+    asked.gathered.body = Body::none();
     let Decision::Deny(denial) = policy.decide(&asked.input(agent)) else {
         panic!("permitted");
     };
