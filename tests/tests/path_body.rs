@@ -13,7 +13,7 @@ fn shipped(name: &str, host: &str, port: u16) -> Bundle {
         .join("../policies")
         .join(name);
     let mut bundle = Bundle::new(1);
-    for folder in ["agents", "hosts", "rules", "tests"] {
+    for folder in ["agents", "hosts", "rules"] {
         for entry in fs::read_dir(root.join(folder)).expect("a folder") {
             let path = entry.expect("an entry").path();
             let file = path

@@ -1,6 +1,7 @@
 //! Bodies as agents send them, and as they could to be read in two ways.
 
 use http::HeaderName;
+use proptest::prelude::*;
 
 use super::*;
 
@@ -458,5 +459,164 @@ fn parts_of_a_form_are_read_strictly() {
         let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, value)]);
         let body = refund().read(&headers, whole(&[&amount]).as_bytes(), 1000);
         assert!(matches!(body, Body::Faulty(_)), "{kind}");
+    }
+}
+
+/// A JSON document in which nothing but `amount` is declared, and what of it a reader must find.
+fn document() -> impl Strategy<Value = (String, Option<i64>)> {
+    let space = || "[ \\n\\t\\r]{0,2}";
+    let leaf = prop_oneof![
+        Just("null".to_owned()),
+        Just("true".to_owned()),
+        "-?(0|[1-9][0-9]{0,30})(\\.[0-9]{1,9})?([eE][-+]?[0-9]{1,4})?",
+        r#""([a-z 0-9{}\[\]:,é😀]|\\u00[2-7][0-9a-f]|\\[nrtbf/"\\]){0,8}""#,
+    ];
+    let value = leaf.prop_recursive(4, 24, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4)
+                .prop_map(|items| format!("[{}]", items.join(" ,"))),
+            proptest::collection::btree_map("[b-z]{1,3}", inner, 0..4).prop_map(|pairs| {
+                let pairs = pairs
+                    .iter()
+                    .map(|(key, value)| format!("\"{key}\" :{value}"));
+                format!("{{{}}}", pairs.collect::<Vec<_>>().join(","))
+            }),
+        ]
+    });
+    let others = proptest::collection::btree_map("[b-z]{1,3}", value, 0..4);
+    let amount = proptest::option::of((any::<i64>(), 0usize..4, any::<bool>()));
+    (others, amount, space()).prop_map(|(others, amount, space)| {
+        let mut pairs: Vec<_> = others
+            .iter()
+            .map(|(key, value)| format!("{space}\"{key}\"{space}:{space}{value}{space}"))
+            .collect();
+        if let Some((units, zeros, escaped)) = amount {
+            let key = if escaped {
+                "\\u0061m\\u006Funt"
+            } else {
+                "amount"
+            };
+            let number = format!("{units}{}E-{}", "0".repeat(zeros), 4 + zeros);
+            pairs.insert(pairs.len() / 2, format!("\"{key}\":{space}{number}"));
+        }
+        let text = format!("{space}{{{}}}{space}", pairs.join(","));
+        (text, amount.map(|(units, ..)| units))
+    })
+}
+
+/// `text`'s reading by another parser, if it is JSON: whether any object has a key twice.
+fn has_twins(text: &str) -> Option<bool> {
+    struct Seen(bool);
+    impl<'de> serde::Deserialize<'de> for Seen {
+        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            from.deserialize_any(Look)
+        }
+    }
+    struct Look;
+    impl<'de> serde::de::Visitor<'de> for Look {
+        type Value = Seen;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("JSON")
+        }
+        fn visit_unit<E>(self) -> Result<Seen, E> {
+            Ok(Seen(false))
+        }
+        fn visit_bool<E>(self, _: bool) -> Result<Seen, E> {
+            Ok(Seen(false))
+        }
+        fn visit_i64<E>(self, _: i64) -> Result<Seen, E> {
+            Ok(Seen(false))
+        }
+        fn visit_u64<E>(self, _: u64) -> Result<Seen, E> {
+            Ok(Seen(false))
+        }
+        fn visit_f64<E>(self, _: f64) -> Result<Seen, E> {
+            Ok(Seen(false))
+        }
+        fn visit_str<E>(self, _: &str) -> Result<Seen, E> {
+            Ok(Seen(false))
+        }
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Seen, A::Error> {
+            let mut twins = false;
+            while let Some(Seen(inside)) = items.next_element()? {
+                twins |= inside;
+            }
+            Ok(Seen(twins))
+        }
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut pairs: A) -> Result<Seen, A::Error> {
+            let (mut keys, mut twins) = (BTreeSet::new(), false);
+            while let Some((key, Seen(inside))) = pairs.next_entry::<String, _>()? {
+                twins |= inside | !keys.insert(key);
+            }
+            Ok(Seen(twins))
+        }
+    }
+    serde_json::from_str::<Seen>(text).ok().map(|seen| seen.0)
+}
+
+proptest! {
+    #[test]
+    fn a_documents_amount_is_found_to_the_last_digit((text, units) in document()) {
+        let block = block(Form::Json, &[("amount", FieldType::Decimal, &["amount"])]);
+        let body = block.read(&headers(&[("content-type", "application/json")]), text.as_bytes(), 0);
+        let expected = units.map(|units| {
+            let (sign, size) = (if units < 0 { "-" } else { "" }, units.unsigned_abs());
+            let fraction = format!("{:04}", size % 10_000);
+            let fraction = fraction.trim_end_matches('0');
+            format!("amount={sign}{}.{}", size / 10_000, if fraction.is_empty() { "0" } else { fraction })
+        });
+        let got = match body {
+            Body::Read(Fields(fields)) => fields.iter().map(|(name, value)| format!("{name}={}", value.shown())).next(),
+            other => return Err(TestCaseError::fail(format!("{other:?}: {text}"))),
+        };
+        prop_assert_eq!(got, expected, "{}", text);
+    }
+
+    #[test]
+    fn damaged_documents_are_judged_as_another_parser_does(
+        (text, _) in document(),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), "[\"\\\\{}\\[\\]:,0-9eE.+a-z\u{0}\u{1f} -]{0,2}"), 0..3),
+    ) {
+        let mut damaged: Vec<char> = text.chars().collect();
+        for (at, with) in damage {
+            let at = at.index(damaged.len());
+            damaged.splice(at..=at, with.chars());
+            if damaged.is_empty() {
+                return Ok(());
+            }
+        }
+        let text: String = damaged.into_iter().collect();
+        // Nothing is declared, so all that counts is whether it is JSON, and has no key twice.
+        match (json::read(&text, &BTreeMap::new()), has_twins(&text)) {
+            (Ok(_), Some(twins)) => prop_assert!(!twins, "{}", text),
+            (Ok(_), None) => {
+                // Numbers beyond a float's range are the one thing that is JSON and that the other cannot hold.
+                let why = serde_json::from_str::<serde_json::Value>(&text).unwrap_err().to_string();
+                prop_assert!(why.contains("number out of range"), "{}: {}", why, text);
+            }
+            (Err(fault), Some(false)) => {
+                // Keys with a NUL are refused besides.
+                prop_assert!(fault.why.contains("NUL"), "{:?}: {}", fault, text);
+            }
+            (Err(_), _) => {}
+        }
+    }
+
+    #[test]
+    fn no_body_makes_a_reader_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        text in "(amount|[-=&;%a-z0-9\"{}:, \r\n]){0,60}",
+    ) {
+        let kinds = ["application/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"];
+        for kind in kinds {
+            for coding in ["identity", "gzip", "deflate"] {
+                for body in [&bytes[..], text.as_bytes()] {
+                    for block in [order(), refund()] {
+                        let lines = [("content-type", kind), ("content-encoding", coding)];
+                        let _ = block.read(&headers(&lines), body, 1000);
+                    }
+                }
+            }
+        }
     }
 }
