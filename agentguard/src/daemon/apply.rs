@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::forwarder::Ask;
 use super::history::{Entry, Origin};
+use super::kill::everywhere;
 use super::records::{Item, Operated};
 use super::state::{Active, Shared};
 use super::{adoption, expiry, lock, stop, unix};
@@ -442,7 +443,15 @@ pub async fn switch(
     let shared = shared.clone();
     // A map of maps waits for an RCU grace period per agent: not on a thread that others' answers need.
     let switching = tokio::task::spawn_blocking(move || {
-        switch_now(&shared, from.as_deref(), to.as_deref()).map_err(|e| e.to_string())
+        switch_now(&shared, from.as_deref(), to.as_deref()).map_err(|e| e.to_string())?;
+        // Its packets are dropped already; this tells both ends.
+        if let Err(error) = cut_denied(&shared, to.as_deref()) {
+            tracing::warn!(
+                error,
+                "what agents may no longer reach is mute, and not cut"
+            );
+        }
+        Ok(())
     });
     switching.await.map_err(|e| e.to_string())?
 }
@@ -479,6 +488,25 @@ fn switch_now(
     lock(&shared.kernel).set_exec(&exec)?;
     let blocks = to.map(|to| to.blocks.to_kernel()).unwrap_or_default();
     lock(&shared.kernel).set_identify(&blocks)
+}
+
+/// Ends the live connections that the rules in force would not let agents make.
+fn cut_denied(shared: &Shared, to: Option<&Active>) -> Result<(), String> {
+    let rules = to
+        .map(|to| rules(to, shared.is_closed()))
+        .unwrap_or_default();
+    let rules: BTreeMap<AgentId, Vec<Rule>> = rules.into_iter().collect();
+    let tgids = lock(&shared.lineage).all_running();
+    let mut cut = 0;
+    let result = everywhere(&shared.namespaces.all_of(&tgids), || {
+        let here = lock(&shared.kernel).destroy_denied(&rules);
+        cut += here.map_err(|e| e.to_string())?;
+        Ok(())
+    });
+    if cut > 0 {
+        tracing::info!(cut, "connections that the new rules do not allow");
+    }
+    result
 }
 
 /// What every agent may execute: nothing if no bundle that holds has it, though its processes may still run.

@@ -16,12 +16,14 @@ mod rules;
 mod sockets;
 mod unix;
 
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agentguard_common::abi::{
-    AgentId, AgentState, ConfigSlot, Forwarder, Identify, Label, UnixName,
+    AgentId, AgentState, ConfigSlot, Forwarder, Identify, Label, RuleKind, UnixName,
 };
 use agentguard_common::counter::Counter;
 use nix::fcntl::Flock;
@@ -287,6 +289,21 @@ impl Kernel {
     /// A kernel without `CONFIG_INET_DIAG_DESTROY`: the sockets stay, mute.
     pub fn destroy_sockets(&self, agent: AgentId) -> Result<u32, KernelError> {
         sockets::destroy(self.maps.marks.as_fd(), agent)
+    }
+
+    /// Destroys every TCP connection that goes straight through the kernel without one of its agent's `rules`; answers how
+    /// many. In the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As [`Self::destroy_sockets`].
+    pub fn destroy_denied(&self, rules: &BTreeMap<AgentId, Vec<Rule>>) -> Result<u32, KernelError> {
+        sockets::destroy_direct(self.maps.marks.as_fd(), |live| {
+            let rules = rules.get(&live.agent).map_or(&[][..], Vec::as_slice);
+            let passes = |kind, at: SocketAddr| rules::is_direct(rules, kind, at.ip(), at.port());
+            !live.agent.is_canary()
+                && !passes(RuleKind::ReachTcp, live.peer)
+                && !passes(RuleKind::ListenTcp, live.local)
+        })
     }
 
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, KernelError> {

@@ -34,6 +34,21 @@ pub enum Rule {
     Forward,
 }
 
+/// Whether one of the rules lets this pass without the forwarder, as the programs' `decide` would find it in the trie.
+pub(super) fn is_direct(rules: &[Rule], kind: RuleKind, ip: IpAddr, port: u16) -> bool {
+    let within = |net: &IpNet, of: Option<u16>| net.contains(&ip) && of.is_none_or(|of| of == port);
+    rules.iter().any(|rule| match (rule, kind) {
+        (Rule::ReachTcp { net, port: of }, RuleKind::ReachTcp)
+        | (Rule::ReachUdp { net, port: of }, RuleKind::ReachUdp) => within(net, *of),
+        (Rule::ListenTcp { addr, port: of }, RuleKind::ListenTcp)
+        | (Rule::ListenUdp { addr, port: of }, RuleKind::ListenUdp) => {
+            let everywhere = addr.is_unspecified() && (addr.is_ipv6() || ip.is_ipv4());
+            *of == port && (everywhere || *addr == ip)
+        }
+        _ => false,
+    })
+}
+
 /// Puts a new trie in the place of the agent's in one update.
 pub(super) fn replace(
     outer: &Map<u32, u32>,
@@ -144,6 +159,44 @@ mod tests {
             port: 80,
         };
         assert_eq!(prefix(any), [32 + 96]);
+    }
+
+    #[test]
+    fn direct_is_what_a_rule_of_the_kind_covers() {
+        let reach = |net: &str, port| Rule::ReachTcp {
+            net: net.parse().unwrap(),
+            port,
+        };
+        let listen = |addr: &str| Rule::ListenTcp {
+            addr: addr.parse().unwrap(),
+            port: 80,
+        };
+        let of = |rule: Rule, kind, to: &str| {
+            let to: std::net::SocketAddr = to.parse().unwrap();
+            is_direct(&[Rule::Forward, rule], kind, to.ip(), to.port())
+        };
+        use RuleKind::{ListenTcp, ReachTcp, ReachUdp};
+        for (rule, kind, to, expected) in [
+            (reach("10.0.0.0/8", None), ReachTcp, "10.1.2.3:5", true),
+            (reach("10.0.0.0/8", Some(5)), ReachTcp, "10.1.2.3:5", true),
+            (reach("10.0.0.0/8", Some(5)), ReachTcp, "10.1.2.3:6", false),
+            (reach("10.0.0.0/8", None), ReachTcp, "11.1.2.3:5", false),
+            (reach("10.0.0.0/8", None), ReachUdp, "10.1.2.3:5", false),
+            (reach("10.0.0.0/8", None), ListenTcp, "10.1.2.3:5", false),
+            (reach("::/0", None), ReachTcp, "10.1.2.3:5", false),
+            (listen("0.0.0.0"), ListenTcp, "10.0.0.1:80", true),
+            (listen("0.0.0.0"), ListenTcp, "[::1]:80", false),
+            (listen("::"), ListenTcp, "10.0.0.1:80", true),
+            (listen("10.0.0.1"), ListenTcp, "10.0.0.1:80", true),
+            (listen("10.0.0.1"), ListenTcp, "10.0.0.1:81", false),
+            (listen("10.0.0.1"), ListenTcp, "10.0.0.2:80", false),
+        ] {
+            assert_eq!(
+                of(rule.clone(), kind, to),
+                expected,
+                "{rule:?} {kind:?} {to}"
+            );
+        }
     }
 
     #[test]

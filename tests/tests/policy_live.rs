@@ -1,0 +1,103 @@
+//! What is open when another bundle comes into force: what it denies ends within a second, the rest goes on.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use agentguard_tests::bundle::{direct, reach};
+use agentguard_tests::{Bundle, Guard, Running, Server, Site};
+
+/// From the answer to `policy apply`.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+fn apply(site: &Site, bundle: &Bundle) {
+    let dir = site.path("candidate");
+    bundle.write(&dir);
+    site.cli(["policy", "apply"]).arg(&dir).run().ok();
+}
+
+/// Connects straight to the port, says `open`, and then how it ended.
+fn hold(guard: &Guard<'_>, port: u16) -> Running {
+    let code = format!(
+        r#"
+stream = socket.create_connection(("127.0.0.1", {port}))
+print("open", flush=True)
+try:
+    print("ended", "end" if not stream.recv(1) else "data", flush=True)
+except OSError as error:
+    print("ended", errno.errorcode[error.errno], flush=True)
+"#
+    );
+    let mut held = guard.agent("probe").python(&code).spawn();
+    held.line(|line| line == "open");
+    held
+}
+
+#[test]
+fn direct_connections_that_are_denied_now_are_cut() {
+    let site = Site::new();
+    let listeners = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [gone, kept] = listeners
+        .each_ref()
+        .map(|it| it.local_addr().expect("bound").port());
+    let to = |port: u16| direct(&format!("127.0.0.1/32:{port}"), "tcp");
+    let both = to(gone) + &to(kept);
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &both));
+    let (mut ends, mut stays) = (hold(&guard, gone), hold(&guard, kept));
+    let accepted = listeners
+        .each_ref()
+        .map(|it| it.accept().expect("a connection").0);
+    // One of no agent's.
+    let neighbour = std::net::TcpStream::connect(("127.0.0.1", gone)).expect("connected");
+
+    apply(&site, &Bundle::new(2).agent("probe", &to(kept)));
+    let applied = Instant::now();
+    assert_eq!(ends.after("ended "), "ECONNABORTED");
+    assert!(applied.elapsed() < AT_ONCE, "{:?}", applied.elapsed());
+    assert!(stays.is_running() && !stays.heard().contains("ended"));
+    assert!(neighbour.peer_addr().is_ok());
+
+    // An agent that the bundle no longer has.
+    apply(&site, &Bundle::new(3).agent("other", &to(kept)));
+    let applied = Instant::now();
+    assert_eq!(stays.after("ended "), "ECONNABORTED");
+    assert!(applied.elapsed() < AT_ONCE, "{:?}", applied.elapsed());
+    drop(accepted);
+}
+
+#[test]
+fn tunnels_that_are_denied_now_are_cut() {
+    let site = Site::new();
+    let server = Server::start(&site, "ws_server.py", &[]);
+    let policy = |paths: &[&str]| {
+        Bundle::new(paths.len() as u64).agent("probe", &reach("origin.test", server.port, paths))
+    };
+    let guard = Guard::start(&site, &policy(&["GET /v1/one"]));
+    let code = format!(
+        r#"
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+with connect("wss://origin.test:{}/v1/one", open_timeout=60) as connection:
+    connection.send("hello"); connection.recv()
+    print("open", flush=True)
+    try:
+        connection.recv()
+    except ConnectionClosed:
+        print("ended", flush=True)
+"#,
+        server.port
+    );
+    let mut held = guard.agent("probe").python(&code).spawn();
+    held.line(|line| line == "open");
+    apply(&site, &policy(&["GET /v1/one", "GET /v1/two"]));
+    assert!(held.is_running() && !held.heard().contains("ended"));
+    apply(
+        &site,
+        &policy(&["GET /v1/two", "GET /v1/three", "GET /v1/four"]),
+    );
+    let applied = Instant::now();
+    held.line(|line| line == "ended");
+    assert!(applied.elapsed() < AT_ONCE, "{:?}", applied.elapsed());
+    drop(held);
+    let cut = guard.requests().pop().expect("a record");
+    assert_eq!((cut.outcome(), cut.reason()), ("deny", "policy-denied"));
+}
