@@ -191,16 +191,16 @@ fn cases() -> Vec<Case> {
         ),
         // What this build does not enforce is not taken in silence.
         case(
-            "mode observe",
+            "an unknown mode",
             "bundle.toml",
-            "name = \"test\"\nserial = 1\nmode = \"observe\"\n",
-            &["bundle.toml:3", "mode"],
+            "name = \"test\"\nserial = 1\nmode = \"observed\"\n",
+            &["bundle.toml:3", "mode", "did you mean `observe`?"],
         ),
         case(
             "expires",
             "bundle.toml",
-            "name = \"test\"\nserial = 1\nexpires = \"2099-01-01T00:00:00Z\"\n",
-            &["bundle.toml:3", "expires"],
+            "name = \"test\"\nserial = 1\nexpires = \"2099-01-01\"\n",
+            &["bundle.toml:3", "expires", "RFC 3339"],
         ),
         case(
             "require",

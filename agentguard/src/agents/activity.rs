@@ -29,7 +29,9 @@ impl Activities {
         let activity = self.0.entry(agent).or_default();
         match outcome {
             Outcome::Deny | Outcome::ApprovalRequired => activity.denied += 1,
-            Outcome::Allow | Outcome::Killed | Outcome::Error => activity.allowed += 1,
+            Outcome::Allow | Outcome::Observed | Outcome::Killed | Outcome::Error => {
+                activity.allowed += 1
+            }
         }
         let time = Timestamp::from_microsecond(time_us).ok();
         activity.last_seen = activity.last_seen.max(time);

@@ -161,6 +161,7 @@ mod tests {
             parent: None,
             start_by: Vec::new(),
             keep_privileges: false,
+            observe: false,
             identify: vec![identify],
             exec: None,
             kernel: Vec::new(),

@@ -17,6 +17,8 @@ pub enum Outcome {
     Deny,
     /// Refused until people approve it.
     ApprovalRequired,
+    /// Would have been denied, and was let through: its agent is only observed. `reason`, `policies` and `detail` say why.
+    Observed,
     /// Allowed, and cut by the kill switch before it ended.
     Killed,
     /// Allowed, and failed for a reason that is nobody's decision: upstream, the client, a bound.

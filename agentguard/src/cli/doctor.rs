@@ -29,18 +29,26 @@ struct Report {
     #[serde(skip)]
     root: bool,
     guarantees: Vec<Guarantee>,
+    /// The daemon's, as in `status`.
+    alarms: Vec<String>,
 }
 
 pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> {
     let facts = Facts::of_host(config);
     let client = Client::new(&config.paths.control_socket());
     let status = client_runtime()?.block_on(client.get::<Status>("/v1/status"));
+    let daemon = status.is_ok();
+    // Who may not ask the daemon still sees the host.
+    let (guarantees, alarms) = match status {
+        Ok(status) => (status.guarantees, status.alarms),
+        Err(_) => (judge(&facts), Vec::new()),
+    };
     let report = Report {
         kernel: facts.kernel.clone(),
-        daemon: status.is_ok(),
+        daemon,
         root: nix::unistd::geteuid().is_root(),
-        // Who may not ask the daemon still sees the host.
-        guarantees: status.map_or_else(|_| judge(&facts), |status| status.guarantees),
+        guarantees,
+        alarms,
     };
     if arguments.json {
         return print_json(&report);
@@ -70,6 +78,10 @@ fn show(report: &Report) -> String {
         rows.extend(remedy.map(|remedy| ("", format!("remedy: {remedy}"))));
         text.push_str(&fields(&rows));
     }
+    for alarm in &report.alarms {
+        let told = fields(&[("ALARM   ", alarm.clone())]);
+        text.push_str(&told.replacen("ALARM", &coloured("ALARM", Colour::Red), 1));
+    }
     text
 }
 
@@ -91,13 +103,15 @@ mod tests {
             daemon: false,
             root: true,
             guarantees,
+            alarms: vec!["agents are only observed".into()],
         };
         assert_eq!(
             show(&report),
             "kernel 6.1, no daemon answers\n\n\
              open      tamper: root cannot tamper\n\
              \x20         no BPF LSM\n\
-             \x20         remedy: another kernel\n"
+             \x20         remedy: another kernel\n\
+             ALARM     agents are only observed\n"
         );
     }
 }

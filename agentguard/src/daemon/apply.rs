@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::forwarder::Ask;
 use super::history::{Entry, Origin};
-use super::kill::everywhere;
+use super::stop::everywhere;
 use super::records::{Item, Operated};
 use super::state::{Active, Shared};
 use super::{adoption, expiry, lock, stop, unix};

@@ -55,6 +55,7 @@ pub fn status(shared: &Shared) -> Status {
         .as_ref()
         .and_then(|it| it.policy.expires());
     alarms.extend(expiry::alarm(expires, Timestamp::now()));
+    alarms.extend(shared.active.load().as_ref().and_then(|it| observed(it)));
     if shared.active.load().is_none() {
         alarms.push("no bundle is in force: every agent is denied everything".into());
     }
@@ -75,6 +76,18 @@ pub fn status(shared: &Shared) -> Status {
         audit,
         alarms,
     }
+}
+
+/// What an operator must never overlook.
+fn observed(active: &Active) -> Option<String> {
+    let agents = active.policy.agents().filter(|agent| agent.observe);
+    let names: Vec<&str> = agents.map(|agent| agent.name.as_str()).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "only observed, requests that policy denies are let through: {}",
+            names.join(", ")
+        )
+    })
 }
 
 fn counts(shared: &Shared) -> AgentCounts {

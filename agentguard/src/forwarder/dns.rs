@@ -38,6 +38,15 @@ pub struct Answer {
     pub record: Draft,
 }
 
+/// Whether a name may be resolved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Covered {
+    Yes,
+    No,
+    /// It would not be, and its agent is only observed.
+    Observed,
+}
+
 /// Decides `query` and answers it. `refused`: the agent may do nothing at all now (killed, no audit), and why.
 pub async fn answer(
     query: &[u8],
@@ -53,7 +62,12 @@ pub async fn answer(
             .then_some(DenyReason::PolicyStale)
     };
     let refused = refused.or_else(stale);
-    let covers = |name: &HostName| policy.may_resolve(origin.agent, name);
+    let observes = policy.observes(origin.agent);
+    let covers = |name: &HostName| match policy.may_resolve(origin.agent, name) {
+        true => Covered::Yes,
+        false if observes => Covered::Observed,
+        false => Covered::No,
+    };
     let mut answer = respond(query, transport, origin, refused, covers, resolver).await;
     answer.record.bundle = Some(policy.meta().digest.clone());
     answer
@@ -64,7 +78,7 @@ async fn respond(
     transport: Transport,
     origin: &Origin,
     refused: Option<DenyReason>,
-    covers: impl Fn(&HostName) -> bool,
+    covers: impl Fn(&HostName) -> Covered,
     resolver: &Resolver,
 ) -> Answer {
     let started = Instant::now();
@@ -93,11 +107,17 @@ async fn respond(
     let name = HostName::parse(&shown)
         .ok()
         .filter(|name| name.ip().is_none());
-    let covered = refused.is_none() && name.as_ref().is_some_and(&covers);
+    let covered = name.as_ref().map_or(Covered::No, &covers);
     record.latency.decide = micros(started);
     let verdict = match (refused, name) {
         (Some(reason), _) => Verdict::stopped(reason),
-        (None, Some(name)) if covered => look_up(&name, question.query_type(), resolver).await,
+        (None, Some(name)) if covered != Covered::No => {
+            let found = look_up(&name, question.query_type(), resolver).await;
+            match covered {
+                Covered::Observed => found.observed(),
+                _ => found,
+            }
+        }
         (None, _) => Verdict::uncovered(),
     };
     finish(&mut record, &verdict, started);

@@ -100,8 +100,7 @@ fn judge(
     entry.latency.decide = micros(started);
     match decision {
         Decision::Permit(permit) => {
-            entry.policies = permit.policies().to_vec();
-            entry.facts = permit.facts().clone();
+            entry.permitted(&permit);
             Ok(permit)
         }
         Decision::Deny(denial) => {

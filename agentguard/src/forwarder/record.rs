@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::life::Life;
 use crate::audit::record::{Draft, Latency, Outcome};
+use crate::policy::Permit;
 use crate::reason::DenyReason;
 
 /// Decisions that may be open or waiting to be sent at once; over it agents are refused with `audit-unavailable`.
@@ -40,6 +41,7 @@ pub struct Entry {
     place: Option<mpsc::OwnedPermit<Draft>>,
     draft: Option<Box<Draft>>,
     pub passed: Arc<Passed>,
+    observed: bool,
     started: Instant,
     life: Arc<Life>,
 }
@@ -99,6 +101,7 @@ impl Records {
             place: Some(place),
             draft: Some(Box::new(draft)),
             passed: Arc::default(),
+            observed: false,
             started: Instant::now(),
             life: life.clone(),
         })
@@ -110,6 +113,17 @@ impl Entry {
     pub fn restart(&mut self) {
         self.started = Instant::now();
         self.time_us = i64::try_from(now().as_micros()).unwrap_or(i64::MAX);
+    }
+
+    /// What `permit` says of the decision.
+    pub fn permitted(&mut self, permit: &Permit) {
+        self.policies = permit.policies().to_vec();
+        self.facts = permit.facts().clone();
+        if let Some(denial) = permit.would_deny() {
+            self.observed = true;
+            self.reason = Some(denial.reason);
+            self.detail = Some(denial.detail.clone());
+        }
     }
 
     /// Ends it as a refusal.
@@ -141,6 +155,7 @@ impl Entry {
         };
         draft.outcome = match outcome {
             Outcome::Error | Outcome::Allow if self.life.killed() => Outcome::Killed,
+            Outcome::Allow if self.observed => Outcome::Observed,
             outcome => outcome,
         };
         draft.bytes_up = self.passed.up.load(Ordering::Relaxed);

@@ -84,7 +84,7 @@ impl Download {
             Some(Ok(frame)) if !self.standing.holds() => {
                 drop(frame);
                 if let Some(entry) = self.entry.take() {
-                    entry.refuse(DenyReason::PolicyDenied, standing::CUT);
+                    entry.refuse(self.standing.reason(), standing::CUT);
                 }
                 return Poll::Ready(Some(Err(io::Error::other(standing::CUT))));
             }

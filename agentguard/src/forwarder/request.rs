@@ -241,8 +241,7 @@ impl<'a> Exchange<'a> {
         self.entry.latency.decide = micros(started);
         match decision {
             Decision::Permit(permit) => {
-                self.entry.policies = permit.policies().to_vec();
-                self.entry.facts = permit.facts().clone();
+                self.entry.permitted(&permit);
                 Ok(permit)
             }
             Decision::Deny(denial) => Err(denial.into()),

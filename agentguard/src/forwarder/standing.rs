@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use super::Forwarder;
 use super::identity::Target;
 use crate::policy::{Action, CanonicalPath, Decision, Gathered, Input, Policy};
+use crate::reason::DenyReason;
 
 /// Said of what a new bundle ends, or the end of the old one.
 pub const CUT: &str = "permitted, and cut when another bundle came into force or this one expired";
@@ -92,6 +93,14 @@ impl Standing {
         }
     }
 
+    /// Why it may not go on.
+    pub fn reason(&self) -> DenyReason {
+        match self.judged.is_expired(Timestamp::now()) {
+            true => DenyReason::PolicyStale,
+            false => DenyReason::PolicyDenied,
+        }
+    }
+
     /// The wall clock counts, which may be set: it is looked at again before long.
     fn until_expiry(&self) -> Duration {
         let Some(expires) = self.judged.expires() else {
@@ -104,7 +113,11 @@ impl Standing {
     fn permitted(&self) -> bool {
         let Target { host, port } = &self.target;
         let action = match &self.asked {
-            Asked::Answer => return self.judged.reaches(self.agent, host, *port),
+            Asked::Answer => {
+                let policy = &self.judged;
+                return policy.reaches(self.agent, host, *port)
+                    || policy.observes(self.agent);
+            }
             Asked::Connect => Action::Connect,
             Asked::Upgrade(upgrade) => Action::Request {
                 method: upgrade.method.as_str(),

@@ -101,7 +101,7 @@ pub async fn carry(
             }
             entry.complete(Outcome::Allow);
         }
-        () = standing.lost() => entry.refuse(DenyReason::PolicyDenied, standing::CUT),
+        () = standing.lost() => entry.refuse(standing.reason(), standing::CUT),
     }
 }
 

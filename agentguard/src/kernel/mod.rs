@@ -367,7 +367,7 @@ pub fn hooks(pins: &Path) -> Vec<Hook> {
 
 /// Whether this kernel has the hooks of Unix sockets, which need no LSM.
 pub fn has_unix_hooks() -> bool {
-    btf::layout().is_ok_and(|layout| unix::is_offered(&layout))
+    layout().is_ok_and(|layout| unix::is_offered(&layout))
 }
 
 /// Names of the programs that this build has, whether this kernel takes them or not.

@@ -18,6 +18,7 @@ pub(super) struct Bundle {
     /// Guarantees that the host must give.
     pub require: Vec<String>,
     pub expires: Option<Timestamp>,
+    pub observe: bool,
     pub agents: Vec<AgentFile>,
     pub hosts: Vec<HostFile>,
     pub rules: Vec<Rule>,
@@ -78,6 +79,7 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
         meta: None,
         require: Vec::new(),
         expires: None,
+        observe: false,
         agents: Vec::new(),
         hosts: Vec::new(),
         rules: Vec::new(),
@@ -108,6 +110,7 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
                 if let Some(manifest) = parse::manifest(report, file) {
                     bundle.require = manifest.require;
                     bundle.expires = manifest.expires;
+                    bundle.observe = manifest.observe;
                     bundle.meta = Some(Meta {
                         name: manifest.name,
                         serial: manifest.serial,
@@ -127,6 +130,13 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
         }
         let tells = matches!(kind, Some(FileKind::Agent | FileKind::Host) | None);
         bundle.whole &= !tells || report.count() == before;
+    }
+    let observed = observed(&bundle);
+    for file in &mut bundle.agents {
+        let agent = &mut file.agent;
+        agent.observe = observed.contains(&agent.name);
+        // What it may not reach goes to the forwarder as well, which records it.
+        agent.has_hosts |= agent.observe;
     }
     check_agents(report, &bundle.agents);
     delegation::check(report, &bundle.agents);
@@ -153,6 +163,23 @@ fn stray_help(name: &str) -> String {
                 .into()
         }
     }
+}
+
+/// Names of the agents that are only observed: with everyone they act for, or they could do more.
+fn observed(bundle: &Bundle) -> HashSet<String> {
+    let files: HashMap<&str, &AgentFile> = bundle
+        .agents
+        .iter()
+        .map(|file| (file.agent.name.as_str(), file))
+        .collect();
+    let line = |file| {
+        let above = |file: &&AgentFile| files.get(file.agent.parent.as_deref()?).copied();
+        // No longer than there are agents, whose parents may be in a circle.
+        std::iter::successors(Some(file), above).take(files.len())
+    };
+    let is_observed = |file: &AgentFile| file.observe.unwrap_or(bundle.observe);
+    let found = bundle.agents.iter().filter(|file| line(file).all(is_observed));
+    found.map(|file| file.agent.name.clone()).collect()
 }
 
 /// What bundle.toml says of the bundle, without full compilation; `None` where it cannot be read.

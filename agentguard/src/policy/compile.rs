@@ -146,6 +146,14 @@ fn notes(report: &Report<'_>, bundle: &Bundle) -> Vec<String> {
         .hosts
         .iter()
         .filter(|file| !reach().any(|host| host.covers(&file.host) || file.host.covers(host)));
+    let observed = bundle.agents.iter().filter(|file| file.agent.observe);
+    let observed = observed.map(|file| {
+        format!(
+            "{}: agent `{}` is only observed: requests that policy denies are let through",
+            report.name(file.name_at),
+            file.agent.name
+        )
+    });
     let notes = unreached.map(|file| {
         format!(
             "{}: no agent reaches `{}`",
@@ -153,7 +161,7 @@ fn notes(report: &Report<'_>, bundle: &Bundle) -> Vec<String> {
             file.host.id()
         )
     });
-    notes.collect()
+    notes.chain(observed).collect()
 }
 
 fn agent(report: &Report<'_>, slicer: &Slicer<'_>, above: Vec<AgentId>) -> CompiledAgent {

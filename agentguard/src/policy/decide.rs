@@ -80,13 +80,22 @@ impl Policy {
                 policies.into_iter().collect(),
                 judgement.facts,
             )),
-            Outcome::Refused(refusal) => Decision::Deny(Denial {
-                reason: refusal.reason(),
-                detail: detail(judgement.agent, input, &refusal),
-                policies: refusal.policies(),
-                approval: refusal.approval(),
-                facts: judgement.facts,
-            }),
+            Outcome::Refused(refusal) => {
+                let denial = Denial {
+                    reason: refusal.reason(),
+                    detail: detail(judgement.agent, input, &refusal),
+                    policies: refusal.policies(),
+                    approval: refusal.approval(),
+                    facts: judgement.facts,
+                };
+                let observed = judgement.agent.is_some_and(|agent| agent.agent.observe);
+                if observed && refusal.is_the_rules() {
+                    let host = input.host.clone();
+                    let permit = Permit::observed(input.agent, host, input.port, denial);
+                    return Decision::Permit(permit);
+                }
+                Decision::Deny(denial)
+            }
         }
     }
 
@@ -120,14 +129,19 @@ impl Policy {
                 Outcome::Refused(refusal @ Refusal::Unknown(_)) => {
                     judgement.outcome = Outcome::Refused(refusal.clone());
                 }
-                Outcome::Refused(_) => {
+                Outcome::Refused(refusal) => {
                     let why = why(of, input, &theirs);
+                    let by_rules = refusal.is_the_rules();
                     let parent = of.agent.name.clone();
                     let refused = format!("{parent}: {why}");
                     judgement
                         .facts
                         .insert("parent_refused".into(), bounded(&refused));
-                    judgement.outcome = Outcome::Refused(Refusal::Delegation { parent, why });
+                    judgement.outcome = Outcome::Refused(Refusal::Delegation {
+                        parent,
+                        why,
+                        by_rules,
+                    });
                 }
             }
         }

@@ -260,7 +260,7 @@ pub(super) fn why(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgemen
         ),
         Refusal::NotPermitted => "no policy permits it".to_owned(),
         Refusal::Forbidden(ids) => format!("forbidden by {}", listed(&mut ids.iter())),
-        Refusal::Delegation { parent, why } => format!("its parent `{parent}` may not: {why}"),
+        Refusal::Delegation { parent, why, .. } => format!("its parent `{parent}` may not: {why}"),
         Refusal::Failed(errors) => format!("cannot be evaluated: {}", listed(&mut errors.keys())),
     }
 }

@@ -129,6 +129,8 @@ pub struct Agent {
     pub parent: Option<String>,
     pub start_by: Vec<Starter>,
     pub keep_privileges: bool,
+    /// What policy denies of its requests, passed connections and names is let through and recorded.
+    pub observe: bool,
     pub identify: Vec<Identify>,
     /// `None`: what it executes is not judged.
     pub exec: Option<Exec>,
@@ -326,6 +328,11 @@ impl Policy {
     /// What is no error and yet may not be meant: hosts that no agent reaches.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Whether what it denies this agent is let through and recorded.
+    pub fn observes(&self, id: AgentId) -> bool {
+        self.agent(id).is_some_and(|agent| agent.observe)
     }
 
     /// What bundle.toml says, without full compilation; `None` where it cannot be read.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use agentguard_common::abi::AgentId;
 
+use super::Denial;
 use super::host::HostName;
 
 /// The right to send one request to one host. Only a decision makes one, and `upstream` consumes it.
@@ -15,6 +16,7 @@ pub struct Permit {
     port: u16,
     policies: Vec<String>,
     facts: BTreeMap<String, String>,
+    observed: Option<Denial>,
 }
 
 impl Permit {
@@ -31,6 +33,17 @@ impl Permit {
             port,
             policies,
             facts,
+            observed: None,
+        }
+    }
+
+    /// For an agent that is only observed: what would have been denied.
+    pub(super) fn observed(agent: AgentId, host: HostName, port: u16, denial: Denial) -> Self {
+        Self {
+            policies: denial.policies.clone(),
+            facts: denial.facts.clone(),
+            observed: Some(denial),
+            ..Self::new(agent, host, port, Vec::new(), BTreeMap::new())
         }
     }
 
@@ -46,7 +59,12 @@ impl Permit {
         self.port
     }
 
-    /// Ids of the policies that permitted.
+    /// Why it would have been denied, were its agent not only observed.
+    pub fn would_deny(&self) -> Option<&Denial> {
+        self.observed.as_ref()
+    }
+
+    /// Ids of the policies that permitted, or would have denied.
     pub fn policies(&self) -> &[String] {
         &self.policies
     }

@@ -31,6 +31,8 @@ pub(super) enum Refusal {
     Delegation {
         parent: String,
         why: String,
+        /// As [`Self::is_the_rules`].
+        by_rules: bool,
     },
 }
 
@@ -55,6 +57,19 @@ impl Refusal {
         match self {
             Self::Approval { roles, .. } => roles.iter().cloned().collect(),
             _ => Vec::new(),
+        }
+    }
+
+    /// Whether rules said no. What they could not judge, or what does not fit the way it came, is refused to everyone.
+    pub fn is_the_rules(&self) -> bool {
+        match self {
+            Self::NoReach
+            | Self::UnknownMethod
+            | Self::NotPermitted
+            | Self::Forbidden(_)
+            | Self::Approval { .. } => true,
+            Self::Delegation { by_rules, .. } => *by_rules,
+            Self::UnknownAgent | Self::WrongMode | Self::Unknown(_) | Self::Failed(_) => false,
         }
     }
 

@@ -66,8 +66,9 @@ fn origin() -> Origin {
 }
 
 /// Everything under `test` but what has `refused` in it.
-fn covers(name: &HostName) -> bool {
-    name.as_str().ends_with(".test") && !name.as_str().contains("refused")
+fn covers(name: &HostName) -> Covered {
+    let covered = { name.as_str().ends_with(".test") && !name.as_str().contains("refused") };
+    if covered { Covered::Yes } else { Covered::No }
 }
 
 /// Labels may hold any octet: `\000` and `\046` (a dot) are written as DNS master files do.

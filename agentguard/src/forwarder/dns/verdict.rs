@@ -7,6 +7,8 @@ use crate::audit::record::Outcome;
 use crate::forwarder::resolve::{ResolveError, Resolved};
 use crate::reason::DenyReason;
 
+const UNCOVERED: &str = "no reach entry of this agent covers the name";
+
 /// Extended errors (RFC 8914 section 4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
@@ -97,12 +99,22 @@ impl Verdict {
         }
     }
 
+    /// Of a name that would not have been looked up, were its agent not only observed.
+    pub(super) fn observed(mut self) -> Self {
+        if self.outcome == Outcome::Allow {
+            self.outcome = Outcome::Observed;
+            self.reason = Some(DenyReason::PolicyDenied);
+            self.detail = format!("{UNCOVERED}; {}", self.detail);
+        }
+        self
+    }
+
     pub(super) fn uncovered() -> Self {
         Self::new(
             ResponseCode::NXDomain,
             Outcome::Deny,
             Some(DenyReason::PolicyDenied),
-            "no reach entry of this agent covers the name",
+            UNCOVERED,
         )
         .saying(Extended::Blocked, "no rule lets this agent reach this name")
     }

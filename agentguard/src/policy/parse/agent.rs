@@ -3,7 +3,7 @@
 use super::exec;
 use super::reach::{self, Reach};
 use super::table::{Keys, Located, Table};
-use super::{RISKS, UNKNOWN_RISK, check_name, document, unix};
+use super::{MODES, OBSERVE, RISKS, UNKNOWN_RISK, check_name, document, unix};
 use crate::policy::diagnostic::{Place, Report};
 use crate::policy::glob::check_file_glob;
 use crate::policy::host::show;
@@ -16,6 +16,8 @@ pub(in crate::policy) struct AgentFile {
     /// Of `agent.parent`, if it has one.
     pub parent_at: Place,
     pub agent: Agent,
+    /// `None`: as bundle.toml says.
+    pub observe: Option<bool>,
     pub reach: Vec<Reach>,
     /// Of each of `agent.identify`.
     pub identify_at: Vec<Place>,
@@ -30,7 +32,9 @@ const FILE: Keys = Keys {
     later: &[],
 };
 const AGENT: Keys = Keys {
-    known: &["name", "owner", "risk", "parent", "start_by", "privileges"],
+    known: &[
+        "name", "owner", "risk", "parent", "start_by", "privileges", "mode",
+    ],
     later: &[],
 };
 const IDENTIFY: Keys = Keys {
@@ -90,6 +94,7 @@ pub(in crate::policy) fn agent_file(report: &mut Report<'_>, file: u32) -> Optio
         true => Some(table.required(report, "parent")?),
         false => None,
     };
+    let mode = table.choice(report, "mode", &MODES);
     let privileges = table.choice(report, "privileges", &["drop", "keep"]);
     let start_by = table
         .strings(report, "start_by")
@@ -100,7 +105,9 @@ pub(in crate::policy) fn agent_file(report: &mut Report<'_>, file: u32) -> Optio
     Some(AgentFile {
         name_at: name.at,
         parent_at: parent.as_ref().map_or(name.at, |parent| parent.at),
+        observe: mode.map(|mode| mode.value == OBSERVE),
         agent: Agent {
+            observe: false,
             name: name.value,
             owner: owner?.value,
             risk: risk.map_or_else(|| UNKNOWN_RISK.to_owned(), |risk| risk.value),

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::table::{Keys, Table};
-use super::{check_name, document};
+use super::{MODES, OBSERVE, check_name, document};
 use crate::guarantee;
 use crate::policy::diagnostic::Report;
 
@@ -14,6 +14,8 @@ pub(in crate::policy) struct Manifest {
     /// Ids of guarantees.
     pub require: Vec<String>,
     pub expires: Option<Timestamp>,
+    /// What would be denied is let through, unless the agent's file says otherwise.
+    pub observe: bool,
 }
 
 const KEYS: Keys = Keys {
@@ -26,14 +28,7 @@ pub(in crate::policy) fn manifest(report: &mut Report<'_>, file: u32) -> Option<
     let document = document(report, file, text)?;
     let root = Table::root(file, &document);
     root.check_keys(report, &KEYS);
-    let mode = root.choice(report, "mode", &["enforce", "observe"]);
-    if let Some(mode) = mode.filter(|mode| mode.value == "observe") {
-        report.error_help(
-            mode.at,
-            "`mode = \"observe\"` is not supported by this build",
-            "remove it: this build enforces every bundle",
-        );
-    }
+    let mode = root.choice(report, "mode", &MODES);
     let require = root.strings(report, "require");
     for wanted in &require {
         if !guarantee::IDS.contains(&wanted.value.as_str()) {
@@ -67,5 +62,6 @@ pub(in crate::policy) fn manifest(report: &mut Report<'_>, file: u32) -> Option<
         serial: serial?.value,
         require: require.into_iter().map(|wanted| wanted.value).collect(),
         expires,
+        observe: mode.is_some_and(|mode| mode.value == OBSERVE),
     })
 }

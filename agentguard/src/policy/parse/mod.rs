@@ -26,6 +26,10 @@ pub(super) use host::host_file;
 /// Values of `risk`.
 const RISKS: [&str; 4] = ["low", "medium", "high", "critical"];
 
+/// Values of `mode`.
+const MODES: [&str; 2] = ["enforce", OBSERVE];
+const OBSERVE: &str = "observe";
+
 /// Parses one file; its syntax errors go to the report, and nothing else of it is then looked at.
 fn document<'a>(report: &mut Report<'_>, file: u32, text: &'a str) -> Option<DeTable<'a>> {
     let (root, errors) = DeTable::parse_recoverable(text);

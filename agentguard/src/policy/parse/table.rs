@@ -42,6 +42,7 @@ const HOMES: &[(&str, &str)] = &[
     ("parent", "[agent]"),
     ("start_by", "[agent]"),
     ("privileges", "[agent]"),
+    ("mode", "[agent] or bundle.toml"),
     ("exe", "[[identify]]"),
     ("user", "[[identify]]"),
     ("cgroup", "[[identify]]"),

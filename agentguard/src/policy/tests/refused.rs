@@ -368,9 +368,9 @@ fn one_mistake_gives_one_error_that_names_it() {
         (
             sources(&[(
                 "bundle.toml",
-                "name = \"b\"\nserial = 1\nmode = \"observe\"\n",
+                "name = \"b\"\nserial = 1\nmode = \"watch\"\n",
             )]),
-            "bundle.toml:3:8: `mode = \"observe\"` is not supported by this build",
+            "bundle.toml:3:8: `mode` is `watch`, which is none of `enforce`, `observe`",
         ),
         (
             sources(&[(
