@@ -1,10 +1,11 @@
 //! The shared types: integers only, explicit padding, sizes and offsets asserted. [`VERSION`] names the pins folder, so
 //! programs and maps of different layouts never meet.
 
+use crate::exec::Sha256;
 use crate::net::Addr;
 
 /// Grows with every change to a type in this module or to a map's key, value, type or meaning.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// `pid_max`'s limit on 64-bit kernels (`PID_MAX_LIMIT` in `include/linux/threads.h`).
 pub const MAX_TGID: u32 = 4_194_304;
@@ -230,10 +231,12 @@ pub enum ConfigSlot {
     Forwarder = 2,
     /// The bank of `EXEC_HEADS` and `EXEC_RULES` that is in force: 0 or 1.
     Exec = 3,
+    /// Number (`ns_common.inum`) of the mount namespace in which the paths of protected files are looked up.
+    MountNamespace = 4,
 }
 
 /// Slots of `CONFIG`.
-pub const CONFIG_LEN: u32 = 4;
+pub const CONFIG_LEN: u32 = 5;
 
 /// Words of `PORTS`, a bitmap of the ports that forwarders listen on in some namespace: what a connect of nobody's has to
 /// look at before it need know its namespace.
@@ -291,6 +294,28 @@ impl Identify {
     pub const CGROUP: u32 = 4;
 }
 
+/// Key of `PROTECTED`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct FileKey {
+    /// 0: the file system as a whole, with [`FileKey::DEVICE`].
+    pub inode: u64,
+    /// `super_block.s_dev`.
+    pub device: u32,
+    pub reserved: u32,
+}
+
+impl FileKey {
+    /// Nobody reads it, or what is below it.
+    pub const NO_READ: u32 = 1;
+    /// Nobody changes it, or what is below it.
+    pub const NO_WRITE: u32 = 2;
+    /// It stays where it is: a folder above one that is protected.
+    pub const STAYS: u32 = 4;
+    /// The file system holds something that is protected.
+    pub const DEVICE: u32 = 8;
+}
+
 /// What an agent may execute. `EXEC_HEADS` array value, by bank and agent id; zeros: it is not judged.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -298,7 +323,7 @@ pub struct ExecHead {
     /// Index of its first rule in `EXEC_RULES`; those that deny come first.
     pub first: u32,
     pub len: u32,
-    /// [`ExecHead::JUDGED`] | [`ExecHead::DEFAULT_ALLOW`] | [`ExecHead::PRIVATE`].
+    /// [`ExecHead::JUDGED`] and later bits.
     pub flags: u32,
     pub reserved: u32,
 }
@@ -309,6 +334,8 @@ impl ExecHead {
     pub const DEFAULT_ALLOW: u32 = 2;
     /// Arguments stay in the kernel.
     pub const PRIVATE: u32 = 4;
+    /// One of its rules has a digest.
+    pub const DIGESTS: u32 = 8;
 }
 
 /// One rule about files. `EXEC_RULES` array value.
@@ -318,8 +345,16 @@ pub struct ExecRule {
     /// See [`crate::glob`].
     pub pattern: [u8; PATH_LEN],
     pub len: u32,
-    /// Not 0: what matches is refused.
-    pub denies: u32,
+    /// [`ExecRule::DENIES`] | [`ExecRule::DIGEST`].
+    pub flags: u32,
+    pub sha256: Sha256,
+}
+
+impl ExecRule {
+    /// What matches is refused.
+    pub const DENIES: u32 = 1;
+    /// Only a file with this `sha256` matches.
+    pub const DIGEST: u32 = 2;
 }
 
 /// What an [`Event`] reports. Unknown numbers are counted and dropped by userspace.
@@ -362,6 +397,8 @@ pub enum Tamper {
     Terminal = 4,
     /// Taking something off a bpffs, where the programs are pinned.
     Pins = 5,
+    /// Reading or changing the daemon's files, or a whole disk that may hold them.
+    Files = 6,
 }
 
 impl TryFrom<u32> for Tamper {
@@ -374,6 +411,7 @@ impl TryFrom<u32> for Tamper {
             3 => Self::Signal,
             4 => Self::Terminal,
             5 => Self::Pins,
+            6 => Self::Files,
             other => return Err(other),
         })
     }
@@ -482,8 +520,9 @@ const _: () = {
     assert!(size_of::<UnixName>() == 132);
     assert!(size_of::<CgroupMask>() == 16);
     assert!(size_of::<Identify>() == 24 + 2 * PATH_LEN);
+    assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<ExecHead>() == 16);
-    assert!(size_of::<ExecRule>() == 8 + PATH_LEN);
+    assert!(size_of::<ExecRule>() == 40 + PATH_LEN);
     assert!(offset_of!(ExecEvent, arguments) == ExecEvent::HEAD_LEN);
     assert!(size_of::<ExecEvent>() == ExecEvent::HEAD_LEN + ARGUMENTS_LEN);
     assert!(size_of::<Event>() == 80 + PATH_LEN && offset_of!(Event, path) == Event::HEAD_LEN);
@@ -513,6 +552,7 @@ mod user {
         Identify,
         CgroupMask,
         UnixName,
+        FileKey,
         Event,
         ExecHead,
         ExecRule,

@@ -1,7 +1,7 @@
 //! What an agent may execute, by the rules in force.
 
 use agentguard_common::abi::{AgentId, ConfigSlot, ExecHead, MAX_AGENTS, MAX_EXEC_RULES};
-use agentguard_common::exec::Scan;
+use agentguard_common::exec::{Content, Scan};
 use agentguard_common::verdict::Refusal;
 use aya_ebpf::helpers::generated::bpf_loop;
 
@@ -37,7 +37,24 @@ impl Rules {
         self.0.flags & ExecHead::PRIVATE != 0
     }
 
-    /// Judges a `struct file`.
+    /// Whether a rule counts only for files of some content.
+    #[inline(always)]
+    pub fn has_digests(&self) -> bool {
+        self.0.flags & ExecHead::DIGESTS != 0
+    }
+
+    /// Whether what the rules say of a `struct file` depends on its content.
+    #[inline(always)]
+    pub fn ask(&self, scratch: *mut Scratch, file: u64) -> Result<bool, Unreadable> {
+        let found = path::of_file(scratch, file)?;
+        // SAFETY: the scratch is this program's alone meanwhile.
+        unsafe { (*scratch).content.known = Content::ASKED };
+        self.scan(scratch, found.len);
+        // SAFETY: as above.
+        Ok(unsafe { (*scratch).exec.asks() })
+    }
+
+    /// Judges a `struct file`, by the content that the scratch has of it.
     #[inline(always)]
     pub fn judge(&self, scratch: *mut Scratch, file: u64) -> Result<Judgement, Unreadable> {
         let found = path::of_file(scratch, file)?;
@@ -57,6 +74,14 @@ impl Rules {
     /// Too many steps are an error, like everything that keeps from judging.
     #[inline(always)]
     fn allow(&self, scratch: *mut Scratch, path_len: u32) -> Result<bool, Unreadable> {
+        self.scan(scratch, path_len);
+        // SAFETY: the scratch is this program's alone meanwhile.
+        unsafe { (*scratch).exec.finish(&self.0) }.ok_or(Unreadable)
+    }
+
+    /// Goes through the rules, in the scratch, until one decides.
+    #[inline(always)]
+    fn scan(&self, scratch: *mut Scratch, path_len: u32) {
         // SAFETY: the scratch is this program's alone meanwhile.
         unsafe { (*scratch).exec = Scan::new(&self.0, path_len) };
         let mut context = scratch;
@@ -69,23 +94,26 @@ impl Rules {
                 0,
             )
         };
-        // SAFETY: as above.
-        unsafe { (*scratch).exec.finish(&self.0) }.ok_or(Unreadable)
     }
 }
 
 /// `bpf_loop` callback: one step of one rule, or of getting to the next one.
 extern "C" fn scan(_index: u32, context: *mut core::ffi::c_void) -> i64 {
-    // SAFETY: `allow`'s own.
+    // SAFETY: that of `Rules::scan`.
     let scratch = unsafe { *context.cast::<*mut Scratch>() };
     // SAFETY: as in `allow`.
-    let Scratch { exec, path, .. } = unsafe { &mut *scratch };
+    let Scratch {
+        exec,
+        path,
+        content,
+        ..
+    } = unsafe { &mut *scratch };
     if !exec.is_running() {
         return 1;
     }
     let Some(rule) = EXEC_RULES.get(exec.rule & (2 * MAX_EXEC_RULES - 1)) else {
         return 1;
     };
-    exec.step(rule, path);
+    exec.step(rule, path, content);
     0
 }

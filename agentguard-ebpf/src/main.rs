@@ -10,6 +10,7 @@ mod hook;
 mod identify;
 mod maps;
 mod path;
+mod protected;
 mod rules;
 mod sock_addr;
 mod task;

@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use agentguard_common::abi::{
     AgentId, AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, Event, ExecEvent, ExecHead, ExecRule,
-    FlowKey, Forwarder, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_RULES,
-    MAX_TGID, Origin, PATH_LEN, PORT_WORDS, RuleKey, SocketMark, UnixName,
+    FileKey, FlowKey, Forwarder, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY,
+    MAX_RULES, MAX_TGID, Origin, PATH_LEN, PORT_WORDS, RuleKey, SocketMark, UnixName,
 };
 use agentguard_common::counter::Counter;
 use agentguard_common::exec;
@@ -61,6 +61,9 @@ pub static EXEC_HEADS: Array<ExecHead, { 2 * MAX_AGENTS as usize }> = Array::new
 /// In two banks, as the heads.
 #[btf_map]
 pub static EXEC_RULES: Array<ExecRule, { 2 * MAX_EXEC_RULES as usize }> = Array::new();
+/// The daemon's own files and folders, and those above them; by [`FileKey`]'s flags.
+#[btf_map]
+pub static PROTECTED: HashMap<FileKey, u32, 1024> = HashMap::new();
 /// Only cgroups that some block matches, by cgroup v2 id.
 #[btf_map]
 pub static CGROUPS: HashMap<u64, CgroupMask, 16384> = HashMap::new();
@@ -92,6 +95,10 @@ pub struct Scratch {
     pub walk: Walk,
     pub scan: Scan,
     pub exec: exec::Scan,
+    /// Of the file at `content_of`. A tracepoint has none, which is unknown content.
+    pub content: exec::Content,
+    /// A `struct file`; 0: of none.
+    pub content_of: u64,
 }
 
 #[inline(always)]

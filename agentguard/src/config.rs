@@ -26,6 +26,9 @@ pub struct Config {
     pub audit: Audit,
     pub canary: Canary,
     pub roles: Vec<RoleGrant>,
+    /// The file it was read from.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// `[paths]`; all absolute.
@@ -251,7 +254,10 @@ impl Config {
     pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
         let path = explicit.unwrap_or(Path::new(DEFAULT_PATH));
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(path, &text),
+            Ok(text) => Ok(Self {
+                file: Some(path.to_owned()),
+                ..Self::parse(path, &text)?
+            }),
             Err(e) if explicit.is_none() && e.kind() == std::io::ErrorKind::NotFound => {
                 Ok(Self::default())
             }

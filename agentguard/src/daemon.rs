@@ -121,7 +121,11 @@ async fn serve(config: Config) -> Result<(), StartError> {
         .map_err(|e| StartError::Failed(format!("`{}`: {e}", cgroup_root.display())))?;
     let netns_cookie =
         sys::socket::netns_cookie().map_err(|e| StartError::Failed(e.to_string()))?;
-    let host = Facts::of_host(&config);
+    let mut host = Facts::of_host(&config);
+    if let Err(error) = kernel.protect(&start::own_files(&config)) {
+        tracing::error!(%error, "the daemon's files are not protected from agents that are root");
+        host.unprotected = Some(error.to_string());
+    }
     let (forwarder, forwarder_asks) = forwarder::Handle::new();
     let (namespaces, looks) =
         namespaces::Handle::new().map_err(|e| StartError::Failed(e.to_string()))?;

@@ -12,7 +12,7 @@ pub use self::judge::judge;
 pub use self::require::{Met, nearest, require};
 
 /// Every guarantee's id, in the order of [`judge`]. Bundles and scripts name them: none is ever renamed.
-pub const IDS: [&str; 19] = [
+pub const IDS: [&str; 21] = [
     "lineage",
     "tcp",
     "udp",
@@ -24,11 +24,13 @@ pub const IDS: [&str; 19] = [
     "address-families",
     "exec",
     "exec-scripts",
+    "exec-digest",
     "unix-sockets",
     "handed-over-sockets",
     "io-uring",
     "terminal",
     "tamper",
+    "own-files",
     "namespaces",
     "forwarder-sandbox",
     "canary",

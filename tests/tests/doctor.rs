@@ -8,7 +8,7 @@ use agentguard_tests::{Bundle, Guard, Nginx, Ran, Site};
 use serde_json::Value;
 
 /// In this order, for ever.
-const IDS: [&str; 19] = [
+const IDS: [&str; 21] = [
     "lineage",
     "tcp",
     "udp",
@@ -20,11 +20,13 @@ const IDS: [&str; 19] = [
     "address-families",
     "exec",
     "exec-scripts",
+    "exec-digest",
     "unix-sockets",
     "handed-over-sockets",
     "io-uring",
     "terminal",
     "tamper",
+    "own-files",
     "namespaces",
     "forwarder-sandbox",
     "canary",

@@ -10,12 +10,16 @@ mod harness;
 mod bind;
 #[path = "kernel_suite/connect.rs"]
 mod connect;
+#[path = "kernel_suite/content.rs"]
+mod content;
 #[path = "kernel_suite/datagram.rs"]
 mod datagram;
 #[path = "kernel_suite/exec.rs"]
 mod exec;
 #[path = "kernel_suite/faults.rs"]
 mod faults;
+#[path = "kernel_suite/files.rs"]
+mod files;
 #[path = "kernel_suite/handed.rs"]
 mod handed;
 #[path = "kernel_suite/identify.rs"]

@@ -10,6 +10,7 @@ use crate::emit::{self, Who};
 use crate::exec_rules::Rules;
 use crate::hook::guard::{Answer, Judged};
 use crate::hook::lsm::{self, Caller};
+use crate::hook::lsm_digest;
 use crate::maps::task_scratch;
 use crate::path;
 use crate::task::{Task, Unreadable, at, read};
@@ -46,6 +47,7 @@ fn judge(caller: &Caller, bprm: u64, seen: &Seen) -> Judged {
         seen.path_len.set(path::of_file(scratch, file)?.len);
         return Ok(Answer::Deny(Refusal::Killed));
     };
+    lsm_digest::take(scratch, file);
     let judgement = rules.judge(scratch, file)?;
     seen.path_len.set(judgement.path_len);
     Ok(judgement.refusal.map_or(Answer::Allow, Answer::Deny))

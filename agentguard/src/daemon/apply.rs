@@ -10,15 +10,16 @@ use jiff::Timestamp;
 
 use super::forwarder::Ask;
 use super::history::{Entry, Origin};
-use super::stop::everywhere;
 use super::records::{Item, Operated};
 use super::state::{Active, Shared};
+use super::stop::everywhere;
 use super::{adoption, expiry, lock, stop, unix};
 use crate::agents::identify::Blocks;
 use crate::agents::registry::{Registry, RegistryError};
 use crate::agents::stops::stops;
 use crate::audit::record::{Operation, Outcome};
-use crate::kernel::{ExecRules, KernelError, Rule};
+use crate::guarantee::Holds;
+use crate::kernel::{ExecFile, ExecRules, KernelError, Rule};
 use crate::policy::pack::{self, Signer};
 use crate::policy::store::{self, Loaded, Trust};
 use crate::policy::{self, Diagnostic, KernelRule, Policy, Proto, Reassigned, Sources};
@@ -200,6 +201,7 @@ async fn try_apply(shared: &Arc<Shared>, wanted: Wanted, uid: u32) -> Result<App
     warnings.extend(met.accepted.iter().map(|gap| {
         format!("the bundle requires `{gap}`, which this host lacks and `accept_gaps` accepts")
     }));
+    warnings.extend(unknown_digests(shared, &new.policy));
     if let Err(error) = adoption::adopt(shared).await {
         warnings.push(format!(
             "running processes could not all be looked at: {error}"
@@ -324,6 +326,26 @@ fn check_serial(shared: &Shared, old: Option<&Active>, new: &Active) -> Result<(
 fn signed(signer: Option<&Signer>) -> String {
     signer.map_or(String::new(), |by| {
         format!(", signed by {} ({})", by.name, by.key)
+    })
+}
+
+/// For a bundle with digests of executables, why they are not known here.
+fn unknown_digests(shared: &Shared, policy: &Policy) -> Option<String> {
+    let has_digest = |exec: &policy::Exec| {
+        let mut files = exec.allow.iter().chain(&exec.deny);
+        files.any(|file| !file.sha256.is_empty())
+    };
+    policy
+        .agents()
+        .filter_map(|agent| agent.exec.as_ref())
+        .find(|exec| has_digest(exec))?;
+    let rows = shared.guarantees();
+    let row = rows.iter().find(|row| row.id == "exec-digest")?;
+    (row.holds == Holds::Open).then(|| {
+        format!(
+            "digests in [exec] cannot be checked on this host: {}",
+            row.why
+        )
     })
 }
 
@@ -524,9 +546,16 @@ fn exec_rules_of(agent: AgentId, exec: &policy::Exec) -> ExecRules {
     ExecRules {
         agent,
         default_allow: exec.default_allow,
-        allow: exec.allow.clone(),
-        deny: exec.deny.clone(),
+        allow: exec.allow.iter().map(exec_file).collect(),
+        deny: exec.deny.iter().map(exec_file).collect(),
         private_arguments: exec.private_arguments,
+    }
+}
+
+fn exec_file(file: &policy::ExecFile) -> ExecFile {
+    ExecFile {
+        pattern: file.pattern.clone(),
+        sha256: file.sha256.clone(),
     }
 }
 

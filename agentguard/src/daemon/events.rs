@@ -200,6 +200,7 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
             Ok(Tamper::Signal) => "kill",
             Ok(Tamper::Terminal) => "ioctl",
             Ok(Tamper::Pins) => "unlink",
+            Ok(Tamper::Files) => "file",
             Err(_) => "tamper",
         },
         EventKind::Exec | EventKind::Enrol if is_judged || event.reason != 0 => "exec",
@@ -220,6 +221,7 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         "ptrace" | "kill" => format!("process/{}", event.parent_tgid),
         "ioctl" => "terminal".to_owned(),
         "unlink" => "bpffs".to_owned(),
+        "file" => "agentguard".to_owned(),
         "handed-over" => "socket".to_owned(),
         "bpf" | "tamper" => action.to_owned(),
         _ => match IpAddr::from(event.addr) {

@@ -11,7 +11,7 @@ use super::history::{Entry, History, Origin};
 use super::state::{Active, Shared};
 use crate::agents::registry::Registry;
 use crate::config::Config;
-use crate::kernel::{self, KernelError};
+use crate::kernel::{self, KernelError, Protected};
 use crate::policy::pack::Signer;
 use crate::policy::store::{self, Trust};
 use crate::policy::{Diagnostic, Policy, Sources};
@@ -157,6 +157,26 @@ pub fn make_folders(config: &Config) -> Result<(), StartError> {
         })?;
     }
     Ok(())
+}
+
+/// What no agent changes, and the state, which none reads either.
+pub fn own_files(config: &Config) -> Vec<Protected> {
+    let mut files = vec![Protected {
+        path: config.paths.state.clone(),
+        secret: true,
+    }];
+    let others = [
+        Some(config.paths.runtime.clone()),
+        Some(config.paths.trust.clone()),
+        Some(config.policy.bundle.clone()),
+        config.file.clone(),
+        std::env::current_exe().ok(),
+    ];
+    files.extend(others.into_iter().flatten().map(|path| Protected {
+        path,
+        secret: false,
+    }));
+    files
 }
 
 /// The bundle to start with, and what is to be known about it. The one applied last counts, else the configured one. Where

@@ -115,8 +115,7 @@ impl Standing {
         let action = match &self.asked {
             Asked::Answer => {
                 let policy = &self.judged;
-                return policy.reaches(self.agent, host, *port)
-                    || policy.observes(self.agent);
+                return policy.reaches(self.agent, host, *port) || policy.observes(self.agent);
             }
             Asked::Connect => Action::Connect,
             Asked::Upgrade(upgrade) => Action::Request {

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::config::Config;
-use crate::kernel::{self, Hook};
+use crate::kernel::{self, Hook, NoDigests};
 use crate::sys::{self, diag};
 
 /// Whether `agentguard run` gives its command a system call filter.
@@ -37,6 +37,10 @@ pub struct Facts {
     pub bpf_lsm: bool,
     /// The kernel has the hooks of Unix sockets (Linux 6.7).
     pub unix_hooks: bool,
+    /// Why digests of executables are not known, if they are not.
+    pub no_digests: Option<NoDigests>,
+    /// Why the daemon's files are not protected, if it could not tell the kernel which they are.
+    pub unprotected: Option<String>,
     pub sock_destroy: bool,
     /// `agentguard run` gives its command a system call filter.
     pub run_filter: bool,
@@ -63,6 +67,8 @@ impl Facts {
             missing: missing(),
             bpf_lsm: kernel::lsm().is_ok(),
             unix_hooks: kernel::has_unix_hooks(),
+            no_digests: kernel::digests().err(),
+            unprotected: None,
             sock_destroy: sock_destroy(),
             run_filter: RUN_FILTER,
             io_uring_disabled: parameter("/proc/sys/kernel/io_uring_disabled").trim() == "2",

@@ -5,6 +5,24 @@ use super::{Canary, Facts, Guarantee, Holds, IDS};
 /// From which Landlock keeps signals and abstract sockets apart, too (Linux 6.12).
 const WHOLE_LANDLOCK: u32 = 6;
 
+/// Hooks by which files are opened, changed, moved and covered.
+const OWN_FILES: [&str; 14] = [
+    "file_open",
+    "inode_create",
+    "inode_link",
+    "inode_mkdir",
+    "inode_mknod",
+    "inode_removexattr",
+    "inode_rename",
+    "inode_rmdir",
+    "inode_setattr",
+    "inode_setxattr",
+    "inode_symlink",
+    "inode_unlink",
+    "move_mount",
+    "sb_mount",
+];
+
 /// Every guarantee, in the order of [`IDS`]. While nothing is in force, with what would be if the daemon ran.
 pub fn judge(facts: &Facts) -> Vec<Guarantee> {
     if facts.is_in_force() {
@@ -84,10 +102,7 @@ fn row(id: &str, facts: &Facts) -> (&'static str, Row) {
             "raw, ICMP, SCTP and MPTCP sockets are refused",
             hooks(&["sock_create"]),
         ),
-        "listen" => (
-            "agents listen only where the policy says",
-            hooks(&["bind4", "bind6", "egress"]),
-        ),
+        "listen" => ("agents listen only where the policy says", listen(facts)),
         "kill" => (
             "a killed agent sends nothing",
             hooks(&["connect4", "connect6", "sendmsg4", "sendmsg6", "egress"]),
@@ -105,6 +120,10 @@ fn row(id: &str, facts: &Facts) -> (&'static str, Row) {
                 &["bprm_check_security"],
                 "an interpreter that an agent may execute runs any script",
             ),
+        ),
+        "exec-digest" => (
+            "a file that a rule names by its SHA-256 runs with that content alone",
+            exec_digest(facts),
         ),
         "unix-sockets" => (
             "Unix sockets (docker.sock, D-Bus, …) are judged",
@@ -130,6 +149,10 @@ fn row(id: &str, facts: &Facts) -> (&'static str, Row) {
                 &["bpf", "task_kill", "ptrace_access_check"],
                 "root can unload the programs and end the daemon; `run` drops all capabilities unless the agent's file says privileges = \"keep\"",
             ),
+        ),
+        "own-files" => (
+            "an agent that has root cannot change the guard's files, nor read its secrets",
+            own_files(facts),
         ),
         "namespaces" => (
             "another network namespace is no way around",
@@ -212,6 +235,17 @@ fn lsm_remedy(facts: &Facts) -> Option<String> {
     })
 }
 
+fn listen(facts: &Facts) -> Row {
+    let judged = ["bind4", "bind6", "egress"];
+    unattached(facts, &judged).unwrap_or_else(|| {
+        let why = match has_lsm(facts, &["socket_listen"]) {
+            true => "hooks: bind4 bind6 egress lsm_socket_listen",
+            false => "hooks: bind4 bind6 egress; a listen without bind succeeds and is answered to nobody",
+        };
+        (Holds::Enforced, why.into(), None)
+    })
+}
+
 fn kill_resets(facts: &Facts) -> Row {
     match facts.sock_destroy {
         true => (Holds::Enforced, "SOCK_DESTROY works here".into(), None),
@@ -254,6 +288,23 @@ fn judges_unix_as_written(facts: &Facts) -> bool {
     facts.attached("unix_connect") && facts.attached("unix_sendmsg")
 }
 
+fn exec_digest(facts: &Facts) -> Row {
+    const WITHOUT: &str = "an `allow` entry with a digest allows nothing, and a `deny` entry refuses the path whatever is in the file";
+    if has_lsm(facts, &["bprm_check_security", "digest"]) {
+        let why =
+            "LSM hook: bprm_check_security, which asks the kernel's integrity measurement (IMA)";
+        return (Holds::Enforced, why.into(), None);
+    }
+    match &facts.no_digests {
+        Some(gap) if facts.bpf_lsm => (
+            Holds::Open,
+            format!("{}; {WITHOUT}", gap.why),
+            Some(gap.remedy.clone()),
+        ),
+        _ => by_lsm(facts, &["digest"], WITHOUT),
+    }
+}
+
 fn unix_sockets(facts: &Facts) -> Row {
     let hooks = ["unix_stream_connect", "unix_may_send"];
     if has_lsm(facts, &hooks) || !judges_unix_as_written(facts) {
@@ -271,6 +322,18 @@ fn unix_sockets(facts: &Facts) -> Row {
     }
     let why = "hooks: unix_connect unix_sendmsg; a socket is known by its path as the agent writes it, not by its inode";
     (Holds::Fallback, why.into(), lsm_remedy(facts))
+}
+
+fn own_files(facts: &Facts) -> Row {
+    if let Some(why) = &facts.unprotected {
+        let remedy = "what it says, then restart the daemon";
+        return (Holds::Open, why.clone(), Some(remedy.into()));
+    }
+    by_lsm(
+        facts,
+        &OWN_FILES,
+        "root can read the CA's key and change the configuration; `run` hides the state unless the agent's file says privileges = \"keep\"",
+    )
 }
 
 fn io_uring(facts: &Facts) -> Row {

@@ -27,6 +27,8 @@ const LINK_UPDATE: Command = Command(29, "BPF_LINK_UPDATE");
 /// `enum bpf_attach_type`.
 pub(super) const LSM_MAC: u32 = 27;
 
+/// The program may sleep (`BPF_PROG_LOAD`).
+pub(super) const F_SLEEPABLE: u32 = 1 << 4;
 /// Read-only descriptor (`BPF_OBJ_GET`).
 pub(super) const F_RDONLY: u32 = 1 << 3;
 
@@ -395,20 +397,25 @@ pub(super) fn detach(link: BorrowedFd<'_>) -> Result<(), KernelError> {
 }
 
 /// Loads a program of the given instructions for the LSM hook whose `bpf_lsm_` function has this id in the kernel's BTF.
-pub(super) fn load_lsm(instructions: &[u64], hook: u32) -> Result<OwnedFd, KernelError> {
+pub(super) fn load_lsm(
+    instructions: &[u64],
+    hook: u32,
+    flags: u32,
+) -> Result<OwnedFd, KernelError> {
     const LSM: u32 = 29;
     PROG_LOAD.open(&mut ProgAttr {
         prog_type: LSM,
         insn_cnt: instructions.len() as u32,
         insns: instructions.as_ptr().addr() as u64,
         license: c"Dual MIT/GPL".as_ptr().addr() as u64,
+        prog_flags: flags,
         expected_attach_type: LSM_MAC,
         attach_btf_id: hook,
         ..ProgAttr::default()
     })
 }
 
-/// Attaches an LSM program to the hook that it was loaded for, after those that are there.
+/// Attaches an LSM program to the hook that it was loaded for, before those that are there (`bpf_trampoline_link_prog`).
 pub(super) fn attach_lsm(program: BorrowedFd<'_>) -> Result<OwnedFd, KernelError> {
     RAW_TRACEPOINT_OPEN.open(&mut RawTracepointAttr {
         name: 0,

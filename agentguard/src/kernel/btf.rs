@@ -124,9 +124,27 @@ fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
         socket_file: at("socket", "file", Pointer)?,
         // A sock begins with its sock_common (`__sk_common`).
         sock_family: at("sock_common", "skc_family", Integer(2))?,
+        sock_num: at("sock_common", "skc_num", Integer(2))?,
+        sock_rcv_saddr: at("sock_common", "skc_rcv_saddr", Integer(4))?,
+        // Not on a kernel without IPv6, which has no sockets that would have one.
+        sock_v6_rcv_saddr: since("sock_common", "skc_v6_rcv_saddr", Struct)?,
         inode_sb: at("inode", "i_sb", Pointer)?,
         vfsmount_sb: at("vfsmount", "mnt_sb", Pointer)?,
         super_block_magic: at("super_block", "s_magic", Integer(8))?,
+        inode_ino: at("inode", "i_ino", Integer(8))?,
+        inode_mode: at("inode", "i_mode", Integer(2))?,
+        super_block_dev: at("super_block", "s_dev", Integer(4))?,
+        super_block_root: at("super_block", "s_root", Pointer)?,
+        dentry_inode: at("dentry", "d_inode", Pointer)?,
+        dentry_sb: at("dentry", "d_sb", Pointer)?,
+        file_mode: at("file", "f_mode", Integer(4))?,
+        mnt_namespace_ns: at("mnt_namespace", "ns", Struct)?,
+        ns_common_inum: at("ns_common", "inum", Integer(4))?,
+        mount_group_id: at("mount", "mnt_group_id", Integer(4))?,
+        // (entry, attributes), and since Linux 6.9 a mount's id map before them.
+        setattr_dentry: btf
+            .parameters("bpf_lsm_inode_setattr")
+            .map_or(0, |count| count.saturating_sub(2)),
     })
 }
 
@@ -233,6 +251,12 @@ impl<'a> Btf<'a> {
         (1..self.starts.len() as u32).find(|id| {
             self.get(*id).is_some_and(|t| t.kind == KIND_FUNC) && self.name(*id) == Some(name)
         })
+    }
+
+    /// How many parameters a function has.
+    fn parameters(&self, function: &str) -> Option<u32> {
+        let prototype = self.get(self.function(function)?)?.size_or_type;
+        Some(self.get(prototype)?.vlen)
     }
 
     fn name(&self, id: u32) -> Option<&'a str> {
@@ -343,6 +367,8 @@ mod tests {
         let id = btf.function("do_exit").unwrap();
         assert_eq!(btf.name(id), Some("do_exit"));
         assert_eq!(btf.function("no_such_function"), None);
+        assert_eq!(btf.parameters("do_exit"), Some(1));
+        assert_eq!(btf.parameters("no_such_function"), None);
     }
 
     #[test]

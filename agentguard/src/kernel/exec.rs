@@ -4,19 +4,38 @@ use agentguard_common::abi::{
     AgentId, BUNDLE_EXEC_RULES, CANARY_EXEC_RULES, ConfigSlot, ExecHead, ExecRule, MAX_AGENTS,
     MAX_EXEC_RULES, PATH_LEN,
 };
+use agentguard_common::exec::{Sha256, words};
 
 use super::KernelError;
 use super::maps::Maps;
 
-/// What one agent may execute. A file that matches both lists is refused.
+/// Files that a rule is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecFile {
+    /// A glob ([`agentguard_common::glob`]) of at most [`PATH_LEN`] - 1 bytes.
+    pub pattern: String,
+    /// Only those with one of these digests; empty: whatever is in them.
+    pub sha256: Vec<[u8; 32]>,
+}
+
+impl From<&str> for ExecFile {
+    fn from(pattern: &str) -> Self {
+        Self {
+            pattern: pattern.to_owned(),
+            sha256: Vec::new(),
+        }
+    }
+}
+
+/// What one agent may execute. A file that matches both lists is refused, and so is one whose content cannot be known where
+/// that decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExecRules {
     pub agent: AgentId,
     /// What neither list names is allowed.
     pub default_allow: bool,
-    /// Globs ([`agentguard_common::glob`]) of at most [`PATH_LEN`] - 1 bytes.
-    pub allow: Vec<String>,
-    pub deny: Vec<String>,
+    pub allow: Vec<ExecFile>,
+    pub deny: Vec<ExecFile>,
     /// Arguments stay in the kernel.
     pub private_arguments: bool,
 }
@@ -78,13 +97,17 @@ fn compile(
         let head = heads.get_mut(agent.agent.0 as usize).ok_or_else(|| {
             KernelError::Limit(format!("agent id {} is above {MAX_AGENTS}", agent.agent.0))
         })?;
-        let deny = agent.deny.iter().map(|pattern| rule(pattern, true));
-        let allow = agent.allow.iter().map(|pattern| rule(pattern, false));
         let first = rules.len();
-        for rule in deny.chain(allow) {
-            rules.push(rule?);
+        for (files, flags) in [(&agent.deny, ExecRule::DENIES), (&agent.allow, 0)] {
+            for file in files {
+                add(&mut rules, file, flags)?;
+            }
         }
         let mut flags = ExecHead::JUDGED;
+        let mut files = agent.deny.iter().chain(&agent.allow);
+        if files.any(|file| !file.sha256.is_empty()) {
+            flags |= ExecHead::DIGESTS;
+        }
         if agent.default_allow {
             flags |= ExecHead::DEFAULT_ALLOW;
         }
@@ -107,7 +130,9 @@ fn compile(
     Ok((heads, rules))
 }
 
-fn rule(pattern: &str, denies: bool) -> Result<ExecRule, KernelError> {
+/// One rule for each digest, or one for whatever content.
+fn add(rules: &mut Vec<ExecRule>, file: &ExecFile, flags: u32) -> Result<(), KernelError> {
+    let pattern = &file.pattern;
     let mut bytes = [0; PATH_LEN];
     let into = bytes
         .get_mut(..pattern.len())
@@ -119,11 +144,22 @@ fn rule(pattern: &str, denies: bool) -> Result<ExecRule, KernelError> {
         ))
     })?;
     into.copy_from_slice(pattern.as_bytes());
-    Ok(ExecRule {
+    let rule = ExecRule {
         pattern: bytes,
         len: pattern.len() as u32,
-        denies: u32::from(denies),
-    })
+        flags,
+        sha256: Sha256::default(),
+    };
+    if file.sha256.is_empty() {
+        rules.push(rule);
+    }
+    for sha256 in &file.sha256 {
+        let mut with_digest = rule;
+        with_digest.flags |= ExecRule::DIGEST;
+        with_digest.sha256 = words(sha256);
+        rules.push(with_digest);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -133,7 +169,7 @@ mod tests {
     use super::*;
 
     fn rules(agent: u32, allow: &[&str], deny: &[&str]) -> ExecRules {
-        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        let owned = |list: &[&str]| list.iter().map(|text| ExecFile::from(*text)).collect();
         ExecRules {
             agent: AgentId(agent),
             allow: owned(allow),
@@ -160,12 +196,36 @@ mod tests {
             assert!(head.first >= MAX_EXEC_RULES);
             head.first -= MAX_EXEC_RULES;
             assert_eq!(
-                decide(&head, &rules, path.as_bytes()),
+                decide(&head, &rules, path.as_bytes(), None),
                 allowed,
                 "{agent} {path}"
             );
         }
         assert_eq!(heads[3], ExecHead::default());
+    }
+
+    #[test]
+    fn each_digest_is_a_rule_of_its_own() {
+        let mut agent = rules(2, &["/bin/git", "/bin/ls"], &[]);
+        agent.allow[0].sha256 = vec![[1; 32], [2; 32]];
+        let (heads, rules) = compile(0, BUNDLE_EXEC_RULES, &[agent]).unwrap();
+        assert_eq!(
+            (rules.len(), heads[2].flags & ExecHead::DIGESTS),
+            (3, ExecHead::DIGESTS)
+        );
+        for (path, digest, allowed) in [
+            ("/bin/git", Some([1; 32]), true),
+            ("/bin/git", Some([2; 32]), true),
+            ("/bin/git", Some([3; 32]), false),
+            ("/bin/git", None, false),
+            ("/bin/ls", None, true),
+        ] {
+            let found = decide(&heads[2], &rules, path.as_bytes(), digest.as_ref());
+            assert_eq!(found, allowed, "{path} {digest:?}");
+        }
+        let (heads, _) =
+            compile(0, BUNDLE_EXEC_RULES, &[self::rules(2, &["/bin/ls"], &[])]).unwrap();
+        assert_eq!(heads[2].flags & ExecHead::DIGESTS, 0);
     }
 
     #[test]

@@ -26,11 +26,20 @@ enum Place {
     Cgroup(u32),
     /// Where the kernel has BPF LSM; the program's name is `lsm_` and the hook's.
     Lsm,
+    /// As [`Place::Lsm`], on `bprm_check_security`, where digests of files can be known.
+    Digest,
+}
+
+/// What not every kernel can have.
+#[derive(Clone, Copy)]
+pub(super) struct Offered {
+    pub(super) lsm: bool,
+    pub(super) digests: bool,
 }
 
 /// Every program by its name in the object, in the order of attaching: sockets are marked before anything is judged, and
 /// processes are enrolled last.
-const PROGRAMS: [(&str, Place); 34] = [
+const PROGRAMS: [(&str, Place); 47] = [
     ("sock_create", Place::Cgroup(2)),
     ("sock_release", Place::Cgroup(34)),
     ("connected", Place::Cgroup(3)),
@@ -51,9 +60,12 @@ const PROGRAMS: [(&str, Place); 34] = [
     ("cgroup_mkdir", Place::RawTracepoint),
     ("cgroup_attach_task", Place::RawTracepoint),
     ("lsm_bprm_check_security", Place::Lsm),
+    // Behind the one that judges, to run before it.
+    ("lsm_digest", Place::Digest),
     ("lsm_unix_stream_connect", Place::Lsm),
     ("lsm_unix_may_send", Place::Lsm),
     ("lsm_socket_create", Place::Lsm),
+    ("lsm_socket_listen", Place::Lsm),
     ("lsm_bpf", Place::Lsm),
     ("lsm_ptrace_access_check", Place::Lsm),
     ("lsm_task_kill", Place::Lsm),
@@ -64,19 +76,37 @@ const PROGRAMS: [(&str, Place); 34] = [
     ("lsm_inode_rmdir", Place::Lsm),
     ("lsm_inode_rename", Place::Lsm),
     ("lsm_sb_umount", Place::Lsm),
+    ("lsm_file_open", Place::Lsm),
+    ("lsm_inode_create", Place::Lsm),
+    ("lsm_inode_symlink", Place::Lsm),
+    ("lsm_inode_mkdir", Place::Lsm),
+    ("lsm_inode_mknod", Place::Lsm),
+    ("lsm_inode_link", Place::Lsm),
+    ("lsm_inode_setattr", Place::Lsm),
+    ("lsm_inode_setxattr", Place::Lsm),
+    ("lsm_inode_removexattr", Place::Lsm),
+    ("lsm_sb_mount", Place::Lsm),
+    ("lsm_move_mount", Place::Lsm),
     ("exec", Place::RawTracepoint),
 ];
 
-/// The programs for a kernel with or without BPF LSM.
-fn programs(lsm: bool) -> impl Iterator<Item = (&'static str, &'static Place)> {
+/// The programs for a kernel that offers this.
+fn programs(offered: Offered) -> impl Iterator<Item = (&'static str, &'static Place)> {
     PROGRAMS
         .iter()
         .map(|(name, place)| (*name, place))
-        .filter(move |(_, place)| lsm || !matches!(place, Place::Lsm))
+        .filter(move |(_, place)| match place {
+            Place::Lsm => offered.lsm,
+            Place::Digest => offered.digests,
+            Place::RawTracepoint | Place::Cgroup(_) => true,
+        })
 }
 
 fn lsm_hook(program: &str) -> &str {
-    program.strip_prefix("lsm_").unwrap_or(program)
+    match program {
+        "lsm_digest" => "bprm_check_security",
+        other => other.strip_prefix("lsm_").unwrap_or(other),
+    }
 }
 
 /// Names of the programs that this build has, whether this kernel takes them or not.
@@ -100,6 +130,7 @@ fn tracepoint(program: &str) -> &str {
 /// What [`load`] has made of the kernel.
 pub(super) struct Loaded {
     pub(super) maps: Maps,
+    pub(super) offered: Offered,
     /// The kernel has the hooks of Unix sockets.
     pub(super) unix: bool,
 }
@@ -108,8 +139,9 @@ pub(super) struct Loaded {
 pub(super) fn load(
     folders: &Folders,
     cgroup_root: &Path,
-    lsm: bool,
+    mut offered: Offered,
 ) -> Result<Loaded, KernelError> {
+    let lsm = offered.lsm;
     probe::check()?;
     let layout = btf::layout()?;
     refuse_labelled(folders)?;
@@ -133,8 +165,15 @@ pub(super) fn load(
         true => Some(Btf::from_sys_fs().map_err(|error| KernelError::Object(chain(&error)))?),
         false => None,
     };
-    for (name, _) in programs(lsm) {
-        load_program(&mut object, name, btf.as_ref())?;
+    for (name, place) in programs(offered) {
+        match (load_program(&mut object, name, btf.as_ref()), place) {
+            // Without it no digest is known, and the rules that have one hold closed.
+            (Err(error), Place::Digest) => {
+                tracing::warn!(%error, "digests of executables are not known");
+                offered.digests = false;
+            }
+            (loaded, _) => loaded?,
+        }
     }
     drop(btf);
     let unix = match unix::is_offered(&layout) {
@@ -142,7 +181,7 @@ pub(super) fn load(
         false => Vec::new(),
     };
     unix::attach(&unix, folders, &cgroup, cgroup_id)?;
-    for (name, place) in programs(lsm) {
+    for (name, place) in programs(offered) {
         let program = program(&mut object, name)?;
         let program = program.fd().map_err(|error| refused(name, error))?.as_fd();
         let link = folders.links.join(name);
@@ -151,7 +190,7 @@ pub(super) fn load(
                 let new = bpf::attach_raw_tracepoint(program, tracepoint(name))?;
                 pin::replace(&new, &link)?;
             }
-            Place::Lsm => {
+            Place::Lsm | Place::Digest => {
                 let new = bpf::attach_lsm(program)?;
                 pin::replace(&new, &link)?;
             }
@@ -165,7 +204,11 @@ pub(super) fn load(
     let unix = !unix.is_empty();
     drop(object);
     give_back_memory();
-    Ok(Loaded { maps, unix })
+    Ok(Loaded {
+        maps,
+        offered,
+        unix,
+    })
 }
 
 /// The loader parses the kernel's whole BTF, some 15 MB that the allocator would keep for the daemon's life.
@@ -297,8 +340,8 @@ pub(super) fn attach_cgroup(
 }
 
 /// Which of the hooks are attached now, by their pinned links.
-pub(super) fn hooks(folders: &Folders, lsm: bool, unix: bool) -> Vec<Hook> {
-    programs(lsm)
+pub(super) fn hooks(folders: &Folders, offered: Offered, unix: bool) -> Vec<Hook> {
+    programs(offered)
         .map(|(name, place)| Hook {
             name,
             attached: is_attached(&folders.links.join(name), place),
@@ -311,7 +354,9 @@ fn is_attached(pin: &Path, place: &Place) -> bool {
     match place {
         Place::Cgroup(attach_type) => is_on_cgroup(pin, *attach_type),
         Place::RawTracepoint => link_info(pin).is_some(),
-        Place::Lsm => link_info(pin).is_some_and(|info| info.cgroup_id as u32 == bpf::LSM_MAC),
+        Place::Lsm | Place::Digest => {
+            link_info(pin).is_some_and(|info| info.cgroup_id as u32 == bpf::LSM_MAC)
+        }
     }
 }
 
@@ -343,13 +388,13 @@ pub(super) fn detach(folders: &Folders) {
     }
 }
 
-/// Links that no program of this version has.
-pub(super) fn remove_strays(folders: &Folders) {
+/// Links that no program of this version has, on this kernel.
+pub(super) fn remove_strays(folders: &Folders, offered: Offered) {
     let Ok(entries) = fs::read_dir(&folders.links) else {
         return;
     };
     for entry in entries.filter_map(Result::ok) {
-        let mut names = PROGRAMS.iter().map(|(name, _)| *name).chain(unix::names());
+        let mut names = programs(offered).map(|(name, _)| name).chain(unix::names());
         if !names.any(|name| entry.file_name() == name) {
             // A stray that cannot be removed judges nothing that the programs of this version do not.
             let _ = fs::remove_file(entry.path());

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use agentguard_common::abi::{
-    AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, ExecHead, ExecRule, FlowKey, Forwarder,
-    Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_TGID, Origin, PORT_WORDS,
-    RuleKey, SocketMark,
+    AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, ExecHead, ExecRule, FileKey, FlowKey,
+    Forwarder, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_TGID, Origin,
+    PORT_WORDS, RuleKey, SocketMark,
 };
 use agentguard_common::counter::Counter;
 
@@ -34,7 +34,7 @@ const RINGBUF: u32 = 27;
 const CLONED: u32 = 0x201;
 
 /// Every pinned map, as `agentguard-ebpf/src/maps.rs` defines it. Those that hold nothing between two calls are not pinned.
-pub(super) const SPECS: [Spec; 16] = [
+pub(super) const SPECS: [Spec; 17] = [
     array::<Label>("LABELS", MAX_TGID),
     array::<AgentState>("AGENTS", MAX_AGENTS),
     spec("RULES", ARRAY_OF_MAPS, 4, 4, MAX_AGENTS, 0),
@@ -47,6 +47,7 @@ pub(super) const SPECS: [Spec; 16] = [
     array::<Identify>("IDENTIFY", 2 * MAX_IDENTIFY),
     array::<ExecHead>("EXEC_HEADS", 2 * MAX_AGENTS),
     array::<ExecRule>("EXEC_RULES", 2 * MAX_EXEC_RULES),
+    hash::<FileKey, u32>("PROTECTED", 1024),
     hash::<u64, CgroupMask>("CGROUPS", 16384),
     spec("EVENTS", RINGBUF, 0, 0, 2 << 20, 0),
     spec("COUNTERS", PERCPU_ARRAY, 4, 8, Counter::ALL.len() as u32, 0),
@@ -176,6 +177,7 @@ pub(super) struct Maps {
     pub(super) identify: Map<u32, Identify>,
     pub(super) exec_heads: Map<u32, ExecHead>,
     pub(super) exec_rules: Map<u32, ExecRule>,
+    pub(super) protected: Map<FileKey, u32>,
     pub(super) cgroups: Map<u64, CgroupMask>,
     pub(super) counters: OwnedFd,
     pub(super) marks: OwnedFd,
@@ -198,6 +200,7 @@ impl Maps {
             identify: Map::open(folder, "IDENTIFY", 0)?,
             exec_heads: Map::open(folder, "EXEC_HEADS", 0)?,
             exec_rules: Map::open(folder, "EXEC_RULES", 0)?,
+            protected: Map::open(folder, "PROTECTED", 0)?,
             cgroups: Map::open(folder, "CGROUPS", 0)?,
             counters: open(folder, "COUNTERS", 0)?,
             marks: open(folder, "MARKS", 0)?,

@@ -4,6 +4,7 @@
 
 mod bpf;
 mod btf;
+mod content;
 mod events;
 mod exec;
 mod identify;
@@ -12,6 +13,7 @@ mod maps;
 mod origin;
 mod pin;
 mod probe;
+mod protected;
 mod rules;
 mod sockets;
 mod unix;
@@ -29,14 +31,17 @@ use agentguard_common::counter::Counter;
 use nix::fcntl::Flock;
 
 pub use btf::layout;
+pub use content::{NoDigests, digests};
 pub use events::{Events, Exec, Seen};
-pub use exec::ExecRules;
+pub use exec::{ExecFile, ExecRules};
 pub use load::OBJECT;
 pub use origin::OriginMaps;
 pub use pin::{cgroup_root, ensure_bpffs};
 pub use probe::{fits, lsm};
+pub use protected::Protected;
 pub use rules::Rule;
 
+use load::Offered;
 use maps::Maps;
 use pin::Folders;
 
@@ -83,6 +88,7 @@ pub struct Kernel {
     cgroup_root: PathBuf,
     /// Why there are no LSM programs, if there are none.
     lsm: Result<(), String>,
+    digests: bool,
     unix: bool,
     /// Keeps a second daemon out.
     _lock: Flock<File>,
@@ -99,8 +105,16 @@ impl Kernel {
         let (folders, lock) = Folders::create(pins)?;
         let is_fresh = !load::is_any_pinned(&folders);
         let lsm = lsm();
-        let loaded = load::load(&folders, cgroup_root, lsm.is_ok());
-        let load::Loaded { maps, unix } = match loaded {
+        let offered = Offered {
+            lsm: lsm.is_ok(),
+            digests: digests().is_ok(),
+        };
+        let loaded = load::load(&folders, cgroup_root, offered);
+        let load::Loaded {
+            maps,
+            offered,
+            unix,
+        } = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
                 if is_fresh {
@@ -110,12 +124,13 @@ impl Kernel {
                 return Err(error);
             }
         };
-        load::remove_strays(&folders);
+        load::remove_strays(&folders, offered);
         let kernel = Self {
             maps,
             folders,
             cgroup_root: cgroup_root.to_owned(),
             lsm,
+            digests: offered.digests,
             unix,
             _lock: lock,
         };
@@ -200,6 +215,15 @@ impl Kernel {
     /// [`KernelError::Limit`] for too many rules or too long a pattern.
     pub fn set_canary_exec(&mut self, agents: &[ExecRules]) -> Result<(), KernelError> {
         exec::replace_canarys(&self.maps, agents)
+    }
+
+    /// Replaces the files that no agent changes, whatever its user, where there are LSM programs to keep it from it. They are
+    /// known by inode: one that is replaced has to be told again.
+    ///
+    /// # Errors
+    /// One that cannot be told apart from others; what was protected before still is.
+    pub fn protect(&mut self, files: &[Protected]) -> Result<(), KernelError> {
+        protected::replace(&self.maps, files)
     }
 
     pub fn set_label(&mut self, tgid: u32, label: Label) -> Result<(), KernelError> {
@@ -320,12 +344,21 @@ impl Kernel {
 
     /// Every hook that this kernel can have.
     pub fn hooks(&self) -> Vec<Hook> {
-        load::hooks(&self.folders, self.lsm(), self.unix)
+        let offered = Offered {
+            lsm: self.lsm(),
+            digests: self.digests,
+        };
+        load::hooks(&self.folders, offered, self.unix)
     }
 
     /// Whether LSM programs are in force.
     pub fn lsm(&self) -> bool {
         self.lsm.is_ok()
+    }
+
+    /// Whether an exec is judged by what is in the file, where a rule has a digest.
+    pub fn knows_digests(&self) -> bool {
+        self.digests
     }
 
     /// Why there are no LSM programs.
@@ -362,7 +395,11 @@ pub enum UnixJudged {
 /// Which hooks are attached now by what is pinned below `pins`, whether a daemon runs or not; those that this kernel cannot
 /// have are among them, not attached.
 pub fn hooks(pins: &Path) -> Vec<Hook> {
-    load::hooks(&Folders::below(pins), true, true)
+    let all = Offered {
+        lsm: true,
+        digests: true,
+    };
+    load::hooks(&Folders::below(pins), all, true)
 }
 
 /// Whether this kernel has the hooks of Unix sockets, which need no LSM.

@@ -60,7 +60,7 @@ pub fn lsm() -> Result<(), String> {
             "this kernel takes no BPF LSM programs ({error}); it is locked down, or a privilege is missing"
         )
     };
-    let program = bpf::load_lsm(&refuse_this_thread(), id).map_err(refused)?;
+    let program = bpf::load_lsm(&refuse_this_thread(), id, 0).map_err(refused)?;
     let link = bpf::attach_lsm(program.as_fd()).map_err(refused)?;
     let answer = nix::unistd::getsid(Some(nix::unistd::getpid()));
     drop(link);

@@ -10,7 +10,7 @@ use super::diagnostic::{Place, Report, Text, did_you_mean, nearest};
 use super::host::HostMap;
 use super::parse::{self, AgentFile, CaseEntry, HostFile};
 use super::rules::{self, Rule};
-use super::{KernelRule, Meta, Proto, Sources, delegation};
+use super::{Exec, KernelRule, Meta, Proto, Sources, delegation};
 
 /// Every file of the bundle, parsed.
 pub(super) struct Bundle {
@@ -178,7 +178,10 @@ fn observed(bundle: &Bundle) -> HashSet<String> {
         std::iter::successors(Some(file), above).take(files.len())
     };
     let is_observed = |file: &AgentFile| file.observe.unwrap_or(bundle.observe);
-    let found = bundle.agents.iter().filter(|file| line(file).all(is_observed));
+    let found = bundle
+        .agents
+        .iter()
+        .filter(|file| line(file).all(is_observed));
     found.map(|file| file.agent.name.clone()).collect()
 }
 
@@ -244,13 +247,14 @@ fn check_agents(report: &mut Report<'_>, agents: &[AgentFile]) {
                 );
             }
         }
-        let list = |list: &Vec<String>| list.len() as u32;
-        let exec = file.agent.exec.as_ref();
-        exec_rules += exec.map_or(0, |exec| list(&exec.allow) + list(&exec.deny));
-        if let Some(at) = file.exec_at.filter(|_| exec_rules > BUNDLE_EXEC_RULES) {
+        exec_rules += file.agent.exec.as_ref().map_or(0, Exec::rules);
+        if let Some(at) = file
+            .exec_at
+            .filter(|_| exec_rules > BUNDLE_EXEC_RULES as usize)
+        {
             report.error(
                 at,
-                format!("the bundle has more than {BUNDLE_EXEC_RULES} paths in [exec]"),
+                format!("the bundle has more than {BUNDLE_EXEC_RULES} paths and digests in [exec]"),
             );
         }
         if file.agent.kernel.len() > MAX_KERNEL {

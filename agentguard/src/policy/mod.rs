@@ -109,15 +109,32 @@ pub enum Starter {
     Group(String),
 }
 
-/// What an agent may execute. `allow` and `deny` are globs as in [`Identify`]; a file that both name is refused.
+/// Files that an entry of `[exec]` is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecFile {
+    /// A glob as in [`Identify`].
+    pub pattern: String,
+    /// Only those with one of these digests; empty: whatever is in them.
+    pub sha256: Vec<[u8; 32]>,
+}
+
+/// What an agent may execute. A file that `allow` and `deny` both name is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exec {
     /// What neither list names is allowed.
     pub default_allow: bool,
-    pub allow: Vec<String>,
-    pub deny: Vec<String>,
+    pub allow: Vec<ExecFile>,
+    pub deny: Vec<ExecFile>,
     /// Arguments are not recorded, their length is.
     pub private_arguments: bool,
+}
+
+impl Exec {
+    /// Rules of the kernel's that it takes: each digest is one.
+    fn rules(&self) -> usize {
+        let files = self.allow.iter().chain(&self.deny);
+        files.map(|file| file.sha256.len().max(1)).sum()
+    }
 }
 
 #[derive(Clone, Debug)]

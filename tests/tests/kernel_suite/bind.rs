@@ -2,7 +2,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use agentguard::kernel::Rule;
-use agentguard_common::abi::EventKind;
+use agentguard_common::abi::{EventKind, Label};
 use agentguard_common::verdict::Refusal;
 
 use crate::harness::*;
@@ -74,14 +74,53 @@ fn listen_without_bind_gets_no_answer_out() {
     host.rules(&[Rule::Forward]);
     let mut agent = host.agent(
         AGENT,
-        "l = socket.socket(); l.listen(); say(l.getsockname()[1]); wait()",
+        "l = socket.socket(); say(attempt(l.listen) or l.getsockname()[1]); wait()",
     );
-    let port = agent.number() as u16;
+    let said = agent.line();
+    if host.kernel().lsm() {
+        assert_eq!(said, "EPERM");
+        assert_eq!(host.refused(EventKind::Bind, Refusal::Listen), 1);
+        return;
+    }
+    let port: u16 = said.parse().unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let connected = TcpStream::connect_timeout(&address, Duration::from_millis(300));
     assert!(connected.is_err());
     let event = host.await_event(|event| event.kind == EventKind::Packet as u32);
     assert_eq!(event.reason, Refusal::Listen as u32);
+}
+
+#[test]
+fn with_lsm_a_listen_is_judged_by_the_port_that_the_socket_has() {
+    let mut host = Host::new();
+    if let Some(why) = host.kernel().no_lsm() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let (listed, other) = (free_port(), free_port());
+    host.rules(&[Rule::ListenTcp {
+        addr: Ipv4Addr::LOCALHOST.into(),
+        port: listed,
+    }]);
+    // Bound before they were an agent's, so that no bind was judged.
+    let mut process = Process::start(&format!(
+        "def bound(family, address):
+    s = socket.socket(family); s.bind(address); return s
+sockets = [bound(2, ('127.0.0.1', {listed})), bound(2, ('127.0.0.1', {other})), bound(2, ('127.0.0.2', {listed})),
+    bound(10, ('::1', {other})), socket.socket(10), bound(1, '\\0agentguard-test-{listed}')]
+say('bound'); wait()
+say(*[attempt(s.listen) or 'ok' for s in sockets])"
+    ));
+    process.go();
+    assert_eq!(process.line(), "bound");
+    let label = Label {
+        agent: AGENT,
+        flags: 0,
+    };
+    host.kernel().set_label(process.tgid(), label).unwrap();
+    process.go();
+    assert_eq!(process.line(), "ok EPERM EPERM EPERM EPERM ok");
+    assert_eq!(host.refused(EventKind::Bind, Refusal::Listen), 4);
 }
 
 #[test]

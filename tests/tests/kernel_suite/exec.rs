@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use agentguard::kernel::ExecRules;
+use agentguard::kernel::{ExecFile, ExecRules};
 use agentguard_common::abi::{Event, EventKind};
 use agentguard_common::verdict::Refusal;
 
@@ -23,8 +23,8 @@ fn refused(host: &mut Host) -> &'static str {
     }
 }
 
-fn list(patterns: &[&str]) -> Vec<String> {
-    patterns.iter().map(|text| (*text).to_owned()).collect()
+fn list(patterns: &[&str]) -> Vec<ExecFile> {
+    patterns.iter().map(|text| ExecFile::from(*text)).collect()
 }
 
 fn only(allow: &[&str]) -> ExecRules {
@@ -230,9 +230,9 @@ shutil.copy("/usr/bin/true", name)
 try: say(execute(name))
 finally: os.unlink(name)
 "#;
-    let many: Vec<String> = (0..2000).map(|n| format!("{costly}{n}")).collect();
+    let many = (0..2000).map(|n| ExecFile::from(&*format!("{costly}{n}")));
     let mut rules = all_but(&[]);
-    rules.deny = many;
+    rules.deny = many.collect();
     assert_eq!(under(&mut host, rules, script), refused);
     assert_eq!(host.refused(EventKind::Exec, Refusal::Internal), 1);
 }

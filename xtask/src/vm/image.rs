@@ -48,13 +48,14 @@ const PROGRAMS: [&str; 30] = [
 ];
 
 /// Loaded by the kernel when a test asks for what they do. What the kernel has built in is not missed.
-const MODULES: [&str; 19] = [
+const MODULES: [&str; 20] = [
     "af_key",
     "dccp",
     "dummy",
     "inet_diag",
     "mptcp_diag",
     "nf_tables",
+    "overlay",
     "raw_diag",
     "rds",
     "sctp",

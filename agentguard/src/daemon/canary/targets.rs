@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::origin::Origin;
 use crate::canary::{Attempt, FORBIDDEN, PERMITTED};
-use crate::kernel::{ExecRules, Rule};
+use crate::kernel::{ExecFile, ExecRules, Rule};
 use crate::sys::user::Account;
 
 /// Below the runtime folder.
@@ -103,9 +103,10 @@ impl Targets {
     /// The one agent may execute the daemon's program and the other nothing. The kernel names it from the root of the mount
     /// namespace, which is above the daemon's in a chroot.
     pub(super) fn exec(&self) -> [ExecRules; 2] {
-        let path = self.program.display();
+        let path = self.program.display().to_string();
+        let below = format!("/**{path}");
         let permitted = ExecRules {
-            allow: vec![path.to_string(), format!("/**{path}")],
+            allow: [&*path, &*below].map(ExecFile::from).into(),
             ..ExecRules::nothing(AgentId::CANARY)
         };
         [permitted, ExecRules::nothing(AgentId::CANARY_HOSTS)]

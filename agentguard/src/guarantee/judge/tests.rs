@@ -1,5 +1,5 @@
 use super::*;
-use crate::kernel::Hook;
+use crate::kernel::{Hook, NoDigests};
 
 const CGROUP_HOOKS: [&str; 16] = [
     "fork",
@@ -20,7 +20,8 @@ const CGROUP_HOOKS: [&str; 16] = [
     "getpeername4",
 ];
 
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 9] = [
+    "lsm_digest",
     "lsm_bprm_check_security",
     "lsm_socket_create",
     "lsm_unix_stream_connect",
@@ -43,6 +44,8 @@ fn facts(hooks: &[&'static str]) -> Facts {
         missing: None,
         bpf_lsm: false,
         unix_hooks: true,
+        no_digests: None,
+        unprotected: None,
         sock_destroy: true,
         run_filter: false,
         io_uring_disabled: false,
@@ -69,9 +72,11 @@ fn a_kernel_without_lsm_names_what_stays_open() {
         [
             "address-families",
             "exec-scripts",
+            "exec-digest",
             "unix-sockets",
             "handed-over-sockets",
-            "tamper"
+            "tamper",
+            "own-files"
         ]
     );
     assert_eq!(by(Holds::Fallback), ["exec", "io-uring", "terminal"]);
@@ -131,6 +136,39 @@ fn each_fact_moves_its_row() {
         ..all
     };
     assert_eq!(holds(&failed, "canary"), Holds::Open);
+}
+
+#[test]
+fn digests_hold_where_the_kernel_tells_them_and_else_the_row_says_why() {
+    let lsm = ["lsm_bprm_check_security"];
+    let with = facts(&[&CGROUP_HOOKS, &lsm[..], &["lsm_digest"]].concat());
+    assert_eq!(holds(&with, "exec-digest"), Holds::Enforced);
+    let without = Facts {
+        bpf_lsm: true,
+        no_digests: Some(NoDigests {
+            why: "no IMA".into(),
+            remedy: "another kernel".into(),
+        }),
+        ..facts(&[&CGROUP_HOOKS, &lsm[..]].concat())
+    };
+    let all = judge(&without);
+    let row = all.iter().find(|row| row.id == "exec-digest").unwrap();
+    assert_eq!(row.holds, Holds::Open);
+    assert!(row.why.starts_with("no IMA; an `allow` entry"), "{row:?}");
+    assert_eq!(row.remedy.as_deref(), Some("another kernel"));
+}
+
+#[test]
+fn files_that_the_kernel_was_not_told_of_are_not_protected() {
+    let hooks = OWN_FILES.map(|hook| &*format!("lsm_{hook}").leak());
+    let told = facts(&hooks);
+    assert_eq!(holds(&told, "own-files"), Holds::Enforced);
+    let untold = Facts {
+        unprotected: Some("no such mount".into()),
+        ..told
+    };
+    assert_eq!(holds(&untold, "own-files"), Holds::Open);
+    assert_eq!(holds(&facts(&hooks[1..]), "own-files"), Holds::Open);
 }
 
 #[test]

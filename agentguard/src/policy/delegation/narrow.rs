@@ -1,13 +1,13 @@
 //! What only the kernel judges, as far as everyone above the agent has it too. Where two lists of patterns have no exact
 //! common part, the narrower is taken, and a note says so.
 
-use agentguard_common::abi::{MAX_EXEC_RULES, MAX_RULES};
+use agentguard_common::abi::{BUNDLE_EXEC_RULES, MAX_RULES};
 
 use super::above;
 use super::globs::covers;
 use crate::policy::diagnostic::Report;
 use crate::policy::parse::AgentFile;
-use crate::policy::{Agent, Exec, KernelRule};
+use crate::policy::{Agent, Exec, ExecFile, KernelRule};
 
 /// Rules of one agent at most: two more lead to the forwarder.
 const MAX_KERNEL: usize = MAX_RULES as usize - 2;
@@ -39,13 +39,12 @@ pub(in crate::policy) fn narrow(report: &mut Report<'_>, agents: &mut [AgentFile
         if let Some(agent) = agent {
             file.agent = agent;
         }
-        let exec = file.agent.exec.as_ref();
-        exec_rules += exec.map_or(0, |exec| exec.allow.len() + exec.deny.len());
+        exec_rules += file.agent.exec.as_ref().map_or(0, Exec::rules);
         let what = if file.agent.kernel.len() > MAX_KERNEL {
             format!("has more than {MAX_KERNEL} kernel rules in common with its parents")
-        } else if exec_rules > MAX_EXEC_RULES as usize {
+        } else if exec_rules > BUNDLE_EXEC_RULES as usize {
             format!(
-                "and the others have more than {MAX_EXEC_RULES} paths in [exec], with those of their parents"
+                "and the others have more than {BUNDLE_EXEC_RULES} paths and digests in [exec], with those of their parents"
             )
         } else {
             continue;
@@ -142,25 +141,28 @@ fn both(a: &KernelRule, b: &KernelRule) -> Option<KernelRule> {
 
 fn both_exec(own: Exec, parent: &Exec, less: &mut Vec<String>) -> Exec {
     let mut deny = own.deny;
-    let more = parent.deny.iter().filter(|path| !deny.contains(path));
-    let more: Vec<String> = more.cloned().collect();
+    let more = parent.deny.iter().filter(|file| !deny.contains(file));
+    let more: Vec<ExecFile> = more.cloned().collect();
     deny.extend(more);
     let allow = match (own.default_allow, parent.default_allow) {
         (true, _) => parent.allow.clone(),
         (false, true) => own.allow,
         (false, false) => {
-            let by = |list: &[String], path: &String| list.iter().any(|wide| covers(wide, path));
-            let (kept, left): (Vec<String>, Vec<String>) = own
+            let by = |list: &[ExecFile], file: &ExecFile| {
+                list.iter().any(|wide| covers_file(wide, file))
+            };
+            let (kept, left): (Vec<ExecFile>, Vec<ExecFile>) = own
                 .allow
                 .into_iter()
-                .partition(|path| by(&parent.allow, path));
-            // Of an own pattern that goes further, those of the parent's that it covers.
+                .partition(|file| by(&parent.allow, file));
+            // Of an own entry that goes further, those of the parent's that it covers.
             let inside = parent
                 .allow
                 .iter()
-                .filter(|path| by(&left, path) && !kept.contains(path));
-            let inside: Vec<String> = inside.cloned().collect();
-            let what = |path| format!("`{path}` in [exec] is narrowed or left out");
+                .filter(|file| by(&left, file) && !kept.contains(file));
+            let inside: Vec<ExecFile> = inside.cloned().collect();
+            let what =
+                |file: &ExecFile| format!("`{}` in [exec] is narrowed or left out", file.pattern);
             less.extend(left.iter().map(what));
             [kept, inside].concat()
         }
@@ -171,6 +173,13 @@ fn both_exec(own: Exec, parent: &Exec, less: &mut Vec<String>) -> Exec {
         deny,
         private_arguments: own.private_arguments,
     }
+}
+
+/// Whether `wide` is about everything that `file` is about.
+fn covers_file(wide: &ExecFile, file: &ExecFile) -> bool {
+    let known = |digest| wide.sha256.contains(digest);
+    covers(&wide.pattern, &file.pattern)
+        && (wide.sha256.is_empty() || !file.sha256.is_empty() && file.sha256.iter().all(known))
 }
 
 fn shown(rule: &KernelRule) -> String {
@@ -196,11 +205,43 @@ mod tests {
         }
     }
 
+    fn file(pattern: &str, digests: &[u8]) -> ExecFile {
+        ExecFile {
+            pattern: pattern.into(),
+            sha256: digests.iter().map(|byte| [*byte; 32]).collect(),
+        }
+    }
+
     fn listen(addr: &str, port: u16) -> KernelRule {
         KernelRule::Listen {
             proto: Proto::Tcp,
             addr: addr.parse().unwrap(),
             port,
+        }
+    }
+
+    #[test]
+    fn an_entry_with_digests_is_about_less() {
+        let exec = |allow: &[ExecFile]| Exec {
+            default_allow: false,
+            allow: allow.to_vec(),
+            deny: Vec::new(),
+            private_arguments: false,
+        };
+        for (own, parent, both) in [
+            (file("/a", &[]), file("/a", &[1]), Some(file("/a", &[1]))),
+            (file("/a", &[1]), file("/*", &[]), Some(file("/a", &[1]))),
+            (
+                file("/a", &[1]),
+                file("/a", &[1, 2]),
+                Some(file("/a", &[1])),
+            ),
+            (file("/a", &[1, 3]), file("/a", &[1, 2]), None),
+            (file("/a", &[1]), file("/b", &[1]), None),
+        ] {
+            let (own, parent) = (exec(&[own]), exec(&[parent]));
+            let left = both_exec(own, &parent, &mut Vec::new());
+            assert_eq!(left.allow, Vec::from_iter(both));
         }
     }
 
@@ -249,10 +290,11 @@ mod tests {
 
     #[test]
     fn exec_lists_have_in_common_what_both_allow() {
+        let files = |paths: &[&str]| paths.iter().map(|path| file(path, &[])).collect();
         let exec = |default_allow, allow: &[&str], deny: &[&str]| Exec {
             default_allow,
-            allow: allow.iter().map(|path| (*path).to_owned()).collect(),
-            deny: deny.iter().map(|path| (*path).to_owned()).collect(),
+            allow: files(allow),
+            deny: files(deny),
             private_arguments: false,
         };
         let cases = [

@@ -33,7 +33,13 @@ const FILE: Keys = Keys {
 };
 const AGENT: Keys = Keys {
     known: &[
-        "name", "owner", "risk", "parent", "start_by", "privileges", "mode",
+        "name",
+        "owner",
+        "risk",
+        "parent",
+        "start_by",
+        "privileges",
+        "mode",
     ],
     later: &[],
 };

@@ -23,6 +23,12 @@ pub(in crate::policy) struct Located<T> {
     pub value: T,
 }
 
+/// An element of a list in which either may stand.
+pub(super) enum Entry<'a> {
+    String(Located<String>),
+    Table(Table<'a>),
+}
+
 /// What a table may hold.
 pub(super) struct Keys {
     pub known: &'static [&'static str],
@@ -57,7 +63,11 @@ const HOMES: &[(&str, &str)] = &[
         "on",
         "[[listen]], or [[body]] and [[scope]] of a host's file",
     ),
-    ("path", "[[unix]]"),
+    (
+        "path",
+        "[[unix]], or an entry of `allow` or `deny` in [exec]",
+    ),
+    ("sha256", "an entry of `allow` or `deny` in [exec]"),
     ("serial", "bundle.toml"),
     ("expect", "[[case]] of a file in tests/"),
 ];
@@ -200,8 +210,13 @@ impl<'a> Table<'a> {
         pairs
     }
 
-    /// The paths of a list; `None` for what is no path, which has been reported.
-    pub fn paths(&self, report: &mut Report<'_>, key: &str) -> Vec<Option<Located<String>>> {
+    /// A list of which each element is a string or a table; `None` for one that is neither, which has been reported.
+    pub fn entries(
+        &self,
+        report: &mut Report<'_>,
+        key: &str,
+        title: &'static str,
+    ) -> Vec<Option<Entry<'a>>> {
         let items = self
             .keys
             .get(key)
@@ -215,19 +230,14 @@ impl<'a> Table<'a> {
                 Vec::new()
             };
         };
-        let path = |report: &mut Report<'_>, item: &Spanned<DeValue<'_>>| {
-            let has_digest = |table: &DeTable<'_>| table.contains_key("sha256");
-            if item.get_ref().as_table().is_some_and(has_digest) {
-                report.error_help(
-                    self.place(item),
-                    format!("`sha256` in `{key}` is not enforced by this build"),
-                    "write the path alone: a bundle may not promise what is not enforced",
-                );
-                return None;
+        let entry = |item: &'a Spanned<DeValue<'a>>| match item.get_ref().as_table() {
+            Some(keys) => {
+                let at = self.place(item);
+                Some(Entry::Table(Table { title, at, keys }))
             }
-            self.expect_string(report, key, item)
+            None => self.expect_string(report, key, item).map(Entry::String),
         };
-        items.iter().map(|item| path(report, item)).collect()
+        items.iter().map(entry).collect()
     }
 
     /// One string, or a list of them.

@@ -56,7 +56,35 @@ fn one_mistake_gives_one_error_that_names_it() {
                 "[exec]\ndefault = \"deny\"\nallow = [{ path = \"/bin/sh\", sha256 = \"00\" }]\n",
                 "",
             ),
-            "agents/a.toml:7:10: `sha256` in `allow` is not enforced by this build",
+            "agents/a.toml:7:39: `00` is no SHA-256: it has 2 digits, not 64 | write what `sha256sum FILE` says",
+        ),
+        (
+            bundle(
+                "[exec]\ndefault = \"deny\"\nallow = [{ path = \"/bin/sh\", sha256 = [\"x\"] }]\n",
+                "",
+            ),
+            "agents/a.toml:7:40: `x` is no SHA-256: `x` is not a hexadecimal digit",
+        ),
+        (
+            bundle(
+                "[exec]\ndefault = \"deny\"\nallow = [{ path = \"/bin/sh\", sha256 = [] }]\n",
+                "",
+            ),
+            "agents/a.toml:7:30: `sha256` is an empty list | write the path alone",
+        ),
+        (
+            bundle(
+                "[exec]\ndefault = \"deny\"\nallow = [{ sha256 = \"0000000000000000000000000000000000000000000000000000000000000000\" }]\n",
+                "",
+            ),
+            "agents/a.toml:7:10: the entry has no `path`",
+        ),
+        (
+            bundle(
+                "[exec]\ndefault = \"deny\"\nallow = [{ path = \"/bin/sh\", sha265 = \"00\" }]\n",
+                "",
+            ),
+            "agents/a.toml:7:30: unknown key `sha265` in the entry | did you mean `sha256`?",
         ),
         (
             bundle("[exec]\ndefault = \"deny\"\nallow = [1]\n", ""),
@@ -87,7 +115,7 @@ fn one_mistake_gives_one_error_that_names_it() {
         ),
         (
             bundle("[exec]\ndefault = \"allow\"\nsha256 = \"00\"\n", ""),
-            "agents/a.toml:7:1: `sha256` in [exec] is not enforced by this build",
+            "agents/a.toml:7:1: unknown key `sha256` in [exec] | `sha256` belongs in an entry of `allow` or `deny`",
         ),
         (
             bundle("[[unix]]\npath = \"x\"\n", ""),
