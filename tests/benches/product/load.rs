@@ -5,10 +5,12 @@ mod connect;
 mod http1;
 mod http2;
 mod latency;
+mod process;
 mod tls;
 
 use std::io::{BufRead, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -71,6 +73,24 @@ pub enum Command {
     Connect {
         to: SocketAddr,
         count: u32,
+    },
+    /// The same to a socket file.
+    UnixConnect {
+        path: PathBuf,
+        count: u32,
+    },
+    /// A child that ends at once, `count` times.
+    Fork {
+        count: u32,
+    },
+    /// The same with another program in it.
+    Exec {
+        count: u32,
+    },
+    /// So many bytes into one connection, until the other side says that it has them.
+    Stream {
+        to: SocketAddr,
+        bytes: u64,
     },
 }
 
@@ -162,6 +182,12 @@ impl Load {
                 });
             }
             Command::Connect { to, count } => connect::connects(*to, *count)?,
+            Command::UnixConnect { path, count } => connect::unix_connects(path, *count)?,
+            Command::Fork { count } => process::forks(*count)?,
+            Command::Exec { count } => process::execs(*count)?,
+            Command::Stream { to, bytes } => {
+                return outcome_of_one(connect::stream(*to, *bytes)?);
+            }
         };
         Ok(latencies.outcome(started.elapsed()))
     }

@@ -3,6 +3,7 @@
 mod connect;
 mod decide;
 mod group;
+mod hooks;
 mod idle;
 
 use std::io::{IsTerminal, Write};
@@ -66,7 +67,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     };
     let filter = options.filter.as_deref().unwrap_or_default();
     let wanted = |name: &str| name.contains(filter);
-    let mut names = [connect::NAME, idle::NAME, decide::NAME]
+    let mut names = [connect::NAME, hooks::NAME, idle::NAME, decide::NAME]
         .into_iter()
         .chain(GROUPS.iter().map(|group| group.name));
     if !names.clone().any(wanted) {
@@ -82,7 +83,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         progress(connect::NAME);
         connect::measure(&place, &plan, &mut report)?;
     }
-    if names.any(|name| name != connect::NAME && wanted(name)) {
+    if wanted(hooks::NAME) {
+        progress(hooks::NAME);
+        hooks::measure(&place, &plan, &mut report)?;
+    }
+    let alone = [connect::NAME, hooks::NAME];
+    if names.any(|name| !alone.contains(&name) && wanted(name)) {
         side_by_side(&place, &plan, &mut report, wanted)?;
     }
     let elapsed = started.0.elapsed() * accounts::cpus();

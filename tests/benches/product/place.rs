@@ -4,6 +4,7 @@ mod backend;
 mod nginx;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 
 use agentguard_tests::bundle::{direct, reach};
 use agentguard_tests::tools::ORIGIN;
@@ -16,6 +17,8 @@ pub const SMALL: &str = "/1k";
 pub const EVENTS: &str = "/events";
 pub const SINK: &str = "/sink";
 pub const BULK: &str = "/bulk";
+
+const UNIX: &str = "files/acceptor.sock";
 
 /// The agent that all guarded load is.
 pub const AGENT: &str = "bench";
@@ -32,7 +35,7 @@ impl Place {
         std::fs::write(site.path("files/1k"), [b'k'; 1024])?;
         // A hole: read from the page cache like any file.
         std::fs::File::create(site.path("files/bulk"))?.set_len(bulk_bytes)?;
-        let backend = Backend::start()?;
+        let backend = Backend::start(&site.path(UNIX))?;
         let origin = Nginx::origin(&site, backend.http)?;
         Ok(Self {
             origin,
@@ -59,11 +62,21 @@ impl Place {
         self.backend.acceptor
     }
 
+    /// The same, a socket file.
+    pub fn unix(&self) -> PathBuf {
+        self.site.path(UNIX)
+    }
+
+    /// Reads to the end.
+    pub fn sink(&self) -> SocketAddr {
+        self.backend.sink
+    }
+
     pub fn peer(&self) -> anyhow::Result<Nginx> {
         Nginx::peer(&self.site, self.origin())
     }
 
-    /// The origin by host and path; the acceptor straight through the kernel.
+    /// The origin by host and path; everything else straight through the kernel.
     pub fn bundle(&self) -> Bundle {
         let routes = [SMALL, EVENTS, BULK].map(|path| format!("GET {path}"));
         let mut routes: Vec<&str> = routes.iter().map(String::as_str).collect();
@@ -71,7 +84,9 @@ impl Place {
         routes.push(&sink);
         let host = reach(ORIGIN, self.origin().port(), &routes);
         let kernel = direct(&self.acceptor().to_string(), "tcp");
-        Bundle::new(1).agent(AGENT, &format!("{host}{kernel}"))
+        let sink = direct(&self.sink().to_string(), "tcp");
+        let unix = format!("[[unix]]\npath = {:?}\n", self.unix());
+        Bundle::new(1).agent(AGENT, &format!("{host}{kernel}{sink}{unix}"))
     }
 }
 

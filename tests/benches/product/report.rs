@@ -25,6 +25,8 @@ pub struct Report {
     programs: BTreeMap<String, BTreeMap<Mode, Cost>>,
     /// All programs together, per connect.
     per_connect: BTreeMap<Mode, Cost>,
+    /// All programs together per call of a row, and how many ran in all of them.
+    per_call: BTreeMap<(Row, Mode), (Cost, u64)>,
     /// The share of the machine's CPU time that went to processes which are not the bench's, or to the host.
     disturbed: f64,
 }
@@ -40,6 +42,11 @@ impl Report {
             self.programs.entry(name).or_default().insert(mode, cost);
         }
         self.per_connect.insert(mode, all);
+    }
+
+    /// As [`Self::add_programs`]: `all` per call, and how often programs `ran`.
+    pub fn add_call(&mut self, row: Row, mode: Mode, all: Cost, ran: u64) {
+        self.per_call.insert((row, mode), (all, ran));
     }
 
     pub fn median(&self, row: Row, column: &'static str) -> Option<f64> {

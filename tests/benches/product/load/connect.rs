@@ -1,9 +1,12 @@
 //! The cost of `connect(2)` by itself. On loopback the call returns with the handshake done, so its time is that of the
 //! kernel's whole path, hooks included.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
@@ -32,4 +35,31 @@ pub fn connects(to: SocketAddr, count: u32) -> anyhow::Result<Latencies> {
         latencies.push(started.elapsed());
     }
     Ok(latencies)
+}
+
+pub fn unix_connects(path: &Path, count: u32) -> anyhow::Result<Latencies> {
+    let mut latencies = Latencies::default();
+    for _ in 0..count {
+        let started = Instant::now();
+        let stream = UnixStream::connect(path)?;
+        latencies.push(started.elapsed());
+        drop(stream);
+    }
+    Ok(latencies)
+}
+
+/// How long `bytes` took, to the last one read.
+pub fn stream(to: SocketAddr, bytes: u64) -> anyhow::Result<Duration> {
+    let mut stream = TcpStream::connect(to)?;
+    let chunk = vec![b's'; 256 << 10];
+    let started = Instant::now();
+    let mut left = bytes;
+    while left > 0 {
+        let len = left.min(chunk.len() as u64) as usize;
+        stream.write_all(&chunk[..len])?;
+        left -= len as u64;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    stream.read_exact(&mut [0])?;
+    Ok(started.elapsed())
 }

@@ -1,8 +1,11 @@
 //! What nginx does not do by itself, behind the origin by plain HTTP: an upload sink that reads every byte before it
-//! answers with their number, a stream of events with time between them, and a port that accepts and closes.
+//! answers with their number, a stream of events with time between them, a port and a socket file that accept and close, and
+//! a port that reads.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -15,15 +18,20 @@ pub const EVENT_GAP: Duration = Duration::from_millis(300);
 pub struct Backend {
     pub http: SocketAddr,
     pub acceptor: SocketAddr,
+    pub sink: SocketAddr,
 }
 
 impl Backend {
-    pub fn start() -> anyhow::Result<Self> {
+    /// `unix`: where a socket file is to be that accepts and closes.
+    pub fn start(unix: &Path) -> anyhow::Result<Self> {
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let acceptor = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let sink = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let unix = UnixListener::bind(unix)?;
         let backend = Self {
             http: http.local_addr()?,
             acceptor: acceptor.local_addr()?,
+            sink: sink.local_addr()?,
         };
         thread::spawn(move || {
             for stream in http.incoming().flatten() {
@@ -32,8 +40,22 @@ impl Backend {
             }
         });
         thread::spawn(move || acceptor.incoming().for_each(drop));
+        thread::spawn(move || unix.incoming().for_each(drop));
+        thread::spawn(move || {
+            for stream in sink.incoming().flatten() {
+                // As above.
+                let _ = swallow(stream);
+            }
+        });
         Ok(backend)
     }
+}
+
+/// Reads to the end, and says so.
+fn swallow(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut chunk = vec![0; 256 << 10];
+    while stream.read(&mut chunk)? > 0 {}
+    stream.write_all(b".")
 }
 
 /// One request; nginx opens a connection for each.

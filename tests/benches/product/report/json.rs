@@ -23,7 +23,8 @@ impl Report {
             .collect();
         json!({
             "kernel": kernel(), "cpus": accounts::cpus(), "others_cpu_share": self.disturbed,
-            "rows": rows, "programs": self.programs_json(), "goals": goals,
+            "rows": rows, "programs": self.programs_json(), "calls": self.calls_json(),
+            "goals": goals,
         })
     }
 
@@ -42,6 +43,16 @@ impl Report {
             })
             .collect();
         json!({"key": row, "group": row.group(), "figure": row.label(), "columns": columns})
+    }
+
+    fn calls_json(&self) -> Value {
+        let calls = self.per_call.iter().map(|((row, mode), (cost, ran))| {
+            json!({
+                "key": row, "mode": mode.name(), "calls": cost.runs, "program_runs": ran,
+                "ns_per_call": cost.ns_per_run(),
+            })
+        });
+        calls.collect()
     }
 
     fn programs_json(&self) -> Value {

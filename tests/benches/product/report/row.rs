@@ -76,6 +76,10 @@ rows! {
     "being there" {
         Connect "connect(2), p50 µs",
         Bystander "direct requests/s, 32 connections",
+        Fork "fork and wait, p50 µs",
+        Exec "exec of true and wait, p50 µs",
+        UnixConnect "connect(2), Unix, p50 µs",
+        Loopback "loopback TCP, MB/s",
     }
 }
 

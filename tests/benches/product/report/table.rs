@@ -64,7 +64,7 @@ impl Report {
 
     /// What a process pays that is not an agent, and an agent's connects; by kernel program where one ran.
     fn being_there(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.has(Row::Connect) {
+        if !self.has(Row::Connect) && !self.has(Row::Fork) {
             return Ok(());
         }
         let cells = |cell: &dyn Fn(Mode) -> String| -> String {
@@ -72,7 +72,8 @@ impl Report {
         };
         let group = Row::Connect.group();
         writeln!(f, "\n{group:<36}{}", cells(&|mode| mode.name().to_owned()))?;
-        for row in [Row::Connect, Row::Bystander] {
+        let rows = Row::ALL.iter().copied();
+        for row in rows.filter(|row| row.group() == group && self.has(*row)) {
             let median = cells(&|mode| number(self.median(row, mode.name())));
             writeln!(f, "  {:<34}{median}", row.label())?;
             let spread = cells(&|mode| {
@@ -82,6 +83,28 @@ impl Report {
                 })
             });
             writeln!(f, "  {:<34}{spread}", "  min-max")?;
+            let ratios = cells(&|mode| {
+                let ratio = self.ratio(row, mode.name(), Mode::Unloaded.name());
+                ratio.map_or_else(String::new, |ratio| format!("{ratio:.3}"))
+            });
+            writeln!(f, "  {:<34}{ratios}", "  / not loaded")?;
+            let programs = cells(&|mode| {
+                let found = self.per_call.get(&(row, mode));
+                found.map_or_else(String::new, |(cost, ran)| {
+                    format!("{ran} in {}", number(cost.ns_per_run()))
+                })
+            });
+            if !programs.trim().is_empty() {
+                writeln!(
+                    f,
+                    "  {:<34}{}",
+                    "  program runs in ns per call",
+                    programs.trim_end()
+                )?;
+            }
+        }
+        if !self.has(Row::Connect) {
+            return Ok(());
         }
         let all = cells(&|mode| {
             let cost = self.per_connect.get(&mode);
