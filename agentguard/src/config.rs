@@ -25,6 +25,8 @@ pub struct Config {
     pub upstream: UpstreamSection,
     pub audit: Audit,
     pub canary: Canary,
+    pub host: Host,
+    pub network: Network,
     pub roles: Vec<RoleGrant>,
     /// The file it was read from.
     #[serde(skip)]
@@ -222,6 +224,35 @@ impl Default for Canary {
             on_failure: OnFailure::Close,
         }
     }
+}
+
+/// What rules can know of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Host {
+    /// `context.host.labels`.
+    pub labels: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// Networks that are trusted, any of them: `context.network.trusted`.
+    pub trusted: Vec<TrustedNetwork>,
+}
+
+/// One network: all keys that are there hold, and one is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrustedNetwork {
+    /// An interface of this name is up; the next two are of it.
+    pub interface: Option<String>,
+    /// The host has an address in this range.
+    pub source: Option<IpNet>,
+    /// A default route goes to this address.
+    pub gateway: Option<IpAddr>,
+    /// The resolver's configuration searches this domain.
+    pub domain: Option<String>,
 }
 
 /// What a failure does besides the alarm.

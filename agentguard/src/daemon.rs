@@ -11,6 +11,7 @@ pub mod history;
 pub mod kill;
 mod link;
 pub mod namespaces;
+pub mod network;
 pub mod records;
 pub mod registration;
 pub mod startup;
@@ -132,6 +133,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let (event_asks, event_asked) = mpsc::channel(16);
     let records = records::Handle::start(log)
         .map_err(|e| StartError::Failed(format!("cannot start the audit log's thread: {e}")))?;
+    let (network, watch) = network::Handle::start(&config.network.trusted)
+        .map_err(|e| StartError::Failed(format!("cannot watch the host's network: {e}")))?;
     let shared = Arc::new(Shared {
         config,
         started: Timestamp::now(),
@@ -152,6 +155,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         netns_cookie,
         namespaces,
         unread: adoption::Unread::default(),
+        network,
         killing: tokio::sync::Mutex::new(()),
         applying: tokio::sync::Mutex::new(()),
         applied: tokio::sync::Notify::new(),
@@ -190,7 +194,9 @@ async fn serve(config: Config) -> Result<(), StartError> {
         audit: shared.records.available(),
         upstream,
         canary: canary.origin(),
+        trusted_network: shared.network.is_trusted(),
     };
+    tokio::spawn(network::serve(shared.clone(), watch));
     let supervising = tokio::spawn(forwarder::supervise(
         shared.clone(),
         forwarder_asks,

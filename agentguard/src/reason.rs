@@ -18,6 +18,10 @@ pub enum DenyReason {
     AgentOrphaned,
     /// An agent that it acts for may not, or is stopped.
     DelegationExceeded,
+    /// As the forbid that refused says (`@reason`): not at this time.
+    OutsideHours,
+    /// As the forbid that refused says: not from where the host is.
+    UntrustedNetwork,
     /// A fact that a rule reads has more than one value.
     BodyAmbiguous,
     /// A body that a rule reads is not what was declared.
@@ -39,13 +43,15 @@ pub enum DenyReason {
 }
 
 impl DenyReason {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::PolicyDenied,
         Self::ApprovalRequired,
         Self::AgentKilled,
         Self::AgentSuspended,
         Self::AgentOrphaned,
         Self::DelegationExceeded,
+        Self::OutsideHours,
+        Self::UntrustedNetwork,
         Self::BodyAmbiguous,
         Self::BodyUnreadable,
         Self::BodyTooLarge,
@@ -65,6 +71,8 @@ impl DenyReason {
             Self::AgentSuspended => "agent-suspended",
             Self::AgentOrphaned => "agent-orphaned",
             Self::DelegationExceeded => "delegation-exceeded",
+            Self::OutsideHours => "outside-hours",
+            Self::UntrustedNetwork => "untrusted-network",
             Self::BodyAmbiguous => "body-ambiguous",
             Self::BodyUnreadable => "body-unreadable",
             Self::BodyTooLarge => "body-too-large",
@@ -87,6 +95,8 @@ impl DenyReason {
             | Self::AgentSuspended
             | Self::AgentOrphaned
             | Self::DelegationExceeded
+            | Self::OutsideHours
+            | Self::UntrustedNetwork
             | Self::BodyAmbiguous
             | Self::BodyUnreadable
             | Self::BodyTooLarge
@@ -106,6 +116,8 @@ impl DenyReason {
             Self::AgentSuspended => "This agent is not active",
             Self::AgentOrphaned => "This agent's owner is not active",
             Self::DelegationExceeded => "More than was delegated",
+            Self::OutsideHours => "Not at this time",
+            Self::UntrustedNetwork => "Not from this network",
             Self::BodyAmbiguous => "The request can be read in more than one way",
             Self::BodyUnreadable => "The request's body cannot be read",
             Self::BodyTooLarge => "The request's body is too large to be judged",

@@ -111,6 +111,9 @@ pub struct Explain {
     /// A role that is taken to have approved it; may be repeated
     #[arg(long = "approved-by", value_name = "ROLE")]
     approvals: Vec<String>,
+    /// When, in the bundle's zone, as in 2026-11-23T09:00 [default: now]
+    #[arg(long, value_name = "TIME")]
+    time: Option<String>,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -283,6 +286,9 @@ async fn ask(explain: &Explain, client: &Client) -> Result<ExitCode, Failure> {
         headers: explain.headers.clone(),
         body,
         approvals: explain.approvals.iter().cloned().collect(),
+        time: explain.time.clone(),
+        trusted_network: None,
+        host_labels: Default::default(),
     };
     let answer: Explanation = client.post("/v1/policy/explain", &question).await?;
     if explain.json {

@@ -184,6 +184,9 @@ error: the bundle is not valid: 2 errors in 2 files
                 headers: Vec::new(),
                 body: None,
                 approvals: Default::default(),
+                time: None,
+                trusted_network: None,
+                host_labels: Default::default(),
             };
             explanation_text(
                 &found.result.as_ref().unwrap().explain(&question).unwrap(),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
 use super::access::{self, Verb};
@@ -92,7 +93,7 @@ async fn serve(
             let Rollback { serial } = body(request, BODY).await?;
             put_in_force(shared, peer, Wanted::Earlier(serial)).await
         }
-        (_, "/v1/policy/explain") => explain_policy(shared, &body(request, BODY).await?),
+        (_, "/v1/policy/explain") => explain_policy(shared, body(request, BODY).await?),
         (_, "/v1/run") => run(shared, peer, body(request, BODY).await?).await,
         (_, "/v1/kill") => kill_agents(shared, peer, body(request, BODY).await?).await,
         (_, "/v1/revive") => revive_agents(shared, peer, body(request, BODY).await?).await,
@@ -207,9 +208,17 @@ async fn put_in_force(
     Ok(json(&shown))
 }
 
-fn explain_policy(shared: &Shared, question: &Question) -> Result<Answer, Refusal> {
+fn explain_policy(shared: &Shared, mut question: Question) -> Result<Answer, Refusal> {
     let active = shared.active.load_full().ok_or_else(no_bundle)?;
-    let explained = active.policy.explain(question);
+    let now = || Timestamp::now().to_string();
+    question.time.get_or_insert_with(now);
+    question
+        .trusted_network
+        .get_or_insert_with(|| shared.network.is_trusted());
+    question
+        .host_labels
+        .extend(shared.config.host.labels.iter().cloned());
+    let explained = active.policy.explain(&question);
     explained
         .map(|explanation| json(&explanation))
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error))

@@ -28,6 +28,8 @@ pub enum Ask {
     /// Answered by how many client connections of each agent were dropped.
     Kill(BTreeMap<AgentId, DenyReason>, Reply<Dropped>),
     Revive(Vec<AgentId>, Reply),
+    /// Whether the host's network is trusted now.
+    Network(bool),
     Flush(Reply),
     /// Serve another network namespace. An error if no forwarder runs or the kernel does not take it.
     Enter(Entering, Reply),
@@ -136,6 +138,7 @@ pub struct Desired {
     pub audit: watch::Receiver<bool>,
     pub upstream: Upstream,
     pub canary: CanaryOrigin,
+    pub trusted_network: bool,
 }
 
 impl Desired {
@@ -147,6 +150,8 @@ impl Desired {
             killed: self.killed.clone(),
             policy: PolicyUpdate::clone(&self.policy),
             canary: self.canary.clone(),
+            trusted_network: self.trusted_network,
+            host_labels: shared.config.host.labels.clone(),
         }))
     }
 
@@ -168,6 +173,10 @@ impl Desired {
                 Some(ToForwarder::Revive {
                     agents: agents.clone(),
                 })
+            }
+            Ask::Network(trusted) => {
+                self.trusted_network = *trusted;
+                Some(ToForwarder::Network { trusted: *trusted })
             }
             Ask::Enter(..) | Ask::Leave(..) | Ask::Flush(_) | Ask::Restart(_) | Ask::Stop(_) => {
                 None
@@ -219,7 +228,7 @@ pub async fn supervise(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>, mut d
                             let _ = reply.send(Ok(()));
                             return;
                         }
-                        Ask::Restart(_) => {}
+                        Ask::Network(_) | Ask::Restart(_) => {}
                     }
                 }
             }

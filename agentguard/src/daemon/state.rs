@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::history::{Entry, History};
-use super::{adoption, forwarder, lock, namespaces, records};
+use super::{adoption, forwarder, lock, namespaces, network, records};
 use crate::agents::activity::Activities;
 use crate::agents::adopt::Labels;
 use crate::agents::identify::Blocks;
@@ -81,6 +81,7 @@ pub struct Shared {
     pub netns_cookie: u64,
     pub namespaces: namespaces::Handle,
     pub unread: adoption::Unread,
+    pub network: network::Handle,
     /// One kill or revival at a time.
     pub killing: tokio::sync::Mutex<()>,
     /// One change of policy at a time.

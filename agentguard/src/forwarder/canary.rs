@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::resolve::Resolver;
+use super::situation::Situation;
 use super::upstream::{Tag, Upstreams};
 use super::{Forwarder, orders};
 use crate::canary::{HOST, PERMITTED};
@@ -35,6 +36,7 @@ impl Forwarder {
             leaves: self.leaves.clone(),
             upstreams: Upstreams::new(resolver, &upstream.roots, &self.limits, tag)?,
             dns: self.dns.clone(),
+            situation: Situation::new(false, Vec::new()),
             room: super::body::Room::new(&self.limits),
             limits: self.limits.clone(),
             canary: None,

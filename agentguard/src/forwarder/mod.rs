@@ -41,6 +41,7 @@ mod outbox;
 mod record;
 pub mod resolve;
 mod sandbox;
+mod situation;
 #[cfg(test)]
 mod tests;
 
@@ -64,6 +65,7 @@ use self::io::{Client, Leg};
 use self::life::Lives;
 use self::record::{Entry, Records};
 use self::resolve::Resolver;
+use self::situation::Situation;
 use self::sniff::Opening;
 use self::tunnel::Tunnel;
 use self::upstream::Upstreams;
@@ -90,6 +92,7 @@ pub struct Forwarder {
     leaves: Arc<leaf::Leaves>,
     upstreams: Upstreams,
     dns: Arc<dns::Server>,
+    pub situation: Situation,
     pub limits: Limits,
     /// What the canary's connections are served with.
     canary: Option<Arc<Self>>,
@@ -126,6 +129,7 @@ impl Forwarder {
             upstreams: Upstreams::new(resolver, roots, &start.limits, tag)?,
             dns: Arc::new(dns),
             room: body::Room::new(&start.limits),
+            situation: Situation::new(start.trusted_network, start.host_labels),
             limits: start.limits,
             canary: None,
         };

@@ -142,6 +142,7 @@ async fn orders(
             }
             Some(ToForwarder::Revive { agents }) => forwarder.lives.revive(&agents),
             Some(ToForwarder::Flush { token }) => outbox.say(ToDaemon::Flushed { token }),
+            Some(ToForwarder::Network { trusted }) => forwarder.situation.set_trusted(trusted),
             Some(ToForwarder::AuditAvailable(available)) => {
                 forwarder.records.set_available(available);
             }

@@ -27,8 +27,9 @@ pub async fn carry(
 ) {
     entry.resource = target.id();
     let policy = arrival.forwarder.policy.load_full();
-    let permit = match judge(arrival, &policy, &target, hello, &mut entry) {
-        Ok(permit) => permit,
+    let judged = judge(arrival, &policy, &target, hello, &mut entry);
+    let (permit, gathered) = match judged {
+        Ok(judged) => judged,
         Err((reason, detail)) => {
             entry.refuse(reason, detail);
             let (_, mut client) = stream.into_parts();
@@ -59,14 +60,7 @@ pub async fn carry(
     };
     let agent = arrival.life.agent;
     let forwarder = arrival.forwarder.clone();
-    let standing = Standing::new(
-        forwarder,
-        policy,
-        agent,
-        target,
-        Asked::Connect,
-        Gathered::default(),
-    );
+    let standing = Standing::new(forwarder, policy, agent, target, Asked::Connect, gathered);
     tunnel::carry(carried, entry, standing).await;
 }
 
@@ -76,7 +70,7 @@ fn judge(
     target: &Target,
     hello: &Hello,
     entry: &mut Entry,
-) -> Result<Permit, (DenyReason, String)> {
+) -> Result<(Permit, Gathered), (DenyReason, String)> {
     let forwarder = &arrival.forwarder;
     if !forwarder.records.available() {
         return Err((DenyReason::AuditUnavailable, refuse::NO_AUDIT.into()));
@@ -90,18 +84,26 @@ fn judge(
         return Err((DenyReason::PolicyStale, refuse::STALE.into()));
     }
     let started = Instant::now();
-    let decision = policy.decide(&Input {
+    let nothing = Gathered::default();
+    let input = Input {
         agent: arrival.life.agent,
         host: &target.host,
         port: target.port,
         action: Action::Connect,
-        gathered: &Gathered::default(),
+        gathered: &nothing,
+    };
+    let mut gathered = Gathered::default();
+    let situation = &forwarder.situation;
+    situation.gather(policy, &input, &mut gathered);
+    let decision = policy.decide(&Input {
+        gathered: &gathered,
+        ..input
     });
     entry.latency.decide = micros(started);
     match decision {
         Decision::Permit(permit) => {
             entry.permitted(&permit);
-            Ok(permit)
+            Ok((permit, gathered))
         }
         Decision::Deny(denial) => {
             entry.policies = denial.policies;

@@ -90,6 +90,8 @@ impl Refusal {
                 | DenyReason::AgentSuspended
                 | DenyReason::AgentOrphaned
                 | DenyReason::DelegationExceeded
+                | DenyReason::OutsideHours
+                | DenyReason::UntrustedNetwork
                 | DenyReason::BodyAmbiguous
                 | DenyReason::BodyUnreadable
                 | DenyReason::BodyTooLarge
@@ -221,6 +223,8 @@ fn trailers_only(refusal: &Refusal) -> Response<Answer> {
         | DenyReason::AgentSuspended
         | DenyReason::AgentOrphaned
         | DenyReason::DelegationExceeded
+        | DenyReason::OutsideHours
+        | DenyReason::UntrustedNetwork
         | DenyReason::BodyAmbiguous
         | DenyReason::BodyUnreadable
         | DenyReason::BodyTooLarge

@@ -204,11 +204,9 @@ impl<'a> Exchange<'a> {
         let forwarder = &self.session.forwarder;
         let limits = &forwarder.limits;
         loop {
-            let mut gathered = Gathered::default();
-            let needs = self
-                .policy
-                .needs(&self.input(parts, target, path, &gathered));
-            match needs.body {
+            let (mut gathered, nothing) = (Gathered::default(), Gathered::default());
+            let asked = self.input(parts, target, path, &nothing);
+            match self.policy.needs(&asked).body {
                 Some(block) if body.is_known() => {
                     let limit = limits.max_judged_body_bytes as usize;
                     gathered.body = block.read(&parts.headers, body.bytes(), limit);
@@ -224,6 +222,9 @@ impl<'a> Exchange<'a> {
                     continue;
                 }
             }
+            forwarder
+                .situation
+                .gather(&self.policy, &asked, &mut gathered);
             return Ok(gathered);
         }
     }

@@ -1,5 +1,5 @@
 //! What outlives its decision: answers, WebSockets and passed-through connections that are still under way when another
-//! bundle comes into force.
+//! bundle comes into force, or what its rules read of the time and the network changes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use super::identity::Target;
 use crate::policy::{Action, CanonicalPath, Decision, Gathered, Input, Policy};
 use crate::reason::DenyReason;
 
-/// Said of what a new bundle ends, or the end of the old one.
-pub const CUT: &str = "permitted, and cut when another bundle came into force or this one expired";
+/// Said of what a new bundle ends, or the time.
+pub const CUT: &str = "permitted, and cut when the policy did not any more";
 /// Between two looks at the clock where a bundle expires.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
@@ -71,7 +71,7 @@ impl Standing {
     pub fn holds(&mut self) -> bool {
         if !Arc::ptr_eq(&self.forwarder.policy.load(), &self.judged) {
             self.judged = self.forwarder.policy.load_full();
-            if !self.permitted() {
+            if !self.judge() {
                 return false;
             }
         }
@@ -81,15 +81,18 @@ impl Standing {
     /// Resolves when it may not go on.
     pub async fn lost(&mut self) {
         let mut applied = self.forwarder.applied.subscribe();
-        while self.holds() {
-            let changed = tokio::select! {
-                changed = applied.changed() => changed,
-                () = tokio::time::sleep(self.until_expiry()) => Ok(()),
+        let mut holds = self.holds();
+        while holds {
+            let situation = &self.forwarder.situation;
+            holds = tokio::select! {
+                changed = applied.changed() => match changed {
+                    Ok(()) => self.holds(),
+                    // The forwarder ends, and this with it.
+                    Err(_) => std::future::pending().await,
+                },
+                () = tokio::time::sleep(self.until_expiry()) => self.holds(),
+                () = situation.changed(&self.gathered) => self.judge(),
             };
-            if changed.is_err() {
-                // The forwarder ends, and this with it.
-                std::future::pending::<()>().await;
-            }
         }
     }
 
@@ -110,14 +113,27 @@ impl Standing {
         left.unwrap_or_default().min(LOOK_EVERY)
     }
 
-    fn permitted(&self) -> bool {
+    /// Whether it is permitted as things are now.
+    fn judge(&mut self) -> bool {
+        if let Asked::Answer = self.asked {
+            let Target { host, port } = &self.target;
+            let policy = &self.judged;
+            return policy.reaches(self.agent, host, *port) || policy.observes(self.agent);
+        }
+        let mut gathered = self.gathered.clone();
+        let now = &mut gathered;
+        let situation = &self.forwarder.situation;
+        self.with_input(|policy, input| situation.gather(policy, &input, now));
+        self.gathered = gathered;
+        let decide = |policy: &Policy, input: Input<'_>| policy.decide(&input);
+        matches!(self.with_input(decide), Decision::Permit(_))
+    }
+
+    fn with_input<T>(&self, then: impl FnOnce(&Policy, Input<'_>) -> T) -> T {
         let Target { host, port } = &self.target;
         let action = match &self.asked {
-            Asked::Answer => {
-                let policy = &self.judged;
-                return policy.reaches(self.agent, host, *port) || policy.observes(self.agent);
-            }
-            Asked::Connect => Action::Connect,
+            // Of an answer nothing more is judged than its host.
+            Asked::Answer | Asked::Connect => Action::Connect,
             Asked::Upgrade(upgrade) => Action::Request {
                 method: upgrade.method.as_str(),
                 scheme: &upgrade.scheme,
@@ -126,13 +142,13 @@ impl Standing {
                 headers: &upgrade.headers,
             },
         };
-        let decision = self.judged.decide(&Input {
+        let input = Input {
             agent: self.agent,
             host,
             port: *port,
             action,
             gathered: &self.gathered,
-        });
-        matches!(decision, Decision::Permit(_))
+        };
+        then(&self.judged, input)
     }
 }

@@ -38,6 +38,10 @@ pub enum ToForwarder {
     },
     /// Whether decisions can be recorded: while they cannot, agents are refused with `audit-unavailable`.
     AuditAvailable(bool),
+    /// Whether the host's network is now one that its configuration trusts.
+    Network {
+        trusted: bool,
+    },
     /// Serve the namespace with this cookie on the listeners that come with the frame
     /// ([`Bound`](crate::forwarder::listen::Bound)), in the place of earlier ones.
     Enter {
@@ -95,6 +99,9 @@ pub struct Start {
     pub policy: PolicyUpdate,
     /// Where the canary's permitted request ends.
     pub canary: CanaryOrigin,
+    /// As [`ToForwarder::Network`].
+    pub trusted_network: bool,
+    pub host_labels: Vec<String>,
 }
 
 /// The daemon's own origin, on 127.0.0.1, for the canary alone.

@@ -10,6 +10,7 @@ use super::diagnostic::{Place, Report, Text, did_you_mean, nearest};
 use super::host::HostMap;
 use super::parse::{self, AgentFile, CaseEntry, HostFile};
 use super::rules::{self, Rule};
+use super::time::Calendar;
 use super::{Exec, KernelRule, Meta, Proto, Sources, delegation};
 
 /// Every file of the bundle, parsed.
@@ -23,6 +24,7 @@ pub(super) struct Bundle {
     pub hosts: Vec<HostFile>,
     pub rules: Vec<Rule>,
     pub cases: Vec<CaseEntry>,
+    pub calendar: Option<Calendar>,
     /// Whether every agent's and host's file could be read as it was meant.
     pub whole: bool,
 }
@@ -84,6 +86,7 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
         hosts: Vec::new(),
         rules: Vec::new(),
         cases: Vec::new(),
+        calendar: None,
         whole: true,
     };
     if sources.files.values().map(String::len).sum::<usize>() > MAX_BYTES {
@@ -111,6 +114,7 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
                     bundle.require = manifest.require;
                     bundle.expires = manifest.expires;
                     bundle.observe = manifest.observe;
+                    bundle.calendar = manifest.calendar;
                     bundle.meta = Some(Meta {
                         name: manifest.name,
                         serial: manifest.serial,
@@ -142,6 +146,7 @@ pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
     delegation::check(report, &bundle.agents);
     check_hosts(report, &bundle.hosts);
     check_rule_ids(report, &bundle.rules);
+    check_times(report, &bundle);
     // What another file failed to say would be missed here a second time.
     if report.is_clean() {
         check_cases(report, &bundle);
@@ -331,6 +336,43 @@ fn check_rule_ids(report: &mut Report<'_>, rules: &[Rule]) {
                 rule.at,
                 format!("`@id(\"{}\")` is already used in {first}", rule.id),
             );
+        }
+    }
+}
+
+/// What rules and cases say of time needs a zone, and the windows that they name.
+fn check_times(report: &mut Report<'_>, bundle: &Bundle) {
+    const NO_ZONE: &str =
+        "add `[time]` and below it `zone = \"Europe/Vienna\"`, or whichever it is";
+    let windows = || bundle.calendar.iter().flat_map(Calendar::names);
+    for rule in &bundle.rules {
+        if !rule.reads.has("time") {
+            continue;
+        }
+        if bundle.calendar.is_none() {
+            let message = "policy reads `context.time`, and bundle.toml has no zone for it";
+            report.error_help(rule.at, message, NO_ZONE);
+            continue;
+        }
+        for (at, name) in &rule.windows {
+            if !windows().any(|window| window == name) {
+                let help = did_you_mean(name, windows())
+                    .unwrap_or_else(|| "add a [[time.window]] of this name to bundle.toml".into());
+                let shown = super::host::show(name);
+                report.error_help(*at, format!("there is no time window `{shown}`"), help);
+            }
+        }
+    }
+    for case in &bundle.cases {
+        let Some(time) = &case.time else { continue };
+        let read = bundle
+            .calendar
+            .as_ref()
+            .map(|calendar| calendar.read(&time.value));
+        match read {
+            Some(Ok(_)) => {}
+            Some(Err(why)) => report.error(time.at, why),
+            None => report.error_help(time.at, "`time` needs a zone in bundle.toml", NO_ZONE),
         }
     }
 }

@@ -119,7 +119,7 @@ impl Policy {
     /// What in the question is no agent, host, path or header.
     pub fn answer(&self, question: &Question) -> Result<Answer, String> {
         let (agent, compiled) = self.agent_named(&question.agent)?;
-        let mut parsed = Parsed::new(question)?;
+        let mut parsed = Parsed::new(question, self.calendar.as_ref())?;
         parsed.gather(self, agent);
         let input = parsed.input(agent);
         let judgement = self.judge(&input);
@@ -136,7 +136,7 @@ impl Policy {
                     Refusal::Approval { .. } => Outcome::ApprovalRequired,
                     _ => Outcome::Deny,
                 },
-                reason: Some(refusal.reason()),
+                reason: Some(self.reason(&refusal)),
                 policies: refusal.policies(),
                 why,
             },

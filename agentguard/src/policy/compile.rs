@@ -17,6 +17,7 @@ use super::parse::{AgentFile, Method, Reach};
 use super::requests::Requests;
 use super::slice::{Class, Slicer};
 use super::{Agent, Policy, TlsMode, delegation, lower};
+use crate::reason::DenyReason;
 
 /// One agent's part of the policy.
 #[derive(Debug)]
@@ -58,6 +59,8 @@ pub(super) struct CompiledRule {
     pub effect: Effect,
     /// The role that can lift it.
     pub approve: Option<String>,
+    /// What a refusal by it is called.
+    pub reason: Option<DenyReason>,
     pub policy: cedar_policy::Policy,
 }
 
@@ -120,6 +123,7 @@ pub(super) fn compile(
         id: rule.id,
         effect: rule.effect,
         approve: rule.approve,
+        reason: rule.reason,
         policy: rule.policy,
     });
     Some(Policy {
@@ -127,6 +131,7 @@ pub(super) fn compile(
         meta: bundle.meta?,
         require: bundle.require,
         expires: bundle.expires,
+        calendar: bundle.calendar,
         agents,
         facts,
         cases,

@@ -14,6 +14,7 @@ use super::permit::Permit;
 use super::refusal::{Refusal, detail};
 use super::slice::{Class, Slice};
 use super::{Action, Decision, Denial, HostName, Input, Policy, TlsMode, entity, schema};
+use crate::reason::DenyReason;
 
 /// What was found on the way to a decision.
 pub(super) struct Judgement<'p> {
@@ -82,7 +83,7 @@ impl Policy {
             )),
             Outcome::Refused(refusal) => {
                 let denial = Denial {
-                    reason: refusal.reason(),
+                    reason: self.reason(&refusal),
                     detail: detail(judgement.agent, input, &refusal),
                     policies: refusal.policies(),
                     approval: refusal.approval(),
@@ -99,9 +100,38 @@ impl Policy {
         }
     }
 
+    /// What the refusal is called: as its forbids say, if they all say the same.
+    pub(super) fn reason(&self, refusal: &Refusal) -> DenyReason {
+        let Refusal::Forbidden(ids) = refusal else {
+            return refusal.reason();
+        };
+        let of = |id: &String| self.rules.iter().find(|rule| rule.id == *id)?.reason;
+        let mut reasons = ids.iter().map(of);
+        let first = reasons.next().flatten();
+        let first = first.filter(|first| reasons.all(|other| other == Some(*first)));
+        first.unwrap_or_else(|| refusal.reason())
+    }
+
     /// The one way to every decision and explanation: what the agent may, and everyone it acts for.
     pub(super) fn judge(&self, input: &Input<'_>) -> Judgement<'_> {
         let mut judgement = self.judge_as(input.agent, input);
+        let gathered = input.gathered;
+        let mut situation = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                judgement.facts.insert(name.into(), bounded(&value));
+            }
+        };
+        situation(
+            "time",
+            gathered.time.as_ref().map(|moment| moment.text.clone()),
+        );
+        situation(
+            "network.trusted",
+            gathered.trusted_network.map(|is| is.to_string()),
+        );
+        let labels = gathered.host_labels.as_ref();
+        let labels = labels.map(|labels| labels.iter().cloned().collect::<Vec<_>>().join(", "));
+        situation("host.labels", labels);
         let above = self.above(input.agent).iter();
         let above = above.filter_map(|id| Some((*id, self.agents.get(id)?)));
         let above: Vec<_> = above.collect();

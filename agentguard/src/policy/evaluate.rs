@@ -13,7 +13,7 @@ use super::compile::CompiledAgent;
 use super::path::segment_count;
 use super::refusal::Refusal;
 use super::slice::Slice;
-use super::{Input, entity, schema};
+use super::{Input, Moment, entity, schema};
 
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 
@@ -158,6 +158,16 @@ pub(super) fn request<'r>(
             )
             .expect("the names of a map are different")
         }
+        "time" => time(input.gathered.time.as_ref()),
+        "network" => {
+            let trusted = input.gathered.trusted_network;
+            record("trusted", trusted.map(RestrictedExpression::new_bool))
+        }
+        "host" => {
+            let labels = input.gathered.host_labels.as_ref();
+            let labels = labels.map(|labels| labels.iter().map(|label| text(label)));
+            record("labels", labels.map(RestrictedExpression::new_set))
+        }
         _ => RestrictedExpression::new_entity_uid(entity::headers_uid()),
     };
     let known = match asked.path {
@@ -189,4 +199,27 @@ fn field(value: &Value) -> RestrictedExpression {
             RestrictedExpression::new_set(texts.map(RestrictedExpression::new_string))
         }
     }
+}
+
+fn record(name: &str, value: Option<RestrictedExpression>) -> RestrictedExpression {
+    let pairs = value.into_iter().map(|value| (name.to_owned(), value));
+    RestrictedExpression::new_record(pairs).expect("there is one name")
+}
+
+/// What nobody has gathered has nothing that a rule could read: its evaluation fails, and the request is refused.
+fn time(moment: Option<&Moment>) -> RestrictedExpression {
+    let pairs = moment.map(|moment| {
+        let text = |value: &str| RestrictedExpression::new_string(value.to_owned());
+        let within = moment.within.iter().map(|name| text(name));
+        [
+            ("hour", RestrictedExpression::new_long(moment.hour)),
+            ("minute", RestrictedExpression::new_long(moment.minute)),
+            ("weekday", text(moment.weekday)),
+            ("date", text(&moment.date)),
+            ("within", RestrictedExpression::new_set(within)),
+        ]
+    });
+    let pairs = pairs.into_iter().flatten();
+    RestrictedExpression::new_record(pairs.map(|(name, value)| (name.to_owned(), value)))
+        .expect("the names are different")
 }

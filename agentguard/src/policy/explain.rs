@@ -83,7 +83,7 @@ impl Policy {
     /// What in the question is no agent, host, path or header.
     pub fn explain(&self, question: &Question) -> Result<Explanation, String> {
         let (agent, compiled) = self.agent_named(&question.agent)?;
-        let mut parsed = Parsed::new(question)?;
+        let mut parsed = Parsed::new(question, self.calendar.as_ref())?;
         parsed.gather(self, agent);
         let input = parsed.input(agent);
         let judgement = self.judge(&input);
@@ -101,7 +101,7 @@ impl Policy {
         });
         let (reason, approval) = match &judgement.outcome {
             Outcome::Permitted(_) => (None, Vec::new()),
-            Outcome::Refused(refusal) => (Some(refusal.reason()), refusal.approval()),
+            Outcome::Refused(refusal) => (Some(self.reason(refusal)), refusal.approval()),
         };
         Ok(Explanation {
             agent: question.agent.clone(),

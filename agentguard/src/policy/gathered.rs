@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
+
 use super::body::{Block, Body};
 use super::reads::Reads;
-use super::{Action, Input, Policy, schema};
+use super::{Action, Input, Moment, Policy, schema};
 
 /// Facts that come from outside the request's head. What is not gathered is not there for any rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +15,12 @@ pub struct Gathered {
     pub body: Body,
     /// Roles of the people who have approved the request: `context.approvals`.
     pub approvals: BTreeSet<String>,
+    /// `context.time`.
+    pub time: Option<Moment>,
+    /// `context.network.trusted`.
+    pub trusted_network: Option<bool>,
+    /// `context.host.labels`.
+    pub host_labels: Option<BTreeSet<String>>,
 }
 
 /// What has to be gathered before a request can be decided.
@@ -32,6 +40,11 @@ impl Needs<'_> {
 }
 
 impl Policy {
+    /// How rules see the moment, if this one's rules can read any.
+    pub fn moment(&self, now: Timestamp) -> Option<Moment> {
+        self.calendar.as_ref().map(|calendar| calendar.at(now))
+    }
+
     /// What the rules that can apply read of what is to be gathered; `input`'s own [`Gathered`] is not looked at.
     pub fn needs(&self, input: &Input<'_>) -> Needs<'_> {
         let mut needs = Needs::default();

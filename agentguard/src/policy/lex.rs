@@ -119,6 +119,29 @@ pub(super) fn annotations<'s>(tokens: &[Token<'s>]) -> Vec<(usize, &'s str)> {
         .collect()
 }
 
+/// Time windows that are named: `context.time.within.contains("…")`.
+pub(super) fn windows<'s>(tokens: &[Token<'s>]) -> Vec<(usize, &'s str)> {
+    const ASKED: [Kind<'_>; 8] = [
+        Kind::Word("time"),
+        Kind::Sign("."),
+        Kind::Word("within"),
+        Kind::Sign("."),
+        Kind::Word("contains"),
+        Kind::Sign("("),
+        Kind::Text(""),
+        Kind::Sign(")"),
+    ];
+    let named = tokens.windows(ASKED.len()).filter_map(|window| {
+        let Kind::Text(name) = window[6].kind else {
+            return None;
+        };
+        let is_asked = |(at, kind): (usize, &Kind<'_>)| at == 6 || window[at].kind == *kind;
+        let all = ASKED.iter().enumerate().all(is_asked);
+        all.then_some((window[6].offset, name))
+    });
+    named.collect()
+}
+
 /// How often the word is there.
 pub(super) fn count(tokens: &[Token<'_>], word: &str) -> usize {
     let is_word = |token: &&Token<'_>| token.kind == Kind::Word(word);
@@ -222,6 +245,8 @@ mod tests {
 
     #[test]
     fn uses_of_context_are_classified() {
+        let within = "context.time.within . contains(\"open\") && x.within.contains(\"no\")";
+        assert_eq!(windows(&tokens(within)), [(31, "open")]);
         let cases = [
             ("context.path == \"/\"", Use::Plain("path")),
             ("context . routes . contains ( \"/a\" )", Use::Route("/a")),

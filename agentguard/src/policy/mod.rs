@@ -37,6 +37,7 @@ mod slice;
 pub mod store;
 #[cfg(test)]
 mod tests;
+mod time;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -52,6 +53,7 @@ pub use self::gathered::{Gathered, Needs};
 pub use self::host::{HostName, acts_on_terminal};
 pub use self::path::CanonicalPath;
 pub use self::permit::Permit;
+pub use self::time::Moment;
 use crate::reason::DenyReason;
 
 /// A bundle's files as text: path below the bundle's folder (`agents/procurement.toml`) → content.
@@ -218,6 +220,7 @@ pub struct Policy {
     rules: Vec<compile::CompiledRule>,
     facts: host::HostMap<entity::HostFacts>,
     cases: Vec<cases::Case>,
+    calendar: Option<time::Calendar>,
     notes: Vec<String>,
 }
 
@@ -276,6 +279,7 @@ impl Policy {
             rules: Vec::new(),
             facts: host::HostMap::default(),
             cases: Vec::new(),
+            calendar: None,
             notes: Vec::new(),
         }
     }

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::host::split_port;
+use super::time::Calendar;
 use super::{Action, CanonicalPath, Gathered, HostName, Input, Policy, schema};
 
 /// What the forwarder reads of a body by default, bytes.
@@ -29,6 +30,15 @@ pub struct Question {
     /// Roles of the people who are taken to have approved it.
     #[serde(default)]
     pub approvals: BTreeSet<String>,
+    /// When, as in `2026-11-23T09:00` in the bundle's zone.
+    #[serde(default)]
+    pub time: Option<String>,
+    /// Whether from a trusted network; `None`: it is not known, and so not trusted.
+    #[serde(default)]
+    pub trusted_network: Option<bool>,
+    /// The host's labels.
+    #[serde(default)]
+    pub host_labels: BTreeSet<String>,
 }
 
 /// A question in the terms of a decision.
@@ -45,7 +55,8 @@ pub(super) struct Parsed<'q> {
 }
 
 impl<'q> Parsed<'q> {
-    pub fn new(question: &'q Question) -> Result<Self, String> {
+    /// `calendar`: the bundle's; without one the time is not looked at.
+    pub fn new(question: &'q Question, calendar: Option<&Calendar>) -> Result<Self, String> {
         let url = question.url.as_str();
         let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
         let default = match scheme {
@@ -96,6 +107,12 @@ impl<'q> Parsed<'q> {
             body: question.body.as_deref().unwrap_or_default(),
             gathered: Gathered {
                 approvals: question.approvals.clone(),
+                time: match (&question.time, calendar) {
+                    (Some(time), Some(calendar)) => Some(calendar.read(time)?),
+                    _ => None,
+                },
+                trusted_network: Some(question.trusted_network.unwrap_or(false)),
+                host_labels: Some(question.host_labels.clone()),
                 ..Gathered::default()
             },
         })

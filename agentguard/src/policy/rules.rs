@@ -16,6 +16,7 @@ use super::host::HostPattern;
 use super::lex::{self, Token};
 use super::reads::{Reads, reads_of};
 use super::schema;
+use crate::reason::DenyReason;
 
 /// One policy of a rules file.
 pub(super) struct Rule {
@@ -24,6 +25,8 @@ pub(super) struct Rule {
     pub effect: Effect,
     /// The role that can lift it.
     pub approve: Option<String>,
+    /// `@reason`: what a refusal by it is called.
+    pub reason: Option<DenyReason>,
     /// Under its `@id`.
     pub policy: Policy,
     /// The agent its head names; `None`: every agent.
@@ -32,6 +35,8 @@ pub(super) struct Rule {
     pub host: HostScope,
     pub literals: Literals,
     pub reads: Reads,
+    /// Time windows that it names.
+    pub windows: Vec<(Place, String)>,
     /// Path patterns it asks `context.routes` for.
     pub routes: BTreeMap<String, PathPattern>,
 }
@@ -150,9 +155,14 @@ fn rule(report: &mut Report<'_>, at: Place, policy: &Policy, tokens: &[Token<'_>
     }
     let literals = literals_of(report, at.file, tokens);
     let (reads, routes) = reads_of(report, at.file, tokens);
+    let windows = lex::windows(tokens).into_iter();
+    let windows = windows.map(|(offset, name)| (Place::new(at.file, offset), name.to_owned()));
+    let reason = reason_of(report, at, policy);
     let id = id.filter(|id| is_id(id))?;
     Some(Rule {
         approve: approve::role(report, at, policy)?,
+        reason,
+        windows: windows.collect(),
         effect: policy.effect(),
         agent: agent_of(&policy.principal_constraint()),
         actions: actions_of(report, at, &policy.action_constraint())?,
@@ -175,11 +185,37 @@ fn check_annotations(report: &mut Report<'_>, file: u32, tokens: &[Token<'_>]) {
                 format!("`@{name}` is not enforced by this build"),
                 "remove the annotation: a bundle may not promise what is not enforced",
             );
-        } else if !["id", "approve"].contains(&name) {
-            let help = did_you_mean(name, ["id", "approve", "credential", "limit"]);
+        } else if !["id", "approve", "reason"].contains(&name) {
+            let help = did_you_mean(name, ["id", "reason", "approve", "credential", "limit"]);
             report.error_with(at, format!("unknown annotation `@{name}`"), help);
         }
     }
+}
+
+/// What a refusal by a forbid can be called, besides `policy-denied`.
+const REASONS: [DenyReason; 2] = [DenyReason::OutsideHours, DenyReason::UntrustedNetwork];
+
+fn reason_of(report: &mut Report<'_>, at: Place, policy: &Policy) -> Option<DenyReason> {
+    let slug = policy.annotation("reason")?;
+    let found = REASONS.into_iter().find(|reason| reason.slug() == slug);
+    if policy.effect() == Effect::Permit {
+        report.error_help(
+            at,
+            "`@reason` says why a forbid refuses, and this is a permit",
+            "write it in front of a forbid",
+        );
+    } else if found.is_none() {
+        let slugs = REASONS.map(DenyReason::slug);
+        let help = did_you_mean(slug, slugs)
+            .unwrap_or_else(|| format!("there are `{}`", slugs.join("` and `")));
+        let shown = super::host::show(slug);
+        report.error_help(
+            at,
+            format!("`@reason` `{shown}` is none that a rule can give"),
+            help,
+        );
+    }
+    found
 }
 
 fn is_id(id: &str) -> bool {

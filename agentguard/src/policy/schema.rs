@@ -11,7 +11,7 @@ pub(super) const CONNECT: &str = "connect";
 pub(super) const REQUEST: &str = "request";
 
 /// Attributes of a request's `context`.
-pub(super) const CONTEXT: [&str; 9] = [
+pub(super) const CONTEXT: [&str; 12] = [
     "scheme",
     "path",
     "segments",
@@ -21,6 +21,9 @@ pub(super) const CONTEXT: [&str; 9] = [
     "body",
     "scope",
     "approvals",
+    "time",
+    "network",
+    "host",
 ];
 
 /// What a request does, as `context.scope` has it.
@@ -42,7 +45,7 @@ pub(super) fn scope_of(method: &str) -> &'static str {
 }
 
 /// Attributes of a passed connection's `context`.
-pub(super) const CONNECT_CONTEXT: [&str; 1] = ["approvals"];
+pub(super) const CONNECT_CONTEXT: [&str; 4] = ["approvals", "time", "network", "host"];
 
 /// HTTP methods that can be decided: IANA's registry without `CONNECT`, `PRI` and `*`, which are the forwarder's own matter.
 pub(super) const METHODS: [&str; 38] = [
@@ -116,7 +119,10 @@ pub(super) fn text(named: &BTreeSet<&str>, scope: Scope, body: &BodyShape) -> St
         .collect();
     let fields = fields.join(", ");
     let mut text = format!(
-        "entity Agent {{ owner: String, risk: String }};
+        "type Time = {{ hour: Long, minute: Long, weekday: String, date: String, within: Set<String> }};
+type Network = {{ trusted: Bool }};
+type HostSituation = {{ labels: Set<String> }};
+entity Agent {{ owner: String, risk: String }};
 entity Host in [Host] {{ name: String, port: Long, risk: String, data: Set<String> }};
 entity Query tags String;
 entity Headers tags String;
@@ -124,14 +130,14 @@ action \"{REQUEST}\";
 action {list} in [\"{REQUEST}\"] appliesTo {{
   principal: [Agent],
   resource: [Host],
-  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {fields} }}, scope: Set<String>, approvals: Set<String> }},
+  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {fields} }}, scope: Set<String>, approvals: Set<String>, time: Time, network: Network, host: HostSituation }},
 }};
 "
     );
     if scope == Scope::RequestsAndConnections {
         let _ = writeln!(
             text,
-            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ approvals: Set<String> }} }};"
+            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ approvals: Set<String>, time: Time, network: Network, host: HostSituation }} }};"
         );
     }
     text

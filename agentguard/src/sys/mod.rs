@@ -7,6 +7,7 @@ pub mod file;
 pub mod lock;
 pub mod mount;
 pub mod netns;
+pub mod network;
 pub mod peer;
 pub mod privilege;
 pub mod process;

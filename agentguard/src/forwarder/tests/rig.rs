@@ -125,6 +125,8 @@ impl Rig {
                 port: origin.port,
                 certificate: origin.root.clone(),
             },
+            trusted_network: false,
+            host_labels: Vec::new(),
         };
         let (forwarder, mut inbox) = Forwarder::new(start, |_, _, _| Ok(())).unwrap();
         let weak = Arc::downgrade(&forwarder);

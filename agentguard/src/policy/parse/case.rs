@@ -13,6 +13,8 @@ pub(in crate::policy) struct CaseEntry {
     pub agent_at: Place,
     pub question: Question,
     pub expected: Expected,
+    /// That of `question`.
+    pub time: Option<Located<String>>,
     /// Those of `expected`.
     pub policies: Vec<Located<String>>,
 }
@@ -29,11 +31,14 @@ const CASE: Keys = Keys {
         "headers",
         "body",
         "approvals",
+        "time",
+        "network",
+        "host_labels",
         "expect",
         "reason",
         "policies",
     ],
-    later: &["task", "time"],
+    later: &["task"],
 };
 
 pub(in crate::policy) fn case_file(report: &mut Report<'_>, file: u32) -> Vec<CaseEntry> {
@@ -57,6 +62,9 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
     let body = table.string_or_json(report, "body");
     let approvals = table.strings(report, "approvals");
     let approvals = approvals.into_iter().map(|role| role.value).collect();
+    let time = table.string(report, "time");
+    let network = table.choice(report, "network", &["trusted", "untrusted"]);
+    let labels = table.strings(report, "host_labels");
     let policies = table.strings(report, "policies");
     let expected = expected(report, table, &policies);
     let request = request?;
@@ -79,8 +87,11 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         headers,
         body: body.map(|body| body.value),
         approvals,
+        time: time.as_ref().map(|time| time.value.clone()),
+        trusted_network: network.map(|network| network.value == "trusted"),
+        host_labels: labels.into_iter().map(|label| label.value).collect(),
     };
-    if let Err(why) = Parsed::new(&question) {
+    if let Err(why) = Parsed::new(&question, None) {
         report.error(request.at, why);
         return None;
     }
@@ -89,6 +100,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         agent_at: agent.at,
         question,
         expected: expected?,
+        time,
         policies,
     })
 }

@@ -3,9 +3,10 @@
 use jiff::Timestamp;
 
 use super::table::{Keys, Table};
-use super::{MODES, OBSERVE, check_name, document};
+use super::{MODES, OBSERVE, check_name, document, time};
 use crate::guarantee;
 use crate::policy::diagnostic::Report;
+use crate::policy::time::Calendar;
 
 /// What `bundle.toml` says.
 pub(in crate::policy) struct Manifest {
@@ -16,10 +17,11 @@ pub(in crate::policy) struct Manifest {
     pub expires: Option<Timestamp>,
     /// What would be denied is let through, unless the agent's file says otherwise.
     pub observe: bool,
+    pub calendar: Option<Calendar>,
 }
 
 const KEYS: Keys = Keys {
-    known: &["name", "serial", "expires", "mode", "require"],
+    known: &["name", "serial", "expires", "mode", "require", "time"],
     later: &[],
 };
 
@@ -44,6 +46,8 @@ pub(in crate::policy) fn manifest(report: &mut Report<'_>, file: u32) -> Option<
         }
     }
     let expires = root.moment(report, "expires");
+    let time = root.table(report, "time", "[time]");
+    let calendar = time.and_then(|table| time::calendar(report, &table));
     let name = root.required(report, "name");
     let name = name.filter(|name| check_name(report, "bundle", name));
     if !root.has("serial") {
@@ -58,6 +62,7 @@ pub(in crate::policy) fn manifest(report: &mut Report<'_>, file: u32) -> Option<
         report.error(zero.at, "`serial` is 0; it counts from 1");
     }
     Some(Manifest {
+        calendar,
         name: name?.value,
         serial: serial?.value,
         require: require.into_iter().map(|wanted| wanted.value).collect(),

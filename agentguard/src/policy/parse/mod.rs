@@ -7,6 +7,7 @@ mod host;
 mod manifest;
 mod reach;
 mod table;
+mod time;
 mod unix;
 
 use toml::de::DeTable;

@@ -102,6 +102,9 @@ when { context.approvals.contains("finance") && context.body has amount && conte
             headers: Vec::new(),
             body: Some(format!("{{\"amount\":{amount}}}")),
             approvals: approvals.iter().map(|role| (*role).to_owned()).collect(),
+            time: None,
+            trusted_network: None,
+            host_labels: Default::default(),
         };
         let answer = policy.answer(&question).unwrap();
         let decided = match answer.outcome.name() {

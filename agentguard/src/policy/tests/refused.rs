@@ -8,6 +8,14 @@ fn rule(body: &str) -> Sources {
     bundle(REACH, body)
 }
 
+/// With the rest of `[time]`.
+fn timed(time: &str, rules: &str) -> Sources {
+    let mut sources = bundle(REACH, rules);
+    let manifest = format!("name = \"b\"\nserial = 1\n[time]\n{time}");
+    sources.files.insert("bundle.toml".into(), manifest);
+    sources
+}
+
 fn found(sources: &Sources) -> Vec<String> {
     match Policy::compile(sources, &ids(sources)) {
         Ok(_) => Vec::new(),
@@ -144,6 +152,54 @@ fn one_mistake_gives_one_error_that_names_it() {
         (
             bundle("parent = \"b\"\n", ""),
             "agents/a.toml:5:10: the bundle has no agent `b` to be the parent | add it to agents/",
+        ),
+        (
+            rule(&format!("@reason(\"outside-hours\") {permit};")),
+            "rules/r.cedar:1:1: `@reason` says why a forbid refuses, and this is a permit",
+        ),
+        (
+            rule("@id(\"f\") @reason(\"outside-hour\") forbid (principal, action, resource);"),
+            "rules/r.cedar:1:1: `@reason` `outside-hour` is none that a rule can give | did you mean `outside-hours`?",
+        ),
+        (
+            rule(&format!("{permit} when {{ context.time.hour > 8 }};")),
+            "rules/r.cedar:1:1: policy reads `context.time`, and bundle.toml has no zone for it | add `[time]`",
+        ),
+        (
+            timed("zone = \"Europe/Viena\"\n", ""),
+            "bundle.toml:4:8: there is no time zone `Europe/Viena` | did you mean `Europe/Vienna`?",
+        ),
+        (
+            timed(
+                "zone = \"UTC\"\n[[time.window]]\nname = \"w\"\nfrom = \"9:00\"\n",
+                "",
+            ),
+            "bundle.toml:7:8: `from` is `9:00`, which is no time of day | write for example",
+        ),
+        (
+            timed(
+                "zone = \"UTC\"\n[[time.window]]\nname = \"w\"\ndays = [\"monday\"]\n",
+                "",
+            ),
+            "bundle.toml:7:9: `monday` is no day",
+        ),
+        (
+            timed("zone = \"UTC\"\n[[time.window]]\nname = \"w\"\n", ""),
+            "bundle.toml:5:1: [[time.window]] has no key and would always hold",
+        ),
+        (
+            timed(
+                "zone = \"UTC\"\n[[time.window]]\nname = \"w\"\nfirst = \"2026-12-24\"\nlast = \"2026-12-18\"\n",
+                "",
+            ),
+            "bundle.toml:8:1: `last` is before `first`",
+        ),
+        (
+            timed(
+                "zone = \"UTC\"\n[[time.window]]\nname = \"open\"\nfrom = \"09:00\"\n",
+                &format!("{permit} when {{ context.time.within.contains(\"opne\") }};"),
+            ),
+            "rules/r.cedar:1:97: there is no time window `opne` | did you mean `open`?",
         ),
         (
             bundle("parent = \"a\"\n", ""),
