@@ -116,8 +116,12 @@ impl Policy {
     pub(super) fn judge(&self, input: &Input<'_>) -> Judgement<'_> {
         let mut judgement = self.judge_as(input.agent, input);
         let gathered = input.gathered;
+        let needs = self.needs(input);
         let mut situation = |name: &str, value: Option<String>| {
-            if let Some(value) = value {
+            let attribute = name
+                .split_once('.')
+                .map_or(name, |(attribute, _)| attribute);
+            if let Some(value) = value.filter(|_| needs.has(attribute)) {
                 judgement.facts.insert(name.into(), bounded(&value));
             }
         };

@@ -85,6 +85,7 @@ fn window(report: &mut Report<'_>, table: &Table<'_>) -> Option<Window> {
 
 fn days(report: &mut Report<'_>, table: &Table<'_>) -> [bool; 7] {
     let mut found = [false; 7];
+    let before = report.count();
     for day in table.strings(report, "days") {
         match DAYS.iter().position(|known| *known == day.value) {
             Some(index) => found[index] = true,
@@ -96,7 +97,7 @@ fn days(report: &mut Report<'_>, table: &Table<'_>) -> [bool; 7] {
             }
         }
     }
-    if found == [false; 7] {
+    if found == [false; 7] && report.count() == before {
         report.error(
             table.key_place("days"),
             "`days` names no day: the window is empty",

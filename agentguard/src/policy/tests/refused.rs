@@ -199,7 +199,7 @@ fn one_mistake_gives_one_error_that_names_it() {
                 "zone = \"UTC\"\n[[time.window]]\nname = \"open\"\nfrom = \"09:00\"\n",
                 &format!("{permit} when {{ context.time.within.contains(\"opne\") }};"),
             ),
-            "rules/r.cedar:1:97: there is no time window `opne` | did you mean `open`?",
+            "rules/r.cedar:1:100: there is no time window `opne` | did you mean `open`?",
         ),
         (
             bundle("parent = \"a\"\n", ""),
