@@ -329,5 +329,5 @@ fn who_acts_for_another_can_do_no_more_and_stops_with_it() {
         .filter(|it| it.agent() == "child" && it.outcome() == "deny");
     let stopped: Vec<_> = denied.filter(|it| !it.is_request()).collect();
     let delegated = |it: &&Record| it.reason() == "delegation-exceeded";
-    assert!(stopped.iter().any(|it| delegated(&it)), "{stopped:#?}");
+    assert!(stopped.iter().any(delegated), "{stopped:#?}");
 }

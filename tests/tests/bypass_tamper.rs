@@ -253,16 +253,17 @@ fn the_daemon_is_out_of_reach_for_a_root_agent() {
     let daemon = guard.daemon_tgid();
     let key = site.path("state");
     let pins = site.pins().to_owned();
+    let pin = pins.join(format!(
+        "v{}/links/connect4",
+        agentguard_common::abi::VERSION
+    ));
     let attempts = [
         (format!("mem {daemon}"), "EACCES"),
         (format!("read /proc/{daemon}/environ"), "EACCES"),
         (format!("list /proc/{daemon}/root"), "EACCES"),
         (format!("list {}", key.display()), "ENOENT"),
         (format!("list {}", pins.display()), "ENOENT"),
-        (
-            format!("unlink {}/v2/links/connect4", pins.display()),
-            "ENOENT",
-        ),
+        (format!("unlink {}", pin.display()), "ENOENT"),
         ("open_by_handle_at".to_owned(), "EPERM"),
     ];
     let mut control = tamper(&site);
@@ -280,7 +281,7 @@ fn the_daemon_is_out_of_reach_for_a_root_agent() {
             "{attempt}: {said}"
         );
     }
-    assert!(pins.join("v2/links/connect4").exists());
+    assert!(pin.exists());
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -276,7 +276,7 @@ fn a_crash_while_applying_leaves_old_or_new() {
         }
         let mut agent = dialer(&guard.agent("probe"));
         for version in ["v1", "v2"] {
-            let expected = if (version == "v2") == (now % 2 == 0) {
+            let expected = if (version == "v2") == (now.is_multiple_of(2)) {
                 "ok 200"
             } else {
                 "ok 403"

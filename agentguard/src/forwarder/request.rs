@@ -300,13 +300,13 @@ impl<'a> Exchange<'a> {
             };
             let upstream = hyper::upgrade::on(Response::from_parts(head.clone(), body));
             head.extensions.clear();
-            session.becomes(Tunnel::WebSocket(WebSocket {
+            session.becomes(Tunnel::WebSocket(Box::new(WebSocket {
                 client,
                 upstream,
                 standing: self.standing(place, Asked::Upgrade(upgrade), gathered),
                 entry: self.entry,
                 busy,
-            }));
+            })));
             return Response::from_parts(head, Answer::empty());
         }
         headers::strip(&mut head.headers, false);

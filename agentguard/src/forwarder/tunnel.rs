@@ -32,7 +32,7 @@ const CHUNK: usize = 16 * 1024;
 /// What a connection is after its last HTTP answer.
 pub enum Tunnel {
     Connect(Connect),
-    WebSocket(WebSocket),
+    WebSocket(Box<WebSocket>),
 }
 
 /// The agent takes us for its proxy: what it sends now is for `target`.

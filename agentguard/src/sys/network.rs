@@ -112,11 +112,11 @@ fn gateways6(text: &str) -> Vec<(String, IpAddr)> {
 
 /// Of several `search` and `domain` lines the last counts (resolv.conf(5)).
 fn domains(text: &str) -> Vec<String> {
-    let lines = text.lines().filter_map(|line| {
+    let mut lines = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         matches!(words.next()?, "search" | "domain").then(|| words.map(str::to_owned).collect())
     });
-    lines.last().unwrap_or_default()
+    lines.next_back().unwrap_or_default()
 }
 
 #[cfg(test)]

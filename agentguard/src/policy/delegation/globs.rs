@@ -24,16 +24,21 @@ pub(super) fn covers(wide: &str, narrow: &str) -> bool {
             row[at] = match part {
                 Part::Deep => next[at] || here.is_some() && row[at + 1],
                 Part::Star => next[at] || here.is_some_and(stays_in_segment) && row[at + 1],
-                Part::One => {
-                    matches!(here, Some(Part::One)) && next[at + 1]
-                        || matches!(here, Some(Part::Byte(byte)) if byte != b'/') && next[at + 1]
-                }
+                Part::One => here.is_some_and(is_one) && next[at + 1],
                 Part::Byte(_) => here == Some(*part) && next[at + 1],
             };
         }
         next = row;
     }
     next[0]
+}
+
+fn is_one(part: Part) -> bool {
+    match part {
+        Part::One => true,
+        Part::Byte(byte) => byte != b'/',
+        Part::Star | Part::Deep => false,
+    }
 }
 
 fn stays_in_segment(part: Part) -> bool {
