@@ -3,6 +3,7 @@
 
 use agentguard_common::abi::{FileKey, Tamper};
 use agentguard_common::verdict::Refusal;
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
@@ -77,9 +78,15 @@ pub fn lsm_inode_link(ctx: LsmContext) -> i32 {
 /// is, which ends the chain anyway if it is a refusal (`invoke_bpf_mod_ret`).
 #[lsm(hook = "inode_setattr")]
 pub fn lsm_inode_setattr(ctx: LsmContext) -> i32 {
+    let argument = |index: usize| {
+        // SAFETY: the hook has two arguments at least. Volatile, or LLVM makes one load of both, at a place that the
+        // verifier does not know ("dereference of modified ctx ptr").
+        unsafe { ctx.as_ptr().cast::<u64>().add(index).read_volatile() }
+    };
+    let (first, second) = (argument(0), argument(1));
     let entry = match at!(setattr_dentry) {
-        0 => address(ctx.arg(0)),
-        _ => address(ctx.arg(1)),
+        0 => first,
+        _ => second,
     };
     called(lsm::ALLOW, || changes(entry))
 }
