@@ -117,6 +117,26 @@ when { context.approvals.contains("finance") && context.body has amount && conte
 }
 
 #[test]
+fn nobody_is_only_observed_who_acts_for_someone_that_is_not() {
+    let agent =
+        |mode: &str| format!("mode = \"{mode}\"\n[[reach]]\nhost = \"h\"\nallow = [\"GET /a\"]\n");
+    for (top, bottom, observed) in [
+        ("observe", "observe", true),
+        ("enforce", "observe", false),
+        ("observe", "enforce", false),
+    ] {
+        let (top, bottom) = (agent(top), agent(bottom));
+        let policy = compile(&line(&[("top", &top), ("bottom", &bottom)], ""));
+        let decision = decide(&policy, "bottom", "POST https://h/a");
+        assert_eq!(
+            matches!(&decision, Decision::Permit(permit) if permit.would_deny().is_some()),
+            observed,
+            "{decision:?}"
+        );
+    }
+}
+
+#[test]
 fn hosts_and_names_are_those_that_everyone_reaches() {
     let host = |name: &str, more: &str| format!("[[reach]]\nhost = \"{name}\"\n{more}");
     let pass = "tls = \"passthrough\"\nallow = [\"connect\"]\n";
