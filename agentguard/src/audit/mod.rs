@@ -1,11 +1,12 @@
 //! The audit log: one record per decision, hash-chained JSON lines, written by the daemon alone.
 //!
-//! [`log`] writes segments of lines ([`line`] has their fields), [`verify`] checks the chain, [`search`] reads back.
+//! [`log`] writes segments of lines ([`line`] has their fields), [`verify`] checks the chain, [`search`] reads back, [`scan`] all of it at once.
 
 pub mod line;
 pub mod log;
 mod read;
 pub mod record;
+pub mod scan;
 pub mod search;
 mod segment;
 mod sync;

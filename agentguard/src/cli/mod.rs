@@ -12,6 +12,7 @@ mod kill;
 mod policy;
 pub mod policy_offline;
 mod policy_pack;
+mod policy_replay;
 mod policy_show;
 mod run;
 mod status;
@@ -117,7 +118,7 @@ async fn ask_the_daemon(verb: Verb, config: &Config) -> Result<ExitCode, Failure
         Verb::Agents(arguments) => agents::run(&arguments, &client).await,
         Verb::Kill(arguments) => kill::kill(&arguments, &client).await,
         Verb::Revive(arguments) => kill::revive(&arguments, &client).await,
-        Verb::Policy(verb) => policy::run(&verb, &config.paths.trust, &client).await,
+        Verb::Policy(verb) => policy::run(&verb, config, &client).await,
         Verb::Audit(command) => {
             let fetch = async |path: &str| Ok(client.lines(path).await?);
             Ok(audit::run(&command, config, fetch).await?)
@@ -188,6 +189,7 @@ mod tests {
             "agentguard policy show 3",
             "agentguard policy history --json",
             "agentguard policy rollback 3 --json",
+            "agentguard policy replay --since 7d /x --json",
             "agentguard policy pack /x -o /y --key /z",
             "agentguard policy sign /y --key /z",
             "agentguard policy explain --agent a GET https://x/y",

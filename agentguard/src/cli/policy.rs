@@ -7,9 +7,13 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::policy_pack::{Keygen, Pack, Sign};
+use super::policy_replay::Replay;
 use super::status::short;
 use super::table::{Colour, coloured};
-use super::{Failure, policy_offline, policy_pack, policy_show, print, print_json, table};
+use super::{
+    Failure, policy_offline, policy_pack, policy_replay, policy_show, print, print_json, table,
+};
+use crate::config::Config;
 use crate::control::api::{Bundle, InForce, Rollback};
 use crate::control::client::{Client, ClientError};
 use crate::policy::cases::Tested;
@@ -86,6 +90,8 @@ pub enum Verb {
     },
     /// What would be decided for a request, and by which policies
     Explain(Explain),
+    /// What a bundle decides otherwise than was decided, over the audit log (needs no daemon)
+    Replay(Replay),
     /// Make a pair of keys to sign bundles with (needs no daemon)
     Keygen(Keygen),
     /// Make one file of a bundle's folder (needs no daemon)
@@ -119,12 +125,13 @@ pub struct Explain {
     json: bool,
 }
 
-/// `keys`: the trust folder.
-pub async fn run(verb: &Verb, keys: &Path, client: &Client) -> Result<ExitCode, Failure> {
+pub async fn run(verb: &Verb, config: &Config, client: &Client) -> Result<ExitCode, Failure> {
+    let keys = &config.paths.trust;
     match verb {
         Verb::Check { bundle, json } => check(bundle, keys, *json),
         Verb::Test { bundle, json } => test(bundle, keys, *json),
         Verb::Diff { old, new, json } => diff(old, new, keys, *json),
+        Verb::Replay(arguments) => policy_replay::replay(arguments, &config.paths),
         Verb::Keygen(arguments) => policy_pack::keygen(arguments),
         Verb::Pack(arguments) => policy_pack::pack(arguments, keys),
         Verb::Sign(arguments) => policy_pack::sign(arguments),

@@ -19,7 +19,7 @@ pub use self::explanation::explanation_text;
 use self::layout::{count, paint, printable};
 use crate::policy::pack::Signer;
 use crate::policy::store::{self, Loaded, StoreError, Trust};
-use crate::policy::{Diagnostic, Policy, Sources};
+use crate::policy::{Diagnostic, Policy, Reassigned, Sources};
 
 /// A bundle, read and compiled.
 pub struct Checked {
@@ -33,18 +33,25 @@ pub struct Checked {
 /// What keeps the folder or packed bundle from being read; a packed one has to be signed by a key of the folder `keys`.
 pub fn check(bundle: &Path, keys: &Path) -> Result<Checked, StoreError> {
     let Loaded { sources, signer } = store::load(bundle, Trust::Anyone, keys)?;
-    // No host has given the agents ids yet, and a check does not depend on them.
-    let ids: BTreeMap<_, _> = Policy::agent_names(&sources)
-        .into_iter()
-        .zip(AgentId::FIRST..)
-        .map(|(name, id)| (name, AgentId(id)))
-        .collect();
-    let result = Policy::compile(&sources, &ids);
+    let result = compile(&sources, &BTreeMap::new());
     Ok(Checked {
         sources,
         signer,
         result,
     })
+}
+
+/// Compiles a bundle that no host has given ids for its agents, which nothing here depends on.
+pub fn compile(
+    sources: &Sources,
+    owners: &BTreeMap<String, Reassigned>,
+) -> Result<Policy, Vec<Diagnostic>> {
+    let ids: BTreeMap<_, _> = Policy::agent_names(sources)
+        .into_iter()
+        .zip(AgentId::FIRST..)
+        .map(|(name, id)| (name, AgentId(id)))
+        .collect();
+    Policy::compile_with(sources, &ids, owners)
 }
 
 impl Checked {

@@ -58,6 +58,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+pub use self::standing::CUT;
+
 use self::accept::Arrival;
 use self::http::Session;
 use self::identity::Entrance;

@@ -10,12 +10,12 @@ use super::body::{Block, Body, Fault, Fields, Value};
 use super::reads::{Names, Reads};
 
 /// Bytes of one fact's value that a record keeps.
-const MAX_VALUE: usize = 256;
+pub(super) const MAX_VALUE: usize = 256;
 /// Facts of one request that a record keeps, when rules read names that are not known before.
 const MAX_FACTS: usize = 64;
 
 /// Values of which a record has the digest alone.
-const SECRET_HEADERS: [&str; 8] = [
+pub(super) const SECRET_HEADERS: [&str; 8] = [
     "authorization",
     "proxy-authorization",
     "cookie",
@@ -25,7 +25,7 @@ const SECRET_HEADERS: [&str; 8] = [
     "x-amz-security-token",
     "x-goog-api-key",
 ];
-const SECRET_PARAMETERS: [&str; 12] = [
+pub(super) const SECRET_PARAMETERS: [&str; 12] = [
     "access_token",
     "refresh_token",
     "id_token",
@@ -170,7 +170,7 @@ fn query_fault(why: &str) -> String {
 }
 
 /// The name among those that rules read which some server would take `name` for: case, and `name[]`.
-fn read_name(names: &Names, name: &str) -> Option<String> {
+pub(super) fn read_name(names: &Names, name: &str) -> Option<String> {
     let base = name.split_once('[').map_or(name, |(base, _)| base);
     match names {
         Names::All => Some(name.to_owned()),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use agentguard_common::abi::AgentId;
 use jiff::Timestamp;
 
 use super::body::{Block, Body};
@@ -27,7 +28,7 @@ pub struct Gathered {
 #[derive(Clone, Debug, Default)]
 pub struct Needs<'p> {
     /// Of the agent, and of everyone it acts for.
-    reads: Vec<&'p Reads>,
+    pub(super) reads: Vec<&'p Reads>,
     /// What is to be read of its body.
     pub body: Option<&'p Block>,
 }
@@ -47,6 +48,16 @@ impl Policy {
 
     /// What the rules that can apply read of what is to be gathered; `input`'s own [`Gathered`] is not looked at.
     pub fn needs(&self, input: &Input<'_>) -> Needs<'_> {
+        let above = self.above(input.agent).iter().copied();
+        self.needs_of(std::iter::once(input.agent).chain(above), input)
+    }
+
+    /// [`Self::needs`] of these agents alone.
+    pub(super) fn needs_of(
+        &self,
+        agents: impl IntoIterator<Item = AgentId>,
+        input: &Input<'_>,
+    ) -> Needs<'_> {
         let mut needs = Needs::default();
         let (action, path) = match &input.action {
             Action::Connect => (Some(schema::CONNECT), None),
@@ -55,8 +66,8 @@ impl Policy {
         let Some(action) = action else {
             return needs;
         };
-        for agent in std::iter::once(&input.agent).chain(self.above(input.agent)) {
-            let agent = self.agents.get(agent);
+        for agent in agents {
+            let agent = self.agents.get(&agent);
             let class = agent.and_then(|agent| agent.classes.lookup(input.host, input.port));
             let Some(class) = class else {
                 continue;

@@ -30,6 +30,7 @@ mod permit;
 mod question;
 mod reads;
 mod refusal;
+pub mod replay;
 mod requests;
 mod rules;
 mod schema;

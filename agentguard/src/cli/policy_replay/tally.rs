@@ -1,0 +1,183 @@
+//! What came of a replay: what changed, in groups, and what could not be replayed.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::json;
+
+use super::Line;
+use crate::cli::table::table;
+use crate::policy::replay::{Outcome, Recorded, Replayed};
+use crate::reason::DenyReason;
+
+/// Kinds of changes that are told apart.
+const MAX_GROUPS: usize = 10_000;
+
+/// Decisions that change in the same way.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Change {
+    agent: String,
+    action: String,
+    resource: String,
+    old: Side,
+    new: Side,
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Side {
+    outcome: &'static str,
+    reason: Option<String>,
+    policies: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Group {
+    count: u64,
+    /// The first that was found.
+    decision: String,
+    path: String,
+}
+
+#[derive(Default)]
+pub struct Tally {
+    pub records: u64,
+    replayed: u64,
+    changed: u64,
+    changes: BTreeMap<Change, Group>,
+    /// Changes of so many kinds that they are only counted.
+    ungrouped: u64,
+    skipped: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    pub fn skip(&mut self, why: &'static str) {
+        *self.skipped.entry(why).or_default() += 1;
+    }
+
+    pub fn compare(
+        &mut self,
+        line: &Line<'_>,
+        recorded: &Recorded<'_>,
+        old: (Outcome, Option<&str>),
+        new: Replayed,
+    ) {
+        self.replayed += 1;
+        let reason = new.reason.map(DenyReason::slug);
+        if old == (new.outcome, reason) {
+            return;
+        }
+        self.changed += 1;
+        let side = |outcome: Outcome, reason: Option<&str>, policies: Vec<String>| Side {
+            outcome: outcome.name(),
+            reason: reason.map(str::to_owned),
+            policies,
+        };
+        let change = Change {
+            agent: recorded.agent.to_owned(),
+            action: recorded.method.to_owned(),
+            resource: line.resource.clone().into_owned(),
+            old: side(old.0, old.1, line.policies.clone()),
+            new: side(new.outcome, reason, new.policies),
+        };
+        let group = Group {
+            count: 1,
+            decision: line.decision.clone().into_owned(),
+            path: recorded.path.to_owned(),
+        };
+        self.group(change, group);
+    }
+
+    fn group(&mut self, change: Change, group: Group) {
+        if let Some(known) = self.changes.get_mut(&change) {
+            known.count += group.count;
+        } else if self.changes.len() < MAX_GROUPS {
+            self.changes.insert(change, group);
+        } else {
+            self.ungrouped += group.count;
+        }
+    }
+
+    pub fn add(&mut self, other: Self) {
+        self.records += other.records;
+        self.replayed += other.replayed;
+        self.changed += other.changed;
+        self.ungrouped += other.ungrouped;
+        for (change, group) in other.changes {
+            self.group(change, group);
+        }
+        for (why, count) in other.skipped {
+            *self.skipped.entry(why).or_default() += count;
+        }
+    }
+
+    /// Most frequent first.
+    fn sorted(&self) -> Vec<(&Change, &Group)> {
+        let mut all: Vec<_> = self.changes.iter().collect();
+        all.sort_by_key(|(_, group)| std::cmp::Reverse(group.count));
+        all
+    }
+
+    pub fn json(&self, since: Timestamp) -> serde_json::Value {
+        let changes = self.sorted().into_iter().map(|(change, group)| {
+            json!({
+                "count": group.count,
+                "agent": change.agent,
+                "action": change.action,
+                "resource": change.resource,
+                "old": change.old,
+                "new": change.new,
+                "example": { "decision": group.decision, "path": group.path },
+            })
+        });
+        json!({
+            "since": since,
+            "decisions": self.records,
+            "replayed": self.replayed,
+            "changed": self.changed,
+            "changes": changes.collect::<Vec<_>>(),
+            "ungrouped": self.ungrouped,
+            "not_replayed": self.skipped,
+        })
+    }
+
+    pub fn text(&self, since: Timestamp) -> String {
+        let mut text = String::new();
+        if !self.changes.is_empty() {
+            let rows = self.sorted().into_iter().map(|(change, group)| {
+                vec![
+                    group.count.to_string(),
+                    change.agent.clone(),
+                    format!("{} {}{}", change.action, change.resource, group.path),
+                    change.old.shown(),
+                    change.new.shown(),
+                ]
+            });
+            let header = ["COUNT", "AGENT", "FOR EXAMPLE", "OLD", "NEW"];
+            text = table(&header, &rows.collect::<Vec<_>>()) + "\n";
+        }
+        if self.ungrouped > 0 {
+            text.push_str(&format!("{} more of yet other kinds\n", self.ungrouped));
+        }
+        text.push_str(&format!(
+            "{} decisions since {since:.0}: {} replayed, {} decided otherwise\n",
+            self.records, self.replayed, self.changed
+        ));
+        for (why, count) in &self.skipped {
+            text.push_str(&format!("  {count} cannot be replayed: {why}\n"));
+        }
+        text
+    }
+}
+
+impl Side {
+    fn shown(&self) -> String {
+        let by = match self.policies.is_empty() {
+            true => String::new(),
+            false => format!(" by {}", self.policies.join(", ")),
+        };
+        let reason = self.reason.as_deref().filter(|it| *it != self.outcome);
+        let reason = reason.map_or(String::new(), |reason| format!(": {reason}"));
+        format!("{}{reason}{by}", self.outcome)
+    }
+}

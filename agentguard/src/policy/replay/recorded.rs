@@ -1,0 +1,172 @@
+//! What a record tells of what rules read, and what it does not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use jiff::Timestamp;
+
+use super::Missing;
+use crate::policy::body::{Block, Body, FieldType, Fields, Value};
+use crate::policy::facts::{MAX_VALUE, SECRET_HEADERS, SECRET_PARAMETERS, read_name};
+use crate::policy::reads::{Names, Reads};
+use crate::policy::{Input, Needs, Policy, schema};
+
+/// What a record says of a request or passed connection.
+pub struct Recorded<'r> {
+    pub agent: &'r str,
+    /// When it began.
+    pub time: Timestamp,
+    pub scheme: &'r str,
+    pub host: &'r str,
+    pub port: u16,
+    /// `connect` for a passed connection.
+    pub method: &'r str,
+    pub path: &'r str,
+    pub facts: &'r BTreeMap<String, String>,
+    pub then: Then,
+}
+
+/// How far rules were asked, and so what they read is in the record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Then {
+    /// Those of the agent and of everyone it acts for.
+    All,
+    /// Those of the agent, and of others perhaps.
+    Own,
+    /// None: what they read could not be read.
+    Nobody,
+}
+
+impl Recorded<'_> {
+    pub(super) fn is_connection(&self) -> bool {
+        self.method == schema::CONNECT
+    }
+
+    /// What the rules of the bundle that decided read of it.
+    pub(super) fn needs_then<'p>(
+        &self,
+        old: &'p Policy,
+        input: &Input<'_>,
+    ) -> Result<Needs<'p>, Missing> {
+        if self.facts.contains_key("omitted") {
+            return Err(Missing::Many);
+        }
+        let Some(agent) = old.id_of(self.agent) else {
+            return Ok(Needs::default());
+        };
+        let input = Input { agent, ..*input };
+        match self.then {
+            Then::All => Ok(old.needs(&input)),
+            Then::Own => Ok(old.needs_of([agent], &input)),
+            Then::Nobody => Err(Missing::Ambiguous),
+        }
+    }
+
+    pub(super) fn query(&self, reads: &Reads, then: &Reads) -> Result<Vec<(&str, &str)>, Missing> {
+        known(&reads.query, &then.query)?;
+        let read = |name: &str| read_name(&reads.query, name).is_some();
+        self.values("query.", read, &SECRET_PARAMETERS)
+    }
+
+    pub(super) fn headers(&self, reads: &Reads, then: &Reads) -> Result<HeaderMap, Missing> {
+        known(&reads.headers, &then.headers)?;
+        let read = |name: &str| match &reads.headers {
+            Names::These(names) if names.is_empty() => false,
+            names => names.has(name) || names.has(&name.replace('_', "-")),
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in self.values("header.", read, &SECRET_HEADERS)? {
+            let name: HeaderName = name.parse().map_err(|_| Missing::Request)?;
+            let value: HeaderValue = value.parse().map_err(|_| Missing::Request)?;
+            headers.append(name, value);
+        }
+        Ok(headers)
+    }
+
+    /// The fields of a block that is the same as then: all of them are in the record, whichever rules read.
+    pub(super) fn body(&self, block: &Block) -> Result<Body, Missing> {
+        let mut fields = BTreeMap::new();
+        for (name, field) in &block.fields {
+            let Some(text) = self.facts.get(&format!("body.{name}")) else {
+                continue;
+            };
+            if field.private {
+                return Err(Missing::Secret);
+            }
+            whole(text)?;
+            let value = match field.kind {
+                FieldType::String => Some(Value::String(text.clone())),
+                FieldType::Decimal => Some(Value::Decimal(text.clone())),
+                FieldType::Long => text.parse().ok().map(Value::Long),
+                FieldType::Bool => text.parse().ok().map(Value::Bool),
+                // Its texts are joined, and may have in them what they are joined with.
+                FieldType::Strings => None,
+            };
+            fields.insert(name.clone(), value.ok_or(Missing::Body)?);
+        }
+        Ok(Body::Read(Fields(fields)))
+    }
+
+    /// That of the decision where its rules read it, which may have waited for a body, or else that of the request.
+    pub(super) fn time(&self) -> Result<Timestamp, Missing> {
+        let fact = self.facts.get("time").map(|text| text.parse());
+        fact.transpose()
+            .map_err(|_| Missing::Request)
+            .map(|time| time.unwrap_or(self.time))
+    }
+
+    pub(super) fn network(&self) -> Result<bool, Missing> {
+        let fact = self.facts.get("network.trusted");
+        fact.and_then(|is| is.parse().ok()).ok_or(Missing::Network)
+    }
+
+    pub(super) fn labels(&self) -> Result<BTreeSet<String>, Missing> {
+        match self.facts.get("host.labels").map(String::as_str) {
+            // One with a comma in it looks like two.
+            None => Err(Missing::Labels),
+            Some(labels) if labels.contains(',') => Err(Missing::Labels),
+            Some("") => Ok(BTreeSet::new()),
+            Some(label) => whole(label).map(|()| [label.to_owned()].into()),
+        }
+    }
+
+    fn values(
+        &self,
+        prefix: &str,
+        read: impl Fn(&str) -> bool,
+        secret: &[&str],
+    ) -> Result<Vec<(&str, &str)>, Missing> {
+        let mut found = Vec::new();
+        for (fact, value) in self.facts.range(prefix.to_owned()..) {
+            let Some(name) = fact.strip_prefix(prefix) else {
+                break;
+            };
+            // A name that is cut off may be any.
+            whole(name)?;
+            if !read(name) {
+                continue;
+            }
+            if secret.contains(&name.to_ascii_lowercase().as_str()) {
+                return Err(Missing::Secret);
+            }
+            whole(value)?;
+            found.push((name, value.as_str()));
+        }
+        Ok(found)
+    }
+}
+
+/// Whether what is not in the record was not there.
+fn known(reads: &Names, then: &Names) -> Result<(), Missing> {
+    let known = match (reads, then) {
+        (_, Names::All) => true,
+        (Names::All, Names::These(_)) => false,
+        (Names::These(reads), Names::These(then)) => reads.is_subset(then),
+    };
+    known.then_some(()).ok_or(Missing::Fact)
+}
+
+fn whole(text: &str) -> Result<(), Missing> {
+    let whole = text.len() <= MAX_VALUE;
+    whole.then_some(()).ok_or(Missing::Long)
+}
