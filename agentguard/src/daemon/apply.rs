@@ -1,28 +1,33 @@
 //! Putting a bundle in force: compiled whole, written, switched in the kernel and the forwarder, or nothing has changed.
 
+mod rules;
+mod wanted;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agentguard_common::abi::{AgentId, UnixName};
+use agentguard_common::abi::AgentId;
 use jiff::Timestamp;
 
+use self::rules::{exec_rules, rules, unix_names};
+pub use self::wanted::Wanted;
+use self::wanted::{check_serial, find, next_entry, signed};
 use super::forwarder::Ask;
-use super::history::{Entry, Origin};
+use super::history::Entry;
 use super::records::{Item, Operated};
 use super::state::{Active, Shared};
 use super::stop::everywhere;
-use super::{adoption, expiry, lock, stop, unix};
+use super::{adoption, expiry, lock, stop};
 use crate::agents::identify::Blocks;
-use crate::agents::registry::{Registry, RegistryError};
+use crate::agents::registry::RegistryError;
 use crate::agents::stops::stops;
-use crate::audit::record::{Operation, Outcome};
+use crate::audit::record::Outcome;
 use crate::guarantee::Holds;
-use crate::kernel::{ExecFile, ExecRules, KernelError, Rule};
-use crate::policy::pack::{self, Signer};
-use crate::policy::store::{self, Loaded, Trust};
-use crate::policy::{self, Diagnostic, KernelRule, Policy, Proto, Reassigned, Sources};
+use crate::kernel::{KernelError, Rule};
+use crate::policy::store::Loaded;
+use crate::policy::{self, Diagnostic, Policy, Reassigned, Sources};
 use crate::sys;
 
 /// How long the forwarder may take to compile a bundle.
@@ -46,24 +51,6 @@ pub struct Applied {
     /// The same bundle was in force already.
     pub unchanged: bool,
     pub warnings: Vec<String>,
-}
-
-/// What an operator wants in force.
-pub enum Wanted {
-    Files(Sources),
-    /// A packed bundle's text.
-    Packed(String),
-    /// A bundle that has been in force: the newest of this serial, or the one before the one that is.
-    Earlier(Option<u64>),
-}
-
-impl Wanted {
-    fn operation(&self) -> Operation {
-        match self {
-            Self::Files(_) | Self::Packed(_) => Operation::PolicyApply,
-            Self::Earlier(_) => Operation::PolicyRollback,
-        }
-    }
 }
 
 /// Compiles and resolves for this host. Changes nothing. `entry` says of the bundle who wants it; [`Entry::meta`] is taken from
@@ -211,121 +198,6 @@ async fn try_apply(shared: &Arc<Shared>, wanted: Wanted, uid: u32) -> Result<App
         active: new,
         unchanged: false,
         warnings,
-    })
-}
-
-/// The bundle's files, and whose signature they were accepted for.
-fn find(shared: &Shared, wanted: Wanted, in_force: Option<&Active>) -> Result<Loaded, ApplyError> {
-    let refused = |why: String| ApplyError::Refused(why);
-    let keys = || {
-        store::trusted_keys(&shared.config.paths.trust, Trust::Root)
-            .map_err(|e| refused(e.to_string()))
-    };
-    match wanted {
-        Wanted::Files(sources) => Ok(Loaded {
-            sources,
-            signer: None,
-        }),
-        Wanted::Packed(text) => {
-            let (contents, signer) =
-                pack::open(&text, &keys()?).map_err(|e| refused(e.to_string()))?;
-            Ok(Loaded {
-                sources: contents.sources,
-                signer: Some(signer),
-            })
-        }
-        Wanted::Earlier(serial) => {
-            let history = lock(&shared.history);
-            let entry = earlier(history.entries(), serial, in_force.map(|it| &it.entry))
-                .map_err(refused)?;
-            if let Some(signer) = &entry.signer
-                && !keys()?.iter().any(|it| *it.key.id() == signer.key)
-            {
-                return Err(refused(format!(
-                    "bundle {} was signed by `{}` ({}), which this host no longer trusts",
-                    entry.meta.serial, signer.name, signer.key
-                )));
-            }
-            let sources = history.sources(entry).map_err(|e| refused(e.to_string()))?;
-            Ok(Loaded {
-                sources,
-                signer: entry.signer.clone(),
-            })
-        }
-    }
-}
-
-/// The newest of `serial`; without, the last one in force that is another than the one that is.
-fn earlier<'e>(
-    entries: &'e [Entry],
-    serial: Option<u64>,
-    in_force: Option<&Entry>,
-) -> Result<&'e Entry, String> {
-    let mut newest = entries.iter().rev();
-    match serial {
-        Some(serial) => newest.find(|it| it.meta.serial == serial).ok_or_else(|| {
-            format!("the history has no bundle of serial {serial}; `agentguard policy history` lists what it has")
-        }),
-        None => newest
-            .find(|it| {
-                in_force.is_none_or(|now| it.seq < now.seq && it.meta.digest != now.meta.digest)
-            })
-            .ok_or_else(|| "the history has no bundle from before the one in force".to_owned()),
-    }
-}
-
-fn next_entry(
-    shared: &Shared,
-    meta: policy::Meta,
-    operation: Operation,
-    uid: u32,
-    signer: Option<Signer>,
-) -> Entry {
-    let history = lock(&shared.history);
-    Entry {
-        seq: history.next_seq(),
-        highest: meta.serial.max(history.highest()),
-        meta,
-        applied_at: Timestamp::now(),
-        origin: match operation {
-            Operation::PolicyRollback => Origin::Rollback,
-            _ => Origin::Apply,
-        },
-        uid,
-        signer,
-    }
-}
-
-/// What was once in force comes back by a rollback alone, so that nobody brings an old bundle as a new one.
-fn check_serial(shared: &Shared, old: Option<&Active>, new: &Active) -> Result<(), ApplyError> {
-    let serial = new.meta.serial;
-    let history = lock(&shared.history);
-    let highest = history
-        .highest()
-        .max(old.map_or(0, |old| old.entry.highest));
-    if new.entry.origin == Origin::Rollback || serial > highest {
-        return Ok(());
-    }
-    let entries = history.entries();
-    let known = entries.iter().any(|it| it.meta.digest == new.meta.digest);
-    let remedy = if known {
-        format!("it has been in force before: `agentguard policy rollback {serial}`")
-    } else {
-        "raise `serial` in bundle.toml".to_owned()
-    };
-    let below = match old {
-        Some(old) if old.meta.serial == highest => "the one in force".to_owned(),
-        _ => "the highest that has been in force here".to_owned(),
-    };
-    Err(ApplyError::Refused(format!(
-        "the bundle's serial {serial} is not above {highest}, {below}; {remedy}"
-    )))
-}
-
-/// What a record says of who signed.
-fn signed(signer: Option<&Signer>) -> String {
-    signer.map_or(String::new(), |by| {
-        format!(", signed by {} ({})", by.name, by.key)
     })
 }
 
@@ -529,96 +401,4 @@ fn cut_denied(shared: &Shared, to: Option<&Active>) -> Result<(), String> {
         tracing::info!(cut, "connections that the new rules do not allow");
     }
     result
-}
-
-/// What every agent may execute: nothing if no bundle that holds has it, though its processes may still run.
-fn exec_rules(registry: &Registry, to: Option<&Active>) -> Vec<ExecRules> {
-    let known = registry.agents().values().map(|known| known.id);
-    known
-        .filter_map(|id| match to.and_then(|to| to.policy.agent(id)) {
-            Some(agent) => agent.exec.as_ref().map(|exec| exec_rules_of(id, exec)),
-            None => Some(ExecRules::nothing(id)),
-        })
-        .collect()
-}
-
-fn exec_rules_of(agent: AgentId, exec: &policy::Exec) -> ExecRules {
-    ExecRules {
-        agent,
-        default_allow: exec.default_allow,
-        allow: exec.allow.iter().map(exec_file).collect(),
-        deny: exec.deny.iter().map(exec_file).collect(),
-        private_arguments: exec.private_arguments,
-    }
-}
-
-fn exec_file(file: &policy::ExecFile) -> ExecFile {
-    ExecFile {
-        pattern: file.pattern.clone(),
-        sha256: file.sha256.clone(),
-    }
-}
-
-/// Every agent's kernel rules; of a bundle that has expired, the way to the forwarder, which says so.
-fn rules(active: &Active, closed: bool) -> Vec<(AgentId, Vec<Rule>)> {
-    active
-        .ids
-        .values()
-        .filter_map(|id| Some((*id, kernel_rules(active.policy.agent(*id)?, closed))))
-        .collect()
-}
-
-/// The Unix sockets that each agent may reach.
-fn unix_names(active: &Active, closed: bool) -> Vec<(AgentId, Vec<UnixName>)> {
-    let agents = active.ids.values();
-    agents
-        .filter_map(|id| Some((*id, active.policy.agent(*id)?)))
-        .map(|(id, agent)| {
-            let open = agent.unix.iter().filter(|_| !closed);
-            let names = open.flat_map(|name| unix::spellings(name));
-            (id, names.filter_map(|name| unix_name(&name)).collect())
-        })
-        .collect()
-}
-
-/// `@` stands for the NUL of an abstract name. The bundle has been checked for names that no socket can have.
-fn unix_name(written: &str) -> Option<UnixName> {
-    match written.strip_prefix('@') {
-        Some(name) => UnixName::new(format!("\0{name}").as_bytes()),
-        None => UnixName::new(written.as_bytes()),
-    }
-}
-
-fn kernel_rules(agent: &policy::Agent, closed: bool) -> Vec<Rule> {
-    let direct = agent.kernel.iter().filter(|_| !closed);
-    let mut rules: Vec<Rule> = direct.map(kernel_rule).collect();
-    if agent.has_hosts {
-        rules.push(Rule::Forward);
-    }
-    rules
-}
-
-fn kernel_rule(rule: &KernelRule) -> Rule {
-    match *rule {
-        KernelRule::Reach {
-            proto: Proto::Tcp,
-            net,
-            port,
-        } => Rule::ReachTcp { net, port },
-        KernelRule::Reach {
-            proto: Proto::Udp,
-            net,
-            port,
-        } => Rule::ReachUdp { net, port },
-        KernelRule::Listen {
-            proto: Proto::Tcp,
-            addr,
-            port,
-        } => Rule::ListenTcp { addr, port },
-        KernelRule::Listen {
-            proto: Proto::Udp,
-            addr,
-            port,
-        } => Rule::ListenUdp { addr, port },
-    }
 }

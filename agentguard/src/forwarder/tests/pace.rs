@@ -1,4 +1,4 @@
-//! No stalls: small requests and answers do not wait for each other's acknowledgements. Figures are for `xtask bench`.
+//! No stalls: small requests and answers do not wait for each other's acknowledgements.
 
 use std::time::{Duration, Instant};
 
@@ -41,49 +41,4 @@ async fn kept_connections_do_not_stall() {
             times[75]
         );
     }
-}
-
-/// Rough figures, all in one process: `cargo test --release -p agentguard --lib -- --ignored --nocapture rates`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "prints figures, judges nothing"]
-async fn rates() {
-    let rig = std::sync::Arc::new(Rig::new().await);
-    for clients in [1, 32] {
-        for direct in [true, false] {
-            let started = Instant::now();
-            let running: Vec<_> = (0..clients)
-                .map(|_| tokio::spawn(keep_asking(rig.clone(), direct, 6_000 / clients)))
-                .collect();
-            let mut times = Vec::new();
-            for client in running {
-                times.extend(client.await.unwrap());
-                rig.records();
-            }
-            let rate = times.len() as f64 / started.elapsed().as_secs_f64();
-            times.sort_unstable();
-            let at = |part: usize| times[times.len() * part / 100];
-            let way = if direct { "direct" } else { "judged" };
-            println!(
-                "{way} c={clients}: {rate:.0}/s, p50 {:?}, p99 {:?}",
-                at(50),
-                at(99)
-            );
-        }
-    }
-}
-
-async fn keep_asking(rig: std::sync::Arc<Rig>, direct: bool, requests: usize) -> Vec<Duration> {
-    let get = format!("GET /ok/x HTTP/1.1\r\nHost: {}\r\n\r\n", rig.authority());
-    let mut client = if direct {
-        rig.direct().await
-    } else {
-        rig.tls(&["http/1.1"]).await
-    };
-    let mut times = Vec::new();
-    for _ in 0..requests {
-        let started = Instant::now();
-        assert_eq!(ask(&mut client, &get).await.status, 200);
-        times.push(started.elapsed());
-    }
-    times
 }

@@ -212,20 +212,6 @@ impl Rig {
         sender
     }
 
-    /// A connection to the origin that is not the agent's.
-    pub async fn direct(&self) -> TlsStream<TcpStream> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.origin.root.clone().into()).unwrap();
-        let config = client_config(Arc::new(roots), &["http/1.1"]);
-        let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, self.origin.port));
-        let socket = socket.await.unwrap();
-        socket.set_nodelay(true).unwrap();
-        TlsConnector::from(Arc::new(config))
-            .connect(ServerName::try_from(HOST).unwrap(), socket)
-            .await
-            .unwrap()
-    }
-
     pub fn leaves_issued(&self) -> u64 {
         self.issued.load(Ordering::Relaxed)
     }
