@@ -32,9 +32,11 @@ pub fn agentguard() -> PathBuf {
 
 /// A script below `tests/tools/`.
 pub fn script(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tools")
-        .join(name);
+    let folder = std::env::var_os("AGENTGUARD_TEST_SCRIPTS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tools"),
+        PathBuf::from,
+    );
+    let path = folder.join(name);
     assert!(path.is_file(), "no script {}", path.display());
     path
 }

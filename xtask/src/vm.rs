@@ -257,10 +257,12 @@ const AGENTGUARD: &str = "usr/bin/agentguard";
 const ATTEMPTS: &str = "vm/attempts";
 /// And Python; of the packages under test there is none.
 const TOOLS: &str = "vm/tools";
+/// And the scripts of `tests/tools`. Where this workspace is, something else may be mounted.
+const SCRIPTS: &str = "vm/scripts";
 
 fn environment(table: &Table) -> String {
     format!(
-        "PATH=/usr/bin:/usr/sbin\nHOME=/root\nLANG=C.UTF-8\nRUST_BACKTRACE=0\nAGENTGUARD_BIN=/{AGENTGUARD}\nAGENTGUARD_TEST_TOOLS=/{TOOLS}\nAGENTGUARD_TEST_PROGRAMS=/{ATTEMPTS}\nAGENTGUARD_TEST_PROCESSES={}\n",
+        "PATH=/usr/bin:/usr/sbin\nHOME=/root\nLANG=C.UTF-8\nRUST_BACKTRACE=0\nAGENTGUARD_BIN=/{AGENTGUARD}\nAGENTGUARD_TEST_TOOLS=/{TOOLS}\nAGENTGUARD_TEST_PROGRAMS=/{ATTEMPTS}\nAGENTGUARD_TEST_SCRIPTS=/{SCRIPTS}\nAGENTGUARD_TEST_PROCESSES={}\n",
         table.processes
     )
 }

@@ -156,9 +156,7 @@ impl Image {
         }
         image.python()?;
         image.modules(kernel)?;
-        for folder in ["tests/tools", "policies"] {
-            image.tree(&shell::root().join(folder), &[])?;
-        }
+        image.scripts()?;
         for (path, file) in programs {
             image.add(path, Entry::Copy(file.clone()));
         }
@@ -253,6 +251,20 @@ impl Image {
                 self.tree(&entry.path(), without)?;
             } else {
                 self.of_host(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn scripts(&mut self) -> anyhow::Result<()> {
+        let folder = shell::root().join("tests/tools");
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                let path = Path::new(super::SCRIPTS).join(entry.file_name());
+                self.add(path, Entry::Copy(entry.path()));
             }
         }
         Ok(())
