@@ -178,7 +178,7 @@ fn what_is_too_deep_is_refused_to_agents_alone() {
     let script = format!(
         r#"{CALLS}
 os.chdir({:?})
-for n in range(120): os.mkdir('x'); os.chdir('x')
+for n in range(600): os.mkdir('x'); os.chdir('x')
 "#,
         format!("{}/elsewhere", files.0)
     );
@@ -190,7 +190,7 @@ for n in range(120): os.mkdir('x'); os.chdir('x')
     let script = format!(
         r#"{CALLS}
 os.chdir({:?})
-for n in range(120): os.chdir('x')
+for n in range(600): os.chdir('x')
 say(said(read, 'file'))"#,
         format!("{}/elsewhere", files.0)
     );
