@@ -28,6 +28,8 @@ pub enum DenyReason {
     BodyUnreadable,
     /// A body that a rule reads is longer or deeper than what is read.
     BodyTooLarge,
+    /// A fact that a rule reads has to be looked up, and could not be.
+    AttributeUnavailable,
     /// What arrived is not what the forwarder speaks, or its parts contradict each other.
     ProtocolRefused,
     /// The bundle in force has expired.
@@ -43,7 +45,7 @@ pub enum DenyReason {
 }
 
 impl DenyReason {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::PolicyDenied,
         Self::ApprovalRequired,
         Self::AgentKilled,
@@ -55,6 +57,7 @@ impl DenyReason {
         Self::BodyAmbiguous,
         Self::BodyUnreadable,
         Self::BodyTooLarge,
+        Self::AttributeUnavailable,
         Self::ProtocolRefused,
         Self::PolicyStale,
         Self::AuditUnavailable,
@@ -76,6 +79,7 @@ impl DenyReason {
             Self::BodyAmbiguous => "body-ambiguous",
             Self::BodyUnreadable => "body-unreadable",
             Self::BodyTooLarge => "body-too-large",
+            Self::AttributeUnavailable => "attribute-unavailable",
             Self::ProtocolRefused => "protocol-refused",
             Self::PolicyStale => "policy-stale",
             Self::AuditUnavailable => "audit-unavailable",
@@ -100,6 +104,7 @@ impl DenyReason {
             | Self::BodyAmbiguous
             | Self::BodyUnreadable
             | Self::BodyTooLarge
+            | Self::AttributeUnavailable
             | Self::ProtocolRefused
             | Self::PolicyStale
             | Self::AuditUnavailable => 403,
@@ -121,6 +126,7 @@ impl DenyReason {
             Self::BodyAmbiguous => "The request can be read in more than one way",
             Self::BodyUnreadable => "The request's body cannot be read",
             Self::BodyTooLarge => "The request's body is too large to be judged",
+            Self::AttributeUnavailable => "A fact that decides cannot be had",
             Self::ProtocolRefused => "Protocol refused",
             Self::PolicyStale => "The policy in force has expired",
             Self::AuditUnavailable => "The decision cannot be recorded",

@@ -97,6 +97,9 @@ pub struct UpstreamInfo {
 pub struct Latency {
     /// The policy's own time, µs.
     pub decide: u64,
+    /// The wait for what other services know, µs.
+    #[serde(default)]
+    pub lookup: u64,
     /// From the request's head to the end of the answer, µs.
     pub total: u64,
 }

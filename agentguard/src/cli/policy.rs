@@ -120,6 +120,9 @@ pub struct Explain {
     /// When, in the bundle's zone, as in 2026-11-23T09:00 [default: now]
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
+    /// What other services are taken to answer, as in '{"ticket_open": true}'; without, nobody answers
+    #[arg(long, value_name = "JSON")]
+    lookup: Option<String>,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -296,6 +299,7 @@ async fn ask(explain: &Explain, client: &Client) -> Result<ExitCode, Failure> {
         time: explain.time.clone(),
         trusted_network: None,
         host_labels: Default::default(),
+        lookup: explain.lookup.clone(),
     };
     let answer: Explanation = client.post("/v1/policy/explain", &question).await?;
     if explain.json {

@@ -194,6 +194,7 @@ error: the bundle is not valid: 2 errors in 2 files
                 time: None,
                 trusted_network: None,
                 host_labels: Default::default(),
+                lookup: None,
             };
             explanation_text(
                 &found.result.as_ref().unwrap().explain(&question).unwrap(),

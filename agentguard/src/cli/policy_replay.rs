@@ -236,6 +236,7 @@ fn decided<'l>(
         DenyReason::BodyAmbiguous,
         DenyReason::BodyUnreadable,
         DenyReason::BodyTooLarge,
+        DenyReason::AttributeUnavailable,
     ];
     let by_rules = [
         DenyReason::PolicyDenied,

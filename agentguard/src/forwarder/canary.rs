@@ -37,6 +37,7 @@ impl Forwarder {
             upstreams: Upstreams::new(resolver, &upstream.roots, &self.limits, tag)?,
             dns: self.dns.clone(),
             situation: Situation::new(false, Vec::new()),
+            lookups: self.lookups.clone(),
             room: super::body::Room::new(&self.limits),
             limits: self.limits.clone(),
             canary: None,

@@ -6,10 +6,11 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use agentguard_common::abi::AgentId;
 use hyper::rt::Executor;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::lookup;
 use super::upstream::pool::Pool;
 use crate::reason::DenyReason;
 
@@ -23,6 +24,8 @@ pub struct Life {
     connections: AtomicU32,
     /// Upstream connections kept for reuse: never shared with another agent.
     pub pool: Pool,
+    /// Room for what its requests have other services asked.
+    pub lookups: Semaphore,
 }
 
 impl Life {
@@ -34,7 +37,13 @@ impl Life {
             tasks: TaskTracker::new(),
             connections: AtomicU32::new(0),
             pool: Pool::default(),
+            lookups: Semaphore::new(lookup::PER_AGENT),
         }
+    }
+
+    /// The forwarder's, for what it does as itself.
+    pub fn own() -> Arc<Self> {
+        Arc::new(Self::new(AgentId::NONE))
     }
 
     pub fn killed(&self) -> bool {

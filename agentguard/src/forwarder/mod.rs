@@ -1,7 +1,7 @@
 //! The forwarder process: the only one that parses bytes an agent sent.
 //!
 //! [`serve_connection`] is the path of one connection; the modules below are in its order. It reads no file, holds no
-//! secret but leaf keys, and has no way out but [`upstream`], which takes a permit.
+//! secret but leaf keys, and has no way out but [`upstream`], which takes a permit, or a question that policy declares.
 
 mod accept;
 mod canary;
@@ -23,6 +23,7 @@ mod refuse;
 mod request;
 
 mod body;
+mod lookup;
 
 mod upstream;
 
@@ -65,6 +66,7 @@ use self::http::Session;
 use self::identity::Entrance;
 use self::io::{Client, Leg};
 use self::life::Lives;
+use self::lookup::Lookups;
 use self::record::{Entry, Records};
 use self::resolve::Resolver;
 use self::situation::Situation;
@@ -95,6 +97,7 @@ pub struct Forwarder {
     upstreams: Upstreams,
     dns: Arc<dns::Server>,
     pub situation: Situation,
+    lookups: Arc<Lookups>,
     pub limits: Limits,
     /// What the canary's connections are served with.
     canary: Option<Arc<Self>>,
@@ -122,13 +125,15 @@ impl Forwarder {
         let gate = accept::gate(lives.clone(), book.clone());
         let dns = dns::Server::new(policy.clone(), resolver.clone(), queue, gate);
         let roots = &start.upstream.roots;
+        let upstreams = Upstreams::new(resolver, roots, &start.limits, tag)?;
         let mut forwarder = Self {
             policy,
             applied: watch::Sender::new(()),
             lives,
             records: book,
             leaves: Arc::new(leaf::Leaves::new(wanted)?),
-            upstreams: Upstreams::new(resolver, roots, &start.limits, tag)?,
+            lookups: Arc::new(Lookups::new(upstreams.fetcher())),
+            upstreams,
             dns: Arc::new(dns),
             room: body::Room::new(&start.limits),
             situation: Situation::new(start.trusted_network, start.host_labels),

@@ -95,6 +95,7 @@ impl Refusal {
                 | DenyReason::BodyAmbiguous
                 | DenyReason::BodyUnreadable
                 | DenyReason::BodyTooLarge
+                | DenyReason::AttributeUnavailable
                 | DenyReason::ProtocolRefused
                 | DenyReason::PolicyStale
                 | DenyReason::AuditUnavailable => Outcome::Deny,
@@ -228,6 +229,7 @@ fn trailers_only(refusal: &Refusal) -> Response<Answer> {
         | DenyReason::BodyAmbiguous
         | DenyReason::BodyUnreadable
         | DenyReason::BodyTooLarge
+        | DenyReason::AttributeUnavailable
         | DenyReason::ProtocolRefused
         | DenyReason::PolicyStale
         | DenyReason::AuditUnavailable => PERMISSION_DENIED,

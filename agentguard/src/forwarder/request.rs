@@ -193,6 +193,12 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// Takes the bundle that is in force now, after a wait.
+    fn renew(&mut self) {
+        self.policy = self.session.forwarder.policy.load_full();
+        self.entry.bundle = Some(self.policy.meta().digest.clone());
+    }
+
     /// What rules read beyond the head. The bundle that is in force when it is here is the one that decides.
     async fn gather(
         &mut self,
@@ -217,11 +223,23 @@ impl<'a> Exchange<'a> {
                 None => {}
                 Some(_) => {
                     body.hold(limits, &forwarder.room).await?;
-                    self.policy = forwarder.policy.load_full();
-                    self.entry.bundle = Some(self.policy.meta().digest.clone());
+                    self.renew();
                     continue;
                 }
             }
+            let started = Instant::now();
+            let asks = self
+                .policy
+                .asks(&self.input(parts, target, path, &gathered));
+            if !asks.is_empty() {
+                gathered.lookups = forwarder.lookups.gather(&self.session.life, asks).await;
+                self.entry.latency.lookup += micros(started);
+                if !Arc::ptr_eq(&forwarder.policy.load(), &self.policy) {
+                    self.renew();
+                    continue;
+                }
+            }
+            let asked = self.input(parts, target, path, &nothing);
             forwarder
                 .situation
                 .gather(&self.policy, &asked, &mut gathered);

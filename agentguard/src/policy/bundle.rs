@@ -402,6 +402,7 @@ fn check_cases(report: &mut Report<'_>, bundle: &Bundle) {
             let message = format!("the bundle has no agent `{shown}`");
             report.error_with(case.agent_at, message, help);
         }
+        check_answers(report, bundle, case);
         for id in &case.policies {
             if !rules.contains(id.value.as_str()) {
                 let shown = super::host::show(&id.value);
@@ -409,6 +410,33 @@ fn check_cases(report: &mut Report<'_>, bundle: &Bundle) {
                 report.error_with(id.at, format!("the bundle has no rule `{shown}`"), help);
             }
         }
+    }
+}
+
+/// What a case says of look-ups are facts that some host's file declares.
+fn check_answers(report: &mut Report<'_>, bundle: &Bundle, case: &CaseEntry) {
+    let Some(lookup) = &case.lookup else { return };
+    let said: Result<serde_json::Map<_, _>, _> = serde_json::from_str(&lookup.value);
+    let Ok(said) = said else {
+        report.error_help(
+            lookup.at,
+            "`lookup` is no table of facts",
+            "write `lookup = { ticket_open = true }`",
+        );
+        return;
+    };
+    let declared = || {
+        let lookups = bundle.hosts.iter().flat_map(|file| &file.lookups);
+        lookups.flat_map(|lookup| lookup.fields().keys())
+    };
+    for name in said
+        .keys()
+        .filter(|name| !declared().any(|known| known == *name))
+    {
+        let help = did_you_mean(name, declared().map(String::as_str));
+        let shown = super::host::show(name);
+        let message = format!("no [[lookup]] of the bundle declares the fact `{shown}`");
+        report.error_with(lookup.at, message, help);
     }
 }
 

@@ -120,7 +120,7 @@ impl Policy {
     pub fn answer(&self, question: &Question) -> Result<Answer, String> {
         let (agent, compiled) = self.agent_named(&question.agent)?;
         let mut parsed = Parsed::new(question, self.calendar.as_ref())?;
-        parsed.gather(self, agent);
+        drop(parsed.gather(self, agent));
         let input = parsed.input(agent);
         let judgement = self.judge(&input);
         let why = why(compiled, &input, &judgement);

@@ -1,6 +1,6 @@
 //! What rules say, against the agents and hosts that the bundle has: strict validation, and rules that nothing can meet.
 
-mod body;
+mod shape;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -13,7 +13,7 @@ use super::diagnostic::{Place, Report, did_you_mean};
 use super::host::{HostMap, HostPattern};
 use super::parse::AgentFile;
 use super::rules::{HostScope, Rule, first_label};
-use super::schema::{self, BodyShape, Scope};
+use super::schema::{self, Scope, Shape};
 use super::{KernelRule, TlsMode};
 
 /// Which decisions a rule can take part in.
@@ -27,7 +27,7 @@ struct Applies {
 
 pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
     let world = World::new(bundle);
-    let mut groups: BTreeMap<(Scope, BodyShape), Vec<Checked<'_>>> = BTreeMap::new();
+    let mut groups: BTreeMap<(Scope, Shape), Vec<Checked<'_>>> = BTreeMap::new();
     for rule in &bundle.rules {
         // What another file failed to say would be missed here a second time.
         let mut sound = !rule.literals.faulty && bundle.whole;
@@ -42,8 +42,8 @@ pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
         } else {
             Scope::Requests
         };
-        let shapes = body::shapes(bundle, rule);
-        body::check_fields(report, rule, &shapes);
+        let shapes = shape::shapes(bundle, rule);
+        shape::check_fields(report, rule, &shapes);
         let alone = shapes.len() == 1;
         for (shape, host) in shapes {
             let group = groups.entry((scope, shape)).or_default();
@@ -64,7 +64,7 @@ pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
 struct Checked<'b> {
     rule: &'b Rule,
     sound: bool,
-    /// One of them, where others have other bodies.
+    /// One of them, where others have other bodies or look-ups.
     host: Option<String>,
 }
 
@@ -259,7 +259,7 @@ fn validate<'b>(
     report: &mut Report<'_>,
     bundle: &'b Bundle,
     scope: Scope,
-    shape: &BodyShape,
+    shape: &Shape,
     rules: &[Checked<'b>],
     impossible: &mut HashMap<&'b str, usize>,
 ) {
@@ -329,13 +329,13 @@ fn validate<'b>(
             warning,
             ValidationWarning::ImpossiblePolicy(_) | ValidationWarning::InvalidActionApplication(_)
         );
-        // What cannot hold at one host may hold at another that has other bodies.
+        // What cannot hold at one host may hold at another that has other bodies or look-ups.
         if let ValidationWarning::ImpossiblePolicy(_) = warning
             && let Some(checked) = by_id.get(AsRef::<str>::as_ref(warning.policy_id()))
         {
             let times = impossible.entry(&checked.rule.id).or_default();
             *times += 1;
-            if *times < body::shapes(bundle, checked.rule).len() {
+            if *times < shape::shapes(bundle, checked.rule).len() {
                 continue;
             }
         }

@@ -78,6 +78,7 @@ pub(super) fn compile(
             data: file.data.clone(),
             requests: Arc::new(Requests {
                 body: file.body.clone(),
+                lookups: file.lookups.clone(),
                 scope: file.scope.clone(),
             }),
         };

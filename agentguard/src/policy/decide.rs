@@ -264,7 +264,14 @@ impl Policy {
         };
         let values = match values(class, slice, input) {
             Ok(values) => values,
-            Err(fault) => return Outcome::Refused(Refusal::Unknown(fault)),
+            Err(fault) => {
+                let mut failed = input.gathered.lookups.iter();
+                let failed = failed.find_map(|(_, answer)| answer.as_ref().err());
+                if let Some(failed) = failed {
+                    facts.insert("lookup_failed".into(), bounded(failed.detail()));
+                }
+                return Outcome::Refused(Refusal::Unknown(fault));
+            }
         };
         values.record(facts);
         let entities = self.request_entities(class, slice, input.host, input.port, Some(&values));
@@ -274,6 +281,7 @@ impl Policy {
                 scheme,
                 path: Some(path),
                 body: &values.body,
+                lookup: &values.lookup,
                 scope: class.requests.scope(method, path, &values.body),
                 approvals: &input.gathered.approvals,
             },
@@ -424,13 +432,7 @@ pub(super) fn values(class: &Class, slice: &Slice, input: &Input<'_>) -> Result<
     else {
         return Ok(Values::default());
     };
-    let declared = class.requests.needed(&slice.reads, method, path);
-    let declared = declared.map_err(Fault::ambiguous)?;
-    Values::read(
-        &slice.reads,
-        *query,
-        headers,
-        declared,
-        &input.gathered.body,
-    )
+    let needed = class.requests.needed(&slice.reads, method, path);
+    let needed = needed.map_err(Fault::ambiguous)?;
+    Values::read(&slice.reads, *query, headers, &needed, input.gathered)
 }

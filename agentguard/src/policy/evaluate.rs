@@ -24,11 +24,12 @@ pub(super) struct Asked<'a> {
     /// `None`: a connection whose bytes are passed.
     pub path: Option<&'a str>,
     pub body: &'a BTreeMap<String, Value>,
+    pub lookup: &'a BTreeMap<String, Value>,
     pub scope: BTreeSet<&'static str>,
     pub approvals: &'a BTreeSet<String>,
 }
 
-/// The body of what has none.
+/// The body of what has none, and what is looked up where nothing is.
 pub(super) static NO_FIELDS: BTreeMap<String, Value> = BTreeMap::new();
 
 impl<'a> Asked<'a> {
@@ -39,6 +40,7 @@ impl<'a> Asked<'a> {
             scheme: "",
             path: None,
             body: &NO_FIELDS,
+            lookup: &NO_FIELDS,
             scope: BTreeSet::new(),
             approvals,
         }
@@ -151,13 +153,8 @@ pub(super) fn request<'r>(
         "query" => RestrictedExpression::new_entity_uid(entity::query_uid()),
         "approvals" => RestrictedExpression::new_set(asked.approvals.iter().map(|role| text(role))),
         "scope" => RestrictedExpression::new_set(asked.scope.iter().map(|scope| text(scope))),
-        "body" => {
-            let fields = asked.body.iter();
-            RestrictedExpression::new_record(
-                fields.map(|(name, value)| (name.clone(), field(value))),
-            )
-            .expect("the names of a map are different")
-        }
+        "body" => fields(asked.body),
+        "lookup" => fields(asked.lookup),
         "time" => time(input.gathered.time.as_ref()),
         "network" => {
             let trusted = input.gathered.trusted_network;
@@ -186,6 +183,13 @@ pub(super) fn request<'r>(
         None,
     )
     .expect("without a schema every request is one")
+}
+
+fn fields(values: &BTreeMap<String, Value>) -> RestrictedExpression {
+    let pairs = values
+        .iter()
+        .map(|(name, value)| (name.clone(), field(value)));
+    RestrictedExpression::new_record(pairs).expect("the names of a map are different")
 }
 
 fn field(value: &Value) -> RestrictedExpression {

@@ -39,6 +39,9 @@ pub struct Explanation {
     /// Roles of the people who could lift the refusal.
     #[serde(default)]
     pub approval: Vec<String>,
+    /// What other services would be asked.
+    #[serde(default)]
+    pub lookups: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,7 +87,7 @@ impl Policy {
     pub fn explain(&self, question: &Question) -> Result<Explanation, String> {
         let (agent, compiled) = self.agent_named(&question.agent)?;
         let mut parsed = Parsed::new(question, self.calendar.as_ref())?;
-        parsed.gather(self, agent);
+        let lookups = parsed.gather(self, agent);
         let input = parsed.input(agent);
         let judgement = self.judge(&input);
         let readings = match (judgement.class, judgement.slice) {
@@ -114,6 +117,7 @@ impl Policy {
             reach,
             readings,
             facts: judgement.facts,
+            lookups,
         })
     }
 
@@ -172,6 +176,7 @@ impl Policy {
                 scheme,
                 path: Some(path),
                 body: &values.body,
+                lookup: &values.lookup,
                 scope: class.requests.scope(method, path, &values.body),
                 approvals,
             };

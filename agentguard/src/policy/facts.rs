@@ -1,4 +1,5 @@
-//! What rules read of a request: query parameters, headers and fields of the body, and how the audit record shows them.
+//! What rules read of a request: query parameters, headers, fields of the body and what was looked up of it, and how the
+//! audit record shows them.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use http::HeaderMap;
 use sha2::{Digest as _, Sha256};
 
-use super::body::{Block, Body, Fault, Fields, Value};
+use super::Gathered;
+use super::body::{Body, Fault, Field, Fields, Value};
 use super::reads::{Names, Reads};
+use super::requests::Needed;
 
 /// Bytes of one fact's value that a record keeps.
 pub(super) const MAX_VALUE: usize = 256;
@@ -46,8 +49,10 @@ pub(super) struct Values {
     pub query: BTreeMap<String, String>,
     pub headers: BTreeMap<String, String>,
     pub body: BTreeMap<String, Value>,
-    /// Fields of the body of which a record has the digest alone.
+    pub lookup: BTreeMap<String, Value>,
+    /// Fields of the body, and facts that were looked up, of which a record has the digest alone.
     private: BTreeSet<String>,
+    private_lookup: BTreeSet<String>,
 }
 
 impl Values {
@@ -57,8 +62,8 @@ impl Values {
         reads: &Reads,
         query: Option<&str>,
         headers: &HeaderMap,
-        declared: Option<&Block>,
-        body: &Body,
+        needed: &Needed<'_>,
+        gathered: &Gathered,
     ) -> Result<Self, Fault> {
         let query = if reads.query.is_empty() {
             BTreeMap::new()
@@ -70,15 +75,33 @@ impl Values {
             headers: read_headers(&reads.headers, headers).map_err(Fault::ambiguous)?,
             ..Self::default()
         };
-        match (declared, body) {
+        match (needed.body, &gathered.body) {
             (None, _) => {}
             (Some(block), Body::Read(Fields(fields))) => {
                 values.body.clone_from(fields);
-                let private = block.fields.iter().filter(|(_, field)| field.private);
-                values.private = private.map(|(name, _)| name.clone()).collect();
+                values.private = private(&block.fields).collect();
             }
             (Some(_), Body::Faulty(fault)) => return Err(fault.clone()),
             (Some(_), Body::Unread) => return Err(Fault::unreadable("it has not been read")),
+        }
+        let mut known = BTreeSet::new();
+        for lookup in &needed.lookups {
+            let mut answers = gathered.lookups.iter();
+            let answer = match answers.find(|(of, _)| of == *lookup) {
+                Some((_, Ok(answer))) => answer,
+                Some((_, Err(unavailable))) => return Err(unavailable.fault.clone()),
+                None => return Err(Fault::unavailable("nobody has asked for it")),
+            };
+            let fields = lookup.fields().iter();
+            let new: Vec<_> = fields.filter(|(name, _)| known.insert(*name)).collect();
+            for (name, field) in new {
+                if let Some(value) = answer.0.get(name) {
+                    values.lookup.insert(name.clone(), value.clone());
+                    if field.private {
+                        values.private_lookup.insert(name.clone());
+                    }
+                }
+            }
         }
         Ok(values)
     }
@@ -97,12 +120,24 @@ impl Values {
             let private = self.private.contains(name);
             (format!("body.{name}"), shown(&value.shown(), private))
         });
-        let count = self.query.len() + self.headers.len() + self.body.len();
-        facts.extend(body.chain(query).chain(headers).take(MAX_FACTS));
+        let lookup = self.lookup.iter().map(|(name, value)| {
+            let private = self.private_lookup.contains(name);
+            (format!("lookup.{name}"), shown(&value.shown(), private))
+        });
+        let own = self.body.len() + self.lookup.len();
+        let count = self.query.len() + self.headers.len() + own;
+        let facts_of = body.chain(lookup).chain(query).chain(headers);
+        facts.extend(facts_of.take(MAX_FACTS));
         if count > MAX_FACTS {
             facts.insert("omitted".into(), (count - MAX_FACTS).to_string());
         }
     }
+}
+
+/// Names of the private fields.
+fn private(fields: &BTreeMap<String, Field>) -> impl Iterator<Item = String> {
+    let private = fields.iter().filter(|(_, field)| field.private);
+    private.map(|(name, _)| name.clone())
 }
 
 /// A value as a record may show it: bounded, a secret one as its digest.
@@ -136,7 +171,7 @@ fn digest(value: &str) -> String {
         .collect()
 }
 
-fn read_query(names: &Names, query: &str) -> Result<BTreeMap<String, String>, String> {
+pub(super) fn read_query(names: &Names, query: &str) -> Result<BTreeMap<String, String>, String> {
     if query.contains(';') {
         return Err("the query has `;`, at which some servers split it".into());
     }
@@ -209,7 +244,10 @@ pub(super) fn decode_form(raw: &str) -> Result<String, &'static str> {
     Ok(text)
 }
 
-fn read_headers(names: &Names, headers: &HeaderMap) -> Result<BTreeMap<String, String>, String> {
+pub(super) fn read_headers(
+    names: &Names,
+    headers: &HeaderMap,
+) -> Result<BTreeMap<String, String>, String> {
     let mut found = BTreeMap::new();
     match names {
         Names::These(names) if names.is_empty() => {}
@@ -355,13 +393,21 @@ mod tests {
                 ("iban".to_owned(), Value::String("DE02".into())),
             ]
             .into(),
+            lookup: [
+                ("open".to_owned(), Value::Bool(true)),
+                ("name".to_owned(), Value::String("Ada".into())),
+            ]
+            .into(),
             private: ["iban".to_owned()].into(),
+            private_lookup: ["name".to_owned()].into(),
         };
         let mut facts = BTreeMap::new();
         values.record(&mut facts);
         assert_eq!(facts["header.x-a"], "1");
         assert_eq!(facts["body.amount"], "12.5");
         assert!(facts["body.iban"].starts_with("sha256:"));
+        assert_eq!(facts["lookup.open"], "true");
+        assert!(facts["lookup.name"].starts_with("sha256:"));
         assert!(
             facts["query.q"].starts_with("üü") && facts["query.q"].contains("(600 bytes, sha256:")
         );

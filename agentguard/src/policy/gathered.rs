@@ -2,11 +2,13 @@
 //! some rule that can apply reads it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 use jiff::Timestamp;
 
 use super::body::{Block, Body};
+use super::lookup::{Answer, Lookup};
 use super::reads::Reads;
 use super::{Action, Input, Moment, Policy, schema};
 
@@ -22,6 +24,8 @@ pub struct Gathered {
     pub trusted_network: Option<bool>,
     /// `context.host.labels`.
     pub host_labels: Option<BTreeSet<String>>,
+    /// What services have answered. A rule that needs an answer which is not here refuses.
+    pub lookups: Vec<(Arc<Lookup>, Answer)>,
 }
 
 /// What has to be gathered before a request can be decided.
@@ -31,6 +35,8 @@ pub struct Needs<'p> {
     pub(super) reads: Vec<&'p Reads>,
     /// What is to be read of its body.
     pub body: Option<&'p Block>,
+    /// Which services are to be asked.
+    pub lookups: Vec<&'p Arc<Lookup>>,
 }
 
 impl Needs<'_> {
@@ -74,9 +80,15 @@ impl Policy {
             };
             let reads = &class.slice(action).reads;
             needs.reads.push(reads);
-            // What has two meanings is refused whatever the body says. What is declared of a body is the host's.
-            let body = path.and_then(|path| class.requests.needed(reads, action, path).ok());
-            needs.body = needs.body.or(body.flatten());
+            // What has two meanings is refused whatever else is known. What is declared of requests is the host's.
+            let needed = path.and_then(|path| class.requests.needed(reads, action, path).ok());
+            let needed = needed.unwrap_or_default();
+            needs.body = needs.body.or(needed.body);
+            for lookup in needed.lookups {
+                if !needs.lookups.contains(&lookup) {
+                    needs.lookups.push(lookup);
+                }
+            }
         }
         needs
     }

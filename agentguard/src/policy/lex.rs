@@ -162,6 +162,8 @@ pub(super) enum Use<'s> {
     Header(Option<&'s str>),
     /// `context.body.name` or `context.body has name`; `None`: `context.body` in any other way.
     Body(Option<&'s str>),
+    /// The same of `context.lookup`.
+    Lookup(Option<&'s str>),
     /// `context` as a whole.
     Whole,
 }
@@ -203,6 +205,7 @@ pub(super) fn context_uses<'s>(tokens: &[Token<'s>]) -> Vec<(usize, Use<'s>)> {
                 Use::Header(call(&["getTag", "hasTag"]))
             }
             (Some(Kind::Sign(".")), Some(Kind::Word("body"))) => Use::Body(field(&kinds)),
+            (Some(Kind::Sign(".")), Some(Kind::Word("lookup"))) => Use::Lookup(field(&kinds)),
             (Some(Kind::Sign(".")), Some(Kind::Word(name))) => Use::Plain(name),
             _ => Use::Whole,
         };
@@ -267,6 +270,8 @@ mod tests {
             ("context.body has \"amount\"", Use::Body(None)),
             ("context.body[\"amount\"]", Use::Body(None)),
             ("context.body == 1", Use::Body(None)),
+            ("context.lookup has open", Use::Lookup(Some("open"))),
+            ("context.lookup[\"open\"]", Use::Lookup(None)),
             ("context == context2", Use::Whole),
             ("context has path", Use::Whole),
             ("context[\"path\"]", Use::Whole),

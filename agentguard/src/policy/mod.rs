@@ -22,6 +22,7 @@ mod glob;
 mod host;
 pub mod key;
 mod lex;
+pub mod lookup;
 pub mod lower;
 pub mod pack;
 mod parse;

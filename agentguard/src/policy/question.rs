@@ -39,6 +39,9 @@ pub struct Question {
     /// The host's labels.
     #[serde(default)]
     pub host_labels: BTreeSet<String>,
+    /// What is looked up, as one JSON object with the facts by their names; `None`: nobody answers.
+    #[serde(default)]
+    pub lookup: Option<String>,
 }
 
 /// A question in the terms of a decision.
@@ -51,6 +54,7 @@ pub(super) struct Parsed<'q> {
     query: Option<&'q str>,
     headers: HeaderMap,
     body: &'q str,
+    lookup: Option<&'q str>,
     gathered: Gathered,
 }
 
@@ -105,6 +109,7 @@ impl<'q> Parsed<'q> {
             query,
             headers,
             body: question.body.as_deref().unwrap_or_default(),
+            lookup: question.lookup.as_deref(),
             gathered: Gathered {
                 approvals: question.approvals.clone(),
                 time: match (&question.time, calendar) {
@@ -118,11 +123,22 @@ impl<'q> Parsed<'q> {
         })
     }
 
-    /// Reads of the body what the policy's rules need.
-    pub fn gather(&mut self, policy: &Policy, agent: AgentId) {
+    /// Reads of the body and of the answers what the policy's rules need; tells whom they would have asked what.
+    pub fn gather(&mut self, policy: &Policy, agent: AgentId) -> Vec<String> {
         let block = policy.needs(&self.input(agent)).body;
         let body = block.map(|block| block.read(&self.headers, self.body.as_bytes(), MAX_BODY));
         self.gathered.body = body.unwrap_or_default();
+        let mut urls = Vec::new();
+        let asked = policy.asks(&self.input(agent)).into_iter();
+        let answered = asked.map(|(lookup, ask)| {
+            let answer = ask.and_then(|ask| {
+                urls.push(ask.url());
+                lookup.said(self.lookup)
+            });
+            (lookup, answer)
+        });
+        self.gathered.lookups = answered.collect();
+        urls
     }
 
     pub fn input(&self, agent: AgentId) -> Input<'_> {

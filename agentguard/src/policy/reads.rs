@@ -18,6 +18,8 @@ pub(super) struct Reads {
     pub headers: Names,
     /// Fields of the body.
     pub body: Names,
+    /// Facts that are looked up.
+    pub lookup: Names,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +35,7 @@ impl Reads {
         self.query.add(&other.query);
         self.headers.add(&other.headers);
         self.body.add(&other.body);
+        self.lookup.add(&other.lookup);
     }
 
     /// Whether the attribute of `context` has to be there; what nobody reads need not be.
@@ -41,6 +44,7 @@ impl Reads {
             "query" => !self.query.is_empty(),
             "headers" => !self.headers.is_empty(),
             "body" => !self.body.is_empty(),
+            "lookup" => !self.lookup.is_empty(),
             _ => self.attributes.contains(attribute),
         }
     }
@@ -119,6 +123,7 @@ pub(super) fn reads_of(
                 reads.headers.note(name.map(str::to_owned));
             }
             Use::Body(name) => reads.body.note(name.map(str::to_owned)),
+            Use::Lookup(name) => reads.lookup.note(name.map(str::to_owned)),
             Use::Whole => report.error_help(
                 at,
                 "`context` cannot be used as a whole",

@@ -125,6 +125,10 @@ pub(super) fn detail(
                 "The policy of {who} reads the body of {tried} before it goes on: {}; send less at once.",
                 fault.why
             ),
+            DenyReason::AttributeUnavailable => format!(
+                "The policy of {who} decides {tried} by what another service knows, which cannot be had: {}; try again later.",
+                fault.why
+            ),
             _ => format!(
                 "The policy of {who} reads the body of {tried}, which cannot be read as it has to be: {}.",
                 fault.why

@@ -23,6 +23,8 @@ pub enum Missing {
     Fact,
     /// The body, of which the rules then did not read the same fields.
     Body,
+    /// What was looked up, which then was not the same.
+    Lookup,
     Network,
     Labels,
     /// A secret, of which the record has the digest alone.
@@ -46,6 +48,7 @@ impl Missing {
         match self {
             Self::Fact => "the new rules read a parameter or header that the old ones did not",
             Self::Body => "the new rules read the body, and not as the old ones did",
+            Self::Lookup => "the new rules read what is looked up, and not as the old ones did",
             Self::Network => "the new rules read the network, and the old ones did not",
             Self::Labels => "the new rules read the host's labels, which the record does not tell",
             Self::Secret => "the new rules read a secret, which is not in the record",
@@ -112,7 +115,9 @@ impl Policy {
             return Err(Missing::Way);
         }
         let needs = self.needs(&input);
-        let needs_values = ["query", "headers", "body"].iter().any(|it| needs.has(it));
+        let needs_values = ["query", "headers", "body", "lookup"]
+            .iter()
+            .any(|it| needs.has(it));
         let (mut pairs, mut lines, mut body) = (Vec::new(), HeaderMap::new(), None);
         if (needs_values || needs.body.is_some()) && !recorded.is_connection() {
             let old = decided_by.ok_or(Missing::Bundle)?;
@@ -125,6 +130,13 @@ impl Policy {
                 (Some(_), _) => return Err(Missing::Body),
                 (None, _) => None,
             };
+            if !needs.lookups.is_empty() && needs.lookups != then.lookups {
+                return Err(Missing::Lookup);
+            }
+            for lookup in &needs.lookups {
+                let answer = recorded.answer(lookup)?;
+                gathered.lookups.push(((*lookup).clone(), Ok(answer)));
+            }
         }
         // Nobody can approve anything yet, so no record has who did.
         let time = needs.has("time").then(|| recorded.time()).transpose()?;

@@ -1,9 +1,12 @@
-//! What a host's file says of its requests: which fields of their bodies rules may read, and what they do.
+//! What a host's file says of its requests: which fields of their bodies rules may read, which facts of them are looked up,
+//! and what they do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::body::{Block, Value};
 use super::glob::PathPattern;
+use super::lookup::Lookup;
 use super::reads::Reads;
 use super::{CanonicalPath, schema};
 
@@ -12,7 +15,16 @@ use super::{CanonicalPath, schema};
 pub(super) struct Requests {
     /// The first that fits a request alone counts.
     pub body: Vec<Block>,
+    /// Of those that fit a request, the first that has a fact is where it comes from.
+    pub lookups: Vec<Arc<Lookup>>,
     pub scope: Vec<ScopeEntry>,
+}
+
+/// What some rule needs of a request besides its head.
+#[derive(Default)]
+pub(super) struct Needed<'r> {
+    pub body: Option<&'r Block>,
+    pub lookups: Vec<&'r Arc<Lookup>>,
 }
 
 /// One `[[scope]]`.
@@ -27,32 +39,66 @@ pub(super) struct ScopeEntry {
 }
 
 impl Requests {
-    /// The block of the body, if some rule needs it; `Err`: the path's readings have different ones.
+    /// `Err`: the path's readings need different things.
     pub fn needed(
         &self,
         reads: &Reads,
         method: &str,
         path: &CanonicalPath,
-    ) -> Result<Option<&Block>, String> {
-        if self.body.is_empty() || !reads.has("body") && !reads.has("scope") {
-            return Ok(None);
+    ) -> Result<Needed<'_>, String> {
+        let mut readings = path.readings();
+        let first = readings.next().unwrap_or_default();
+        let needed = self.of(reads, method, first);
+        for reading in readings {
+            let other = self.of(reads, method, reading);
+            if needed.body.map(std::ptr::from_ref) != other.body.map(std::ptr::from_ref) {
+                return Err("its path can be read as two, for which different fields of the body are declared".into());
+            }
+            let alike = |lookup: &&Arc<Lookup>| lookup.is_alike(first, reading);
+            if needed.lookups != other.lookups || !needed.lookups.iter().all(alike) {
+                return Err(
+                    "its path can be read as two, for which different things are looked up".into(),
+                );
+            }
         }
-        let mut readings = path
-            .readings()
-            .map(|reading| self.of(reads, method, reading));
-        let first = readings.next().flatten();
-        let same =
-            |other: Option<&Block>| other.map(std::ptr::from_ref) == first.map(std::ptr::from_ref);
-        if readings.all(same) {
-            return Ok(first);
-        }
-        Err(
-            "its path can be read as two, for which different fields of the body are declared"
-                .into(),
-        )
+        Ok(needed)
     }
 
-    fn of(&self, reads: &Reads, method: &str, path: &str) -> Option<&Block> {
+    fn of(&self, reads: &Reads, method: &str, path: &str) -> Needed<'_> {
+        let mut known = BTreeSet::new();
+        let mut lookups = Vec::new();
+        if reads.has("lookup") {
+            for lookup in &self.lookups {
+                if !fits(lookup.method, &lookup.path, method, path) {
+                    continue;
+                }
+                let facts = lookup.fields().keys();
+                let new: Vec<_> = facts.filter(|name| known.insert(*name)).collect();
+                if new.iter().any(|name| reads.lookup.has(name)) {
+                    lookups.push(lookup);
+                }
+            }
+        }
+        Needed {
+            body: self.body_of(reads, &lookups, method, path),
+            lookups,
+        }
+    }
+
+    fn body_of(
+        &self,
+        reads: &Reads,
+        lookups: &[&Arc<Lookup>],
+        method: &str,
+        path: &str,
+    ) -> Option<&Block> {
+        let asked_with = |name: &String| {
+            let mut asked = lookups.iter().flat_map(|lookup| lookup.body_fields());
+            asked.any(|field| field == name)
+        };
+        if !reads.has("body") && !reads.has("scope") && lookups.is_empty() {
+            return None;
+        }
         let mut blocks = self.body.iter();
         let block = blocks.find(|block| fits(block.method, &block.path, method, path))?;
         let read = |name: &String| reads.body.has(name);
@@ -62,7 +108,8 @@ impl Requests {
                 entry.conditions.contains_key(name) && fits(entry.method, &entry.path, method, path)
             })
         };
-        let needed = block.fields.keys().any(|name| read(name) || scoped(name));
+        let mut names = block.fields.keys();
+        let needed = names.any(|name| read(name) || scoped(name) || asked_with(name));
         needed.then_some(block)
     }
 

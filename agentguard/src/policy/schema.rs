@@ -11,7 +11,7 @@ pub(super) const CONNECT: &str = "connect";
 pub(super) const REQUEST: &str = "request";
 
 /// Attributes of a request's `context`.
-pub(super) const CONTEXT: [&str; 12] = [
+pub(super) const CONTEXT: [&str; 13] = [
     "scheme",
     "path",
     "segments",
@@ -19,6 +19,7 @@ pub(super) const CONTEXT: [&str; 12] = [
     "query",
     "headers",
     "body",
+    "lookup",
     "scope",
     "approvals",
     "time",
@@ -101,11 +102,18 @@ pub(super) enum Scope {
     RequestsAndConnections,
 }
 
-/// Fields of bodies, and their types.
-pub(super) type BodyShape = BTreeMap<String, FieldType>;
+/// Fields by name, and their types.
+pub(super) type FieldTypes = BTreeMap<String, FieldType>;
+
+/// What rules can read of the requests to a host that its file declares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Shape {
+    pub body: FieldTypes,
+    pub lookup: FieldTypes,
+}
 
 /// `named`: the methods that some rule names. All others are alike to every rule, so one stands for them.
-pub(super) fn text(named: &BTreeSet<&str>, scope: Scope, body: &BodyShape) -> String {
+pub(super) fn text(named: &BTreeSet<&str>, scope: Scope, shape: &Shape) -> String {
     let mut methods = named.clone();
     methods.extend(METHODS.iter().copied().find(|known| !named.contains(known)));
     let list = methods
@@ -113,11 +121,12 @@ pub(super) fn text(named: &BTreeSet<&str>, scope: Scope, body: &BodyShape) -> St
         .map(|method| format!("\"{method}\""))
         .collect::<Vec<_>>()
         .join(", ");
-    let fields: Vec<_> = body
-        .iter()
-        .map(|(name, kind)| format!("{name}?: {}", kind.cedar()))
-        .collect();
-    let fields = fields.join(", ");
+    let fields = |types: &FieldTypes| {
+        let fields = types.iter();
+        let fields = fields.map(|(name, kind)| format!("{name}?: {}", kind.cedar()));
+        fields.collect::<Vec<_>>().join(", ")
+    };
+    let (body, lookup) = (fields(&shape.body), fields(&shape.lookup));
     let mut text = format!(
         "type Time = {{ hour: Long, minute: Long, weekday: String, date: String, within: Set<String> }};
 type Network = {{ trusted: Bool }};
@@ -130,7 +139,7 @@ action \"{REQUEST}\";
 action {list} in [\"{REQUEST}\"] appliesTo {{
   principal: [Agent],
   resource: [Host],
-  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {fields} }}, scope: Set<String>, approvals: Set<String>, time: Time, network: Network, host: HostSituation }},
+  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {body} }}, lookup: {{ {lookup} }}, scope: Set<String>, approvals: Set<String>, time: Time, network: Network, host: HostSituation }},
 }};
 "
     );

@@ -52,6 +52,9 @@ pub fn explanation_text(explained: &Explanation, colour: bool) -> String {
         }
         None => row("reach", "none"),
     }
+    for url in &explained.lookups {
+        row("asks", &clip(url, WIDTH - 10));
+    }
     for (name, value) in &explained.facts {
         row("read", &clip(&format!("{name} = {value}"), WIDTH - 10));
     }

@@ -160,6 +160,15 @@ pub fn tag(socket: &Socket, addr: SocketAddr, agent: AgentId) -> io::Result<()> 
         })
 }
 
+/// For a socket of the forwarder's own.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "as `tag`, in whose place it stands"
+)]
+pub fn untagged(_: &Socket, _: SocketAddr, _: AgentId) -> io::Result<()> {
+    Ok(())
+}
+
 /// An upstream's bytes, plain or TLS.
 pub enum Wire {
     Plain(Leg),

@@ -1,9 +1,11 @@
-//! The upstream leg. [`Upstreams::send`] is the only way to it for requests, and takes a permit for each.
+//! The upstream leg. [`Upstreams::send`] is the only way to it for requests, and takes a permit for each; a [`Fetcher`] sends
+//! only what policy itself declares.
 
 mod dial;
 
 pub mod exchange;
 mod fault;
+mod fetch;
 pub mod pool;
 mod resend;
 
@@ -20,6 +22,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
 pub use fault::Fault;
+pub use fetch::Fetcher;
 
 use self::dial::Dialer;
 pub use self::dial::{Tag, tag};
@@ -142,6 +145,15 @@ impl Upstreams {
         self.dialer
             .connect(life, permit.host(), permit.port())
             .await
+    }
+
+    /// For what the forwarder asks as itself.
+    pub fn fetcher(&self) -> Fetcher {
+        Fetcher {
+            resolver: self.dialer.resolver.clone(),
+            tls: self.tls().http1,
+            life: Life::own(),
+        }
     }
 
     fn tls(&self) -> Tls {

@@ -37,7 +37,7 @@ pub(super) enum Form {
     Fields,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Field {
     pub kind: FieldType,
     /// A pointer's unescaped segments, or one name.
@@ -46,7 +46,7 @@ pub(super) struct Field {
     pub private: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum FieldType {
     String,
     Decimal,
@@ -119,6 +119,15 @@ impl Value {
     }
 }
 
+impl Fields {
+    /// About what they take in memory.
+    pub fn bytes(&self) -> usize {
+        let values = self.0.iter();
+        let values = values.map(|(name, value)| name.len() + value.shown().len() + 96);
+        values.sum::<usize>() + 256
+    }
+}
+
 /// Why a body's fields cannot be known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -144,6 +153,14 @@ impl Fault {
     pub fn too_large(why: impl Into<String>) -> Self {
         Self {
             reason: DenyReason::BodyTooLarge,
+            why: why.into(),
+        }
+    }
+
+    /// Of a look-up.
+    pub fn unavailable(why: impl Into<String>) -> Self {
+        Self {
+            reason: DenyReason::AttributeUnavailable,
             why: why.into(),
         }
     }
@@ -193,6 +210,29 @@ impl Body {
     pub fn none() -> Self {
         Self::Read(Fields::default())
     }
+}
+
+/// Fields of JSON text.
+pub(super) fn json_fields(text: &str, fields: &BTreeMap<String, Field>) -> Result<Fields, Fault> {
+    json::read(text, fields).map(Fields)
+}
+
+/// Fields of a whole answer, which has to be JSON whatever is in it.
+pub(super) fn json_answer(
+    headers: &HeaderMap,
+    bytes: &[u8],
+    fields: &BTreeMap<String, Field>,
+    limit: usize,
+) -> Result<Fields, Fault> {
+    match media::kind(headers)? {
+        Kind::Json => {}
+        other => {
+            let why = format!("the body is {}, not JSON", other.name());
+            return Err(Fault::unreadable(why));
+        }
+    }
+    let bytes = encoding::decode(headers, bytes, limit)?;
+    json_fields(text(&bytes)?, fields)
 }
 
 fn text(bytes: &[u8]) -> Result<&str, Fault> {

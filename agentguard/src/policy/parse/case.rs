@@ -15,6 +15,8 @@ pub(in crate::policy) struct CaseEntry {
     pub expected: Expected,
     /// That of `question`.
     pub time: Option<Located<String>>,
+    /// That of `question`.
+    pub lookup: Option<Located<String>>,
     /// Those of `expected`.
     pub policies: Vec<Located<String>>,
 }
@@ -34,6 +36,7 @@ const CASE: Keys = Keys {
         "time",
         "network",
         "host_labels",
+        "lookup",
         "expect",
         "reason",
         "policies",
@@ -65,6 +68,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
     let time = table.string(report, "time");
     let network = table.choice(report, "network", &["trusted", "untrusted"]);
     let labels = table.strings(report, "host_labels");
+    let lookup = table.string_or_json(report, "lookup");
     let policies = table.strings(report, "policies");
     let expected = expected(report, table, &policies);
     let request = request?;
@@ -90,6 +94,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         time: time.as_ref().map(|time| time.value.clone()),
         trusted_network: network.map(|network| network.value == "trusted"),
         host_labels: labels.into_iter().map(|label| label.value).collect(),
+        lookup: lookup.as_ref().map(|lookup| lookup.value.clone()),
     };
     if let Err(why) = Parsed::new(&question, None) {
         report.error(request.at, why);
@@ -101,6 +106,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         question,
         expected: expected?,
         time,
+        lookup,
         policies,
     })
 }

@@ -1,13 +1,18 @@
 //! `hosts/*.toml`: what is known of a host.
 
+mod lookup;
 mod request;
 
+use std::sync::Arc;
+
+use self::lookup::lookups;
 use self::request::{body_blocks, scope_entries};
 use super::table::{Keys, Table};
 use super::{RISKS, document};
 use crate::policy::body::Block;
 use crate::policy::diagnostic::{Place, Report};
 use crate::policy::host::HostPattern;
+use crate::policy::lookup::Lookup;
 use crate::policy::requests::ScopeEntry;
 
 /// `risk` of what no file describes.
@@ -22,11 +27,12 @@ pub(in crate::policy) struct HostFile {
     pub data: Vec<String>,
     /// In the order of the file.
     pub body: Vec<Block>,
+    pub lookups: Vec<Arc<Lookup>>,
     pub scope: Vec<ScopeEntry>,
 }
 
 const FILE: Keys = Keys {
-    known: &["host", "body", "scope"],
+    known: &["host", "body", "lookup", "scope"],
     later: &[],
 };
 const HOST: Keys = Keys {
@@ -49,6 +55,7 @@ pub(in crate::policy) fn host_file(report: &mut Report<'_>, file: u32) -> Option
     }
     let body = body_blocks(report, &root);
     let scope = scope_entries(report, &root, &body);
+    let lookups = lookups(report, &root, &body);
     let table = root.table(report, "host", "[host]")?;
     table.check_keys(report, &HOST);
     let risk = table
@@ -84,6 +91,7 @@ pub(in crate::policy) fn host_file(report: &mut Report<'_>, file: u32) -> Option
             risk,
             data,
             body,
+            lookups,
             scope,
         }),
         Err(why) => {

@@ -61,13 +61,14 @@ const HOMES: &[(&str, &str)] = &[
     ("to", "[[reach]]"),
     (
         "on",
-        "[[listen]], or [[body]] and [[scope]] of a host's file",
+        "[[listen]], or [[body]], [[lookup]] and [[scope]] of a host's file",
     ),
     (
         "path",
         "[[unix]], or an entry of `allow` or `deny` in [exec]",
     ),
     ("sha256", "an entry of `allow` or `deny` in [exec]"),
+    ("url", "[[lookup]] of a host's file"),
     ("serial", "bundle.toml"),
     ("expect", "[[case]] of a file in tests/"),
 ];

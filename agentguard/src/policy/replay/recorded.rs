@@ -1,13 +1,15 @@
 //! What a record tells of what rules read, and what it does not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 
 use super::Missing;
-use crate::policy::body::{Block, Body, FieldType, Fields, Value};
+use crate::policy::body::{Block, Body, Field, FieldType, Fields, Value};
 use crate::policy::facts::{MAX_VALUE, SECRET_HEADERS, SECRET_PARAMETERS, read_name};
+use crate::policy::lookup::Lookup;
 use crate::policy::reads::{Names, Reads};
 use crate::policy::{Input, Needs, Policy, schema};
 
@@ -85,9 +87,25 @@ impl Recorded<'_> {
 
     /// The fields of a block that is the same as then: all of them are in the record, whichever rules read.
     pub(super) fn body(&self, block: &Block) -> Result<Body, Missing> {
+        let fields = self.fields("body", &block.fields, Missing::Body)?;
+        Ok(Body::Read(fields))
+    }
+
+    /// What a look-up has answered that is the same as then, and was answered.
+    pub(super) fn answer(&self, lookup: &Lookup) -> Result<Arc<Fields>, Missing> {
+        let fields = self.fields("lookup", lookup.fields(), Missing::Lookup)?;
+        Ok(Arc::new(fields))
+    }
+
+    fn fields(
+        &self,
+        of: &str,
+        declared: &BTreeMap<String, Field>,
+        missing: Missing,
+    ) -> Result<Fields, Missing> {
         let mut fields = BTreeMap::new();
-        for (name, field) in &block.fields {
-            let Some(text) = self.facts.get(&format!("body.{name}")) else {
+        for (name, field) in declared {
+            let Some(text) = self.facts.get(&format!("{of}.{name}")) else {
                 continue;
             };
             if field.private {
@@ -102,9 +120,9 @@ impl Recorded<'_> {
                 // Its texts are joined, and may have in them what they are joined with.
                 FieldType::Strings => None,
             };
-            fields.insert(name.clone(), value.ok_or(Missing::Body)?);
+            fields.insert(name.clone(), value.ok_or(missing)?);
         }
-        Ok(Body::Read(Fields(fields)))
+        Ok(Fields(fields))
     }
 
     /// That of the decision where its rules read it, which may have waited for a body, or else that of the request.

@@ -44,6 +44,7 @@ fn asked(policy: &Policy, request: &str, body: Option<&str>, approvals: &[&str])
         time: None,
         trusted_network: None,
         host_labels: Default::default(),
+        lookup: None,
     });
     let answer = answer.unwrap();
     let reason = answer.reason.map_or("", DenyReason::slug);

@@ -105,6 +105,7 @@ when { context.approvals.contains("finance") && context.body has amount && conte
             time: None,
             trusted_network: None,
             host_labels: Default::default(),
+            lookup: None,
         };
         let answer = policy.answer(&question).unwrap();
         let decided = match answer.outcome.name() {

@@ -157,6 +157,7 @@ impl Reference {
                         scheme,
                         path: Some(path),
                         body: &NO_FIELDS,
+                        lookup: &NO_FIELDS,
                         scope: [schema::scope_of(method)].into(),
                         approvals: &input.gathered.approvals,
                     };

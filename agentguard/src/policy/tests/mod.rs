@@ -6,6 +6,7 @@ mod decisions;
 mod delegation;
 mod differential;
 mod examples;
+mod lookups;
 mod refused;
 
 use std::collections::BTreeMap;

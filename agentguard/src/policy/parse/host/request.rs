@@ -31,20 +31,8 @@ pub(super) fn body_blocks(report: &mut Report<'_>, root: &Table<'_>) -> Vec<Bloc
         let Some(block) = body_block(report, &table) else {
             continue;
         };
-        for (name, field) in &block.fields {
-            let mut others = blocks.iter().filter_map(|other| other.fields.get(name));
-            if let Some(other) = others.find(|other| other.kind != field.kind) {
-                report.error_help(
-                    table.key_place(name),
-                    format!(
-                        "field `{name}` is of the type {} here and of the type {} above",
-                        field.kind.cedar(),
-                        other.kind.cedar()
-                    ),
-                    "a rule reads it by its name alone: give one of them another name",
-                );
-            }
-        }
+        let others: Vec<_> = blocks.iter().map(|other| &other.fields).collect();
+        same_type(report, &table, &block.fields, &others);
         let mut same = blocks.iter();
         if same.any(|other| (other.method, &other.path) == (block.method, &block.path)) {
             report.error_help(
@@ -56,6 +44,29 @@ pub(super) fn body_blocks(report: &mut Report<'_>, root: &Table<'_>) -> Vec<Bloc
         blocks.push(block);
     }
     blocks
+}
+
+/// A name stands for one type, wherever it is declared.
+pub(super) fn same_type(
+    report: &mut Report<'_>,
+    table: &Table<'_>,
+    fields: &BTreeMap<String, Field>,
+    others: &[&BTreeMap<String, Field>],
+) {
+    for (name, field) in fields {
+        let mut others = others.iter().filter_map(|other| other.get(name));
+        if let Some(other) = others.find(|other| other.kind != field.kind) {
+            report.error_help(
+                table.key_place(name),
+                format!(
+                    "field `{name}` is of the type {} here and of the type {} above",
+                    field.kind.cedar(),
+                    other.kind.cedar()
+                ),
+                "a rule reads it by its name alone: give one of them another name",
+            );
+        }
+    }
 }
 
 fn body_block(report: &mut Report<'_>, table: &Table<'_>) -> Option<Block> {
@@ -101,15 +112,20 @@ fn body_block(report: &mut Report<'_>, table: &Table<'_>) -> Option<Block> {
     })
 }
 
-fn field(
+/// What can be an attribute's name in Cedar.
+pub(super) fn is_plain(name: &str) -> bool {
+    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    starts && plain && name.len() <= 63 && !RESERVED.contains(&name)
+}
+
+pub(super) fn field(
     report: &mut Report<'_>,
     name: &Located<String>,
     table: Option<Table<'_>>,
 ) -> Option<(Form, Field)> {
     let text = name.value.as_str();
-    let starts = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if !starts || !plain || text.len() > 63 || RESERVED.contains(&text) {
+    if !is_plain(text) {
         report.error_help(
             name.at,
             format!("field name `{}` is not usable", show(text)),

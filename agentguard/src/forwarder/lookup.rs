@@ -1,0 +1,184 @@
+//! What rules read that another service knows: asked before a decision, by the forwarder as itself, and only what some rule
+//! that can apply reads. Whatever goes wrong leaves the fact unknown, and the decision refuses.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{WeakShared, join_all};
+use http::StatusCode;
+use lru::LruCache;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::life::Life;
+use super::upstream::{Fault, Fetcher};
+use crate::policy::lookup::{Answer, Ask, Lookup, Unavailable};
+use crate::reason::DenyReason;
+
+/// Questions under way at once, of one agent's requests and of all.
+pub const PER_AGENT: usize = 8;
+const AT_ONCE: usize = 32;
+/// Answers kept, and the bytes that they and their questions take together.
+const MAX_KEPT: usize = 4096;
+const MAX_KEPT_BYTES: usize = 8 << 20;
+
+pub struct Lookups {
+    fetcher: Arc<Fetcher>,
+    room: Arc<Semaphore>,
+    state: Mutex<State>,
+}
+
+struct State {
+    kept: LruCache<Ask, Kept>,
+    kept_bytes: usize,
+    /// The same question is asked once, however many wait for the answer; when nobody does any more, it ends.
+    asking: HashMap<Ask, WeakShared<Asking>>,
+}
+
+type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+struct Kept {
+    answer: Answer,
+    until: Instant,
+    bytes: usize,
+}
+
+impl Lookups {
+    pub fn new(fetcher: Fetcher) -> Self {
+        Self {
+            fetcher: Arc::new(fetcher),
+            room: Arc::new(Semaphore::new(AT_ONCE)),
+            state: Mutex::new(State {
+                kept: LruCache::unbounded(),
+                kept_bytes: 0,
+                asking: HashMap::new(),
+            }),
+        }
+    }
+
+    /// The answers to what a request of the agent's needs; takes as long as the slowest.
+    pub async fn gather(
+        self: &Arc<Self>,
+        life: &Arc<Life>,
+        asks: Vec<(Arc<Lookup>, Result<Ask, Unavailable>)>,
+    ) -> Vec<(Arc<Lookup>, Answer)> {
+        let answers = asks.into_iter().map(async |(lookup, ask)| {
+            let answer = match ask {
+                Ok(ask) => self.answer(life, ask).await,
+                Err(unavailable) => Err(unavailable),
+            };
+            (lookup, answer)
+        });
+        join_all(answers).await
+    }
+
+    async fn answer(self: &Arc<Self>, life: &Arc<Life>, ask: Ask) -> Answer {
+        let asking = {
+            let mut state = self.state.lock().expect(UNPOISONED);
+            if let Some(answer) = state.kept(&ask) {
+                return answer;
+            }
+            state.asking.retain(|_, asking| asking.upgrade().is_some());
+            match state.asking.get(&ask).and_then(WeakShared::upgrade) {
+                Some(asking) => asking,
+                None => {
+                    let asking: Asking = Box::pin(self.clone().asked(life.clone(), ask.clone()));
+                    let asking = asking.shared();
+                    let weak = asking.downgrade().expect("it has not been polled");
+                    state.asking.insert(ask, weak);
+                    asking
+                }
+            }
+        };
+        asking.await
+    }
+    /// One question and its end.
+    async fn asked(self: Arc<Self>, life: Arc<Life>, ask: Ask) -> Answer {
+        let deadline = ask.service.deadline;
+        let answer = timeout(deadline, self.ask(&life, &ask)).await;
+        let answer = answer.unwrap_or_else(|_| {
+            let late = format!("it did not answer within {} ms", deadline.as_millis());
+            Err(ask.failed(&late, &late))
+        });
+        let mut state = self.state.lock().expect(UNPOISONED);
+        state.asking.remove(&ask);
+        state.keep(ask, &answer);
+        answer
+    }
+
+    async fn ask(&self, life: &Life, ask: &Ask) -> Answer {
+        let _own = life.lookups.acquire().await;
+        let _room = self.room.acquire().await;
+        match self.fetcher.fetch(ask).await {
+            Ok(fetched) if fetched.status == StatusCode::OK => {
+                ask.read(&fetched.headers, &fetched.body)
+            }
+            Ok(fetched) => {
+                let other = format!("it answered with the status {}", fetched.status.as_u16());
+                Err(ask.failed(&other, &other))
+            }
+            Err(fault) => Err(ask.failed(told(&fault), &fault.detail)),
+        }
+    }
+}
+
+impl State {
+    fn kept(&mut self, ask: &Ask) -> Option<Answer> {
+        let kept = self.kept.get(ask)?;
+        if Instant::now() < kept.until {
+            return Some(kept.answer.clone());
+        }
+        self.forget(ask);
+        None
+    }
+
+    /// Failures are not kept: the next request asks again.
+    fn keep(&mut self, ask: Ask, answer: &Answer) {
+        let (Ok(fields), cache) = (answer, ask.service.cache) else {
+            return;
+        };
+        if cache.is_zero() {
+            return;
+        }
+        let bytes = ask.target.len() + fields.bytes();
+        self.forget(&ask);
+        self.kept_bytes += bytes;
+        let until = Instant::now() + cache;
+        let answer = answer.clone();
+        self.kept.put(
+            ask,
+            Kept {
+                answer,
+                until,
+                bytes,
+            },
+        );
+        while self.kept.len() > MAX_KEPT || self.kept_bytes > MAX_KEPT_BYTES {
+            let Some((_, oldest)) = self.kept.pop_lru() else {
+                return;
+            };
+            self.kept_bytes -= oldest.bytes;
+        }
+    }
+
+    fn forget(&mut self, ask: &Ask) {
+        let bytes = self.kept.pop(ask).map_or(0, |kept| kept.bytes);
+        self.kept_bytes -= bytes;
+    }
+}
+
+/// What an agent is told, which is not where the service is.
+fn told(fault: &Fault) -> &'static str {
+    if fault.reason == DenyReason::UpstreamTls {
+        "its certificate was not accepted"
+    } else if fault.reason == DenyReason::UpstreamTimeout {
+        "it did not answer in time"
+    } else {
+        "it cannot be reached, or does not answer as it should"
+    }
+}
+
+const UNPOISONED: &str = "nothing panics with the lock held";

@@ -1,0 +1,101 @@
+//! Which bodies and look-ups the requests have that a rule can meet: it is validated against each of their shapes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::body::Field;
+use super::super::bundle::Bundle;
+use super::super::diagnostic::{Report, did_you_mean};
+use super::super::host::{HostMap, HostPattern};
+use super::super::parse::HostFile;
+use super::super::reads::Names;
+use super::super::rules::{HostScope, Rule};
+use super::super::schema::Shape;
+
+/// Every shape, each with one host that has it.
+pub(super) fn shapes(bundle: &Bundle, rule: &Rule) -> BTreeMap<Shape, Option<String>> {
+    let mut found = BTreeMap::new();
+    if rule.reads.body.is_empty() && rule.reads.lookup.is_empty() {
+        found.insert(Shape::default(), None);
+        return found;
+    }
+    let mut files = HostMap::default();
+    for file in &bundle.hosts {
+        files.insert(&file.host, file);
+    }
+    let mut add = |host: &HostPattern| {
+        let shape = files.covering(host).copied().map(shape).unwrap_or_default();
+        found.entry(shape).or_insert_with(|| Some(host.id()));
+    };
+    let described = bundle.hosts.iter().map(|file| &file.host);
+    let reached = bundle.agents.iter().flat_map(|file| &file.reach);
+    let hosts = described.chain(reached.map(|reach| &reach.host));
+    match &rule.host {
+        HostScope::Any => hosts.for_each(add),
+        HostScope::Is(scope) => {
+            add(scope);
+            if scope.below {
+                hosts.filter(|host| scope.covers(host)).for_each(add);
+            }
+        }
+    }
+    found
+}
+
+fn shape(file: &HostFile) -> Shape {
+    let types = |(name, field): (&String, &Field)| (name.clone(), field.kind);
+    Shape {
+        body: file
+            .body
+            .iter()
+            .flat_map(|block| &block.fields)
+            .map(types)
+            .collect(),
+        lookup: file
+            .lookups
+            .iter()
+            .flat_map(|lookup| lookup.fields())
+            .map(types)
+            .collect(),
+    }
+}
+
+/// A field that nobody declares is never there, so that what asks for it is a mistake.
+pub(super) fn check_fields(
+    report: &mut Report<'_>,
+    rule: &Rule,
+    shapes: &BTreeMap<Shape, Option<String>>,
+) {
+    let body = shapes.keys().flat_map(|shape| shape.body.keys()).collect();
+    check_names(report, rule, &rule.reads.body, ("[[body]]", "field"), &body);
+    let lookup = shapes
+        .keys()
+        .flat_map(|shape| shape.lookup.keys())
+        .collect();
+    check_names(
+        report,
+        rule,
+        &rule.reads.lookup,
+        ("[[lookup]]", "fact"),
+        &lookup,
+    );
+}
+
+fn check_names(
+    report: &mut Report<'_>,
+    rule: &Rule,
+    names: &Names,
+    (table, what): (&str, &str),
+    declared: &BTreeSet<&String>,
+) {
+    let Names::These(names) = names else {
+        return;
+    };
+    for name in names.iter().filter(|name| !declared.contains(name)) {
+        let help = did_you_mean(name, declared.iter().map(|known| known.as_str()));
+        report.error_with(
+            rule.at,
+            format!("no {table} of a host that the rule fits declares the {what} `{name}`"),
+            Some(help.unwrap_or_else(|| "declare it in the host's file, in hosts/".into())),
+        );
+    }
+}
