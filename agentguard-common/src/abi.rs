@@ -5,7 +5,7 @@ use crate::exec::Sha256;
 use crate::net::Addr;
 
 /// Grows with every change to a type in this module or to a map's key, value, type or meaning.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// `pid_max`'s limit on 64-bit kernels (`PID_MAX_LIMIT` in `include/linux/threads.h`).
 pub const MAX_TGID: u32 = 4_194_304;
@@ -99,6 +99,14 @@ impl RuleKey {
     pub const HEAD_BITS: u32 = 32;
     /// Prefix bits of a key that holds for every port and address of its kind.
     pub const KIND_BITS: u32 = 8;
+    /// Stands for every Unix socket; what is found there is [`RuleVerdict::Observe`]. Which of them are listed is not in the
+    /// trie.
+    pub const UNIX: Self = Self {
+        kind: 1,
+        reserved: 0,
+        port: [0; 2],
+        addr: Addr([0; 16]),
+    };
 }
 
 /// Value of an agent's LPM trie.
@@ -108,6 +116,8 @@ pub enum RuleVerdict {
     Direct = 1,
     /// The agent has hosts to reach: what no rule names goes to the forwarder.
     Forward = 2,
+    /// The agent is only observed: what no rule names goes to the forwarder where that takes it, and else passes.
+    Observe = 3,
 }
 
 /// Name of a Unix socket: a path as its caller writes it, or an abstract name behind a NUL. Key of an agent's map in `UNIX`.
@@ -204,7 +214,7 @@ pub struct SocketMark {
     pub reported: Addr,
     /// Host byte order.
     pub reported_port: u16,
-    /// 0: nothing reported; 1: allowed; else 1 + [`crate::verdict::Refusal`].
+    /// 0: nothing reported; else 1 + [`crate::verdict::Refusal`] or 0 for allowed, the highest bit set if it was observed.
     pub reported_as: u16,
     pub reserved: u32,
 }
@@ -212,6 +222,8 @@ pub struct SocketMark {
 impl SocketMark {
     /// The forwarder's own socket, opened for the agent: subject to the kill only.
     pub const UPSTREAM: u32 = 1;
+    /// That it listens where no rule lets it has been recorded: its agent is only observed.
+    pub const LISTENS: u32 = 2;
 }
 
 /// `bind()` port by which the forwarder tags an upstream socket with the agent id in the address's last 32 bits
@@ -336,6 +348,8 @@ impl ExecHead {
     pub const PRIVATE: u32 = 4;
     /// One of its rules has a digest.
     pub const DIGESTS: u32 = 8;
+    /// What the rules refuse is executed, and recorded.
+    pub const OBSERVED: u32 = 16;
 }
 
 /// One rule about files. `EXEC_RULES` array value.
@@ -446,7 +460,7 @@ impl TryFrom<u32> for EventKind {
 #[derive(Clone, Copy, Debug)]
 pub struct Event {
     pub kind: u32,
-    /// 0: allowed; else a [`crate::verdict::Refusal`].
+    /// A [`crate::verdict::Finding`].
     pub reason: u32,
     pub agent: AgentId,
     pub tgid: u32,
@@ -456,6 +470,7 @@ pub struct Event {
     pub time_ns: u64,
     /// `task_struct.start_boottime` of the thread-group leader, ns, where known.
     pub start_ns: u64,
+    /// 0, as `uid` then is, of a packet: it may be sent in anybody's name.
     pub cgroup: u64,
     pub addr: Addr,
     /// Host byte order.
@@ -504,7 +519,8 @@ impl ExecEvent {
     pub const PRIVATE: u32 = 1;
     /// The arguments could not be read.
     pub const UNSEEN: u32 = 2;
-    /// Refused before there was a new image: the process goes on with the one it has.
+    /// Judged before there was a new image, of which another event tells if it came to that: refused, the process goes on
+    /// with the one it has.
     pub const BEFORE: u32 = 4;
 }
 

@@ -1,4 +1,18 @@
 //! The connect verdict: pure, and the same code in the kernel and in the host tests.
+//!
+//! With an agent that is only observed, what its file alone refuses passes and is recorded; the rest is refused to it as to
+//! every agent:
+//!
+//! | refused because | observed |
+//! |---|---|
+//! | no rule reaches the address (UDP; TCP goes to the forwarder, which decides) | passes |
+//! | no `[[listen]]`, `[[unix]]` or `[exec]` entry; a file without a name | passes |
+//! | killed, suspended, retired, orphaned, held by the canary; claimed by two agents; the bundle has expired | refused |
+//! | the forwarder is down, or not yet in the namespace | refused |
+//! | the forwarder's own port, also to listen there; a redirect led elsewhere by a device, source routing or the packet | refused |
+//! | raw and other sockets, address families that no rule can allow | refused |
+//! | tampering, typing into terminals, sockets of other processes | refused |
+//! | a map is full, a read fails | refused |
 
 use crate::abi::{AgentId, RuleKey, RuleKind, RuleVerdict};
 use crate::net::Addr;
@@ -46,20 +60,24 @@ pub fn decide(request: &Request, rules: &impl Rules) -> Verdict {
     if any == Some(RuleVerdict::Direct) {
         return Verdict::Direct;
     }
-    match request.kind {
-        RuleKind::ReachUdp
-            if request.port == DNS_PORT && exact.or(any) == Some(RuleVerdict::Forward) =>
-        {
-            Verdict::Resolve
-        }
-        RuleKind::ReachTcp if exact.or(any) == Some(RuleVerdict::Forward) => Verdict::Forward,
-        RuleKind::ReachTcp | RuleKind::ReachUdp => Verdict::Deny(Refusal::NoRule),
-        RuleKind::ListenTcp | RuleKind::ListenUdp => Verdict::Deny(Refusal::Listen),
+    let rest = exact.or(any);
+    let observed = rest == Some(RuleVerdict::Observe);
+    let forward = observed || rest == Some(RuleVerdict::Forward);
+    let refusal = match request.kind {
+        RuleKind::ReachUdp if forward && request.port == DNS_PORT => return Verdict::Resolve,
+        RuleKind::ReachTcp if forward => return Verdict::Forward,
+        RuleKind::ReachTcp | RuleKind::ReachUdp => Refusal::NoRule,
+        RuleKind::ListenTcp | RuleKind::ListenUdp => Refusal::Listen,
+    };
+    if observed {
+        Verdict::Observe(refusal)
+    } else {
+        Verdict::Deny(refusal)
     }
 }
 
 /// Judges the name of a Unix socket; `listed` says whether the agent's file has it.
-pub fn decide_unix(agent: AgentId, killed: bool, listed: bool) -> Verdict {
+pub fn decide_unix(agent: AgentId, killed: bool, listed: bool, rules: &impl Rules) -> Verdict {
     if killed {
         return Verdict::Deny(Refusal::Killed);
     }
@@ -68,6 +86,8 @@ pub fn decide_unix(agent: AgentId, killed: bool, listed: bool) -> Verdict {
     }
     if listed {
         Verdict::Direct
+    } else if rules.lookup(RuleKey::UNIX) == Some(RuleVerdict::Observe) {
+        Verdict::Observe(Refusal::UnixSocket)
     } else {
         Verdict::Deny(Refusal::UnixSocket)
     }
@@ -91,7 +111,8 @@ mod tests {
     /// A longest-prefix match by looking at every entry.
     struct Linear {
         rules: Vec<Rule>,
-        forward: bool,
+        /// What is there for all that no rule names.
+        rest: Option<RuleVerdict>,
     }
 
     fn covers(net: &Addr, bits: u32, addr: &Addr) -> bool {
@@ -111,10 +132,9 @@ mod tests {
             let reach = [RuleKind::ReachTcp as u8, RuleKind::ReachUdp as u8].contains(&key.kind);
             if direct {
                 Some(RuleVerdict::Direct)
-            } else if self.forward && reach {
-                Some(RuleVerdict::Forward)
             } else {
-                None
+                self.rest
+                    .filter(|rest| reach || *rest == RuleVerdict::Observe)
             }
         }
     }
@@ -147,11 +167,11 @@ mod tests {
         };
         let with = Linear {
             rules: rules(),
-            forward: true,
+            rest: Some(RuleVerdict::Forward),
         };
         let without = Linear {
             rules: rules(),
-            forward: false,
+            rest: None,
         };
         for (kind, to, port, with_hosts, without_hosts) in [
             (ReachTcp, "10.0.0.9", 5432, Direct, Direct),
@@ -200,10 +220,59 @@ mod tests {
     }
 
     #[test]
+    fn who_is_only_observed_passes_where_the_forwarder_is_no_way() {
+        use RuleKind::{ListenTcp, ListenUdp, ReachTcp, ReachUdp};
+        use Verdict::{Direct, Forward, Observe, Resolve};
+        let rules = Linear {
+            rules: std::vec![
+                Rule(ReachTcp, 5432, addr("10.0.0.0"), 96 + 24),
+                Rule(ListenTcp, 8080, addr("127.0.0.1"), 128),
+            ],
+            rest: Some(RuleVerdict::Observe),
+        };
+        for (kind, to, port, expected) in [
+            (ReachTcp, "10.0.0.9", 5432, Direct),
+            (ReachTcp, "10.0.0.9", 5433, Forward),
+            (ReachUdp, "9.9.9.9", 53, Resolve),
+            (ReachUdp, "9.9.9.9", 123, Observe(Refusal::NoRule)),
+            (ListenTcp, "127.0.0.1", 8080, Direct),
+            (ListenTcp, "0.0.0.0", 8080, Observe(Refusal::Listen)),
+            (ListenUdp, "::", 0, Observe(Refusal::Listen)),
+        ] {
+            let request = request(kind, to, port);
+            assert_eq!(decide(&request, &rules), expected, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn a_unix_socket_is_listed_or_observed_or_refused() {
+        let rules = |rest| Linear {
+            rules: Vec::new(),
+            rest,
+        };
+        let enforced = rules(Some(RuleVerdict::Forward));
+        let observed = rules(Some(RuleVerdict::Observe));
+        let agent = AgentId(7);
+        let unix = Refusal::UnixSocket;
+        for (killed, listed, rules, expected) in [
+            (false, true, &enforced, Verdict::Direct),
+            (false, false, &enforced, Verdict::Deny(unix)),
+            (false, true, &observed, Verdict::Direct),
+            (false, false, &observed, Verdict::Observe(unix)),
+            (true, true, &observed, Verdict::Deny(Refusal::Killed)),
+        ] {
+            let found = decide_unix(agent, killed, listed, rules);
+            assert_eq!(found, expected, "{killed} {listed}");
+        }
+        let ambiguous = decide_unix(AgentId::AMBIGUOUS, false, false, &observed);
+        assert_eq!(ambiguous, Verdict::Deny(Refusal::Ambiguous));
+    }
+
+    #[test]
     fn nothing_is_left_to_the_killed_and_the_ambiguous() {
         let rules = Linear {
             rules: std::vec![Rule(RuleKind::ReachTcp, 0, Addr::default(), 0)],
-            forward: true,
+            rest: Some(RuleVerdict::Observe),
         };
         let mut killed = request(RuleKind::ReachTcp, "10.0.0.1", 1);
         killed.killed = true;
@@ -242,22 +311,36 @@ mod tests {
         )
     }
 
+    fn rest() -> impl Strategy<Value = Option<RuleVerdict>> {
+        prop_oneof![
+            Just(None),
+            Just(Some(RuleVerdict::Forward)),
+            Just(Some(RuleVerdict::Observe))
+        ]
+    }
+
     proptest! {
         /// An allow always has a rule that covers the destination, or hosts to reach; and a rule always allows.
         #[test]
         fn an_allow_has_its_rule(
-            rules in rules(), forward: bool, killed: bool, kind in kinds(), addr in addrs(), port in 0u16..4,
+            rules in rules(), rest in rest(), killed: bool, kind in kinds(), addr in addrs(), port in 0u16..4,
         ) {
+            let forward = rest.is_some();
+            let observed = rest == Some(RuleVerdict::Observe);
             let named = rules.iter().any(|Rule(k, p, net, bits)| {
                 *k == kind && (*p == port || *p == 0) && covers(net, *bits, &addr)
             });
             let request = Request { agent: AgentId(7), killed, kind, addr, port };
-            match decide(&request, &Linear { rules, forward }) {
+            match decide(&request, &Linear { rules, rest }) {
                 Verdict::Direct => prop_assert!(named && !killed),
                 Verdict::Forward => prop_assert!(forward && !named && !killed && kind == RuleKind::ReachTcp),
                 Verdict::Resolve => prop_assert!(false, "port 53 is not among them"),
                 Verdict::Deny(Refusal::Killed) => prop_assert!(killed),
-                Verdict::Deny(_) => prop_assert!(!(named || forward && kind == RuleKind::ReachTcp)),
+                Verdict::Observe(refusal) => {
+                    prop_assert!(observed && !named && !killed && kind != RuleKind::ReachTcp);
+                    prop_assert!(refusal.is_policy());
+                }
+                Verdict::Deny(_) => prop_assert!(!(named || observed || forward && kind == RuleKind::ReachTcp)),
             }
         }
 
@@ -265,11 +348,11 @@ mod tests {
         #[test]
         fn fewer_rules_allow_less(rules in rules(), kind in kinds(), addr in addrs(), port in 0u16..4) {
             let request = Request { agent: AgentId(7), killed: false, kind, addr, port };
-            let all = decide(&request, &Linear { rules: rules.clone(), forward: false });
+            let all = decide(&request, &Linear { rules: rules.clone(), rest: None });
             for n in 0..rules.len() {
                 let mut fewer = rules.clone();
                 fewer.remove(n);
-                if decide(&request, &Linear { rules: fewer, forward: false }) == Verdict::Direct {
+                if decide(&request, &Linear { rules: fewer, rest: None }) == Verdict::Direct {
                     prop_assert_eq!(all, Verdict::Direct);
                 }
             }

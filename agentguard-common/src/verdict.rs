@@ -9,7 +9,57 @@ pub enum Verdict {
     Forward,
     /// To the forwarder's resolver.
     Resolve,
+    /// As [`Self::Direct`], for an agent that is only observed, and recorded as what would have been refused.
+    Observe(Refusal),
     Deny(Refusal),
+}
+
+/// What an event says of a call; a number on the wire ([`crate::abi::Event::reason`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Finding {
+    Allowed,
+    /// Let through, and it would have been refused were its agent not only observed.
+    Observed(Refusal),
+    Refused(Refusal),
+}
+
+impl Finding {
+    const OBSERVED: u32 = 1 << 31;
+
+    /// What becomes of what is refused for a reason, with an agent that is only observed or is not.
+    #[inline(always)]
+    pub fn of(refusal: Refusal, observed: bool) -> Self {
+        if observed && refusal.is_policy() {
+            Self::Observed(refusal)
+        } else {
+            Self::Refused(refusal)
+        }
+    }
+
+    #[inline(always)]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Allowed => 0,
+            Self::Observed(refusal) => Self::OBSERVED | refusal as u32,
+            Self::Refused(refusal) => refusal as u32,
+        }
+    }
+}
+
+impl TryFrom<u32> for Finding {
+    type Error = u32;
+
+    fn try_from(raw: u32) -> Result<Self, u32> {
+        if raw == 0 {
+            return Ok(Self::Allowed);
+        }
+        let refusal = Refusal::try_from(raw & !Self::OBSERVED).map_err(|_| raw)?;
+        Ok(if raw & Self::OBSERVED == 0 {
+            Self::Refused(refusal)
+        } else {
+            Self::Observed(refusal)
+        })
+    }
 }
 
 /// Why the kernel refused. The numbers are on the wire ([`crate::abi::Event::reason`]) and never reused.
@@ -53,6 +103,33 @@ pub enum Refusal {
     HandedOver = 18,
     /// Typing into a terminal.
     Terminal = 19,
+}
+
+impl Refusal {
+    /// Whether the agent's file says so, and could say otherwise: what an agent that is only observed may do all the same. The
+    /// table is [`crate::decide`]'s.
+    #[inline(always)]
+    pub fn is_policy(self) -> bool {
+        match self {
+            Self::NoRule | Self::Listen | Self::ExecRule | Self::Fileless | Self::UnixSocket => {
+                true
+            }
+            Self::Killed
+            | Self::ForwarderDown
+            | Self::ForwarderPort
+            | Self::BoundToDevice
+            | Self::Protocol
+            | Self::SourceRoute
+            | Self::Packet
+            | Self::Internal
+            | Self::Namespace
+            | Self::Ambiguous
+            | Self::Family
+            | Self::Tamper
+            | Self::HandedOver
+            | Self::Terminal => false,
+        }
+    }
 }
 
 impl TryFrom<u32> for Refusal {
@@ -100,7 +177,30 @@ mod tests {
             }
         }
         assert_eq!(Refusal::try_from(0), Err(0));
+        for finding in [
+            Finding::Allowed,
+            Finding::Observed(Refusal::Listen),
+            Finding::Refused(Refusal::Listen),
+        ] {
+            assert_eq!(Finding::try_from(finding.number()), Ok(finding));
+        }
+        assert_eq!(Finding::try_from(99), Err(99));
+        assert_eq!(Finding::try_from(Finding::OBSERVED), Err(Finding::OBSERVED));
         assert_eq!(EventKind::try_from(99), Err(99));
+    }
+
+    #[test]
+    fn only_what_the_policy_says_is_let_through_to_be_observed() {
+        let passes = (0..64)
+            .filter_map(|raw| Refusal::try_from(raw).ok())
+            .filter(|refusal| Finding::of(*refusal, true) == Finding::Observed(*refusal))
+            .map(|refusal| refusal as u32);
+        // No rule, listening, exec rules, files without a name, Unix sockets.
+        assert!(passes.eq([1, 9, 13, 14, 15]));
+        let refusals = (0..64).filter_map(|raw| Refusal::try_from(raw).ok());
+        for refusal in refusals {
+            assert_eq!(Finding::of(refusal, false), Finding::Refused(refusal));
+        }
     }
 
     #[test]

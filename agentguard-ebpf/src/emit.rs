@@ -5,7 +5,7 @@ use agentguard_common::abi::{
 };
 use agentguard_common::counter::Counter;
 use agentguard_common::net::Addr;
-use agentguard_common::verdict::Refusal;
+use agentguard_common::verdict::Finding;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
     bpf_probe_read_kernel, bpf_probe_read_user,
@@ -53,12 +53,6 @@ impl Who {
     }
 }
 
-/// 0 for an allow.
-#[inline(always)]
-fn number(refusal: Option<Refusal>) -> u32 {
-    refusal.map_or(0, |refusal| refusal as u32)
-}
-
 #[inline(always)]
 pub fn now() -> u64 {
     // SAFETY: no arguments.
@@ -79,19 +73,19 @@ fn current_cgroup() -> u64 {
 
 /// A call of the current task's.
 #[inline(always)]
-pub fn call(kind: EventKind, refusal: Option<Refusal>, agent: AgentId, what: &What) {
+pub fn call(kind: EventKind, finding: Finding, agent: AgentId, what: &What) {
     let who = Who {
         tgid: current_tgid(),
         uid: current_uid(),
         cgroup: current_cgroup(),
         ..Who::default()
     };
-    head_only(kind, refusal, agent, &who, what);
+    head_only(kind, finding, agent, &who, what);
 }
 
 /// What the current task, an agent's, tried against `target`.
 #[inline(always)]
-pub fn tamper(refusal: Option<Refusal>, agent: AgentId, tried: Tamper, target: u32) {
+pub fn tamper(finding: Finding, agent: AgentId, tried: Tamper, target: u32) {
     let who = Who {
         tgid: current_tgid(),
         parent_tgid: target,
@@ -103,22 +97,22 @@ pub fn tamper(refusal: Option<Refusal>, agent: AgentId, tried: Tamper, target: u
         sock_type: tried as u32,
         ..What::default()
     };
-    head_only(EventKind::Tamper, refusal, agent, &who, &what);
+    head_only(EventKind::Tamper, finding, agent, &who, &what);
 }
 
 /// A packet: whose context it is sent in says nothing about who sent it.
 #[inline(always)]
-pub fn packet(kind: EventKind, refusal: Option<Refusal>, agent: AgentId, tgid: u32, what: &What) {
+pub fn packet(kind: EventKind, finding: Finding, agent: AgentId, tgid: u32, what: &What) {
     let who = Who {
         tgid,
         ..Who::default()
     };
-    head_only(kind, refusal, agent, &who, what);
+    head_only(kind, finding, agent, &who, what);
 }
 
 #[inline(always)]
 pub fn process(kind: EventKind, agent: AgentId, who: &Who) {
-    head_only(kind, None, agent, who, &What::default());
+    head_only(kind, Finding::Allowed, agent, who, &What::default());
 }
 
 /// Whose the process is could not be told. 0: of which process is not known either.
@@ -132,24 +126,24 @@ pub fn unread(tgid: u32) {
 }
 
 #[inline(always)]
-fn head_only(kind: EventKind, refusal: Option<Refusal>, agent: AgentId, who: &Who, what: &What) {
+fn head_only(kind: EventKind, finding: Finding, agent: AgentId, who: &Who, what: &What) {
     let Some(mut bytes) = EVENTS.reserve_bytes(Event::HEAD_LEN, 0) else {
         count(Counter::RingFull);
         return;
     };
-    fill(bytes.as_mut_ptr().cast(), kind, refusal, agent, who, what);
+    fill(bytes.as_mut_ptr().cast(), kind, finding, agent, who, what);
     bytes.submit(0);
 }
 
 /// An event with the path that is in the scratch.
 #[inline(always)]
-pub fn with_path(kind: EventKind, refusal: Option<Refusal>, agent: AgentId, who: &Who) {
+pub fn with_path(kind: EventKind, finding: Finding, agent: AgentId, who: &Who) {
     let Some(mut bytes) = EVENTS.reserve_bytes(size_of::<Event>(), 0) else {
         count(Counter::RingFull);
         return;
     };
     let event: *mut Event = bytes.as_mut_ptr().cast();
-    fill(event, kind, refusal, agent, who, &What::default());
+    fill(event, kind, finding, agent, who, &What::default());
     if let Some(scratch) = scratch() {
         // SAFETY: both are PATH_LEN bytes long. A failed read zeroes the destination.
         unsafe {
@@ -165,7 +159,7 @@ pub fn with_path(kind: EventKind, refusal: Option<Refusal>, agent: AgentId, who:
 
 /// A call of the current task's that names a Unix socket.
 #[inline(always)]
-pub fn unix(refusal: Option<Refusal>, agent: AgentId, what: &What, name: &UnixName) {
+pub fn unix(finding: Finding, agent: AgentId, what: &What, name: &UnixName) {
     let Some(mut bytes) = EVENTS.reserve_bytes(size_of::<Event>(), 0) else {
         count(Counter::RingFull);
         return;
@@ -178,7 +172,7 @@ pub fn unix(refusal: Option<Refusal>, agent: AgentId, what: &What, name: &UnixNa
         path_len: name.len,
         ..Who::default()
     };
-    fill(event, EventKind::Unix, refusal, agent, &who, what);
+    fill(event, EventKind::Unix, finding, agent, &who, what);
     // SAFETY: the name is shorter than `path`, which the reservation covers. A failed read zeroes the destination.
     unsafe {
         bpf_probe_read_kernel(
@@ -195,16 +189,17 @@ pub fn unix(refusal: Option<Refusal>, agent: AgentId, what: &What, name: &UnixNa
 #[inline(always)]
 pub fn judged_exec(
     scratch: *mut Scratch,
-    refusal: Option<Refusal>,
+    finding: Finding,
     agent: AgentId,
     who: &Who,
     cwd_len: u32,
     private: bool,
+    before: bool,
 ) {
     let Some(event) = exec_event() else {
         return;
     };
-    fill_exec(event, Some(scratch), refusal, agent, who, cwd_len);
+    fill_exec(event, Some(scratch), finding, agent, who, cwd_len);
     let (flags, (len, total)) = match arguments(event, private) {
         Ok(found) if private => (ExecEvent::PRIVATE, found),
         Ok(found) => (0, found),
@@ -212,7 +207,7 @@ pub fn judged_exec(
     };
     // SAFETY: this CPU's, and tracepoints never nest.
     let fields = unsafe { &mut *event };
-    fields.flags = flags;
+    fields.flags = flags | if before { ExecEvent::BEFORE } else { 0 };
     fields.arguments_len = len;
     fields.arguments_total = total;
     let len = ExecEvent::HEAD_LEN + (len as usize & (ARGUMENTS_LEN - 1));
@@ -227,7 +222,7 @@ pub fn judged_exec(
 #[inline(always)]
 pub fn refused_exec(
     scratch: Option<*mut Scratch>,
-    refusal: Option<Refusal>,
+    finding: Finding,
     agent: AgentId,
     who: &Who,
     cwd_len: u32,
@@ -237,7 +232,7 @@ pub fn refused_exec(
         return;
     };
     let event: *mut ExecEvent = bytes.as_mut_ptr().cast();
-    fill_exec(event, scratch, refusal, agent, who, cwd_len);
+    fill_exec(event, scratch, finding, agent, who, cwd_len);
     bytes.submit(0);
 }
 
@@ -246,7 +241,7 @@ pub fn refused_exec(
 fn fill_exec(
     event: *mut ExecEvent,
     scratch: Option<*mut Scratch>,
-    refusal: Option<Refusal>,
+    finding: Finding,
     agent: AgentId,
     who: &Who,
     cwd_len: u32,
@@ -259,7 +254,7 @@ fn fill_exec(
     }
     // SAFETY: an `ExecEvent` begins with an `Event`.
     let head = unsafe { &raw mut (*event).event };
-    fill(head, EventKind::Exec, refusal, agent, who, &What::default());
+    fill(head, EventKind::Exec, finding, agent, who, &What::default());
     put! {
         flags: ExecEvent::UNSEEN | ExecEvent::BEFORE,
         cwd_len: cwd_len,
@@ -310,7 +305,7 @@ fn arguments(event: *mut ExecEvent, private: bool) -> Result<(u32, u32), Unreada
 fn fill(
     event: *mut Event,
     kind: EventKind,
-    refusal: Option<Refusal>,
+    finding: Finding,
     agent: AgentId,
     who: &Who,
     what: &What,
@@ -323,7 +318,7 @@ fn fill(
     }
     put! {
         kind: kind as u32,
-        reason: number(refusal),
+        reason: finding.number(),
         agent: agent,
         tgid: who.tgid,
         parent_tgid: who.parent_tgid,

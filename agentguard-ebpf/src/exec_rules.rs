@@ -37,6 +37,12 @@ impl Rules {
         self.0.flags & ExecHead::PRIVATE != 0
     }
 
+    /// Whether what they refuse is executed all the same, and recorded.
+    #[inline(always)]
+    pub fn observed(&self) -> bool {
+        self.0.flags & ExecHead::OBSERVED != 0
+    }
+
     /// Whether a rule counts only for files of some content.
     #[inline(always)]
     pub fn has_digests(&self) -> bool {

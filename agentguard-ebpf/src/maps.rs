@@ -99,6 +99,13 @@ pub struct Scratch {
     pub content: exec::Content,
     /// A `struct file`; 0: of none.
     pub content_of: u64,
+    /// Of the exec that is under way, for an agent that is only observed: the first file of its chain that would have been
+    /// refused.
+    pub observed: [u8; PATH_LEN],
+    /// Bytes of its path.
+    pub observed_len: u32,
+    /// A `Refusal`; 0: none would have been.
+    pub observed_as: u32,
 }
 
 #[inline(always)]

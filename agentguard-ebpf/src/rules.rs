@@ -1,12 +1,12 @@
 //! An agent's trie, as `decide` looks into it.
 
-use agentguard_common::abi::{AgentId, RuleKey, RuleKind, RuleVerdict};
-use agentguard_common::decide::{Request, Rules, decide};
+use agentguard_common::abi::{AgentId, RuleKey, RuleKind, RuleVerdict, UnixName};
+use agentguard_common::decide::{Request, Rules, decide, decide_unix};
 use agentguard_common::net::Addr;
 use agentguard_common::verdict::Verdict;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 
-use crate::maps::RULES;
+use crate::maps::{RULES, UNIX};
 
 struct Trie(AgentId);
 
@@ -19,6 +19,7 @@ impl Rules for Trie {
         match unsafe { verdict.read_volatile() } {
             1 => Some(RuleVerdict::Direct),
             2 => Some(RuleVerdict::Forward),
+            3 => Some(RuleVerdict::Observe),
             _ => None,
         }
     }
@@ -34,4 +35,10 @@ pub fn judge(agent: AgentId, killed: bool, kind: RuleKind, addr: Addr, port: u16
         port,
     };
     decide(&request, &Trie(agent))
+}
+
+#[inline(always)]
+pub fn judge_unix(agent: AgentId, killed: bool, name: &UnixName) -> Verdict {
+    let listed = UNIX.get_value_ptr_mut(agent.0, name).is_some();
+    decide_unix(agent, killed, listed, &Trie(agent))
 }

@@ -1,14 +1,16 @@
 """A process that lives as long as the test wants and tries one thing per line of stdin; answers `ok …` or `error NAME`.
 
 tcp HOST PORT · udp HOST PORT (unconnected) · send HOST PORT (connected UDP) · socket FAMILY TYPE PROTOCOL · bind TYPE HOST
-PORT · resolve NAME · get URL · pid · fork (goes on in a grandchild
-of its own session whose parent is gone)
+PORT · listen HOST PORT (or -, without bind; answers the port) · accept (one, which is told hello) · unix PATH · exec FILE
+(in a child; answers its status) · memory FILE (the same, from a memfd) · resolve NAME · get URL · pid · fork (goes on in a
+grandchild of its own session whose parent is gone)
 """
 
 import errno
 import os
 import socket
 import ssl
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -51,6 +53,46 @@ def bind(kind, host, port):
         return "%s %s" % listener.getsockname()[:2]
 
 
+listeners = []
+
+
+def listen(host, port):
+    listener = socket.socket(family(host), socket.SOCK_STREAM)
+    if port != "-":
+        listener.bind((host, int(port)))
+    listener.listen()
+    listener.settimeout(60)
+    listeners.append(listener)
+    return listener.getsockname()[1]
+
+
+def accept():
+    with listeners.pop() as listener, listener.accept()[0] as stream:
+        stream.sendall(b"hello")
+    return ""
+
+
+def unix(path):
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.settimeout(60)
+        stream.connect(path)
+    return ""
+
+
+def execute(path):
+    return subprocess.run([path]).returncode
+
+
+def memory(path):
+    with open(path, "rb") as image:
+        fd = os.memfd_create("memory", 0)
+        os.write(fd, image.read())
+    # A writer is in the way of an exec.
+    reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    os.close(fd)
+    return subprocess.run([f"/proc/self/fd/{reading}"], pass_fds=[reading]).returncode
+
+
 def resolve(name):
     return " ".join(sorted({found[4][0] for found in socket.getaddrinfo(name, 1, type=socket.SOCK_STREAM)}))
 
@@ -83,7 +125,7 @@ def fork():
     return os.getpid()
 
 
-COMMANDS = {"tcp": tcp, "udp": udp, "send": send, "socket": make, "bind": bind, "resolve": resolve, "get": get, "pid": pid, "fork": fork}
+COMMANDS = {"tcp": tcp, "udp": udp, "send": send, "socket": make, "bind": bind, "listen": listen, "accept": accept, "unix": unix, "exec": execute, "memory": memory, "resolve": resolve, "get": get, "pid": pid, "fork": fork}
 
 
 def serve():

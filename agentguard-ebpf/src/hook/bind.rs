@@ -8,7 +8,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
 use crate::hook::guard::{ALLOW, Answer, DENY, Judged, Subject, answer};
-use crate::hook::redirect::{forwarder, is_up};
+use crate::hook::redirect::{forwarder, is_forwarder, is_up};
 use crate::maps::{MARKS, is_killed};
 use crate::sock_addr::{Family, IPPROTO_TCP, IPPROTO_UDP, SockAddr};
 use crate::task::current_tgid;
@@ -48,9 +48,19 @@ fn judge(ctx: &SockAddr, subject: &Subject) -> Judged {
     };
     match subject.judge(kind, ctx) {
         // Resolvers bind to port 0.
-        Verdict::Deny(Refusal::Listen) if ctx.protocol() == IPPROTO_UDP && ctx.port() == 0 => {
+        Verdict::Deny(Refusal::Listen) | Verdict::Observe(_)
+            if ctx.protocol() == IPPROTO_UDP && ctx.port() == 0 =>
+        {
             subject.mark()?;
             Ok(Answer::Allow)
+        }
+        // Who listens there would be taken for it.
+        Verdict::Observe(_) if is_forwarder(ctx) => Ok(Answer::Deny(Refusal::ForwarderPort)),
+        Verdict::Observe(refusal) => {
+            let mut mark = subject.mark()?;
+            // SAFETY: socket storage lives as long as the socket, which the hook holds.
+            unsafe { mark.as_mut() }.flags |= SocketMark::LISTENS;
+            Ok(Answer::Observe(refusal))
         }
         Verdict::Deny(refusal) => Ok(Answer::Deny(refusal)),
         Verdict::Direct => {

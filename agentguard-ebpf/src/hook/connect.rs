@@ -59,6 +59,10 @@ fn tcp(ctx: &SockAddr, subject: &Subject) -> Judged {
             direct(subject)?;
             Ok(Answer::Record)
         }
+        Verdict::Observe(refusal) => {
+            direct(subject)?;
+            Ok(Answer::Observe(refusal))
+        }
         Verdict::Forward | Verdict::Resolve => to_forwarder(ctx, subject),
     }
 }
@@ -66,15 +70,13 @@ fn tcp(ctx: &SockAddr, subject: &Subject) -> Judged {
 #[inline(always)]
 fn udp(ctx: &SockAddr, subject: &Subject) -> Judged {
     match subject.judge(RuleKind::ReachUdp, ctx) {
-        Verdict::Deny(refusal @ (Refusal::Killed | Refusal::Ambiguous)) => {
-            Ok(Answer::Deny(refusal))
-        }
-        Verdict::Forward | Verdict::Resolve => to_forwarder(ctx, subject),
-        Verdict::Direct | Verdict::Deny(_) => {
-            direct(subject)?;
-            Ok(Answer::Allow)
-        }
+        Verdict::Deny(Refusal::Killed) => return Ok(Answer::Deny(Refusal::Killed)),
+        Verdict::Deny(Refusal::Ambiguous) => return Ok(Answer::Deny(Refusal::Ambiguous)),
+        Verdict::Forward | Verdict::Resolve => return to_forwarder(ctx, subject),
+        Verdict::Direct | Verdict::Observe(_) | Verdict::Deny(_) => {}
     }
+    direct(subject)?;
+    Ok(Answer::Allow)
 }
 
 #[inline(always)]

@@ -49,7 +49,8 @@ fn sendmsg(ctx: &SockAddr) -> i32 {
 #[inline(always)]
 fn judge(ctx: &SockAddr, subject: &Subject) -> Judged {
     match subject.judge(RuleKind::ReachUdp, ctx) {
-        Verdict::Direct => {}
+        // Egress records.
+        Verdict::Direct | Verdict::Observe(_) => {}
         Verdict::Forward | Verdict::Resolve => {
             if let Some(refusal) = redirect(ctx, subject)? {
                 return Ok(Answer::Deny(refusal));

@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use agentguard_common::abi::{EventKind, FlowKey, RuleKind, SocketMark};
 use agentguard_common::counter::Counter;
 use agentguard_common::net::Addr;
-use agentguard_common::verdict::{Refusal, Verdict};
+use agentguard_common::verdict::{Finding, Refusal, Verdict};
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::macros::cgroup_skb;
@@ -14,7 +14,7 @@ use aya_ebpf::programs::SkBuffContext;
 
 use crate::emit::{self, What};
 use crate::hook::redirect::{forwarder, is_redirected_to, is_up, publish};
-use crate::maps::{MARKS, count, is_killed};
+use crate::maps::{MARKS, count, is_forwarder_port, is_killed};
 use crate::rules;
 use crate::sock_addr::{IPPROTO_TCP, IPPROTO_UDP, load};
 
@@ -44,20 +44,25 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
     if agent.0 == 0 {
         return PASS;
     }
-    let (refusal, what) = match Packet::of(skb) {
+    let (finding, what) = match Packet::of(skb) {
         Ok(packet) => match judge(skb, mark, &packet) {
             Ok(None) => return PASS,
-            Ok(Some(refusal)) => (refusal, packet.what()),
+            Ok(Some(finding)) => (finding, packet.what()),
             Err(counter) => {
                 count(counter);
-                (Refusal::Internal, packet.what())
+                (Finding::Refused(Refusal::Internal), packet.what())
             }
         },
-        Err(refusal) => (refusal, What::default()),
+        Err(refusal) => (Finding::Refused(refusal), What::default()),
     };
-    count(Counter::PacketsDropped);
-    report(mark, &what, Some(refusal));
-    DROP
+    report(mark, &what, finding);
+    match finding {
+        Finding::Refused(_) => {
+            count(Counter::PacketsDropped);
+            DROP
+        }
+        Finding::Allowed | Finding::Observed(_) => PASS,
+    }
 }
 
 #[inline(always)]
@@ -70,24 +75,25 @@ fn mark(skb: *mut __sk_buff) -> Option<NonNull<SocketMark>> {
     MARKS.of(sk)
 }
 
-/// `None`: it may leave.
+/// `None`: it may leave, and nobody is told.
 #[inline(always)]
 fn judge(
     skb: *mut __sk_buff,
     mut mark: NonNull<SocketMark>,
     packet: &Packet,
-) -> Result<Option<Refusal>, Counter> {
+) -> Result<Option<Finding>, Counter> {
     // SAFETY: as in `egress`. Other processors may write to it too; each member is judged by what it holds now.
     let fields = unsafe { mark.as_mut() };
     let agent = fields.agent;
     if is_killed(agent) {
-        return Ok((!packet.is_bare_reset(skb)).then_some(Refusal::Killed));
+        return Ok((!packet.is_bare_reset(skb)).then_some(Finding::Refused(Refusal::Killed)));
     }
     if fields.flags & SocketMark::UPSTREAM != 0 {
         return Ok(None);
     }
-    let to_forwarder = is_redirected_to(fields, &packet.destination, packet.destination_port)
-        && load!(skb, ifindex) == LOOPBACK;
+    let on_loopback = load!(skb, ifindex) == LOOPBACK;
+    let to_forwarder =
+        is_redirected_to(fields, &packet.destination, packet.destination_port) && on_loopback;
     let (reach, listen) = match packet.proto {
         IPPROTO_TCP => {
             if to_forwarder
@@ -104,40 +110,53 @@ fn judge(
             }
             (RuleKind::ReachUdp, RuleKind::ListenUdp)
         }
-        _ => return Ok(Some(Refusal::Protocol)),
+        _ => return Ok(Some(Finding::Refused(Refusal::Protocol))),
     };
     let to = (packet.destination, packet.destination_port);
-    match rules::judge(agent, false, reach, to.0, to.1) {
+    let reaches = rules::judge(agent, false, reach, to.0, to.1);
+    match reaches {
         Verdict::Direct => {
-            if packet.proto == IPPROTO_UDP {
-                report(mark, &packet.what(), None);
-            }
-            return Ok(None);
+            return Ok((packet.proto == IPPROTO_UDP).then_some(Finding::Allowed));
         }
-        Verdict::Deny(refusal @ Refusal::Ambiguous) => return Ok(Some(refusal)),
-        Verdict::Deny(_) | Verdict::Forward | Verdict::Resolve => {}
+        Verdict::Deny(refusal @ Refusal::Ambiguous) => return Ok(Some(Finding::Refused(refusal))),
+        Verdict::Deny(_) | Verdict::Observe(_) | Verdict::Forward | Verdict::Resolve => {}
     }
     let from = (packet.source, packet.source_port);
-    if rules::judge(agent, false, listen, from.0, from.1) == Verdict::Direct {
+    let listens = rules::judge(agent, false, listen, from.0, from.1);
+    if listens == Verdict::Direct {
         return Ok(None);
     }
     Ok(Some(match (packet.proto, fields.origin.port) {
-        (IPPROTO_UDP, _) => Refusal::NoRule,
+        (IPPROTO_UDP, _) => match reaches {
+            // Whoever has no flow is nobody to it.
+            Verdict::Observe(_) if on_loopback && is_forwarder_port(to.1) => {
+                Finding::Refused(Refusal::ForwarderPort)
+            }
+            Verdict::Observe(refusal) => Finding::Observed(refusal),
+            _ => Finding::Refused(Refusal::NoRule),
+        },
         // It has never connected: it answers.
-        (_, 0) => Refusal::Listen,
-        _ => Refusal::Packet,
+        (_, 0) => match listens {
+            Verdict::Observe(_) if fields.flags & SocketMark::LISTENS != 0 => return Ok(None),
+            Verdict::Observe(refusal) => {
+                fields.flags |= SocketMark::LISTENS;
+                Finding::Observed(refusal)
+            }
+            _ => Finding::Refused(Refusal::Listen),
+        },
+        _ => Finding::Refused(Refusal::Packet),
     }))
 }
 
 /// A question to the resolver: only now is its source port known, by which the resolver finds out who asks.
 #[inline(always)]
-fn to_resolver(mark: &mut SocketMark, packet: &Packet) -> Result<Option<Refusal>, Counter> {
+fn to_resolver(mark: &mut SocketMark, packet: &Packet) -> Result<Option<Finding>, Counter> {
     let netns = mark.flow.netns;
     let up = forwarder(netns).is_some_and(|forwarder| {
         is_up(&forwarder) && forwarder.port == u32::from(packet.destination_port)
     });
     if !up {
-        return Ok(Some(Refusal::ForwarderDown));
+        return Ok(Some(Finding::Refused(Refusal::ForwarderDown)));
     }
     let key = FlowKey {
         netns,
@@ -153,10 +172,11 @@ fn to_resolver(mark: &mut SocketMark, packet: &Packet) -> Result<Option<Refusal>
 
 /// One event for a stream of packets that are judged alike.
 #[inline(always)]
-fn report(mut mark: NonNull<SocketMark>, what: &What, refusal: Option<Refusal>) {
+fn report(mut mark: NonNull<SocketMark>, what: &What, finding: Finding) {
     // SAFETY: as in `judge`.
     let mark = unsafe { mark.as_mut() };
-    let judged = 1 + refusal.map_or(0, |refusal| refusal as u16);
+    let number = finding.number();
+    let judged = 1 + (number & 0xff) as u16 | (number >> 16) as u16;
     if mark.reported_as == judged && mark.reported_port == what.port && mark.reported == what.addr {
         return;
     }
@@ -168,7 +188,7 @@ fn report(mut mark: NonNull<SocketMark>, what: &What, refusal: Option<Refusal>) 
     } else {
         EventKind::Packet
     };
-    emit::packet(kind, refusal, mark.agent, mark.origin.tgid, what);
+    emit::packet(kind, finding, mark.agent, mark.origin.tgid, what);
 }
 
 impl Packet {

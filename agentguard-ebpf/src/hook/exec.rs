@@ -1,17 +1,17 @@
 //! A new image: whose it is, and whether it may run. Where there is no LSM a refused image dies by SIGKILL, before its
 //! first instruction; what is seen of a script then is its last interpreter.
 
-use agentguard_common::abi::{AgentId, EventKind, IdentifyHead, Label};
+use agentguard_common::abi::{AgentId, EventKind, IdentifyHead, Label, PATH_LEN};
 use agentguard_common::counter::Counter;
-use agentguard_common::verdict::Refusal;
-use aya_ebpf::helpers::generated::bpf_send_signal;
+use agentguard_common::verdict::{Finding, Refusal};
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_send_signal};
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 
 use crate::emit::{self, Who};
 use crate::exec_rules::{Judgement, Rules};
 use crate::identify::{identify, in_force, path_for};
-use crate::maps::{Scratch, count, is_killed, label_of, scratch, set_label};
+use crate::maps::{Scratch, count, is_killed, label_of, scratch, set_label, task_scratch};
 use crate::path;
 use crate::task::{Task, Unreadable, current_tgid, has_lsm};
 
@@ -63,7 +63,7 @@ fn unlabelled(tgid: u32, head: IdentifyHead) -> Result<(), Unreadable> {
         kill(tgid, label);
     }
     let who = Who::current(task, path_len);
-    emit::with_path(EventKind::Exec, refusal(label), label.agent, &who);
+    emit::with_path(EventKind::Exec, held(label), label.agent, &who);
     Ok(())
 }
 
@@ -80,7 +80,7 @@ fn unjudged(tgid: u32, before: Label, head: IdentifyHead) -> Result<(), Unreadab
     });
     let label = moved(tgid, task, before, head, path_len)?;
     let who = Who::current(task, path_len);
-    emit::with_path(EventKind::Exec, refusal(label), label.agent, &who);
+    emit::with_path(EventKind::Exec, held(label), label.agent, &who);
     Ok(())
 }
 
@@ -106,24 +106,68 @@ fn judged(
         }
     };
     let path_len = judgement.path_len;
-    if judgement.refusal.is_some() {
+    let judged = judgement.refusal.map_or(Finding::Allowed, |refusal| {
+        Finding::of(refusal, rules.observed())
+    });
+    let refused = matches!(judged, Finding::Refused(_));
+    if refused {
         count(Counter::Refused);
     }
-    if judgement.refusal.is_some() || must_die(before) {
+    if refused || must_die(before) {
         kill(tgid, before);
     }
     let label = moved(tgid, task, before, head, path_len).unwrap_or(before);
-    let who = Who::current(task, path_len);
-    let refusal = refusal(label).or(judgement.refusal);
+    let mut who = Who::current(task, path_len);
+    let mut finding = match held(label) {
+        Finding::Allowed => judged,
+        other => other,
+    };
+    let kept = match finding {
+        Finding::Allowed if has_lsm() && rules.observed() => kept(),
+        _ => None,
+    };
+    if let Some((refusal, from)) = kept {
+        // Of the image; what follows is of the file that it came by.
+        emit::with_path(EventKind::Exec, finding, label.agent, &who);
+        who.path_len = take_path(scratch, from);
+        finding = Finding::Observed(refusal);
+    }
     emit::judged_exec(
         scratch,
-        refusal,
+        finding,
         label.agent,
         &who,
         cwd_len,
         rules.private(),
+        kept.is_some(),
     );
     Ok(())
+}
+
+/// What the LSM program would have refused of this exec, and where it has left the path.
+#[inline(always)]
+fn kept() -> Option<(Refusal, *mut Scratch)> {
+    let from = task_scratch()?;
+    // SAFETY: the scratch is this task's own.
+    let raw = unsafe { (*from).observed_as };
+    // SAFETY: as above.
+    unsafe { (*from).observed_as = 0 };
+    Some((Refusal::try_from(raw).ok()?, from))
+}
+
+/// Moves the path that was kept to where events take theirs from, and answers its length.
+#[inline(always)]
+fn take_path(scratch: *mut Scratch, from: *mut Scratch) -> u32 {
+    // SAFETY: both are PATH_LEN bytes long. A failed read zeroes the destination.
+    unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut (*scratch).path).cast(),
+            PATH_LEN as u32,
+            (&raw const (*from).observed).cast(),
+        )
+    };
+    // SAFETY: the scratch is this task's own.
+    unsafe { (*from).observed_len }
 }
 
 /// Where LSM programs run, they have judged every file of the chain by now.
@@ -164,13 +208,13 @@ fn must_die(label: Label) -> bool {
 }
 
 #[inline(always)]
-fn refusal(label: Label) -> Option<Refusal> {
+fn held(label: Label) -> Finding {
     if must_die(label) {
-        Some(Refusal::Killed)
+        Finding::Refused(Refusal::Killed)
     } else if label.agent == AgentId::AMBIGUOUS {
-        Some(Refusal::Ambiguous)
+        Finding::Refused(Refusal::Ambiguous)
     } else {
-        None
+        Finding::Allowed
     }
 }
 

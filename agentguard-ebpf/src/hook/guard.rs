@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 
 use agentguard_common::abi::{AgentId, EventKind, Label, SocketMark};
 use agentguard_common::counter::Counter;
-use agentguard_common::verdict::Refusal;
+use agentguard_common::verdict::{Finding, Refusal};
 use aya_ebpf::bindings::bpf_sock;
 
 use crate::emit::{self, What};
@@ -26,6 +26,8 @@ pub enum Answer {
     Allow,
     /// Allowed, and recorded.
     Record,
+    /// Allowed, and recorded as what would have been refused.
+    Observe(Refusal),
     Deny(Refusal),
 }
 
@@ -91,12 +93,23 @@ impl Subject {
 /// Answers for `subject`: its event, its counter, and a denial if judging failed.
 #[inline(always)]
 pub fn answer(subject: &Subject, kind: EventKind, what: &What, judged: Judged) -> i32 {
+    let Some(finding) = finding(judged) else {
+        return ALLOW;
+    };
+    emit::call(kind, finding, subject.agent, what);
+    match finding {
+        Finding::Refused(_) => DENY,
+        Finding::Allowed | Finding::Observed(_) => ALLOW,
+    }
+}
+
+/// What there is to tell, a refusal counted; `None`: nothing. A failure to judge is a refusal.
+#[inline(always)]
+pub fn finding(judged: Judged) -> Option<Finding> {
     let refusal = match judged {
-        Ok(Answer::Allow) => return ALLOW,
-        Ok(Answer::Record) => {
-            emit::call(kind, None, subject.agent, what);
-            return ALLOW;
-        }
+        Ok(Answer::Allow) => return None,
+        Ok(Answer::Record) => return Some(Finding::Allowed),
+        Ok(Answer::Observe(refusal)) => return Some(Finding::Observed(refusal)),
         Ok(Answer::Deny(refusal)) => refusal,
         Err(counter) => {
             count(counter);
@@ -104,6 +117,5 @@ pub fn answer(subject: &Subject, kind: EventKind, what: &What, judged: Judged) -
         }
     };
     count(Counter::Refused);
-    emit::call(kind, Some(refusal), subject.agent, what);
-    DENY
+    Some(Finding::Refused(refusal))
 }

@@ -2,11 +2,10 @@
 //! Unlike tracepoints these programs can be preempted by one another: a per-CPU map is no place to keep anything.
 
 use agentguard_common::abi::{AgentId, Label};
-use agentguard_common::counter::Counter;
-use agentguard_common::verdict::Refusal;
+use agentguard_common::verdict::Finding;
 
-use crate::hook::guard::{Answer, Judged};
-use crate::maps::{count, is_killed, label_of};
+use crate::hook::guard::{Judged, finding};
+use crate::maps::{is_killed, label_of};
 use crate::task::current_tgid;
 
 pub const ALLOW: i32 = 0;
@@ -38,12 +37,12 @@ impl Caller {
 }
 
 /// The hook's return value: what a program before this one refused stays refused, what `judge` makes of an agent's call is
-/// counted and handed to `report` (`None`: allowed), and a failure to judge is a denial.
+/// counted and handed to `report`, and a failure to judge is a denial.
 #[inline(always)]
 pub fn answer(
     previous: i32,
     judge: impl FnOnce(&Caller) -> Judged,
-    report: impl FnOnce(&Caller, Option<Refusal>),
+    report: impl FnOnce(&Caller, Finding),
 ) -> i32 {
     if previous != ALLOW {
         return previous;
@@ -51,19 +50,12 @@ pub fn answer(
     let Some(caller) = Caller::current() else {
         return ALLOW;
     };
-    let refusal = match judge(&caller) {
-        Ok(Answer::Allow) => return ALLOW,
-        Ok(Answer::Record) => {
-            report(&caller, None);
-            return ALLOW;
-        }
-        Ok(Answer::Deny(refusal)) => refusal,
-        Err(counter) => {
-            count(counter);
-            Refusal::Internal
-        }
+    let Some(finding) = finding(judge(&caller)) else {
+        return ALLOW;
     };
-    count(Counter::Refused);
-    report(&caller, Some(refusal));
-    -EPERM
+    report(&caller, finding);
+    match finding {
+        Finding::Refused(_) => -EPERM,
+        Finding::Allowed | Finding::Observed(_) => ALLOW,
+    }
 }

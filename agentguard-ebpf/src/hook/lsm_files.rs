@@ -129,7 +129,7 @@ fn called(previous: i32, judge: impl FnOnce() -> Judged) -> i32 {
     lsm::answer(
         previous,
         |_| judge(),
-        |caller, refusal| emit::tamper(refusal, caller.agent, Tamper::Files, 0),
+        |caller, finding| emit::tamper(finding, caller.agent, Tamper::Files, 0),
     )
 }
 

@@ -76,10 +76,10 @@ fn answer(previous: i32, judged: Judged) -> i32 {
     lsm::answer(
         previous,
         |_| judged,
-        |caller, refusal| {
+        |caller, finding| {
             emit::call(
                 EventKind::HandedOver,
-                refusal,
+                finding,
                 caller.agent,
                 &What::default(),
             );

@@ -30,7 +30,7 @@ pub fn lsm_socket_listen(ctx: LsmContext) -> i32 {
     lsm::answer(
         ctx.arg(2),
         |_| judged,
-        |caller, refusal| emit::call(EventKind::Bind, refusal, caller.agent, &what),
+        |caller, finding| emit::call(EventKind::Bind, finding, caller.agent, &what),
     )
 }
 
@@ -52,15 +52,15 @@ fn judge(caller: &Caller, socket: u64, what: &mut What) -> Judged {
     what.sock_type = SOCK_STREAM;
     what.proto = IPPROTO_TCP;
     what.port = read(sk, at!(sock_num))?;
-    if what.port == 0 {
-        return Ok(Answer::Deny(Refusal::Listen));
-    }
     let (agent, killed) = (caller.agent, caller.killed);
     Ok(
         match rules::judge(agent, killed, RuleKind::ListenTcp, what.addr, what.port) {
-            Verdict::Direct => Answer::Allow,
+            Verdict::Direct if what.port != 0 => Answer::Allow,
+            Verdict::Observe(refusal) if what.port == 0 => Answer::Observe(refusal),
+            // The bind was recorded, or the first answer will be.
+            Verdict::Observe(_) => Answer::Allow,
             Verdict::Deny(refusal) => Answer::Deny(refusal),
-            Verdict::Forward | Verdict::Resolve => Answer::Deny(Refusal::Listen),
+            Verdict::Direct | Verdict::Forward | Verdict::Resolve => Answer::Deny(Refusal::Listen),
         },
     )
 }

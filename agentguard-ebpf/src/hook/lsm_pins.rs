@@ -82,7 +82,7 @@ fn called(previous: i32, judge: impl FnOnce() -> Result<Option<Tamper>, Unreadab
                 None => Answer::Allow,
             })
         },
-        |caller, refusal| emit::tamper(refusal, caller.agent, tried.get(), 0),
+        |caller, finding| emit::tamper(finding, caller.agent, tried.get(), 0),
     )
 }
 

@@ -36,14 +36,14 @@ pub fn lsm_socket_create(ctx: LsmContext) -> i32 {
                 Answer::Deny(Refusal::Family)
             })
         },
-        |caller, refusal| {
+        |caller, finding| {
             let what = What {
                 family: Event::AF | family as u16,
                 sock_type: sock_type as u32,
                 proto: protocol as u32,
                 ..What::default()
             };
-            emit::call(EventKind::Socket, refusal, caller.agent, &what);
+            emit::call(EventKind::Socket, finding, caller.agent, &what);
         },
     )
 }

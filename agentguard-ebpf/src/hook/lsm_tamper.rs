@@ -1,7 +1,7 @@
 //! What an agent's process may not do, whatever its user, to what holds it and to processes that are not its agent's.
 
 use agentguard_common::abi::{AgentId, ConfigSlot, Tamper};
-use agentguard_common::verdict::Refusal;
+use agentguard_common::verdict::{Finding, Refusal};
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
@@ -22,7 +22,7 @@ pub fn lsm_bpf(_ctx: LsmContext) -> i32 {
     lsm::answer(
         lsm::ALLOW,
         |_| Ok(Answer::Deny(Refusal::Tamper)),
-        |caller, refusal| emit::tamper(refusal, caller.agent, Tamper::Bpf, 0),
+        |caller, finding| emit::tamper(finding, caller.agent, Tamper::Bpf, 0),
     )
 }
 
@@ -34,9 +34,9 @@ pub fn lsm_ptrace_access_check(ctx: LsmContext) -> i32 {
     lsm::answer(
         ctx.arg(2),
         |caller| into(caller, target),
-        |caller, refusal| {
+        |caller, finding| {
             if mode & PTRACE_MODE_NOAUDIT == 0 {
-                report(caller, refusal, Tamper::Ptrace, target);
+                report(caller, finding, Tamper::Ptrace, target);
             }
         },
     )
@@ -67,7 +67,7 @@ pub fn lsm_task_kill(ctx: LsmContext) -> i32 {
             0 => Ok(Answer::Allow),
             _ => signals(caller, target),
         },
-        |caller, refusal| report(caller, refusal, Tamper::Signal, target),
+        |caller, finding| report(caller, finding, Tamper::Signal, target),
     )
 }
 
@@ -98,7 +98,7 @@ pub fn lsm_file_ioctl(ctx: LsmContext) -> i32 {
     lsm::answer(
         ctx.arg(3),
         |_| Ok(Answer::Deny(Refusal::Terminal)),
-        |caller, refusal| emit::tamper(refusal, caller.agent, Tamper::Terminal, 0),
+        |caller, finding| emit::tamper(finding, caller.agent, Tamper::Terminal, 0),
     )
 }
 
@@ -109,6 +109,6 @@ fn target(ctx: &LsmContext) -> Task {
 }
 
 #[inline(always)]
-fn report(caller: &Caller, refusal: Option<Refusal>, tried: Tamper, target: Task) {
-    emit::tamper(refusal, caller.agent, tried, target.tgid().unwrap_or(0));
+fn report(caller: &Caller, finding: Finding, tried: Tamper, target: Task) {
+    emit::tamper(finding, caller.agent, tried, target.tgid().unwrap_or(0));
 }

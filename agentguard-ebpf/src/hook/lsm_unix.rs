@@ -2,7 +2,6 @@
 //! that answers which is judged.
 
 use agentguard_common::abi::{Event, UnixName};
-use agentguard_common::decide::decide_unix;
 use agentguard_common::verdict::Verdict;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
@@ -11,7 +10,7 @@ use crate::emit::{self, What};
 use crate::hook::guard::{Answer, Judged};
 use crate::hook::lsm::{self, Caller};
 use crate::hook::unix::{AF_UNIX, name_at};
-use crate::maps::UNIX;
+use crate::rules;
 use crate::task::{at, read};
 
 const SOCK_STREAM: u32 = 1;
@@ -41,7 +40,7 @@ pub fn lsm_unix_may_send(ctx: LsmContext) -> i32 {
         Ok(sk) => judge(&caller, sk, &mut name),
         Err(unreadable) => Err(unreadable.into()),
     };
-    // Of datagrams, which have no end, only those that are refused are recorded.
+    // Of datagrams, which have no end, only those that no entry lists are recorded.
     let judged = match judged {
         Ok(Answer::Record) => Ok(Answer::Allow),
         other => other,
@@ -62,9 +61,9 @@ fn judge(caller: &Caller, peer: u64, name: &mut UnixName) -> Judged {
         len,
         name,
     )?;
-    let listed = UNIX.get_value_ptr_mut(caller.agent.0, name).is_some();
-    Ok(match decide_unix(caller.agent, caller.killed, listed) {
+    Ok(match rules::judge_unix(caller.agent, caller.killed, name) {
         Verdict::Deny(refusal) => Answer::Deny(refusal),
+        Verdict::Observe(refusal) => Answer::Observe(refusal),
         Verdict::Direct | Verdict::Forward | Verdict::Resolve => Answer::Record,
     })
 }
@@ -80,6 +79,6 @@ fn answer(previous: i32, judged: Judged, name: &UnixName, sock_type: u32, call: 
     lsm::answer(
         previous,
         |_| judged,
-        |caller, refusal| emit::unix(refusal, caller.agent, &what, name),
+        |caller, finding| emit::unix(finding, caller.agent, &what, name),
     )
 }

@@ -4,6 +4,7 @@
 use agentguard_common::abi::{
     AgentId, CgroupMask, ConfigSlot, EventKind, Identify, Label, PATH_LEN,
 };
+use agentguard_common::verdict::Finding;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use aya_ebpf::macros::raw_tracepoint;
@@ -122,7 +123,12 @@ fn on_exit() -> Result<(), Unreadable> {
     if is_forwarder {
         clear_config(ConfigSlot::Forwarder);
         let what = What::default();
-        emit::call(EventKind::ForwarderDown, None, AgentId::NONE, &what);
+        emit::call(
+            EventKind::ForwarderDown,
+            Finding::Allowed,
+            AgentId::NONE,
+            &what,
+        );
     }
     if label.agent != AgentId::NONE {
         set_label(tgid, Label::default());
@@ -179,7 +185,7 @@ fn enrol(task: Task, cgroup: u64) -> Result<(), Unreadable> {
         cgroup,
         path_len,
     };
-    emit::with_path(EventKind::Enrol, None, label.agent, &who);
+    emit::with_path(EventKind::Enrol, Finding::Allowed, label.agent, &who);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! A socket's first and last moment: marked with its agent when it is made, its flow forgotten when it is closed.
 
 use agentguard_common::abi::{AgentId, ConfigSlot, EventKind};
-use agentguard_common::verdict::Refusal;
+use agentguard_common::verdict::{Finding, Refusal};
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::macros::cgroup_sock;
@@ -87,7 +87,7 @@ fn forwarders(sk: *mut bpf_sock, tgid: u32) {
         forwarder.up = 0;
         emit::call(
             EventKind::ForwarderDown,
-            None,
+            Finding::Allowed,
             AgentId::NONE,
             &What::default(),
         );

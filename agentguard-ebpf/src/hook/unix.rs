@@ -3,15 +3,15 @@
 
 use agentguard_common::abi::{AgentId, Event, UnixName};
 use agentguard_common::counter::Counter;
-use agentguard_common::decide::decide_unix;
-use agentguard_common::verdict::{Refusal, Verdict};
+use agentguard_common::verdict::{Finding, Verdict};
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
 use crate::emit::{self, What};
-use crate::hook::guard::{ALLOW, DENY, Subject};
-use crate::maps::{UNIX, count, label_of};
+use crate::hook::guard::{ALLOW, Answer, DENY, Subject, finding};
+use crate::maps::label_of;
+use crate::rules;
 use crate::sock_addr::load;
 use crate::task::{at, current_tgid, has_lsm, read};
 
@@ -29,7 +29,7 @@ pub fn unix_sendmsg(ctx: SockAddrContext) -> i32 {
     called(&ctx, Event::UNIX_SEND)
 }
 
-/// Each connect is recorded; of datagrams, which have no end, only those that are refused.
+/// Each connect is recorded; of datagrams, which have no end, only those that no entry lists.
 #[inline(always)]
 fn called(ctx: &SockAddrContext, call: u32) -> i32 {
     let label = label_of(current_tgid());
@@ -39,33 +39,30 @@ fn called(ctx: &SockAddrContext, call: u32) -> i32 {
     }
     let subject = Subject::labelled(label, core::ptr::null_mut());
     let mut name = UnixName::EMPTY;
-    let verdict = match written(ctx, &mut name) {
-        Ok(()) => {
-            let listed = UNIX.get_value_ptr_mut(subject.agent.0, &name).is_some();
-            decide_unix(subject.agent, subject.killed, listed)
+    let judged = written(ctx, &mut name).map(|()| {
+        match rules::judge_unix(subject.agent, subject.killed, &name) {
+            Verdict::Deny(refusal) => Answer::Deny(refusal),
+            Verdict::Observe(refusal) => Answer::Observe(refusal),
+            Verdict::Direct | Verdict::Forward | Verdict::Resolve if call == Event::UNIX_SEND => {
+                Answer::Allow
+            }
+            Verdict::Direct | Verdict::Forward | Verdict::Resolve => Answer::Record,
         }
-        Err(counter) => {
-            count(counter);
-            Verdict::Deny(Refusal::Internal)
-        }
+    });
+    let Some(finding) = finding(judged) else {
+        return ALLOW;
     };
-    let refusal = match verdict {
-        Verdict::Deny(refusal) => Some(refusal),
-        Verdict::Direct | Verdict::Forward | Verdict::Resolve => None,
+    let what = What {
+        family: AF_UNIX,
+        sock_type: load!(ctx.sock_addr, type_),
+        proto: call,
+        ..What::default()
     };
-    if refusal.is_some() {
-        count(Counter::Refused);
+    emit::unix(finding, subject.agent, &what, &name);
+    match finding {
+        Finding::Refused(_) => DENY,
+        Finding::Allowed | Finding::Observed(_) => ALLOW,
     }
-    if refusal.is_some() || call != Event::UNIX_SEND {
-        let what = What {
-            family: AF_UNIX,
-            sock_type: load!(ctx.sock_addr, type_),
-            proto: call,
-            ..What::default()
-        };
-        emit::unix(refusal, subject.agent, &what, &name);
-    }
-    if refusal.is_some() { DENY } else { ALLOW }
 }
 
 /// What stands in `sun_path`: a path up to its NUL, or the whole of an abstract name. It is the kernel's copy, which the

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use agentguard_common::abi::{Event, EventKind, Tamper};
 use agentguard_common::counter::Counter;
-use agentguard_common::verdict::Refusal;
+use agentguard_common::verdict::{Finding, Refusal};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -96,7 +96,7 @@ async fn take(shared: &Shared, seen: &[Seen]) {
         match EventKind::try_from(event.kind) {
             Ok(EventKind::Fork | EventKind::Exec | EventKind::Enrol) => {
                 shared.namespaces.begun(event.tgid);
-                // A process whose exec was refused beforehand runs what it ran.
+                // Of a process whose exec went through another event tells; else it runs what it ran.
                 if !exec.as_ref().is_some_and(|exec| exec.before) {
                     follow(shared, event);
                 }
@@ -119,10 +119,9 @@ async fn take(shared: &Shared, seen: &[Seen]) {
                 continue;
             }
         }
-        let process = exec.as_ref().and_then(|exec| executed(shared, event, exec));
-        let is_judged = exec.is_some();
-        let draft = draft(event, is_judged, &clock);
-        drafts.extend(draft.map(|draft| (stopped(shared, draft), process)));
+        if let Some(draft) = draft(event, exec.is_some(), &clock) {
+            drafts.push((stopped(shared, draft), caller(shared, event, exec.as_ref())));
+        }
     }
     if !drafts.is_empty() {
         shared.record_of(drafts).await;
@@ -140,15 +139,20 @@ fn stopped(shared: &Shared, mut draft: Draft) -> Draft {
     draft
 }
 
-/// The process of an exec, now: by the time its record is made it may run the next program.
-fn executed(shared: &Shared, event: &Event, exec: &JudgedExec) -> Option<Process> {
+/// The process that called, now: by the time its record is made it may run the next program. `None` of a packet, which may be
+/// sent in anybody's name.
+fn caller(shared: &Shared, event: &Event, exec: Option<&JudgedExec>) -> Option<Process> {
+    if event.cgroup == 0 && exec.is_none() {
+        return None;
+    }
     let mut lineage = lock(&shared.lineage);
     let process = lineage.process_or_look(event.tgid, event.time_ns, event.agent)?;
+    let exec = exec.cloned().unwrap_or_default();
     Some(Process {
         // Who it is may have changed since the program that it has was executed.
         uid: event.uid,
-        cwd: exec.cwd.clone(),
-        arguments: exec.arguments.clone(),
+        cwd: exec.cwd,
+        arguments: exec.arguments,
         arguments_bytes: exec.arguments_bytes,
         ..process
     })
@@ -180,15 +184,20 @@ fn follow(shared: &Shared, event: &Event) {
 
 /// The record of a verdict; `None` for events that are none, such as an exec that nobody judged.
 fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
+    let (outcome, refusal) = match Finding::try_from(event.reason) {
+        Ok(Finding::Allowed) => (Outcome::Allow, None),
+        Ok(Finding::Observed(refusal)) => (Outcome::Observed, Some(refusal)),
+        Ok(Finding::Refused(refusal)) => (Outcome::Deny, Some(refusal)),
+        Err(_) => (Outcome::Deny, None),
+    };
+    let allowed = outcome == Outcome::Allow;
     let action = match EventKind::try_from(event.kind).ok()? {
         EventKind::Connect => "connect",
         EventKind::Send => "sendmsg",
         EventKind::Bind => "bind",
         EventKind::Socket => "socket",
         EventKind::Packet => "packet",
-        EventKind::Unix
-            if event.reason == Refusal::UnixSocket as u32 && unix::is_name_cache(event) =>
-        {
+        EventKind::Unix if refusal == Some(Refusal::UnixSocket) && unix::is_name_cache(event) => {
             return None;
         }
         EventKind::Unix if event.proto == Event::UNIX_SEND => "sendmsg",
@@ -203,7 +212,7 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
             Ok(Tamper::Files) => "file",
             Err(_) => "tamper",
         },
-        EventKind::Exec | EventKind::Enrol if is_judged || event.reason != 0 => "exec",
+        EventKind::Exec | EventKind::Enrol if is_judged || !allowed => "exec",
         EventKind::Exec
         | EventKind::Enrol
         | EventKind::Fork
@@ -229,8 +238,6 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
             IpAddr::V6(ip) => format!("[{ip}]:{}", event.port),
         },
     };
-    let refusal = Refusal::try_from(event.reason).ok();
-    let denied = event.reason != 0;
     let mut facts = BTreeMap::new();
     if let (Some(name), "connect" | "sendmsg" | "bind" | "packet", false) =
         (protocol(event.proto), action, is_unix)
@@ -246,14 +253,10 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         resource,
         request: None,
         facts,
-        outcome: if denied {
-            Outcome::Deny
-        } else {
-            Outcome::Allow
-        },
+        outcome,
         policies: Vec::new(),
-        reason: denied.then(|| refusal.map_or(DenyReason::ProtocolRefused, reason)),
-        detail: denied.then(|| match refusal {
+        reason: (!allowed).then(|| refusal.map_or(DenyReason::ProtocolRefused, reason)),
+        detail: (!allowed).then(|| match refusal {
             Some(Refusal::UnixSocket) => unix::detail(event),
             Some(refusal) => detail(refusal).to_owned(),
             None => "refused".to_owned(),
@@ -477,6 +480,7 @@ mod tests {
             (0, Outcome::Allow, None),
             (13, Outcome::Deny, Some("policy-denied")),
             (14, Outcome::Deny, Some("policy-denied")),
+            (1 << 31 | 13, Outcome::Observed, Some("policy-denied")),
         ] {
             let draft = draft(&event(EventKind::Exec, why), true, &clock).unwrap();
             assert_eq!((draft.action.as_str(), draft.outcome), ("exec", outcome));

@@ -84,7 +84,7 @@ fn observed(active: &Active) -> Option<String> {
     let names: Vec<&str> = agents.map(|agent| agent.name.as_str()).collect();
     (!names.is_empty()).then(|| {
         format!(
-            "only observed, requests that policy denies are let through: {}",
+            "only observed, what policy denies is let through: {}",
             names.join(", ")
         )
     })

@@ -121,6 +121,8 @@ fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
         mnt_namespace_user_ns: at("mnt_namespace", "user_ns", Pointer)?,
         user_namespace_level: at("user_namespace", "level", Integer(4))?,
         bprm_file: at("linux_binprm", "file", Pointer)?,
+        bprm_filename: at("linux_binprm", "filename", Pointer)?,
+        bprm_interp: at("linux_binprm", "interp", Pointer)?,
         socket_file: at("socket", "file", Pointer)?,
         // A sock begins with its sock_common (`__sk_common`).
         sock_family: at("sock_common", "skc_family", Integer(2))?,

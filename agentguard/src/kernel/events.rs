@@ -26,7 +26,7 @@ pub struct Exec {
     pub arguments: Option<Vec<String>>,
     /// Bytes of all arguments with their NULs; `None` if they could not be read.
     pub arguments_bytes: Option<u32>,
-    /// It was refused before there was a new image: the process goes on with the one it has.
+    /// It was judged before there was a new image, of which another event tells if it came to that.
     pub before: bool,
 }
 

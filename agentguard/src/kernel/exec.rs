@@ -38,6 +38,8 @@ pub struct ExecRules {
     pub deny: Vec<ExecFile>,
     /// Arguments stay in the kernel.
     pub private_arguments: bool,
+    /// What they refuse is executed, and recorded.
+    pub observed: bool,
 }
 
 impl ExecRules {
@@ -113,6 +115,9 @@ fn compile(
         }
         if agent.private_arguments {
             flags |= ExecHead::PRIVATE;
+        }
+        if agent.observed {
+            flags |= ExecHead::OBSERVED;
         }
         *head = ExecHead {
             first: base + first as u32,

@@ -32,6 +32,8 @@ pub enum Rule {
     },
     /// Everything else goes to the forwarder (TCP) and its resolver (UDP port 53).
     Forward,
+    /// As [`Self::Forward`]; and what does not go there passes, recorded.
+    Observe,
 }
 
 /// Whether one of the rules lets this pass without the forwarder, as the programs' `decide` would find it in the trie.
@@ -45,6 +47,7 @@ pub(super) fn is_direct(rules: &[Rule], kind: RuleKind, ip: IpAddr, port: u16) -
             let everywhere = addr.is_unspecified() && (addr.is_ipv6() || ip.is_ipv4());
             *of == port && (everywhere || *addr == ip)
         }
+        (Rule::Observe, kind) => kind != RuleKind::ReachTcp,
         _ => false,
     })
 }
@@ -90,8 +93,17 @@ fn entries(rule: &Rule) -> Vec<(TrieKey, RuleVerdict)> {
         Rule::ListenTcp { addr, port } => direct(RuleKind::ListenTcp, listen(*addr), *port),
         Rule::ListenUdp { addr, port } => direct(RuleKind::ListenUdp, listen(*addr), *port),
         Rule::Forward => [RuleKind::ReachTcp, RuleKind::ReachUdp]
-            .map(|kind| (whole_kind(kind), RuleVerdict::Forward))
+            .map(|kind| (whole_kind(kind as u8), RuleVerdict::Forward))
             .to_vec(),
+        Rule::Observe => [
+            RuleKind::ReachTcp as u8,
+            RuleKind::ReachUdp as u8,
+            RuleKind::ListenTcp as u8,
+            RuleKind::ListenUdp as u8,
+            RuleKey::UNIX.kind,
+        ]
+        .map(|kind| (whole_kind(kind), RuleVerdict::Observe))
+        .to_vec(),
     }
 }
 
@@ -120,11 +132,11 @@ fn key(kind: RuleKind, net: IpNet, port: u16) -> TrieKey {
     }
 }
 
-fn whole_kind(kind: RuleKind) -> TrieKey {
+fn whole_kind(kind: u8) -> TrieKey {
     TrieKey {
         prefix_len: RuleKey::KIND_BITS,
         data: RuleKey {
-            kind: kind as u8,
+            kind,
             reserved: 0,
             port: [0; 2],
             addr: Addr::default(),
@@ -154,6 +166,7 @@ mod tests {
         assert_eq!(prefix(tcp("0.0.0.0/0")), [32 + 96]);
         assert_eq!(prefix(tcp("2001:db8::/32")), [32 + 32]);
         assert_eq!(prefix(Rule::Forward), [8, 8]);
+        assert_eq!(prefix(Rule::Observe), [8; 5]);
         let any = Rule::ListenTcp {
             addr: "0.0.0.0".parse().unwrap(),
             port: 80,
@@ -190,6 +203,9 @@ mod tests {
             (listen("10.0.0.1"), ListenTcp, "10.0.0.1:80", true),
             (listen("10.0.0.1"), ListenTcp, "10.0.0.1:81", false),
             (listen("10.0.0.1"), ListenTcp, "10.0.0.2:80", false),
+            (Rule::Observe, ListenTcp, "10.0.0.2:80", true),
+            (Rule::Observe, ReachUdp, "10.0.0.2:80", true),
+            (Rule::Observe, ReachTcp, "10.0.0.2:80", false),
         ] {
             assert_eq!(
                 of(rule.clone(), kind, to),

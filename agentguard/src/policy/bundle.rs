@@ -61,8 +61,8 @@ impl FileKind {
     }
 }
 
-/// Kernel rules one agent can have: its trie also holds the two that lead to the forwarder.
-const MAX_KERNEL: usize = MAX_RULES as usize - 2;
+/// Kernel rules one agent can have: its trie also holds up to five for all that they do not name.
+pub(super) const MAX_KERNEL: usize = MAX_RULES as usize - 5;
 /// Bytes of all files together.
 pub(super) const MAX_BYTES: usize = 32 << 20;
 

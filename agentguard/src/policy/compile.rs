@@ -155,7 +155,7 @@ fn notes(report: &Report<'_>, bundle: &Bundle) -> Vec<String> {
     let observed = bundle.agents.iter().filter(|file| file.agent.observe);
     let observed = observed.map(|file| {
         format!(
-            "{}: agent `{}` is only observed: requests that policy denies are let through",
+            "{}: agent `{}` is only observed: what policy denies is let through",
             report.name(file.name_at),
             file.agent.name
         )

@@ -13,19 +13,23 @@ pub(super) fn exec_rules(registry: &Registry, to: Option<&Active>) -> Vec<ExecRu
     let known = registry.agents().values().map(|known| known.id);
     known
         .filter_map(|id| match to.and_then(|to| to.policy.agent(id)) {
-            Some(agent) => agent.exec.as_ref().map(|exec| exec_rules_of(id, exec)),
+            Some(agent) => {
+                let exec = agent.exec.as_ref()?;
+                Some(exec_rules_of(id, exec, agent.observe))
+            }
             None => Some(ExecRules::nothing(id)),
         })
         .collect()
 }
 
-fn exec_rules_of(agent: AgentId, exec: &policy::Exec) -> ExecRules {
+fn exec_rules_of(agent: AgentId, exec: &policy::Exec, observed: bool) -> ExecRules {
     ExecRules {
         agent,
         default_allow: exec.default_allow,
         allow: exec.allow.iter().map(exec_file).collect(),
         deny: exec.deny.iter().map(exec_file).collect(),
         private_arguments: exec.private_arguments,
+        observed,
     }
 }
 
@@ -69,7 +73,9 @@ fn unix_name(written: &str) -> Option<UnixName> {
 fn kernel_rules(agent: &policy::Agent, closed: bool) -> Vec<Rule> {
     let direct = agent.kernel.iter().filter(|_| !closed);
     let mut rules: Vec<Rule> = direct.map(kernel_rule).collect();
-    if agent.has_hosts {
+    if agent.observe && !closed {
+        rules.push(Rule::Observe);
+    } else if agent.has_hosts {
         rules.push(Rule::Forward);
     }
     rules

@@ -1,16 +1,14 @@
 //! What only the kernel judges, as far as everyone above the agent has it too. Where two lists of patterns have no exact
 //! common part, the narrower is taken, and a note says so.
 
-use agentguard_common::abi::{BUNDLE_EXEC_RULES, MAX_RULES};
+use agentguard_common::abi::BUNDLE_EXEC_RULES;
 
 use super::above;
 use super::globs::covers;
+use crate::policy::bundle::MAX_KERNEL;
 use crate::policy::diagnostic::Report;
 use crate::policy::parse::AgentFile;
 use crate::policy::{Agent, Exec, ExecFile, KernelRule};
-
-/// Rules of one agent at most: two more lead to the forwarder.
-const MAX_KERNEL: usize = MAX_RULES as usize - 2;
 
 /// Narrows every agent that has a parent. Answers what has become less than its file says.
 pub(in crate::policy) fn narrow(report: &mut Report<'_>, agents: &mut [AgentFile]) -> Vec<String> {
