@@ -8,7 +8,8 @@
 //! Invariants:
 //! - `policy` does no I/O and has no clock;
 //! - only `kernel` and `sys` contain `unsafe`;
-//! - only `policy::permit` can build a `Permit`, and only spending one reaches an upstream;
+//! - only `policy::permit` can build a `Permit`, and only spending one reaches an upstream; the forwarder asks other services
+//!   by itself only what policy declares as a look-up;
 //! - the CA private key never is in the process that parses an agent's bytes;
 //! - every early return in `serve_connection` leaves one audit record;
 //! - the death of the daemon or the forwarder never widens access.

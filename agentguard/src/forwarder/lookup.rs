@@ -182,3 +182,56 @@ fn told(fault: &Fault) -> &'static str {
 }
 
 const UNPOISONED: &str = "nothing panics with the lock held";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::policy::lookup::tests::question;
+
+    fn state() -> State {
+        State {
+            kept: LruCache::unbounded(),
+            kept_bytes: 0,
+            asking: HashMap::new(),
+        }
+    }
+
+    #[test]
+    fn answers_are_kept_within_bounds_and_failures_not_at_all() {
+        let mut state = state();
+        let (ask, answer) = question(0, Duration::from_secs(60), 10);
+        state.keep(ask.clone(), &Err(ask.failed("no", "no")));
+        assert!(state.kept(&ask).is_none());
+        let (unkept, of) = question(0, Duration::ZERO, 10);
+        state.keep(unkept.clone(), &of);
+        assert!(state.kept(&unkept).is_none());
+        state.keep(ask.clone(), &answer);
+        assert_eq!(state.kept(&ask), Some(answer.clone()));
+        for number in 1..=MAX_KEPT {
+            let (ask, answer) = question(number, Duration::from_secs(60), 10);
+            state.keep(ask, &answer);
+        }
+        assert_eq!(state.kept.len(), MAX_KEPT);
+        assert!(state.kept(&ask).is_none(), "the oldest went first");
+        for number in 0..1000 {
+            let (ask, answer) = question(number, Duration::from_secs(60), 60_000);
+            state.keep(ask.clone(), &answer);
+            assert!(state.kept_bytes <= MAX_KEPT_BYTES);
+            assert!(state.kept(&ask).is_some());
+        }
+        let keys: Vec<Ask> = state.kept.iter().map(|(ask, _)| ask.clone()).collect();
+        assert!(keys.len() < 200);
+        keys.iter().for_each(|ask| state.forget(ask));
+        assert_eq!(state.kept_bytes, 0);
+    }
+
+    #[test]
+    fn an_answer_does_not_outlast_its_time() {
+        let mut state = state();
+        let (ask, answer) = question(0, Duration::from_nanos(1), 10);
+        state.keep(ask.clone(), &answer);
+        assert!(state.kept(&ask).is_none() && state.kept_bytes == 0);
+    }
+}

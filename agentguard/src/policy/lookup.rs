@@ -306,3 +306,60 @@ impl Source {
 fn only(name: &str) -> Names {
     Names::These([name.to_owned()].into())
 }
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::policy::body::FieldType;
+
+    /// A question of this number whose answer holds so long, and an answer with a text of so many bytes.
+    pub fn question(number: usize, cache: Duration, bytes: usize) -> (Ask, Answer) {
+        let field = Field {
+            kind: FieldType::String,
+            at: vec!["text".into()],
+            private: false,
+        };
+        let ask = Ask {
+            service: Arc::new(Service {
+                tls: true,
+                host: HostName::parse("t.example").unwrap(),
+                port: 443,
+                fields: [("text".to_owned(), field)].into(),
+                cache,
+                deadline: Duration::from_secs(1),
+            }),
+            target: format!("/{number}"),
+        };
+        let headers = [(
+            http::header::CONTENT_TYPE,
+            "application/json".parse().unwrap(),
+        )];
+        let text = format!("{{\"text\":\"{}\"}}", "x".repeat(bytes));
+        let answer = ask.read(&headers.into_iter().collect(), text.as_bytes());
+        assert!(answer.is_ok());
+        (ask, answer)
+    }
+
+    #[test]
+    fn a_port_is_left_out_where_it_is_the_schemes_own() {
+        let url = |tls: bool, host: &str, port: u16| {
+            let (ask, _) = question(7, Duration::ZERO, 1);
+            let service = Service {
+                tls,
+                host: HostName::parse(host).unwrap(),
+                port,
+                ..(*ask.service).clone()
+            };
+            let ask = Ask {
+                service: Arc::new(service),
+                ..ask
+            };
+            ask.url()
+        };
+        assert_eq!(url(true, "t.example", 443), "https://t.example/7");
+        assert_eq!(url(true, "t.example", 80), "https://t.example:80/7");
+        assert_eq!(url(false, "t.example", 80), "http://t.example/7");
+        assert_eq!(url(false, "t.example", 443), "http://t.example:443/7");
+        assert_eq!(url(false, "::1", 8080), "http://[::1]:8080/7");
+    }
+}

@@ -237,3 +237,35 @@ fn what_would_come_another_way_is_not_judged() {
     assert_eq!(address.by(&direct, None), Err(Missing::Way));
     assert_eq!(record([]).by(&direct, None), Ok("policy-denied"));
 }
+
+#[test]
+fn what_was_looked_up_is_known_where_the_same_was() {
+    let host = |url: &str| {
+        format!(
+            "[host]\nname = \"h\"\n[[lookup]]\non = \"POST /{{x}}\"\nurl = \"https://t.example/{url}\"\nopen = {{ type = \"bool\", at = \"/o\" }}\n"
+        )
+    };
+    let ticket = "@id(\"open\") permit (principal, action, resource) when { context.lookup has open && context.lookup.open };";
+    let with = |url: &str, rules: &str| with(bundle(HOST, rules), "hosts/h.toml", &host(url));
+    let asking = with("?q={query.kind}", ticket);
+    let open = || record([("lookup.open", "true")]);
+    assert_eq!(open().by(&asking, Some(&asking)), Ok("allow"));
+    assert_eq!(
+        record([("lookup.open", "false")]).by(&asking, Some(&asking)),
+        Ok("policy-denied")
+    );
+    assert_eq!(record([]).by(&asking, Some(&asking)), Ok("policy-denied"));
+    assert_eq!(open().by(&asking, None), Err(Missing::Bundle));
+    assert_eq!(
+        open().by(&asking, Some(&with("?p={query.kind}", ticket))),
+        Err(Missing::Lookup)
+    );
+    assert_eq!(
+        open().by(&asking, Some(&with("?q={query.kind}", PLAIN))),
+        Err(Missing::Lookup)
+    );
+    assert_eq!(open().by(&with("", PLAIN), Some(&asking)), Ok("allow"));
+    let mut failed = record([("lookup_failed", "t.example: no")]);
+    failed.then = Then::Nobody;
+    assert_eq!(failed.by(&asking, Some(&asking)), Err(Missing::Ambiguous));
+}

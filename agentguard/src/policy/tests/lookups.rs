@@ -272,6 +272,21 @@ fn records_have_the_facts_and_agents_are_not_told_who_was_asked() {
 }
 
 #[test]
+fn what_cannot_be_had_refuses_an_observed_agent_too() {
+    let mut sources = bundle("mode = \"observe\"\n[[reach]]\nhost = \"h\"\n", RULES);
+    sources.files.insert("hosts/h.toml".into(), HOST.into());
+    let policy = compile(&sources);
+    let mut asked = Asked::new("GET https://h/v1/customers/7", &[]);
+    let down = answered(&policy, &mut asked, |ask| Err(ask.failed("no", "no")));
+    assert_eq!(down, Err(vec!["attribute-unavailable".into()]));
+    let closed = answered(&policy, &mut asked, |ask| {
+        let headers = [(CONTENT_TYPE, "application/json".parse().unwrap())];
+        ask.read(&headers.into_iter().collect(), b"{}")
+    });
+    assert!(closed.is_ok(), "denied by rules: let through, and recorded");
+}
+
+#[test]
 fn the_first_lookup_that_has_a_fact_is_where_it_comes_from() {
     let rules = "@id(\"p\") permit (principal, action == Action::\"POST\", resource)
 when { context.lookup has open && context.lookup.open && context.lookup has level };";
