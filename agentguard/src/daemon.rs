@@ -17,6 +17,7 @@ pub mod registration;
 pub mod startup;
 pub mod state;
 pub mod stop;
+pub mod tasks;
 mod unix;
 pub mod upstream;
 pub mod view;
@@ -40,6 +41,7 @@ use self::state::{Active, Shared};
 use crate::agents::lineage::Lineage;
 use crate::agents::registry::Registry;
 use crate::agents::stops::stops;
+use crate::agents::tasks::Book;
 use crate::audit::Log;
 use crate::audit::record::Operation;
 use crate::config::Config;
@@ -107,6 +109,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
         .map_err(|e| StartError::Failed(e.to_string()))?;
     let registry = Registry::open(&state.join("agents.json"))
         .map_err(|e| StartError::Failed(e.to_string()))?;
+    let tasks =
+        Book::open(&state.join("tasks.json")).map_err(|e| StartError::Failed(e.to_string()))?;
     let (history, lost) = History::open(&state).map_err(|e| StartError::Failed(e.to_string()))?;
     for error in lost {
         tracing::error!(%error, "an earlier bundle cannot be used");
@@ -156,6 +160,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         namespaces,
         unread: adoption::Unread::default(),
         network,
+        tasks: tasks::Handle::new(tasks),
         killing: tokio::sync::Mutex::new(()),
         applying: tokio::sync::Mutex::new(()),
         applied: tokio::sync::Notify::new(),
@@ -195,8 +200,10 @@ async fn serve(config: Config) -> Result<(), StartError> {
         upstream,
         canary: canary.origin(),
         trusted_network: shared.network.is_trusted(),
+        tasks: shared.tasks.open(&lock(&shared.registry)),
     };
     tokio::spawn(network::serve(shared.clone(), watch));
+    tokio::spawn(tasks::serve(shared.clone()));
     let supervising = tokio::spawn(forwarder::supervise(
         shared.clone(),
         forwarder_asks,

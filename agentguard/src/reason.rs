@@ -22,6 +22,8 @@ pub enum DenyReason {
     OutsideHours,
     /// As the forbid that refused says: not from where the host is.
     UntrustedNetwork,
+    /// Permitted, and not on the task that it is on or has to be on.
+    OutsideTask,
     /// A fact that a rule reads has more than one value.
     BodyAmbiguous,
     /// A body that a rule reads is not what was declared.
@@ -45,7 +47,7 @@ pub enum DenyReason {
 }
 
 impl DenyReason {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::PolicyDenied,
         Self::ApprovalRequired,
         Self::AgentKilled,
@@ -54,6 +56,7 @@ impl DenyReason {
         Self::DelegationExceeded,
         Self::OutsideHours,
         Self::UntrustedNetwork,
+        Self::OutsideTask,
         Self::BodyAmbiguous,
         Self::BodyUnreadable,
         Self::BodyTooLarge,
@@ -76,6 +79,7 @@ impl DenyReason {
             Self::DelegationExceeded => "delegation-exceeded",
             Self::OutsideHours => "outside-hours",
             Self::UntrustedNetwork => "untrusted-network",
+            Self::OutsideTask => "outside-task",
             Self::BodyAmbiguous => "body-ambiguous",
             Self::BodyUnreadable => "body-unreadable",
             Self::BodyTooLarge => "body-too-large",
@@ -101,6 +105,7 @@ impl DenyReason {
             | Self::DelegationExceeded
             | Self::OutsideHours
             | Self::UntrustedNetwork
+            | Self::OutsideTask
             | Self::BodyAmbiguous
             | Self::BodyUnreadable
             | Self::BodyTooLarge
@@ -123,6 +128,7 @@ impl DenyReason {
             Self::DelegationExceeded => "More than was delegated",
             Self::OutsideHours => "Not at this time",
             Self::UntrustedNetwork => "Not from this network",
+            Self::OutsideTask => "Outside the task",
             Self::BodyAmbiguous => "The request can be read in more than one way",
             Self::BodyUnreadable => "The request's body cannot be read",
             Self::BodyTooLarge => "The request's body is too large to be judged",

@@ -167,6 +167,7 @@ mod tests {
             kernel: Vec::new(),
             unix: Vec::new(),
             has_hosts: false,
+            tasks_required: false,
         }
     }
 

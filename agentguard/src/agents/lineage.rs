@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 
-use crate::audit::record::Process;
+use crate::audit::record::{Process, TaskInfo};
 use crate::sys::process::Snapshot;
 
 /// How long an ended process stays known, ns.
@@ -28,7 +28,7 @@ struct Entry {
     above: Vec<String>,
     ended: bool,
     /// What it was started for, it or an ancestor.
-    task: Option<Arc<str>>,
+    task: Option<Arc<TaskInfo>>,
 }
 
 /// Times are `CLOCK_BOOTTIME`, ns.
@@ -114,14 +114,14 @@ impl Lineage {
     }
 
     /// A running process and what it starts from here on are on a task.
-    pub fn set_task(&mut self, tgid: u32, task: &str) {
+    pub fn set_task(&mut self, tgid: u32, task: TaskInfo) {
         if let Some(entry) = self.living_mut(tgid) {
-            entry.task = Some(task.into());
+            entry.task = Some(Arc::new(task));
         }
     }
 
     /// What the process that had `tgid` at `at_ns` was started for.
-    pub fn task(&self, tgid: u32, at_ns: u64) -> Option<Arc<str>> {
+    pub fn task(&self, tgid: u32, at_ns: u64) -> Option<Arc<TaskInfo>> {
         self.at(tgid, at_ns)?.task.clone()
     }
 
@@ -295,9 +295,13 @@ mod tests {
     fn a_child_has_its_parents_program_until_it_executes() {
         let mut lineage = Lineage::default();
         lineage.adopted(&seen(ROOT, "/bin/agent", 10), A);
-        lineage.set_task(ROOT, "order paper");
+        let task = TaskInfo {
+            id: uuid::Uuid::from_u128(7),
+            intent: "order paper".into(),
+        };
+        lineage.set_task(ROOT, task.clone());
         lineage.forked(ROOT + 1, ROOT, A, 20);
-        assert_eq!(lineage.task(ROOT + 1, 25).as_deref(), Some("order paper"));
+        assert_eq!(lineage.task(ROOT + 1, 25).as_deref(), Some(&task));
         let child = lineage.process(ROOT + 1, 25).unwrap();
         assert_eq!((child.exe.as_str(), child.uid), ("/bin/agent", 7));
         lineage.executed(ROOT + 1, A, exec("/bin/sh"));

@@ -6,3 +6,4 @@ pub mod identify;
 pub mod lineage;
 pub mod registry;
 pub mod stops;
+pub mod tasks;

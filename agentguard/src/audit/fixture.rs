@@ -21,6 +21,7 @@ pub(super) fn draft(resource: &str) -> Draft {
         action: "GET".into(),
         resource: resource.into(),
         request: None,
+        task: None,
         facts: BTreeMap::new(),
         outcome: Outcome::Allow,
         policies: vec!["catalog".into()],

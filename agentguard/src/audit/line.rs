@@ -1,7 +1,7 @@
 //! One record as a line of JSON. Every field is always there, null where it does not apply, in one order.
 //!
 //! A decision has `operator: null`. What an operator did to the guard has `operator: {uid, user}`, the operation as
-//! `action` (`kill`, `revive`, `suspend`, `activate`, `retire`, `reassign`, `policy-apply`, `policy-rollback`,
+//! `action` (`kill`, `revive`, `suspend`, `activate`, `retire`, `reassign`, `task-start`, `task-end`, `policy-apply`, `policy-rollback`,
 //! `policy-expire`, `start`, `stop`, `audit-recover`, `unload`), what it was done to as
 //! `resource`, the reason given in `detail`, and null for what only a decision has.
 //!
@@ -69,7 +69,7 @@ struct Line<'a> {
     decision: Uuid,
     agent: Option<&'a str>,
     owner: Option<&'a str>,
-    task: Option<&'a str>,
+    task: Option<Uuid>,
     intent: Option<&'a str>,
     process: Option<ProcessLine<'a>>,
     operator: Option<OperatorLine<'a>>,
@@ -137,8 +137,8 @@ fn decision<'a>(place: Place<'a>, draft: &'a Draft, context: &'a Context<'a>) ->
         decision: draft.decision,
         agent: Some(context.agent),
         owner: context.owner,
-        task: context.task,
-        intent: context.intent,
+        task: context.task.map(|task| task.id),
+        intent: context.task.map(|task| task.intent.as_str()),
         process: context.process.map(ProcessLine::Known).or(unknown),
         operator: None,
         action: Action::Decision(&draft.action),
@@ -163,6 +163,7 @@ fn decision<'a>(place: Place<'a>, draft: &'a Draft, context: &'a Context<'a>) ->
 }
 
 fn operation<'a>(place: Place<'a>, done: &'a Operator<'a>) -> Line<'a> {
+    let of_task = matches!(done.operation, Operation::TaskStart | Operation::TaskEnd);
     Line {
         time: Timestamp::now().as_microsecond(),
         seq: place.seq,
@@ -170,7 +171,7 @@ fn operation<'a>(place: Place<'a>, done: &'a Operator<'a>) -> Line<'a> {
         decision: Uuid::now_v7(),
         agent: done.agent,
         owner: None,
-        task: None,
+        task: done.resource.parse().ok().filter(|_| of_task),
         intent: None,
         process: None,
         operator: Some(OperatorLine {
@@ -234,6 +235,8 @@ pub struct View<'a> {
     pub agent: Option<Cow<'a, str>>,
     #[serde(borrow)]
     pub action: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub task: Option<Cow<'a, str>>,
     #[serde(borrow)]
     pub resource: Cow<'a, str>,
     #[serde(borrow)]

@@ -39,6 +39,8 @@ pub struct Draft {
     /// The host id, or `address:port` for what has no name.
     pub resource: String,
     pub request: Option<RequestInfo>,
+    /// The task that it was on, if the decider knew of one.
+    pub task: Option<TaskInfo>,
     /// What rules read, by name.
     pub facts: BTreeMap<String, String>,
     pub outcome: Outcome,
@@ -55,6 +57,13 @@ pub struct Draft {
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub latency: Latency,
+}
+
+/// A task as records name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskInfo {
+    pub id: Uuid,
+    pub intent: String,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -132,8 +141,7 @@ pub struct Context<'a> {
     /// The agent's name.
     pub agent: &'a str,
     pub owner: Option<&'a str>,
-    pub task: Option<&'a str>,
-    pub intent: Option<&'a str>,
+    pub task: Option<&'a TaskInfo>,
     pub process: Option<&'a Process>,
     /// The bundle whose digest is in the draft.
     pub bundle: Option<&'a Meta>,
@@ -150,6 +158,9 @@ pub enum Operation {
     Activate,
     Retire,
     Reassign,
+    /// A supervisor has opened a task; one has been ended, or its time was over.
+    TaskStart,
+    TaskEnd,
     PolicyApply,
     PolicyRollback,
     /// A bundle's time was over, or by a clock that was set is not.

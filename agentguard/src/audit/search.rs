@@ -29,6 +29,8 @@ pub struct Filter {
     pub id: Option<String>,
     /// Anywhere in the record's line.
     pub text: Option<String>,
+    /// A task's id: what was decided on it, its beginning and its end.
+    pub task: Option<String>,
     /// The newest so many.
     pub limit: Option<usize>,
 }
@@ -36,7 +38,7 @@ pub struct Filter {
 #[derive(Debug, thiserror::Error)]
 pub enum SearchError {
     #[error(
-        "unknown search key `{key}`: known are agent, action, outcome, resource, since, until, id, text, limit, follow"
+        "unknown search key `{key}`: known are agent, action, outcome, resource, since, until, id, text, task, limit, follow"
     )]
     UnknownKey { key: String },
     #[error("`{key}={value}` cannot be read: {expected}")]
@@ -78,6 +80,7 @@ impl Filter {
                 "resource" => filter.resource = Some(value),
                 "id" => filter.id = Some(value),
                 "text" => filter.text = Some(value),
+                "task" => filter.task = Some(value),
                 "follow" => {}
                 _ => {
                     return Err(SearchError::UnknownKey {
@@ -102,6 +105,7 @@ impl Filter {
             time("until", &self.until),
             text("id", &self.id),
             text("text", &self.text),
+            text("task", &self.task),
             self.limit.map(|limit| ("limit", limit.to_string())),
         ];
         let encoded: Vec<String> = pairs
@@ -123,7 +127,9 @@ impl Filter {
             .text
             .as_ref()
             .is_none_or(|text| line.contains(text.as_str()));
-        text && has("agent", &self.agent) && has("outcome", &self.outcome)
+        text && has("agent", &self.agent)
+            && has("outcome", &self.outcome)
+            && has("task", &self.task)
     }
 
     /// Whether a record's line is one that is looked for. What is no record never is.
@@ -144,6 +150,7 @@ impl Filter {
             })
             && is(&self.outcome, &|wanted| view.outcome == wanted)
             && is(&self.resource, &|wanted| view.resource.contains(wanted))
+            && is(&self.task, &|wanted| view.task.as_deref() == Some(wanted))
             && is(&self.id, &|wanted| view.decision.starts_with(wanted))
             && self
                 .since

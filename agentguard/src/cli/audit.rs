@@ -22,7 +22,7 @@ pub enum Command {
     /// The newest records, and with -f those that come
     Tail(Tail),
     /// The records that match every option given, newest last
-    Search(Search),
+    Search(Box<Search>),
     /// Everything in one record
     Show(Show),
     /// Check the chain of hashes from the first record to the last (needs no daemon)
@@ -68,6 +68,9 @@ pub struct Search {
     /// Anywhere in the record
     #[arg(long)]
     text: Option<String>,
+    /// A task's id: what was decided on it, its beginning and its end
+    #[arg(long, value_name = "ID")]
+    task: Option<String>,
     /// The newest N only
     #[arg(short = 'n', long, value_name = "N")]
     limit: Option<usize>,
@@ -149,6 +152,7 @@ impl Search {
             until: self.until,
             id: self.id.clone(),
             text: self.text.clone(),
+            task: self.task.clone(),
             limit: self.limit,
         }
     }

@@ -17,6 +17,7 @@ mod policy_show;
 mod run;
 mod status;
 mod table;
+mod task;
 mod unload;
 
 use std::path::PathBuf;
@@ -54,6 +55,8 @@ enum Verb {
     Status(status::Arguments),
     /// The agents of this host
     Agents(agents::Arguments),
+    /// Open, end and list tasks: what an agent is about, and what it may do at most meanwhile
+    Task(task::Arguments),
     /// Stop agents at once: nothing of theirs leaves the host until they are revived
     Kill(kill::Kill),
     /// Let killed agents go on
@@ -116,6 +119,7 @@ async fn ask_the_daemon(verb: Verb, config: &Config) -> Result<ExitCode, Failure
     match verb {
         Verb::Status(arguments) => status::run(&arguments, &client).await,
         Verb::Agents(arguments) => agents::run(&arguments, &client).await,
+        Verb::Task(arguments) => task::run(&arguments, &client).await,
         Verb::Kill(arguments) => kill::kill(&arguments, &client).await,
         Verb::Revive(arguments) => kill::revive(&arguments, &client).await,
         Verb::Policy(verb) => policy::run(&verb, config, &client).await,
@@ -180,6 +184,9 @@ mod tests {
             "agentguard agents suspend --owner john@example.com --json",
             "agentguard agents activate --owner john@example.com",
             "agentguard agents retire a --reason old",
+            "agentguard task start a --intent x --allow y --scope read --for 2h --json",
+            "agentguard task end 0193a5c0-0000-7000-8000-000000000000",
+            "agentguard task list --agent a --json",
             "agentguard kill a b --reason odd",
             "agentguard kill --all",
             "agentguard policy check /x --json",
@@ -203,6 +210,9 @@ mod tests {
             "agentguard",
             "agentguard kill",
             "agentguard kill a --all",
+            "agentguard task start a",
+            "agentguard task end x",
+            "agentguard task start a --intent x --for 2",
             "agentguard agents reassign a",
             "agentguard agents suspend",
             "agentguard agents suspend a --owner o",

@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::control::api::{Bundle, InForce, Rollback};
 use crate::control::client::{Client, ClientError};
 use crate::policy::cases::Tested;
-use crate::policy::explain::{Explanation, Question};
+use crate::policy::explain::{AskedTask, Explanation, Question};
 use crate::policy::store::{self, Trust};
-use crate::policy::{Policy, Sources, pack};
+use crate::policy::{OpenedBy, Policy, Sources, Terms, pack};
 
 /// A bundle that is not valid, or was refused.
 pub(super) const INVALID: u8 = 3;
@@ -123,6 +123,9 @@ pub struct Explain {
     /// What other services are taken to answer, as in '{"ticket_open": true}'; without, nobody answers
     #[arg(long, value_name = "JSON")]
     lookup: Option<String>,
+    /// The intent of a task that it is taken to be on, opened by a supervisor
+    #[arg(long, value_name = "INTENT")]
+    task: Option<String>,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -300,6 +303,13 @@ async fn ask(explain: &Explain, client: &Client) -> Result<ExitCode, Failure> {
         trusted_network: None,
         host_labels: Default::default(),
         lookup: explain.lookup.clone(),
+        task: explain.task.as_ref().map(|intent| AskedTask {
+            opened_by: OpenedBy::Supervisor,
+            terms: Terms {
+                intent: intent.clone(),
+                ..Terms::default()
+            },
+        }),
     };
     let answer: Explanation = client.post("/v1/policy/explain", &question).await?;
     if explain.json {

@@ -195,6 +195,7 @@ error: the bundle is not valid: 2 errors in 2 files
                 trusted_network: None,
                 host_labels: Default::default(),
                 lookup: None,
+                task: None,
             };
             explanation_text(
                 &found.result.as_ref().unwrap().explain(&question).unwrap(),

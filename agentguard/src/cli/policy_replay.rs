@@ -47,6 +47,10 @@ struct Line<'l> {
     decision: Cow<'l, str>,
     #[serde(borrow)]
     agent: Option<Cow<'l, str>>,
+    #[serde(borrow, default)]
+    task: Option<Cow<'l, str>>,
+    #[serde(borrow, default)]
+    intent: Option<Cow<'l, str>>,
     #[serde(borrow)]
     action: Cow<'l, str>,
     #[serde(borrow)]
@@ -192,6 +196,7 @@ impl Replayer<'_> {
             method,
             path,
             facts,
+            task: line.task.as_deref().zip(line.intent.as_deref()),
             then: decided.then,
         };
         match self.new.replay(&recorded, old) {
@@ -244,11 +249,13 @@ fn decided<'l>(
         DenyReason::OutsideHours,
         DenyReason::UntrustedNetwork,
     ];
+    // A task that leaves it out is nothing that rules decide.
+    let by_forbid = reason == slug(DenyReason::OutsideTask) && !line.policies.is_empty();
     // What has been judged has its path among its facts; a connection has none.
     let judged = line.request.is_none() || facts.contains_key("path");
     let then = if unread.into_iter().map(slug).any(|it| it == reason) {
         Then::Nobody
-    } else if by_rules.into_iter().map(slug).any(|it| it == reason) && judged
+    } else if (by_forbid || by_rules.into_iter().map(slug).any(|it| it == reason)) && judged
         // Operators stop agents for the same reasons.
         || reason == slug(DenyReason::AgentSuspended) && facts.contains_key("path")
         || reason == slug(DenyReason::DelegationExceeded) && facts.contains_key("parent_refused")

@@ -5,8 +5,8 @@
 //! |---|---|
 //! | viewer | `status`, `agents`, `policy show`, `policy history`, `policy explain`, `audit` |
 //! | responder | also `kill` and `revive` |
-//! | admin | also `policy apply` and `policy rollback`, and `agents suspend`, `activate`, `retire`, `reassign` |
-//! | anyone | `ca`; `run` of the agents whose `start_by` lists them |
+//! | admin | also `task start` and `task end` for every agent, `policy apply` and `policy rollback`, and `agents suspend`, `activate`, `retire`, `reassign` |
+//! | anyone | `ca`; `run`, `task start` and `task end` of the agents whose `start_by` lists them |
 //! | root | everything, `unload` included |
 
 use agentguard_common::abi::Label;
@@ -21,6 +21,8 @@ pub enum Verb {
     Trust,
     /// Judged further by the agent's `start_by`.
     Run,
+    /// Judged further by that, too, or [`is_admin`].
+    Task,
     Look,
     Kill,
     /// Whose agents are, and whether they are in use.
@@ -57,7 +59,7 @@ pub fn check<E>(
         return Ok(());
     }
     let needs = match verb {
-        Verb::Trust | Verb::Run | Verb::Unload => "root",
+        Verb::Trust | Verb::Run | Verb::Task | Verb::Unload => "root",
         Verb::Look => "root, or a [[roles]] entry in agentguard.toml with the role `viewer`",
         Verb::Kill => "root, or a [[roles]] entry in agentguard.toml with the role `responder`",
         Verb::Register | Verb::Apply => {
@@ -70,6 +72,11 @@ pub fn check<E>(
     })
 }
 
+/// Root, or who has the role `admin`.
+pub fn is_admin(peer: &Peer, roles: &[RoleGrant]) -> bool {
+    allowed(peer, Verb::Register, roles, user::gid)
+}
+
 fn allowed(
     peer: &Peer,
     verb: Verb,
@@ -78,7 +85,7 @@ fn allowed(
 ) -> bool {
     let least = match verb {
         _ if peer.uid == 0 => return true,
-        Verb::Trust | Verb::Run => return true,
+        Verb::Trust | Verb::Run | Verb::Task => return true,
         Verb::Unload => return false,
         Verb::Look => Role::Viewer,
         Verb::Kill => Role::Responder,

@@ -1,15 +1,17 @@
 //! What goes over the control socket, as JSON: the daemon's and the command line's one definition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::daemon::history::Entry;
 use crate::guarantee::Guarantee;
+use crate::link::frame::OpenTask;
 use crate::policy::pack::Signer;
-use crate::policy::{Diagnostic, Meta};
+use crate::policy::{Diagnostic, Meta, OpenedBy, Terms};
 
 /// Every answer with a status of 400 or above.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,7 @@ pub struct Run {
     pub agent: String,
     /// A child of the caller's that waits to be labelled.
     pub pid: u32,
+    /// The intent of a task that is to be opened for it.
     #[serde(default)]
     pub task: Option<String>,
 }
@@ -44,6 +47,67 @@ pub struct Started {
     /// Folders that it must not see: the daemon's files and the pins of the hooks, which root may read and unlink
     /// without any capability.
     pub hidden: Vec<PathBuf>,
+    /// The task that was opened for it.
+    #[serde(default)]
+    pub task: Option<Uuid>,
+}
+
+/// `POST /v1/tasks`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskStart {
+    pub agent: String,
+    /// As in [`Terms`], like the next two.
+    pub intent: String,
+    #[serde(default)]
+    pub allow: Vec<String>,
+    #[serde(default)]
+    pub scope: BTreeSet<String>,
+    /// How long, seconds: 1 to 2,592,000, an hour if nothing is said.
+    #[serde(default)]
+    pub for_s: Option<u64>,
+}
+
+/// `POST /v1/tasks/end`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskEnd {
+    pub id: Uuid,
+}
+
+/// An open task: one line of `GET /v1/tasks`, and the answer to [`TaskStart`] and [`TaskEnd`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskLine {
+    pub id: Uuid,
+    pub agent: String,
+    pub intent: String,
+    pub allow: Vec<String>,
+    pub scope: BTreeSet<String>,
+    pub opened_by: OpenedBy,
+    /// The supervisor.
+    pub by: Option<String>,
+    pub started_at: Timestamp,
+    pub ends_at: Timestamp,
+}
+
+impl TaskLine {
+    pub fn terms(&self) -> Terms {
+        Terms {
+            intent: self.intent.clone(),
+            allow: self.allow.clone(),
+            scope: self.scope.clone(),
+        }
+    }
+
+    /// As the forwarder knows it. It ends no later there.
+    pub fn open(&self) -> OpenTask {
+        OpenTask {
+            id: self.id,
+            opened_by: self.opened_by,
+            terms: self.terms(),
+            ends: self.ends_at.as_second(),
+        }
+    }
 }
 
 /// `POST /v1/kill` and `/v1/revive`.

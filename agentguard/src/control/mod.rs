@@ -1,7 +1,7 @@
 //! The control API: HTTP/1.1 and JSON on a Unix socket, every caller judged by what the kernel says of it.
 //!
-//! `GET /v1/status` · `/v1/agents` · `/v1/policy` · `/v1/ca` · `/v1/audit?…` (lines of JSON; `follow=true` goes on);
-//! `POST /v1/run` · `/v1/kill` · `/v1/revive` · `/v1/policy` · `/v1/policy/explain` · `/v1/unload`. Types are in [`api`],
+//! `GET /v1/status` · `/v1/agents` · `/v1/policy` · `/v1/ca` · `/v1/tasks` · `/v1/audit?…` (lines of JSON; `follow=true` goes on);
+//! `POST /v1/run` · `/v1/tasks` · `/v1/tasks/end` · `/v1/kill` · `/v1/revive` · `/v1/policy` · `/v1/policy/explain` · `/v1/unload`. Types are in [`api`],
 //! who may do what in [`access`].
 
 pub mod access;

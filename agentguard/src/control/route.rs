@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::access::{self, Verb};
 use super::answer::{Answer, Refusal, json};
-use super::api::{Bundle, Change, Past, Rollback, Run, Target};
+use super::api::{Bundle, Change, Past, Rollback, Run, Target, TaskEnd, TaskStart};
 use super::records;
 use crate::daemon::apply::{self, ApplyError, Wanted};
 use crate::daemon::enrol::{self, RunError};
@@ -22,6 +22,7 @@ use crate::daemon::history::Entry;
 use crate::daemon::kill::{self, KillError};
 use crate::daemon::registration::{self, ChangeError};
 use crate::daemon::state::Shared;
+use crate::daemon::tasks::{self, TaskError};
 use crate::daemon::{lock, view};
 use crate::policy::Sources;
 use crate::policy::explain::Question;
@@ -37,6 +38,9 @@ const BUNDLE_BODY: usize = 64 * 1024 * 1024;
 const HISTORY: &str = "/v1/policy/history";
 /// Digits of a digest that name a bundle at least.
 const DIGEST_START: usize = 8;
+
+/// How long the task of a command is open that has not ended before, seconds.
+const RUN_TASK: u64 = 86_400;
 
 /// How long a caller may take to send one.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
@@ -60,10 +64,13 @@ async fn serve(
     let path = request.uri().path().to_owned();
     let verb = match (request.method(), path.as_str()) {
         (&Method::GET, "/v1/ca") => Verb::Trust,
-        (&Method::GET, "/v1/status" | "/v1/agents" | "/v1/policy" | "/v1/audit") => Verb::Look,
+        (&Method::GET, "/v1/status" | "/v1/agents" | "/v1/policy" | "/v1/audit" | "/v1/tasks") => {
+            Verb::Look
+        }
         (&Method::GET, path) if path.starts_with(HISTORY) => Verb::Look,
         (&Method::POST, "/v1/policy/explain") => Verb::Look,
         (&Method::POST, "/v1/run") => Verb::Run,
+        (&Method::POST, "/v1/tasks" | "/v1/tasks/end") => Verb::Task,
         (&Method::POST, "/v1/kill" | "/v1/revive") => Verb::Kill,
         (&Method::POST, path) if registration::Verb::of(path).is_some() => Verb::Register,
         (&Method::POST, "/v1/policy" | "/v1/policy/rollback") => Verb::Apply,
@@ -94,6 +101,9 @@ async fn serve(
             put_in_force(shared, peer, Wanted::Earlier(serial)).await
         }
         (_, "/v1/policy/explain") => explain_policy(shared, body(request, BODY).await?),
+        (&Method::GET, "/v1/tasks") => Ok(json(&shared.tasks.list())),
+        (_, "/v1/tasks") => start_task(shared, peer, body(request, BODY).await?).await,
+        (_, "/v1/tasks/end") => end_task(shared, peer, body(request, BODY).await?).await,
         (_, "/v1/run") => run(shared, peer, body(request, BODY).await?).await,
         (_, "/v1/kill") => kill_agents(shared, peer, body(request, BODY).await?).await,
         (_, "/v1/revive") => revive_agents(shared, peer, body(request, BODY).await?).await,
@@ -225,10 +235,24 @@ fn explain_policy(shared: &Shared, mut question: Question) -> Result<Answer, Ref
 }
 
 async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Run) -> Result<Answer, Refusal> {
-    let (enrolling, peer, tgid) = (shared.clone(), peer.clone(), request.pid);
-    let running = tokio::task::spawn_blocking(move || enrol::run(&enrolling, &request, &peer));
+    let (enrolling, caller, tgid) = (shared.clone(), peer.clone(), request.pid);
+    let task = request.task.clone().map(|intent| TaskStart {
+        agent: request.agent.clone(),
+        intent,
+        allow: Vec::new(),
+        scope: Default::default(),
+        for_s: Some(RUN_TASK),
+    });
+    let running = tokio::task::spawn_blocking(move || enrol::run(&enrolling, &request, &caller));
     match running.await.map_err(internal)? {
-        Ok(started) => {
+        Ok(mut started) => {
+            if let Some(task) = task {
+                let (shared, peer) = (shared.clone(), peer.clone());
+                let opening =
+                    tokio::spawn(async move { tasks::start_for(&shared, &peer, task, tgid).await });
+                let opened = opening.await.map_err(internal)?.map_err(task_refusal)?;
+                started.task = Some(opened.id);
+            }
             // Before its first instruction: no connect of it comes too early.
             shared.namespaces.settle(tgid).await;
             Ok(json(&started))
@@ -238,6 +262,36 @@ async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Run) -> Result<Ans
         Err(error @ RunError::Conflict(_)) => Err(Refusal::new(StatusCode::CONFLICT, error)),
         Err(error @ RunError::Failed(_)) => Err(internal(error)),
     }
+}
+
+async fn start_task(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    start: TaskStart,
+) -> Result<Answer, Refusal> {
+    let (shared, peer) = (shared.clone(), peer.clone());
+    // Once begun it is finished, whether the caller waits or not.
+    let opening = tokio::spawn(async move { tasks::start(&shared, &peer, start).await });
+    let opened = opening.await.map_err(internal)?.map_err(task_refusal)?;
+    Ok(json(&opened))
+}
+
+async fn end_task(shared: &Arc<Shared>, peer: &Arc<Peer>, end: TaskEnd) -> Result<Answer, Refusal> {
+    let (shared, peer) = (shared.clone(), peer.clone());
+    let ending = tokio::spawn(async move { tasks::end(&shared, &peer, end.id).await });
+    let ended = ending.await.map_err(internal)?.map_err(task_refusal)?;
+    Ok(json(&ended))
+}
+
+fn task_refusal(error: TaskError) -> Refusal {
+    let status = match &error {
+        TaskError::Usage(_) => StatusCode::BAD_REQUEST,
+        TaskError::NotFound(_) => StatusCode::NOT_FOUND,
+        TaskError::Forbidden(_) => StatusCode::FORBIDDEN,
+        TaskError::Refused(_) => StatusCode::CONFLICT,
+        TaskError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    Refusal::new(status, error)
 }
 
 async fn kill_agents(shared: &Arc<Shared>, peer: &Peer, target: Target) -> Result<Answer, Refusal> {

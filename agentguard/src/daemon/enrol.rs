@@ -95,14 +95,10 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<Started, RunEr
         )));
     }
     label_child(shared, id, request.pid, peer)?;
-    if let Some(task) = &request.task {
-        lock(&shared.lineage).set_task(request.pid, task);
-    }
     tracing::info!(
         agent = agent.name,
         pid = request.pid,
         by = user::name(peer.uid),
-        task = request.task.as_deref().unwrap_or(""),
         "started"
     );
     let runtime = &shared.config.paths.runtime;
@@ -115,6 +111,7 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<Started, RunEr
         ],
         trust: super::trust_bundle(runtime),
         wgetrc: super::wgetrc(runtime),
+        task: None,
     })
 }
 
@@ -157,7 +154,7 @@ fn label_child(shared: &Shared, id: AgentId, tgid: u32, peer: &Peer) -> Result<(
 }
 
 /// Root, or who `start_by` lists.
-fn may_start(
+pub(super) fn may_start(
     peer: &Peer,
     start_by: &[Starter],
     uid: impl Fn(&str) -> Option<u32>,

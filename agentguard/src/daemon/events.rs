@@ -252,6 +252,7 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         action: action.to_owned(),
         resource,
         request: None,
+        task: None,
         facts,
         outcome,
         policies: Vec::new(),

@@ -12,7 +12,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::link::{Ended, Session};
 use super::namespaces::Entering;
 use super::state::Shared;
-use crate::link::frame::{CanaryOrigin, PolicyUpdate, Sandbox, Start, ToForwarder, Upstream};
+use crate::link::frame::{
+    CanaryOrigin, OpenTask, PolicyUpdate, Sandbox, Start, ToForwarder, Upstream,
+};
 use crate::reason::DenyReason;
 
 /// Restart delays grow from the first to the second.
@@ -30,6 +32,8 @@ pub enum Ask {
     Revive(Vec<AgentId>, Reply),
     /// Whether the host's network is trusted now.
     Network(bool),
+    /// The agent's open tasks, in the place of those before.
+    Tasks(AgentId, Vec<OpenTask>),
     Flush(Reply),
     /// Serve another network namespace. An error if no forwarder runs or the kernel does not take it.
     Enter(Entering, Reply),
@@ -139,6 +143,7 @@ pub struct Desired {
     pub upstream: Upstream,
     pub canary: CanaryOrigin,
     pub trusted_network: bool,
+    pub tasks: BTreeMap<AgentId, Vec<OpenTask>>,
 }
 
 impl Desired {
@@ -152,6 +157,7 @@ impl Desired {
             canary: self.canary.clone(),
             trusted_network: self.trusted_network,
             host_labels: shared.config.host.labels.clone(),
+            tasks: self.tasks.clone(),
         }))
     }
 
@@ -177,6 +183,13 @@ impl Desired {
             Ask::Network(trusted) => {
                 self.trusted_network = *trusted;
                 Some(ToForwarder::Network { trusted: *trusted })
+            }
+            Ask::Tasks(agent, tasks) => {
+                self.tasks.insert(*agent, tasks.clone());
+                Some(ToForwarder::Tasks {
+                    agent: *agent,
+                    tasks: tasks.clone(),
+                })
             }
             Ask::Enter(..) | Ask::Leave(..) | Ask::Flush(_) | Ask::Restart(_) | Ask::Stop(_) => {
                 None
@@ -228,7 +241,7 @@ pub async fn supervise(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>, mut d
                             let _ = reply.send(Ok(()));
                             return;
                         }
-                        Ask::Network(_) | Ask::Restart(_) => {}
+                        Ask::Network(_) | Ask::Tasks(..) | Ask::Restart(_) => {}
                     }
                 }
             }

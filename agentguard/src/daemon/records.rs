@@ -7,7 +7,9 @@ use agentguard_common::abi::AgentId;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::audit::log::Head;
-use crate::audit::record::{Context, Draft, Entry, Operation, Operator, Outcome, Process};
+use crate::audit::record::{
+    Context, Draft, Entry, Operation, Operator, Outcome, Process, TaskInfo,
+};
 use crate::audit::{Log, LogError};
 use crate::policy::Meta;
 
@@ -27,7 +29,7 @@ pub struct Decided {
     pub draft: Draft,
     pub agent: String,
     pub owner: Option<String>,
-    pub task: Option<Arc<str>>,
+    pub task: Option<Arc<TaskInfo>>,
     pub process: Option<Process>,
     pub bundle: Option<Arc<Meta>>,
 }
@@ -170,7 +172,6 @@ impl Writer {
                     task: decided.task.as_deref(),
                     process: decided.process.as_ref(),
                     bundle: decided.bundle.as_deref(),
-                    ..Context::default()
                 },
             )),
             Item::Operator(done) => {

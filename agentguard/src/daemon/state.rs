@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::history::{Entry, History};
-use super::{adoption, forwarder, lock, namespaces, network, records};
+use super::{adoption, forwarder, lock, namespaces, network, records, tasks};
 use crate::agents::activity::Activities;
 use crate::agents::adopt::Labels;
 use crate::agents::identify::Blocks;
@@ -82,6 +82,8 @@ pub struct Shared {
     pub namespaces: namespaces::Handle,
     pub unread: adoption::Unread,
     pub network: network::Handle,
+    /// Its lock comes last.
+    pub tasks: tasks::Handle,
     /// One kill or revival at a time.
     pub killing: tokio::sync::Mutex<()>,
     /// One change of policy at a time.
@@ -202,7 +204,12 @@ impl Shared {
                 records::Item::Decision(Box::new(records::Decided {
                     agent: name.unwrap_or_else(|| records::unnamed(draft.agent)),
                     owner,
-                    task: lineage.task(draft.tgid, at),
+                    // Without one of its own, that which its process was started for.
+                    task: draft
+                        .task
+                        .clone()
+                        .map(Arc::new)
+                        .or_else(|| lineage.task(draft.tgid, at)),
                     process: process
                         .or_else(|| lineage.process_or_look(draft.tgid, at, draft.agent)),
                     bundle: draft.bundle.as_ref().and_then(|digest| {

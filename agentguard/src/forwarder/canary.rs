@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::resolve::Resolver;
 use super::situation::Situation;
+use super::tasks::Tasks;
 use super::upstream::{Tag, Upstreams};
 use super::{Forwarder, orders};
 use crate::canary::{HOST, PERMITTED};
@@ -36,7 +37,7 @@ impl Forwarder {
             leaves: self.leaves.clone(),
             upstreams: Upstreams::new(resolver, &upstream.roots, &self.limits, tag)?,
             dns: self.dns.clone(),
-            situation: Situation::new(false, Vec::new()),
+            situation: Situation::new(false, Vec::new(), Tasks::default()),
             lookups: self.lookups.clone(),
             room: super::body::Room::new(&self.limits),
             limits: self.limits.clone(),

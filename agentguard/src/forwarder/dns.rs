@@ -155,6 +155,7 @@ fn blank(origin: &Origin) -> Draft {
         action: "dns".into(),
         resource: String::new(),
         request: None,
+        task: None,
         facts: BTreeMap::new(),
         outcome: Outcome::Deny,
         policies: Vec::new(),

@@ -43,6 +43,7 @@ mod record;
 pub mod resolve;
 mod sandbox;
 mod situation;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -71,6 +72,7 @@ use self::record::{Entry, Records};
 use self::resolve::Resolver;
 use self::situation::Situation;
 use self::sniff::Opening;
+use self::tasks::Tasks;
 use self::tunnel::Tunnel;
 use self::upstream::Upstreams;
 use crate::audit::record::Draft;
@@ -116,6 +118,7 @@ impl Forwarder {
     fn new(start: Start, tag: upstream::Tag) -> anyhow::Result<(Arc<Self>, Inbox)> {
         let policy = Arc::new(ArcSwap::from_pointee(orders::compile(&start.policy)?));
         let resolver = Arc::new(Resolver::new(&start.upstream)?);
+        let tasks = Tasks::new(&start.tasks).map_err(anyhow::Error::msg)?;
         let (queue, records) = mpsc::channel(record::QUEUE);
         let (wanted, names) = mpsc::unbounded_channel();
         let lives = Arc::new(Lives::default());
@@ -136,7 +139,7 @@ impl Forwarder {
             upstreams,
             dns: Arc::new(dns),
             room: body::Room::new(&start.limits),
-            situation: Situation::new(start.trusted_network, start.host_labels),
+            situation: Situation::new(start.trusted_network, start.host_labels, tasks),
             limits: start.limits,
             canary: None,
         };

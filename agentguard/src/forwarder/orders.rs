@@ -143,6 +143,11 @@ async fn orders(
             Some(ToForwarder::Revive { agents }) => forwarder.lives.revive(&agents),
             Some(ToForwarder::Flush { token }) => outbox.say(ToDaemon::Flushed { token }),
             Some(ToForwarder::Network { trusted }) => forwarder.situation.set_trusted(trusted),
+            Some(ToForwarder::Tasks { agent, tasks }) => {
+                let set = forwarder.situation.tasks.set(agent, &tasks);
+                set.map_err(anyhow::Error::msg)
+                    .context("the daemon's tasks cannot be read here")?;
+            }
             Some(ToForwarder::AuditAvailable(available)) => {
                 forwarder.records.set_available(available);
             }

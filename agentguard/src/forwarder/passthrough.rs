@@ -11,6 +11,7 @@ use super::io::{Client, Peeked};
 use super::record::{Entry, micros};
 use super::sniff::Hello;
 use super::standing::{Asked, Standing};
+use super::tasks::Named;
 use super::terminate::{Alert, send_alert};
 use super::{Arrival, refuse, tunnel};
 use crate::audit::record::UpstreamInfo;
@@ -84,16 +85,22 @@ fn judge(
         return Err((DenyReason::PolicyStale, refuse::STALE.into()));
     }
     let started = Instant::now();
-    let nothing = Gathered::default();
+    let agent = arrival.life.agent;
+    let situation = &forwarder.situation;
+    let tasks = situation.tasks.held(policy, agent, &Named::Nothing);
+    let known = Gathered {
+        tasks: Some(tasks),
+        ..Gathered::default()
+    };
     let input = Input {
-        agent: arrival.life.agent,
+        agent,
         host: &target.host,
         port: target.port,
         action: Action::Connect,
-        gathered: &nothing,
+        gathered: &known,
     };
-    let mut gathered = Gathered::default();
-    let situation = &forwarder.situation;
+    let mut gathered = known.clone();
+    entry.on_task(&known);
     situation.gather(policy, &input, &mut gathered);
     let decision = policy.decide(&Input {
         gathered: &gathered,

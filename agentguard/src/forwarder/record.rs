@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::life::Life;
-use crate::audit::record::{Draft, Latency, Outcome};
-use crate::policy::Permit;
+use crate::audit::record::{Draft, Latency, Outcome, TaskInfo};
+use crate::policy::{Gathered, Permit, Tasks};
 use crate::reason::DenyReason;
 
 /// Decisions that may be open or waiting to be sent at once; over it agents are refused with `audit-unavailable`.
@@ -85,6 +85,7 @@ impl Records {
             action: "connect".into(),
             resource: String::new(),
             request: None,
+            task: None,
             facts: BTreeMap::new(),
             outcome: Outcome::Error,
             policies: Vec::new(),
@@ -113,6 +114,15 @@ impl Entry {
     pub fn restart(&mut self) {
         self.started = Instant::now();
         self.time_us = i64::try_from(now().as_micros()).unwrap_or(i64::MAX);
+    }
+
+    /// The task that a decision is taken on.
+    pub fn on_task(&mut self, gathered: &Gathered) {
+        let task = gathered.tasks.as_ref().and_then(Tasks::task);
+        self.task = task.map(|task| TaskInfo {
+            id: task.id,
+            intent: task.intent.clone(),
+        });
     }
 
     /// What `permit` says of the decision.

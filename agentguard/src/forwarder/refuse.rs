@@ -92,6 +92,7 @@ impl Refusal {
                 | DenyReason::DelegationExceeded
                 | DenyReason::OutsideHours
                 | DenyReason::UntrustedNetwork
+                | DenyReason::OutsideTask
                 | DenyReason::BodyAmbiguous
                 | DenyReason::BodyUnreadable
                 | DenyReason::BodyTooLarge
@@ -226,6 +227,7 @@ fn trailers_only(refusal: &Refusal) -> Response<Answer> {
         | DenyReason::DelegationExceeded
         | DenyReason::OutsideHours
         | DenyReason::UntrustedNetwork
+        | DenyReason::OutsideTask
         | DenyReason::BodyAmbiguous
         | DenyReason::BodyUnreadable
         | DenyReason::BodyTooLarge

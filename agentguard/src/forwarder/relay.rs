@@ -32,6 +32,8 @@ pub struct Download {
     entry: Option<Entry>,
     passed: Arc<Passed>,
     standing: Standing,
+    /// The end of the tasks that it was permitted on.
+    over: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _busy: Busy,
 }
 
@@ -58,6 +60,7 @@ impl Answer {
             lease,
             entry: Some(entry),
             passed,
+            over: standing.over().map(|over| Box::pin(over) as Pin<Box<_>>),
             standing,
             _busy: busy,
         };
@@ -75,7 +78,22 @@ impl Download {
         }
     }
 
+    fn cut(&mut self) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(entry) = self.entry.take() {
+            entry.refuse(self.standing.reason(), standing::CUT);
+        }
+        Poll::Ready(Some(Err(io::Error::other(standing::CUT))))
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        // An answer that says nothing for long ends in time, too.
+        let over = self.over.as_mut().map(|over| over.as_mut().poll(cx));
+        if over.is_some_and(|over| over.is_ready()) {
+            self.over = None;
+            if !self.standing.holds() {
+                return self.cut();
+            }
+        }
         let mut frame = Pin::new(&mut self.body).poll_frame(cx);
         if frame.is_pending() && self.lease.drive(cx) {
             frame = Pin::new(&mut self.body).poll_frame(cx);
@@ -83,10 +101,7 @@ impl Download {
         let frame = match ready!(frame) {
             Some(Ok(frame)) if !self.standing.holds() => {
                 drop(frame);
-                if let Some(entry) = self.entry.take() {
-                    entry.refuse(self.standing.reason(), standing::CUT);
-                }
-                return Poll::Ready(Some(Err(io::Error::other(standing::CUT))));
+                return self.cut();
             }
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {

@@ -21,6 +21,7 @@ use super::record::{Entry, micros};
 use super::refuse::{self, About, Refusal, Shape};
 use super::relay::Answer;
 use super::standing::{Asked, Standing, Upgrade};
+use super::tasks::Named;
 use super::tunnel::{self, Tunnel, WebSocket};
 use super::upload::{self, Upload};
 use super::upstream::Call;
@@ -114,8 +115,10 @@ impl<'a> Exchange<'a> {
         }
         framing::check(&parts, head)?;
         let authority = target.authority(&session.entrance.scheme);
+        let named = Named::take(&mut parts.headers);
         let websocket = headers::clean(&mut parts, &authority)?;
-        let mut gathered = self.gather(&parts, &target, &path, body).await?;
+        let gathering = self.gather(&parts, &target, &path, &named, body);
+        let mut gathered = gathering.await?;
         let permit = self.decide(&parts, &target, &path, &gathered)?;
         if !body.bytes().is_empty() {
             // Another bundle may declare other fields of it than these.
@@ -205,13 +208,20 @@ impl<'a> Exchange<'a> {
         parts: &Parts,
         target: &Target,
         path: &CanonicalPath,
+        named: &Named,
         body: &mut RequestBody,
     ) -> Result<Gathered, Refusal> {
         let forwarder = &self.session.forwarder;
         let limits = &forwarder.limits;
         loop {
-            let (mut gathered, nothing) = (Gathered::default(), Gathered::default());
-            let asked = self.input(parts, target, path, &nothing);
+            let agent = self.session.life.agent;
+            let held = |policy: &Policy| forwarder.situation.tasks.held(policy, agent, named);
+            let known = Gathered {
+                tasks: Some(held(&self.policy)),
+                ..Gathered::default()
+            };
+            let mut gathered = known.clone();
+            let asked = self.input(parts, target, path, &known);
             match self.policy.needs(&asked).body {
                 Some(block) if body.is_known() => {
                     let limit = limits.max_judged_body_bytes as usize;
@@ -234,15 +244,17 @@ impl<'a> Exchange<'a> {
             if !asks.is_empty() {
                 gathered.lookups = forwarder.lookups.gather(&self.session.life, asks).await;
                 self.entry.latency.lookup += micros(started);
-                if !Arc::ptr_eq(&forwarder.policy.load(), &self.policy) {
+                let renewed = !Arc::ptr_eq(&forwarder.policy.load(), &self.policy);
+                if renewed || known.tasks != Some(held(&self.policy)) {
                     self.renew();
                     continue;
                 }
             }
-            let asked = self.input(parts, target, path, &nothing);
+            let asked = self.input(parts, target, path, &known);
             forwarder
                 .situation
                 .gather(&self.policy, &asked, &mut gathered);
+            self.entry.on_task(&gathered);
             return Ok(gathered);
         }
     }

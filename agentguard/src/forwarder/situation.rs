@@ -7,19 +7,22 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::tasks::Tasks;
 use crate::policy::{Gathered, Input, Policy};
 
 pub struct Situation {
     /// Whether the host's network is one that its configuration trusts, as the daemon last said.
     trusted: watch::Sender<bool>,
     labels: BTreeSet<String>,
+    pub tasks: Tasks,
 }
 
 impl Situation {
-    pub fn new(trusted: bool, labels: Vec<String>) -> Self {
+    pub fn new(trusted: bool, labels: Vec<String>, tasks: Tasks) -> Self {
         Self {
             trusted: watch::Sender::new(trusted),
             labels: labels.into_iter().collect(),
+            tasks,
         }
     }
 
@@ -77,7 +80,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_of_network_is_seen_by_what_read_it() {
-        let situation = Situation::new(true, Vec::new());
+        let situation = Situation::new(true, Vec::new(), Tasks::default());
         let read = |trusted| Gathered {
             trusted_network: trusted,
             ..Gathered::default()

@@ -1,5 +1,5 @@
 //! What outlives its decision: answers, WebSockets and passed-through connections that are still under way when another
-//! bundle comes into force, or what its rules read of the time and the network changes.
+//! bundle comes into force, what its rules read of the time and the network changes, or tasks begin or end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +7,11 @@ use std::time::Duration;
 use agentguard_common::abi::AgentId;
 use http::{HeaderMap, Method};
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 
 use super::Forwarder;
 use super::identity::Target;
+use super::tasks::Named;
 use crate::policy::{Action, CanonicalPath, Decision, Gathered, Input, Policy};
 use crate::reason::DenyReason;
 
@@ -27,6 +29,9 @@ pub struct Standing {
     asked: Asked,
     /// What was gathered for the decision that permitted it.
     gathered: Gathered,
+    /// Of the tasks that it was permitted on; over, it is, too.
+    tasks: Vec<CancellationToken>,
+    why: DenyReason,
 }
 
 /// What was permitted, as far as it is kept.
@@ -57,7 +62,10 @@ impl Standing {
         asked: Asked,
         gathered: Gathered,
     ) -> Self {
+        let tasks = &forwarder.situation.tasks;
         Self {
+            tasks: tasks.ends_of(agent, gathered.tasks.as_ref()),
+            why: DenyReason::PolicyDenied,
             forwarder,
             judged,
             agent,
@@ -69,6 +77,10 @@ impl Standing {
 
     /// Whether it may go on. Almost always the same bundle is in force, and nothing is judged.
     pub fn holds(&mut self) -> bool {
+        if self.is_over() {
+            self.why = DenyReason::OutsideTask;
+            return false;
+        }
         if !Arc::ptr_eq(&self.forwarder.policy.load(), &self.judged) {
             self.judged = self.forwarder.policy.load_full();
             if !self.judge() {
@@ -80,10 +92,14 @@ impl Standing {
 
     /// Resolves when it may not go on.
     pub async fn lost(&mut self) {
-        let mut applied = self.forwarder.applied.subscribe();
-        let mut holds = self.holds();
+        let forwarder = self.forwarder.clone();
+        let situation = &forwarder.situation;
+        let mut applied = forwarder.applied.subscribe();
+        let mut tasks = situation.tasks.changes();
+        // Tasks that have been opened since it was permitted hold it.
+        let mut holds = self.holds() && self.judge();
         while holds {
-            let situation = &self.forwarder.situation;
+            let over = over(self.tasks.clone());
             holds = tokio::select! {
                 changed = applied.changed() => match changed {
                     Ok(()) => self.holds(),
@@ -92,6 +108,8 @@ impl Standing {
                 },
                 () = tokio::time::sleep(self.until_expiry()) => self.holds(),
                 () = situation.changed(&self.gathered) => self.judge(),
+                Ok(()) = tasks.changed() => self.holds() && self.judge(),
+                () = over, if !self.tasks.is_empty() => self.holds(),
             };
         }
     }
@@ -100,8 +118,18 @@ impl Standing {
     pub fn reason(&self) -> DenyReason {
         match self.judged.is_expired(Timestamp::now()) {
             true => DenyReason::PolicyStale,
-            false => DenyReason::PolicyDenied,
+            false => self.why,
         }
+    }
+
+    /// Whether every task that it was permitted on has ended.
+    fn is_over(&self) -> bool {
+        !self.tasks.is_empty() && self.tasks.iter().all(CancellationToken::is_cancelled)
+    }
+
+    /// Resolves when they have; `None`: it was on none.
+    pub fn over(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        (!self.tasks.is_empty()).then(|| over(self.tasks.clone()))
     }
 
     /// The wall clock counts, which may be set: it is looked at again before long.
@@ -120,13 +148,24 @@ impl Standing {
             let policy = &self.judged;
             return policy.reaches(self.agent, host, *port) || policy.observes(self.agent);
         }
+        let situation = &self.forwarder.situation;
+        let named = Named::of(self.gathered.tasks.as_ref());
+        let tasks = situation.tasks.held(&self.judged, self.agent, &named);
+        self.gathered.tasks = Some(tasks);
         let mut gathered = self.gathered.clone();
         let now = &mut gathered;
-        let situation = &self.forwarder.situation;
         self.with_input(|policy, input| situation.gather(policy, &input, now));
         self.gathered = gathered;
         let decide = |policy: &Policy, input: Input<'_>| policy.decide(&input);
-        matches!(self.with_input(decide), Decision::Permit(_))
+        match self.with_input(decide) {
+            Decision::Permit(_) => true,
+            Decision::Deny(denial) => {
+                if denial.reason == DenyReason::OutsideTask {
+                    self.why = denial.reason;
+                }
+                false
+            }
+        }
     }
 
     fn with_input<T>(&self, then: impl FnOnce(&Policy, Input<'_>) -> T) -> T {
@@ -150,5 +189,11 @@ impl Standing {
             gathered: &self.gathered,
         };
         then(&self.judged, input)
+    }
+}
+
+async fn over(tasks: Vec<CancellationToken>) {
+    for task in tasks {
+        task.cancelled_owned().await;
     }
 }

@@ -6,9 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use agentguard_common::abi::AgentId;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::audit::record::Draft;
-use crate::policy::{Reassigned, Sources};
+use crate::policy::{OpenedBy, Reassigned, Sources, Terms};
 use crate::reason::DenyReason;
 
 /// Daemon to forwarder.
@@ -41,6 +42,11 @@ pub enum ToForwarder {
     /// Whether the host's network is now one that its configuration trusts.
     Network {
         trusted: bool,
+    },
+    /// The open tasks of an agent, in the place of those before.
+    Tasks {
+        agent: AgentId,
+        tasks: Vec<OpenTask>,
     },
     /// Serve the namespace with this cookie on the listeners that come with the frame
     /// ([`Bound`](crate::forwarder::listen::Bound)), in the place of earlier ones.
@@ -102,6 +108,18 @@ pub struct Start {
     /// As [`ToForwarder::Network`].
     pub trusted_network: bool,
     pub host_labels: Vec<String>,
+    /// As [`ToForwarder::Tasks`].
+    pub tasks: BTreeMap<AgentId, Vec<OpenTask>>,
+}
+
+/// A task that is open until it ends, or the daemon says that it is not any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenTask {
+    pub id: Uuid,
+    pub opened_by: OpenedBy,
+    pub terms: Terms,
+    /// Seconds since the Unix epoch.
+    pub ends: i64,
 }
 
 /// The daemon's own origin, on 127.0.0.1, for the canary alone.

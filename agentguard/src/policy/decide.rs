@@ -13,6 +13,7 @@ use super::facts::{Values, bounded};
 use super::permit::Permit;
 use super::refusal::{Refusal, detail};
 use super::slice::{Class, Slice};
+use super::task::outside;
 use super::{Action, Decision, Denial, HostName, Input, Policy, TlsMode, entity, schema};
 use crate::reason::DenyReason;
 
@@ -23,6 +24,8 @@ pub(super) struct Judgement<'p> {
     /// `None` where the way ended before any policy was looked at.
     pub slice: Option<&'p Slice>,
     pub facts: BTreeMap<String, String>,
+    /// What the request does, as `context.scope` has it.
+    pub does: BTreeSet<&'static str>,
     pub outcome: Outcome,
 }
 
@@ -136,6 +139,9 @@ impl Policy {
         let labels = gathered.host_labels.as_ref();
         let labels = labels.map(|labels| labels.iter().cloned().collect::<Vec<_>>().join(", "));
         situation("host.labels", labels);
+        if let Some(tasks) = &gathered.tasks {
+            judgement.facts.extend(tasks.facts());
+        }
         let above = self.above(input.agent).iter();
         let above = above.filter_map(|id| Some((*id, self.agents.get(id)?)));
         let above: Vec<_> = above.collect();
@@ -197,13 +203,25 @@ impl Policy {
         judgement
     }
 
-    /// What the agent by itself may.
+    /// What the agent by itself may, on the tasks that it is held to.
     fn judge_as(&self, agent: AgentId, input: &Input<'_>) -> Judgement<'_> {
+        let mut judgement = self.judge_by_rules(agent, input);
+        if let Some(of) = judgement.agent
+            && !judgement.outcome.is_final()
+            && let Some(why) = outside(agent, of, input, &judgement.does)
+        {
+            judgement.outcome = Outcome::Refused(Refusal::Outside(why));
+        }
+        judgement
+    }
+
+    fn judge_by_rules(&self, agent: AgentId, input: &Input<'_>) -> Judgement<'_> {
         let mut judgement = Judgement {
             agent: self.agents.get(&agent),
             class: None,
             slice: None,
             facts: BTreeMap::new(),
+            does: BTreeSet::new(),
             outcome: Outcome::Refused(Refusal::UnknownAgent),
         };
         if let Action::Request { method, path, .. } = &input.action {
@@ -221,7 +239,7 @@ impl Policy {
         };
         let entry = &agent.reach[class.entry];
         judgement.class = Some(class);
-        judgement.outcome = match (&input.action, entry.tls) {
+        let outcome = match (&input.action, entry.tls) {
             (Action::Connect, TlsMode::Passthrough) => {
                 let slice = class.slice(schema::CONNECT);
                 judgement.slice = Some(slice);
@@ -235,13 +253,13 @@ impl Policy {
                 Some(method) => {
                     let slice = class.slice(method);
                     judgement.slice = Some(slice);
-                    let facts = &mut judgement.facts;
-                    self.judge_request(agent, class, entry, slice, input, method, facts)
+                    self.judge_request(agent, class, entry, slice, input, method, &mut judgement)
                 }
                 None => Outcome::Refused(Refusal::UnknownMethod),
             },
             _ => Outcome::Refused(Refusal::WrongMode),
         };
+        judgement.outcome = outcome;
         judgement
     }
 
@@ -257,7 +275,7 @@ impl Policy {
         slice: &Slice,
         input: &Input<'_>,
         method: &'static str,
-        facts: &mut BTreeMap<String, String>,
+        found: &mut Judgement<'_>,
     ) -> Outcome {
         let Action::Request { scheme, path, .. } = &input.action else {
             return Outcome::Refused(Refusal::WrongMode);
@@ -268,12 +286,14 @@ impl Policy {
                 let mut failed = input.gathered.lookups.iter();
                 let failed = failed.find_map(|(_, answer)| answer.as_ref().err());
                 if let Some(failed) = failed {
-                    facts.insert("lookup_failed".into(), bounded(failed.detail()));
+                    found
+                        .facts
+                        .insert("lookup_failed".into(), bounded(failed.detail()));
                 }
                 return Outcome::Refused(Refusal::Unknown(fault));
             }
         };
-        values.record(facts);
+        values.record(&mut found.facts);
         let entities = self.request_entities(class, slice, input.host, input.port, Some(&values));
         let readings = path.readings().map(|path| Reading {
             asked: Asked {
@@ -288,11 +308,11 @@ impl Policy {
             shorthand: shorthand(entry, method, path).map(str::to_owned).collect(),
         });
         let readings: Vec<_> = readings.collect();
-        if slice.reads.has("scope") {
-            let scopes = readings.iter().flat_map(|reading| &reading.asked.scope);
-            let scopes: BTreeSet<&str> = scopes.copied().collect();
-            let scopes: Vec<_> = scopes.into_iter().collect();
-            facts.insert("scope".into(), scopes.join(", "));
+        let scopes = readings.iter().flat_map(|reading| &reading.asked.scope);
+        found.does = scopes.copied().collect();
+        if slice.reads.has("scope") || input.gathered.narrows_by_scope() {
+            let scopes: Vec<_> = found.does.iter().copied().collect();
+            found.facts.insert("scope".into(), scopes.join(", "));
         }
         self.weigh(agent, slice, input, readings, entities.as_ref())
     }
@@ -432,7 +452,8 @@ pub(super) fn values(class: &Class, slice: &Slice, input: &Input<'_>) -> Result<
     else {
         return Ok(Values::default());
     };
-    let needed = class.requests.needed(&slice.reads, method, path);
+    let narrowed = input.gathered.narrows_by_scope();
+    let needed = class.requests.needed(&slice.reads, narrowed, method, path);
     let needed = needed.map_err(Fault::ambiguous)?;
     Values::read(&slice.reads, *query, headers, &needed, input.gathered)
 }

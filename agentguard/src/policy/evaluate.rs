@@ -13,7 +13,7 @@ use super::compile::CompiledAgent;
 use super::path::segment_count;
 use super::refusal::Refusal;
 use super::slice::Slice;
-use super::{Input, Moment, entity, schema};
+use super::{Input, Moment, Tasks, entity, schema};
 
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 
@@ -156,6 +156,7 @@ pub(super) fn request<'r>(
         "body" => fields(asked.body),
         "lookup" => fields(asked.lookup),
         "time" => time(input.gathered.time.as_ref()),
+        "task" => task(input.gathered.tasks.as_ref()),
         "network" => {
             let trusted = input.gathered.trusted_network;
             record("trusted", trusted.map(RestrictedExpression::new_bool))
@@ -221,6 +222,26 @@ fn time(moment: Option<&Moment>) -> RestrictedExpression {
             ("weekday", text(moment.weekday)),
             ("date", text(&moment.date)),
             ("within", RestrictedExpression::new_set(within)),
+        ]
+    });
+    let pairs = pairs.into_iter().flatten();
+    RestrictedExpression::new_record(pairs.map(|(name, value)| (name.to_owned(), value)))
+        .expect("the names are different")
+}
+
+/// Of tasks that nobody has gathered a rule can read nothing, as of [`time`].
+fn task(tasks: Option<&Tasks>) -> RestrictedExpression {
+    let text = |value: String| RestrictedExpression::new_string(value);
+    let pairs = tasks.map(|tasks| {
+        let task = tasks.task();
+        let id = task.map_or(String::new(), |task| task.id.to_string());
+        let intent = task.map_or(String::new(), |task| task.intent.clone());
+        let opened_by = task.map_or("", |task| task.opened_by.name());
+        [
+            ("open", RestrictedExpression::new_bool(task.is_some())),
+            ("id", text(id)),
+            ("intent", text(intent)),
+            ("opened_by", text(opened_by.into())),
         ]
     });
     let pairs = pairs.into_iter().flatten();

@@ -12,7 +12,7 @@ use super::diagnostic::nearest;
 use super::evaluate::{Asked, evaluate_one};
 use super::facts::Values;
 use super::question::Parsed;
-pub use super::question::Question;
+pub use super::question::{AskedTask, Question};
 use super::refusal::Refusal;
 use super::slice::{Class, Slice};
 use super::{Action, Input, Policy, TlsMode};
@@ -266,6 +266,7 @@ pub(super) fn why(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgemen
         Refusal::NotPermitted => "no policy permits it".to_owned(),
         Refusal::Forbidden(ids) => format!("forbidden by {}", listed(&mut ids.iter())),
         Refusal::Delegation { parent, why, .. } => format!("its parent `{parent}` may not: {why}"),
+        Refusal::Outside(outside) => format!("policy permits it, but {outside}"),
         Refusal::Failed(errors) => format!("cannot be evaluated: {}", listed(&mut errors.keys())),
     }
 }

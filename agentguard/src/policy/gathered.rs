@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::body::{Block, Body};
 use super::lookup::{Answer, Lookup};
 use super::reads::Reads;
-use super::{Action, Input, Moment, Policy, schema};
+use super::{Action, Input, Moment, Policy, Tasks, schema};
 
 /// Facts that come from outside the request's head. What is not gathered is not there for any rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,14 @@ pub struct Gathered {
     pub host_labels: Option<BTreeSet<String>>,
     /// What services have answered. A rule that needs an answer which is not here refuses.
     pub lookups: Vec<(Arc<Lookup>, Answer)>,
+    /// Of which rules read `context.task`, and which narrow the request whatever rules say.
+    pub tasks: Option<Tasks>,
+}
+
+impl Gathered {
+    pub(super) fn narrows_by_scope(&self) -> bool {
+        self.tasks.as_ref().is_some_and(Tasks::narrow_by_scope)
+    }
 }
 
 /// What has to be gathered before a request can be decided.
@@ -52,7 +60,8 @@ impl Policy {
         self.calendar.as_ref().map(|calendar| calendar.at(now))
     }
 
-    /// What the rules that can apply read of what is to be gathered; `input`'s own [`Gathered`] is not looked at.
+    /// What the rules that can apply read of what is to be gathered; of `input`'s own
+    /// [`Gathered`] only the tasks are looked at.
     pub fn needs(&self, input: &Input<'_>) -> Needs<'_> {
         let above = self.above(input.agent).iter().copied();
         self.needs_of(std::iter::once(input.agent).chain(above), input)
@@ -80,8 +89,10 @@ impl Policy {
             };
             let reads = &class.slice(action).reads;
             needs.reads.push(reads);
+            let narrowed = input.gathered.narrows_by_scope();
             // What has two meanings is refused whatever else is known. What is declared of requests is the host's.
-            let needed = path.and_then(|path| class.requests.needed(reads, action, path).ok());
+            let needed =
+                path.and_then(|path| class.requests.needed(reads, narrowed, action, path).ok());
             let needed = needed.unwrap_or_default();
             needs.body = needs.body.or(needed.body);
             for lookup in needed.lookups {

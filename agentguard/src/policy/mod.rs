@@ -37,6 +37,7 @@ mod rules;
 mod schema;
 mod slice;
 pub mod store;
+mod task;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -55,6 +56,7 @@ pub use self::gathered::{Gathered, Needs};
 pub use self::host::{HostName, acts_on_terminal};
 pub use self::path::CanonicalPath;
 pub use self::permit::Permit;
+pub use self::task::{OnTask, OpenedBy, Task, Tasks, Terms, is_reserved};
 pub use self::time::Moment;
 use crate::reason::DenyReason;
 
@@ -152,6 +154,8 @@ pub struct Agent {
     pub keep_privileges: bool,
     /// What policy denies of its requests, passed connections and names is let through and recorded.
     pub observe: bool,
+    /// What it asks for outside a task that a supervisor has opened for it is refused.
+    pub tasks_required: bool,
     pub identify: Vec<Identify>,
     /// `None`: what it executes is not judged.
     pub exec: Option<Exec>,

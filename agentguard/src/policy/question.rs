@@ -1,15 +1,20 @@
 //! A request as a person writes it, in the terms of a decision.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::host::split_port;
 use super::time::Calendar;
-use super::{Action, CanonicalPath, Gathered, HostName, Input, Policy, schema};
+use super::{
+    Action, CanonicalPath, Gathered, HostName, Input, OnTask, OpenedBy, Policy, Task, Tasks, Terms,
+    schema,
+};
 
 /// What the forwarder reads of a body by default, bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -42,6 +47,25 @@ pub struct Question {
     /// What is looked up, as one JSON object with the facts by their names; `None`: nobody answers.
     #[serde(default)]
     pub lookup: Option<String>,
+    /// The task that it is on.
+    #[serde(default)]
+    pub task: Option<AskedTask>,
+}
+
+/// A task as a question has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AskedTask {
+    pub opened_by: OpenedBy,
+    #[serde(flatten)]
+    pub terms: Terms,
+}
+
+impl AskedTask {
+    /// # Errors
+    /// What of its terms cannot be.
+    pub fn task(&self) -> Result<Task, String> {
+        Task::new(Uuid::nil(), self.opened_by, &self.terms)
+    }
 }
 
 /// A question in the terms of a decision.
@@ -118,6 +142,13 @@ impl<'q> Parsed<'q> {
                 },
                 trusted_network: Some(question.trusted_network.unwrap_or(false)),
                 host_labels: Some(question.host_labels.clone()),
+                tasks: Some(Tasks {
+                    own: match &question.task {
+                        Some(asked) => OnTask::In(Arc::new(asked.task()?)),
+                        None => OnTask::None,
+                    },
+                    ..Tasks::default()
+                }),
                 ..Gathered::default()
             },
         })

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::body::Fault;
 use super::compile::CompiledAgent;
 use super::facts::short;
+use super::task::Outside;
 use super::{Action, Input};
 use crate::reason::DenyReason;
 
@@ -25,6 +26,8 @@ pub(super) enum Refusal {
         ids: BTreeSet<String>,
         roles: BTreeSet<String>,
     },
+    /// Permitted, and not on a task that it has to be on.
+    Outside(Outside),
     /// Ids and Cedar's messages.
     Failed(BTreeMap<String, String>),
     /// Permitted to the agent, and not to one it acts for.
@@ -42,6 +45,7 @@ impl Refusal {
             Self::UnknownAgent => DenyReason::AgentSuspended,
             Self::Unknown(fault) => fault.reason,
             Self::Approval { .. } => DenyReason::ApprovalRequired,
+            Self::Outside(_) => DenyReason::OutsideTask,
             Self::Delegation { .. } => DenyReason::DelegationExceeded,
             Self::NoReach
             | Self::WrongMode
@@ -67,9 +71,15 @@ impl Refusal {
             | Self::UnknownMethod
             | Self::NotPermitted
             | Self::Forbidden(_)
+            | Self::Outside(Outside::None)
             | Self::Approval { .. } => true,
             Self::Delegation { by_rules, .. } => *by_rules,
-            Self::UnknownAgent | Self::WrongMode | Self::Unknown(_) | Self::Failed(_) => false,
+            Self::UnknownAgent
+            | Self::WrongMode
+            | Self::Unknown(_)
+            | Self::Failed(_)
+            // What a supervisor has narrowed is narrow for an agent that policy only observes, too.
+            | Self::Outside(_) => false,
         }
     }
 
@@ -146,6 +156,18 @@ pub(super) fn detail(
         ),
         Refusal::Delegation { .. } => format!(
             "The policy of {who} permits {tried}, but not that of whom it acts for, and it can never do more than they; repeating or rephrasing the request will not change this, ask the agent's owner if it is needed."
+        ),
+        Refusal::Outside(Outside::Task(id)) => format!(
+            "The policy of {who} permits {tried}, but the task {id} that it is on does not include it; finish that task, or have another opened."
+        ),
+        Refusal::Outside(Outside::EveryOne) => format!(
+            "The policy of {who} permits {tried}, but none of the tasks that are open for it includes it; have another opened."
+        ),
+        Refusal::Outside(Outside::Wrong(named)) => format!(
+            "The request to {tried} names {named}; name a task that is open for {who} in the header `AgentGuard-Task`, or none."
+        ),
+        Refusal::Outside(Outside::None) => format!(
+            "The policy of {who} permits {tried} only on a task that a supervisor has opened for it, and the request is on none; have one opened."
         ),
         Refusal::Failed(_) => format!(
             "A rule about {tried} could not be evaluated for this request, so it is refused; tell the agent's owner."

@@ -27,6 +27,8 @@ pub enum Missing {
     Lookup,
     Network,
     Labels,
+    /// How far its task, or that of an agent that it acts for, narrowed it.
+    Task,
     /// A secret, of which the record has the digest alone.
     Secret,
     /// A value longer than a record keeps.
@@ -51,6 +53,7 @@ impl Missing {
             Self::Lookup => "the new rules read what is looked up, and not as the old ones did",
             Self::Network => "the new rules read the network, and the old ones did not",
             Self::Labels => "the new rules read the host's labels, which the record does not tell",
+            Self::Task => "it was on a task whose limits the record does not tell",
             Self::Secret => "the new rules read a secret, which is not in the record",
             Self::Long => "the new rules read a value that is longer than records keep",
             Self::Many => "the new rules read values, and there were more than records keep",
@@ -114,6 +117,12 @@ impl Policy {
         if !self.takes_it_the_same_way(&input) {
             return Err(Missing::Way);
         }
+        gathered.tasks = Some(recorded.tasks()?);
+        let above = self.above(agent).iter().filter_map(|id| self.agent(*id));
+        if above.into_iter().any(|agent| agent.tasks_required) {
+            return Err(Missing::Task);
+        }
+        let input = self::input(recorded, agent, &host, &path, "", &headers, &gathered);
         let needs = self.needs(&input);
         let needs_values = ["query", "headers", "body", "lookup"]
             .iter()

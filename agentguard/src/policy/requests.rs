@@ -39,18 +39,19 @@ pub(super) struct ScopeEntry {
 }
 
 impl Requests {
-    /// `Err`: the path's readings need different things.
+    /// `Err`: the path's readings need different things. `scope`: what the request does has to be known, whatever rules read.
     pub fn needed(
         &self,
         reads: &Reads,
+        scope: bool,
         method: &str,
         path: &CanonicalPath,
     ) -> Result<Needed<'_>, String> {
         let mut readings = path.readings();
         let first = readings.next().unwrap_or_default();
-        let needed = self.of(reads, method, first);
+        let needed = self.of(reads, scope, method, first);
         for reading in readings {
-            let other = self.of(reads, method, reading);
+            let other = self.of(reads, scope, method, reading);
             if needed.body.map(std::ptr::from_ref) != other.body.map(std::ptr::from_ref) {
                 return Err("its path can be read as two, for which different fields of the body are declared".into());
             }
@@ -64,7 +65,7 @@ impl Requests {
         Ok(needed)
     }
 
-    fn of(&self, reads: &Reads, method: &str, path: &str) -> Needed<'_> {
+    fn of(&self, reads: &Reads, scope: bool, method: &str, path: &str) -> Needed<'_> {
         let mut known = BTreeSet::new();
         let mut lookups = Vec::new();
         if reads.has("lookup") {
@@ -80,7 +81,7 @@ impl Requests {
             }
         }
         Needed {
-            body: self.body_of(reads, &lookups, method, path),
+            body: self.body_of(reads, scope, &lookups, method, path),
             lookups,
         }
     }
@@ -88,6 +89,7 @@ impl Requests {
     fn body_of(
         &self,
         reads: &Reads,
+        scope: bool,
         lookups: &[&Arc<Lookup>],
         method: &str,
         path: &str,
@@ -96,14 +98,15 @@ impl Requests {
             let mut asked = lookups.iter().flat_map(|lookup| lookup.body_fields());
             asked.any(|field| field == name)
         };
-        if !reads.has("body") && !reads.has("scope") && lookups.is_empty() {
+        let scope = scope || reads.has("scope");
+        if !reads.has("body") && !scope && lookups.is_empty() {
             return None;
         }
         let mut blocks = self.body.iter();
         let block = blocks.find(|block| fits(block.method, &block.path, method, path))?;
         let read = |name: &String| reads.body.has(name);
         let scoped = |name: &String| {
-            let mut entries = self.scope.iter().filter(|_| reads.has("scope"));
+            let mut entries = self.scope.iter().filter(|_| scope);
             entries.any(|entry| {
                 entry.conditions.contains_key(name) && fits(entry.method, &entry.path, method, path)
             })

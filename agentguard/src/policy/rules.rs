@@ -193,7 +193,11 @@ fn check_annotations(report: &mut Report<'_>, file: u32, tokens: &[Token<'_>]) {
 }
 
 /// What a refusal by a forbid can be called, besides `policy-denied`.
-const REASONS: [DenyReason; 2] = [DenyReason::OutsideHours, DenyReason::UntrustedNetwork];
+const REASONS: [DenyReason; 3] = [
+    DenyReason::OutsideHours,
+    DenyReason::UntrustedNetwork,
+    DenyReason::OutsideTask,
+];
 
 fn reason_of(report: &mut Report<'_>, at: Place, policy: &Policy) -> Option<DenyReason> {
     let slug = policy.annotation("reason")?;
@@ -207,7 +211,7 @@ fn reason_of(report: &mut Report<'_>, at: Place, policy: &Policy) -> Option<Deny
     } else if found.is_none() {
         let slugs = REASONS.map(DenyReason::slug);
         let help = did_you_mean(slug, slugs)
-            .unwrap_or_else(|| format!("there are `{}`", slugs.join("` and `")));
+            .unwrap_or_else(|| format!("there are `{}`", slugs.join("`, `")));
         let shown = super::host::show(slug);
         report.error_help(
             at,

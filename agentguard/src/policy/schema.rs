@@ -11,7 +11,7 @@ pub(super) const CONNECT: &str = "connect";
 pub(super) const REQUEST: &str = "request";
 
 /// Attributes of a request's `context`.
-pub(super) const CONTEXT: [&str; 13] = [
+pub(super) const CONTEXT: [&str; 14] = [
     "scheme",
     "path",
     "segments",
@@ -25,6 +25,7 @@ pub(super) const CONTEXT: [&str; 13] = [
     "time",
     "network",
     "host",
+    "task",
 ];
 
 /// What a request does, as `context.scope` has it.
@@ -46,7 +47,7 @@ pub(super) fn scope_of(method: &str) -> &'static str {
 }
 
 /// Attributes of a passed connection's `context`.
-pub(super) const CONNECT_CONTEXT: [&str; 4] = ["approvals", "time", "network", "host"];
+pub(super) const CONNECT_CONTEXT: [&str; 5] = ["approvals", "time", "network", "host", "task"];
 
 /// HTTP methods that can be decided: IANA's registry without `CONNECT`, `PRI` and `*`, which are the forwarder's own matter.
 pub(super) const METHODS: [&str; 38] = [
@@ -131,6 +132,7 @@ pub(super) fn text(named: &BTreeSet<&str>, scope: Scope, shape: &Shape) -> Strin
         "type Time = {{ hour: Long, minute: Long, weekday: String, date: String, within: Set<String> }};
 type Network = {{ trusted: Bool }};
 type HostSituation = {{ labels: Set<String> }};
+type Task = {{ open: Bool, id: String, intent: String, opened_by: String }};
 entity Agent {{ owner: String, risk: String }};
 entity Host in [Host] {{ name: String, port: Long, risk: String, data: Set<String> }};
 entity Query tags String;
@@ -139,14 +141,14 @@ action \"{REQUEST}\";
 action {list} in [\"{REQUEST}\"] appliesTo {{
   principal: [Agent],
   resource: [Host],
-  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {body} }}, lookup: {{ {lookup} }}, scope: Set<String>, approvals: Set<String>, time: Time, network: Network, host: HostSituation }},
+  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {body} }}, lookup: {{ {lookup} }}, scope: Set<String>, approvals: Set<String>, time: Time, network: Network, host: HostSituation, task: Task }},
 }};
 "
     );
     if scope == Scope::RequestsAndConnections {
         let _ = writeln!(
             text,
-            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ approvals: Set<String>, time: Time, network: Network, host: HostSituation }} }};"
+            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ approvals: Set<String>, time: Time, network: Network, host: HostSituation, task: Task }} }};"
         );
     }
     text

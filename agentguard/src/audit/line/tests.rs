@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::audit::fixture::draft;
-use crate::audit::record::UpstreamInfo;
+use crate::audit::record::{TaskInfo, UpstreamInfo};
 
 fn written(entry: Entry<'_>) -> (String, Value) {
     let mut out = Vec::new();
@@ -63,11 +63,14 @@ fn a_decision_has_every_field_in_order() {
         ..Process::default()
     };
     let meta = meta();
+    let task = TaskInfo {
+        id: Uuid::from_u128(7),
+        intent: "order".into(),
+    };
     let context = Context {
         agent: "procurement",
         owner: Some("john@example.com"),
-        task: Some("order"),
-        intent: None,
+        task: Some(&task),
         process: Some(&process),
         bundle: Some(&meta),
     };
@@ -87,8 +90,8 @@ fn a_decision_has_every_field_in_order() {
             "decision": draft.decision.to_string(),
             "agent": "procurement",
             "owner": "john@example.com",
-            "task": "order",
-            "intent": null,
+            "task": task.id.to_string(),
+            "intent": "order",
             "process": {"tgid": 4711, "start": 5, "exe": "/usr/bin/python3", "uid": 1000, "cgroup": "/a",
                         "parents": ["/bin/sh[1]"]},
             "operator": null,

@@ -14,11 +14,12 @@ use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+use uuid::Uuid;
 
 use self::child::Plan;
 use super::{Failure, client_runtime};
 use crate::config::Config;
-use crate::control::api::{Run, Started};
+use crate::control::api::{Run, Started, TaskEnd, TaskLine};
 use crate::control::client::Client;
 use crate::sys::signal::Signals;
 use crate::sys::user::{self, Account};
@@ -32,7 +33,7 @@ pub struct Arguments {
     /// The agent that the command is
     #[arg(long, value_name = "NAME")]
     agent: String,
-    /// What it is to do, for the log
+    /// What it is to do: the intent of a task that is open until the command ends, for a day at most
     #[arg(long, value_name = "TEXT")]
     task: Option<String>,
     /// Run the command as this user, by name or number (root only)
@@ -74,15 +75,19 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
     };
     drop((go_read, error_write, slave));
     let child = Pid::from_raw(tgid.cast_signed());
-    match label(arguments, config, tgid) {
-        Ok(started) => tell(&go_write, &started).map_err(|e| own(&e))?,
+    let task = match label(arguments, config, tgid) {
+        Ok(started) => {
+            tell(&go_write, &started).map_err(|e| own(&e))?;
+            started.task
+        }
         Err(failure) => {
             // Without a word the child ends by itself; this is for one that is stuck.
             let _ = kill(child, Signal::SIGKILL);
             let _ = waitpid(child, None);
             return Err(failure);
         }
-    }
+    };
+    let _task = task.map(|id| OpenTask { id, config });
     drop(go_write);
     if let Some(failure) = child::failure(error_read) {
         let _ = waitpid(child, None);
@@ -90,6 +95,27 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
     }
     let status = relay::until_the_end(child, signals, master, terminal).map_err(|e| own(&e))?;
     Ok(ExitCode::from(status))
+}
+
+/// Ended with CMD. Where the daemon cannot be told, the task's time ends it.
+struct OpenTask<'c> {
+    id: Uuid,
+    config: &'c Config,
+}
+
+impl Drop for OpenTask<'_> {
+    fn drop(&mut self) {
+        let client = Client::new(&self.config.paths.control_socket());
+        let end = TaskEnd { id: self.id };
+        let ended: Result<TaskLine, Failure> = client_runtime().and_then(|runtime| {
+            let ending = client.post("/v1/tasks/end", &end);
+            runtime.block_on(ending).map_err(Failure::from)
+        });
+        // Its time was over, or somebody has ended it.
+        if let Err(error) = ended {
+            tracing::debug!(?error, task = %self.id, "not ended");
+        }
+    }
 }
 
 /// The answer for anything before CMD runs is 125, but for CMD's own 126 and 127.

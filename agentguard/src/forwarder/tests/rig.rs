@@ -127,6 +127,7 @@ impl Rig {
             },
             trusted_network: false,
             host_labels: Vec::new(),
+            tasks: BTreeMap::new(),
         };
         let (forwarder, mut inbox) = Forwarder::new(start, |_, _, _| Ok(())).unwrap();
         let weak = Arc::downgrade(&forwarder);

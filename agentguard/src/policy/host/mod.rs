@@ -16,6 +16,9 @@ pub(super) use self::pattern::{HostPattern, parse_port, split_port};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostName(String);
 
+/// The forwarder's own name, at which agents find it.
+pub(in crate::policy) const RESERVED: &str = "agentguard.internal";
+
 /// Octets of a name without its trailing dot, and of a label (RFC 1035 section 2.3.4).
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;

@@ -1,7 +1,7 @@
 //! Host patterns: a name or everything below it, at one port.
 
 use super::map::{is_below, parents};
-use super::{HostName, show};
+use super::{HostName, RESERVED, show};
 
 /// A host, or with `*.` in front all names below one (one or more labels, not the name itself), at one port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,6 +37,11 @@ impl HostPattern {
             return Err(format!(
                 "`{}` puts a wildcard in front of an address",
                 show(raw)
+            ));
+        }
+        if !below && name.as_str() == RESERVED {
+            return Err(format!(
+                "`{RESERVED}` is AgentGuard's own: every agent that reaches a host finds it there"
             ));
         }
         Ok(Self { name, below, port })

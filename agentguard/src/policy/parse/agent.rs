@@ -40,6 +40,7 @@ const AGENT: Keys = Keys {
         "start_by",
         "privileges",
         "mode",
+        "tasks",
     ],
     later: &[],
 };
@@ -101,6 +102,7 @@ pub(in crate::policy) fn agent_file(report: &mut Report<'_>, file: u32) -> Optio
         false => None,
     };
     let mode = table.choice(report, "mode", &MODES);
+    let tasks = table.choice(report, "tasks", &["optional", "required"]);
     let privileges = table.choice(report, "privileges", &["drop", "keep"]);
     let start_by = table
         .strings(report, "start_by")
@@ -114,6 +116,7 @@ pub(in crate::policy) fn agent_file(report: &mut Report<'_>, file: u32) -> Optio
         observe: mode.map(|mode| mode.value == OBSERVE),
         agent: Agent {
             observe: false,
+            tasks_required: tasks.is_some_and(|tasks| tasks.value == "required"),
             name: name.value,
             owner: owner?.value,
             risk: risk.map_or_else(|| UNKNOWN_RISK.to_owned(), |risk| risk.value),

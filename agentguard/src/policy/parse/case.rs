@@ -4,7 +4,8 @@ use super::document;
 use super::table::{Keys, Located, Table};
 use crate::policy::cases::{Expected, Outcome};
 use crate::policy::diagnostic::{Place, Report, did_you_mean};
-use crate::policy::question::{Parsed, Question};
+use crate::policy::question::{AskedTask, Parsed, Question};
+use crate::policy::{OpenedBy, Terms};
 use crate::reason::DenyReason;
 
 /// One `[[case]]`, with positions for the checks across files.
@@ -25,6 +26,10 @@ const FILE: Keys = Keys {
     known: &["case"],
     later: &[],
 };
+const TASK: Keys = Keys {
+    known: &["intent", "allow", "scope", "opened_by"],
+    later: &[],
+};
 const CASE: Keys = Keys {
     known: &[
         "name",
@@ -37,11 +42,12 @@ const CASE: Keys = Keys {
         "network",
         "host_labels",
         "lookup",
+        "task",
         "expect",
         "reason",
         "policies",
     ],
-    later: &["task"],
+    later: &[],
 };
 
 pub(in crate::policy) fn case_file(report: &mut Report<'_>, file: u32) -> Vec<CaseEntry> {
@@ -69,6 +75,10 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
     let network = table.choice(report, "network", &["trusted", "untrusted"]);
     let labels = table.strings(report, "host_labels");
     let lookup = table.string_or_json(report, "lookup");
+    let task = match table.has("task") {
+        true => Some(task(report, table)?),
+        false => None,
+    };
     let policies = table.strings(report, "policies");
     let expected = expected(report, table, &policies);
     let request = request?;
@@ -95,6 +105,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         trusted_network: network.map(|network| network.value == "trusted"),
         host_labels: labels.into_iter().map(|label| label.value).collect(),
         lookup: lookup.as_ref().map(|lookup| lookup.value.clone()),
+        task,
     };
     if let Err(why) = Parsed::new(&question, None) {
         report.error(request.at, why);
@@ -109,6 +120,35 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         lookup,
         policies,
     })
+}
+
+/// The task that the request is on, opened by a supervisor if nothing else is said.
+fn task(report: &mut Report<'_>, case: &Table<'_>) -> Option<AskedTask> {
+    let table = case.table(report, "task", "`task` of a [[case]]")?;
+    table.check_keys(report, &TASK);
+    let opened_by = table.choice(report, "opened_by", &["supervisor", "agent"]);
+    let values = |entries: Vec<Located<String>>| entries.into_iter().map(|entry| entry.value);
+    let allow = values(table.strings(report, "allow")).collect();
+    let scope = values(table.strings(report, "scope")).collect();
+    let intent = table.required(report, "intent")?;
+    let asked = AskedTask {
+        opened_by: match opened_by {
+            Some(by) if by.value == OpenedBy::Agent.name() => OpenedBy::Agent,
+            _ => OpenedBy::Supervisor,
+        },
+        terms: Terms {
+            intent: intent.value,
+            allow,
+            scope,
+        },
+    };
+    match asked.task() {
+        Ok(_) => Some(asked),
+        Err(why) => {
+            report.error(intent.at, why);
+            None
+        }
+    }
 }
 
 fn expected(

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::Missing;
 use crate::policy::body::{Block, Body, Field, FieldType, Fields, Value};
 use crate::policy::facts::{MAX_VALUE, SECRET_HEADERS, SECRET_PARAMETERS, read_name};
 use crate::policy::lookup::Lookup;
 use crate::policy::reads::{Names, Reads};
-use crate::policy::{Input, Needs, Policy, schema};
+use crate::policy::task::{NARROWS, OPEN, OPENED_BY};
+use crate::policy::{Input, Needs, OnTask, OpenedBy, Policy, Task, Tasks, Terms, schema};
 
 /// What a record says of a request or passed connection.
 pub struct Recorded<'r> {
@@ -25,6 +27,8 @@ pub struct Recorded<'r> {
     pub method: &'r str,
     pub path: &'r str,
     pub facts: &'r BTreeMap<String, String>,
+    /// Id and intent of its task.
+    pub task: Option<(&'r str, &'r str)>,
     pub then: Then,
 }
 
@@ -146,6 +150,45 @@ impl Recorded<'_> {
             Some("") => Ok(BTreeSet::new()),
             Some(label) => whole(label).map(|()| [label.to_owned()].into()),
         }
+    }
+
+    /// What there is to know of its task. How far that narrowed it is not in the record.
+    pub(super) fn tasks(&self) -> Result<Tasks, Missing> {
+        let has = |fact: &str| self.facts.get(fact).map(String::as_str);
+        match has(NARROWS) {
+            None => {}
+            // What was permitted was in it.
+            Some("allow") if self.then == Then::All => {}
+            Some(_) => return Err(Missing::Task),
+        }
+        let task = |id: Uuid, by: OpenedBy, intent: &str| {
+            let terms = Terms {
+                intent: intent.to_owned(),
+                ..Terms::default()
+            };
+            let task = Task::new(id, by, &terms).map_err(|_| Missing::Task)?;
+            Ok(Arc::new(task))
+        };
+        let own = match (has(OPENED_BY), self.task) {
+            (Some(by), Some((id, intent))) => {
+                let by = [OpenedBy::Supervisor, OpenedBy::Agent]
+                    .into_iter()
+                    .find(|it| it.name() == by);
+                let id = id.parse().ok();
+                let (id, by) = id.zip(by).ok_or(Missing::Task)?;
+                OnTask::In(task(id, by, intent)?)
+            }
+            (Some(_), None) => return Err(Missing::Task),
+            (None, _) if has(OPEN).is_some() => {
+                let some = task(Uuid::nil(), OpenedBy::Supervisor, "not in the record")?;
+                OnTask::OneOf(vec![some])
+            }
+            (None, _) => OnTask::None,
+        };
+        Ok(Tasks {
+            own,
+            ..Tasks::default()
+        })
     }
 
     fn values(

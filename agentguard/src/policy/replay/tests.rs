@@ -19,6 +19,7 @@ struct Record {
     then: Then,
     method: &'static str,
     host: &'static str,
+    task: Option<(&'static str, &'static str)>,
 }
 
 fn record<const N: usize>(facts: [(&str, &str); N]) -> Record {
@@ -27,6 +28,7 @@ fn record<const N: usize>(facts: [(&str, &str); N]) -> Record {
         then: Then::All,
         method: "POST",
         host: "h",
+        task: None,
     }
 }
 
@@ -42,6 +44,7 @@ impl Record {
             method: self.method,
             path: "/x",
             facts: &self.facts,
+            task: self.task,
             then: self.then,
         };
         let replayed = new.replay(&recorded, old)?;

@@ -45,6 +45,7 @@ fn asked(policy: &Policy, request: &str, body: Option<&str>, approvals: &[&str])
         trusted_network: None,
         host_labels: Default::default(),
         lookup: None,
+        task: None,
     });
     let answer = answer.unwrap();
     let reason = answer.reason.map_or("", DenyReason::slug);

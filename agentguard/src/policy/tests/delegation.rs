@@ -106,6 +106,7 @@ when { context.approvals.contains("finance") && context.body has amount && conte
             trusted_network: None,
             host_labels: Default::default(),
             lookup: None,
+            task: None,
         };
         let answer = policy.answer(&question).unwrap();
         let decided = match answer.outcome.name() {

@@ -348,6 +348,7 @@ fn a_question_says_what_the_services_answer() {
             trusted_network: None,
             host_labels: Default::default(),
             lookup: lookup.map(str::to_owned),
+            task: None,
         };
         let explained = policy.explain(&question).unwrap();
         assert_eq!(

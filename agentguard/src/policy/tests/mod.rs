@@ -8,6 +8,7 @@ mod differential;
 mod examples;
 mod lookups;
 mod refused;
+mod tasks;
 
 use std::collections::BTreeMap;
 
