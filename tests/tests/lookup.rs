@@ -359,6 +359,41 @@ fn a_kill_ends_the_wait_and_the_question() {
 }
 
 #[test]
+fn who_waits_for_the_same_answer_gets_it_though_who_asked_is_killed() {
+    let site = Site::new();
+    let mut office = Office::open(&site, &record("deadline_ms = 10000\n"));
+    let first = office.guard.agent("probe").client("curl".as_ref());
+    let first = first
+        .args(["--silent", &office.url("/v1/customers/held")])
+        .spawn();
+    office.tickets.talk().after("ask ");
+    let code = format!(
+        "import ssl
+context = ssl.create_default_context()
+def opened(path):
+    raw = socket.create_connection(('origin.test', {port}))
+    tls = context.wrap_socket(raw, server_hostname='origin.test')
+    tls.sendall(f'GET {{path}} HTTP/1.1\\r\\nHost: origin.test:{port}\\r\\n\\r\\n'.encode())
+    return tls
+waiting = opened('/v1/customers/held')
+# It is under way when answers that need no look-up have come.
+for _ in range(20): assert opened('/free').recv(12) == b'HTTP/1.1 201'
+print('waiting', flush=True)
+print('ok', waiting.recv(12).decode(), flush=True)",
+        port = office.origin.port
+    );
+    let mut other = office.guard.agent("other").python(&code).spawn();
+    other.line(|line| line == "waiting");
+    office.guard.cli(["kill", "probe", "--reason", "test"]).ok();
+    assert_ne!(first.finish().code(), 0, "it was cut");
+    office.tickets.talk().say("go");
+    assert_eq!(other.after("ok "), "HTTP/1.1 201");
+    other.finish().ok();
+    assert_eq!(office.asked().len(), 1);
+    assert!(!office.tickets.talk().heard().contains("gone"));
+}
+
+#[test]
 fn a_service_is_asked_about_a_body_that_is_sent_on_whole() {
     const SEARCH: &str = r#"
 [[body]]

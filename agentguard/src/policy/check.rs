@@ -43,7 +43,9 @@ pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
             Scope::Requests
         };
         let shapes = shape::shapes(bundle, rule);
-        shape::check_fields(report, rule, &shapes);
+        if bundle.whole {
+            shape::check_fields(report, rule, &shapes);
+        }
         let alone = shapes.len() == 1;
         for (shape, host) in shapes {
             let group = groups.entry((scope, shape)).or_default();

@@ -469,6 +469,7 @@ fn what_is_declared_is_checked() {
             "method = \"POST\"",
             "field `method` is not a table",
         ),
+        (on, good, "cache = 3", "unknown key `cache` in [[lookup]]"),
         (
             on,
             good,

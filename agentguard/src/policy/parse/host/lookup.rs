@@ -11,7 +11,7 @@ use super::super::reach::{Method, request_line};
 use super::super::table::{Located, Table};
 use super::request::{field, is_plain, same_type};
 use crate::policy::body::{Block, Field, FieldType, Form};
-use crate::policy::diagnostic::{Report, did_you_mean};
+use crate::policy::diagnostic::{Report, did_you_mean, nearest};
 use crate::policy::facts::{SECRET_HEADERS, SECRET_PARAMETERS};
 use crate::policy::glob::PathPattern;
 use crate::policy::host::{HostName, parse_port, show, split_port};
@@ -110,6 +110,12 @@ fn facts(report: &mut Report<'_>, table: &Table<'_>) -> Option<BTreeMap<String, 
     let mut fields = BTreeMap::new();
     let mut whole = true;
     for (name, fact) in table.others(&OWN, "a fact of [[lookup]]") {
+        if let (None, Some(near)) = (&fact, nearest(&name.value, OWN)) {
+            whole = false;
+            let message = format!("unknown key `{}` in [[lookup]]", show(&name.value));
+            report.error_help(name.at, message, format!("did you mean `{near}`?"));
+            continue;
+        }
         match field(report, &name, fact) {
             Some((Form::Json, field)) => drop(fields.insert(name.value, field)),
             Some((Form::Fields, _)) => {
