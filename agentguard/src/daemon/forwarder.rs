@@ -8,12 +8,13 @@ use agentguard_common::abi::AgentId;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
 
 use super::link::{Ended, Session};
 use super::namespaces::Entering;
 use super::state::Shared;
 use crate::link::frame::{
-    CanaryOrigin, OpenTask, PolicyUpdate, Sandbox, Start, ToForwarder, Upstream,
+    CanaryOrigin, OpenTask, PolicyUpdate, Sandbox, Start, TaskFault, ToForwarder, Upstream,
 };
 use crate::reason::DenyReason;
 
@@ -34,6 +35,8 @@ pub enum Ask {
     Network(bool),
     /// The agent's open tasks, in the place of those before.
     Tasks(AgentId, Vec<OpenTask>),
+    /// What has become of the change with this token that an agent has asked for.
+    Changed(Uuid, Result<OpenTask, TaskFault>),
     Flush(Reply),
     /// Serve another network namespace. An error if no forwarder runs or the kernel does not take it.
     Enter(Entering, Reply),
@@ -191,6 +194,10 @@ impl Desired {
                     tasks: tasks.clone(),
                 })
             }
+            Ask::Changed(token, result) => Some(ToForwarder::TaskChanged {
+                token: *token,
+                result: result.clone(),
+            }),
             Ask::Enter(..) | Ask::Leave(..) | Ask::Flush(_) | Ask::Restart(_) | Ask::Stop(_) => {
                 None
             }
@@ -241,7 +248,7 @@ pub async fn supervise(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>, mut d
                             let _ = reply.send(Ok(()));
                             return;
                         }
-                        Ask::Network(_) | Ask::Tasks(..) | Ask::Restart(_) => {}
+                        Ask::Network(_) | Ask::Tasks(..) | Ask::Changed(..) | Ask::Restart(_) => {}
                     }
                 }
             }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::forwarder::{Ask, Desired, Dropped, Reply, Status};
 use super::namespaces::Entering;
 use super::state::Shared;
+use super::tasks;
 use crate::link::channel::{self, Receiver};
 use crate::link::frame::{ToDaemon, ToForwarder};
 use crate::sys;
@@ -195,7 +196,7 @@ impl Session {
                             self.out.send(ToForwarder::Leave { netns });
                             let _ = reply.send(left.map_err(|e| e.to_string()));
                         }
-                        Ask::Network(_) | Ask::Tasks(..) => {}
+                        Ask::Network(_) | Ask::Tasks(..) | Ask::Changed(..) => {}
                         Ask::Restart(why) => return Ended::Failed(why.into()),
                         Ask::Stop(reply) => {
                             self.out.send(ToForwarder::Stop);
@@ -234,6 +235,18 @@ impl Session {
             ToDaemon::WantLeaf { name } => {
                 let result = shared.authority.issue(&name).map_err(|e| e.to_string());
                 self.out.send(ToForwarder::Leaf { name, result });
+            }
+            ToDaemon::ChangeTask {
+                token,
+                agent,
+                change,
+            } => {
+                // It tells the forwarder, which this session does: not to be waited for here.
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    let changed = tasks::change_own(&shared, agent, change).await;
+                    shared.forwarder.tell(Ask::Changed(token, changed)).await;
+                });
             }
             ToDaemon::Flushed { token } => {
                 if let Some(reply) = self.waiting.flushes.remove(&token) {

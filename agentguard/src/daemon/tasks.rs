@@ -20,7 +20,7 @@ use crate::agents::tasks::{Book, BookError, Wanted};
 use crate::audit::record::{Operation, Outcome, TaskInfo};
 use crate::control::access;
 use crate::control::api::{TaskLine, TaskStart};
-use crate::link::frame::OpenTask;
+use crate::link::frame::{OpenTask, TaskChange, TaskFault};
 use crate::policy::{OpenedBy, Terms};
 use crate::sys::peer::Peer;
 use crate::sys::user;
@@ -166,6 +166,80 @@ pub async fn end(shared: &Arc<Shared>, peer: &Peer, id: Uuid) -> Result<TaskLine
     Ok(line)
 }
 
+/// Opens or ends a task for the agent itself. Its request is the record.
+pub async fn change_own(
+    shared: &Arc<Shared>,
+    id: AgentId,
+    change: TaskChange,
+) -> Result<OpenTask, TaskFault> {
+    let Some(agent) = lock(&shared.registry).name(id).map(str::to_owned) else {
+        return Err(TaskFault::Refused("this agent is not known".into()));
+    };
+    let changed = match change {
+        TaskChange::Open { terms, seconds } => open_own(shared, id, agent, terms, seconds).await,
+        TaskChange::End { id } => {
+            let is_own =
+                |it: &TaskLine| it.id == id && it.agent == agent && it.opened_by == OpenedBy::Agent;
+            let ended = remove(shared, is_own).await;
+            let unknown =
+                || TaskError::NotFound("no task of this id is open for this agent".into());
+            ended.and_then(|ended| ended.into_iter().next().ok_or_else(unknown))
+        }
+    };
+    changed
+        .map(|line| line.open())
+        .map_err(|error| match error {
+            TaskError::Usage(why) => TaskFault::Terms(why),
+            TaskError::NotFound(why) => TaskFault::Unknown(why),
+            TaskError::Refused(why) | TaskError::Forbidden(why) => TaskFault::Refused(why),
+            TaskError::Failed(why) => {
+                tracing::error!(error = why, "an agent's task cannot be kept");
+                TaskFault::Failed
+            }
+        })
+}
+
+async fn open_own(
+    shared: &Arc<Shared>,
+    id: AgentId,
+    agent: String,
+    terms: Terms,
+    seconds: Option<u64>,
+) -> Result<TaskLine, TaskError> {
+    let active = shared.active.load_full();
+    let known = active.as_ref().and_then(|active| active.policy.agent(id));
+    let refused = |why: &str| Err(TaskError::Refused(why.to_owned()));
+    match known {
+        None => return refused("this agent is not part of the policy in force"),
+        Some(known) if known.tasks_required => {
+            return refused("this agent's tasks are opened by supervisors alone");
+        }
+        Some(_) => {}
+    }
+    let _one_at_a_time = shared.tasks.turn.lock().await;
+    let line = {
+        let mut book = lock(&shared.tasks.book);
+        if book
+            .of(&agent)
+            .any(|it| it.opened_by == OpenedBy::Supervisor)
+        {
+            return refused(
+                "a supervisor has opened a task for this agent, which holds for all that it does",
+            );
+        }
+        let wanted = Wanted {
+            agent: agent.clone(),
+            opened_by: OpenedBy::Agent,
+            by: None,
+            terms,
+            seconds,
+        };
+        book.add(wanted, Timestamp::now())?.0
+    };
+    tell(shared, vec![agent]).await;
+    Ok(line)
+}
+
 /// Ends tasks when their time is over, until the daemon stops.
 pub async fn serve(shared: Arc<Shared>) {
     loop {
@@ -198,7 +272,7 @@ pub async fn serve(shared: Arc<Shared>) {
 /// Takes them out of the book, and tells the forwarder.
 async fn remove(
     shared: &Arc<Shared>,
-    is: impl Fn(&TaskLine) -> bool,
+    is: impl Fn(&TaskLine) -> bool + Send,
 ) -> Result<Vec<TaskLine>, TaskError> {
     let _one_at_a_time = shared.tasks.turn.lock().await;
     let gone = lock(&shared.tasks.book).end(is)?;

@@ -21,7 +21,7 @@ use super::sniff::Hello;
 use super::terminate::Terminated;
 use super::tunnel::Counting;
 use super::{Forwarder, serve_connection};
-use crate::policy::{HostName, TlsMode};
+use crate::policy::{HostName, TlsMode, is_reserved};
 use crate::reason::DenyReason;
 
 /// How long to wait when the process has no descriptor left to accept with.
@@ -170,6 +170,9 @@ impl Arrival {
 
     /// Whether the host's TLS is not ended here. Names that nothing covers are: a request can be told why not.
     pub fn passes(&self, target: &Target) -> bool {
+        if is_reserved(&target.host) {
+            return false;
+        }
         let policy = self.forwarder.policy.load();
         let reach = policy.reach(self.life.agent, &target.host, target.port);
         matches!(reach, Some(TlsMode::Passthrough))

@@ -40,6 +40,7 @@ impl Forwarder {
             situation: Situation::new(false, Vec::new(), Tasks::default()),
             lookups: self.lookups.clone(),
             room: super::body::Room::new(&self.limits),
+            asks: self.asks.clone(),
             limits: self.limits.clone(),
             canary: None,
         })

@@ -18,7 +18,7 @@ use self::verdict::Verdict;
 use self::wire::{encode, parse};
 use super::resolve::{Family, Resolver};
 use crate::audit::record::{Draft, Latency, Outcome, RequestInfo};
-use crate::policy::{HostName, Policy};
+use crate::policy::{HostName, Policy, is_reserved};
 use crate::reason::DenyReason;
 
 pub use serve::{Counters, Server};
@@ -41,6 +41,8 @@ pub struct Answer {
 /// Whether a name may be resolved.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Covered {
+    /// It is AgentGuard's own.
+    Own,
     Yes,
     No,
     /// It would not be, and its agent is only observed.
@@ -64,6 +66,7 @@ pub async fn answer(
     let refused = refused.or_else(stale);
     let observes = policy.observes(origin.agent);
     let covers = |name: &HostName| match policy.may_resolve(origin.agent, name) {
+        _ if is_reserved(name) => Covered::Own,
         true => Covered::Yes,
         false if observes => Covered::Observed,
         false => Covered::No,
@@ -111,6 +114,7 @@ async fn respond(
     record.latency.decide = micros(started);
     let verdict = match (refused, name) {
         (Some(reason), _) => Verdict::stopped(reason),
+        (None, Some(_)) if covered == Covered::Own => Verdict::own(question.query_type()),
         (None, Some(name)) if covered != Covered::No => {
             let found = look_up(&name, question.query_type(), resolver).await;
             match covered {

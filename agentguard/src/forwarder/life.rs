@@ -22,6 +22,8 @@ pub struct Life {
     cut: CancellationToken,
     tasks: TaskTracker,
     connections: AtomicU32,
+    /// One change of its tasks at a time.
+    pub changing: tokio::sync::Mutex<()>,
     /// Upstream connections kept for reuse: never shared with another agent.
     pub pool: Pool,
     /// Room for what its requests have other services asked.
@@ -36,6 +38,7 @@ impl Life {
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
             connections: AtomicU32::new(0),
+            changing: tokio::sync::Mutex::default(),
             pool: Pool::default(),
             lookups: Semaphore::new(lookup::PER_AGENT),
         }

@@ -4,6 +4,7 @@
 //! secret but leaf keys, and has no way out but [`upstream`], which takes a permit, or a question that policy declares.
 
 mod accept;
+mod asks;
 mod canary;
 mod doors;
 pub mod origin;
@@ -63,6 +64,7 @@ use tokio::time::timeout;
 pub use self::standing::CUT;
 
 use self::accept::Arrival;
+use self::asks::Asks;
 use self::http::Session;
 use self::identity::Entrance;
 use self::io::{Client, Leg};
@@ -76,7 +78,7 @@ use self::tasks::Tasks;
 use self::tunnel::Tunnel;
 use self::upstream::Upstreams;
 use crate::audit::record::Draft;
-use crate::link::frame::{Limits, Start};
+use crate::link::frame::{Limits, Start, ToDaemon};
 use crate::policy::Policy;
 
 /// What the daemon gave the forwarder at start, by inherited descriptor.
@@ -99,6 +101,7 @@ pub struct Forwarder {
     upstreams: Upstreams,
     dns: Arc<dns::Server>,
     pub situation: Situation,
+    asks: Arc<Asks>,
     lookups: Arc<Lookups>,
     pub limits: Limits,
     /// What the canary's connections are served with.
@@ -112,6 +115,7 @@ struct Inbox {
     records: mpsc::Receiver<Draft>,
     /// Names that leaves are wanted for.
     names: mpsc::UnboundedReceiver<String>,
+    asked: mpsc::UnboundedReceiver<ToDaemon>,
 }
 
 impl Forwarder {
@@ -121,6 +125,7 @@ impl Forwarder {
         let tasks = Tasks::new(&start.tasks).map_err(anyhow::Error::msg)?;
         let (queue, records) = mpsc::channel(record::QUEUE);
         let (wanted, names) = mpsc::unbounded_channel();
+        let (asks, asked) = mpsc::unbounded_channel();
         let lives = Arc::new(Lives::default());
         // Nothing of theirs is there yet to wait for.
         drop(lives.kill(&start.killed));
@@ -140,11 +145,19 @@ impl Forwarder {
             dns: Arc::new(dns),
             room: body::Room::new(&start.limits),
             situation: Situation::new(start.trusted_network, start.host_labels, tasks),
+            asks: Arc::new(Asks::new(asks)),
             limits: start.limits,
             canary: None,
         };
         forwarder.canary = Some(Arc::new(forwarder.for_canary(&start.canary, tag)?));
-        Ok((Arc::new(forwarder), Inbox { records, names }))
+        Ok((
+            Arc::new(forwarder),
+            Inbox {
+                records,
+                names,
+                asked,
+            },
+        ))
     }
 }
 

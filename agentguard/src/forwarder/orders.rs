@@ -148,6 +148,9 @@ async fn orders(
                 set.map_err(anyhow::Error::msg)
                     .context("the daemon's tasks cannot be read here")?;
             }
+            Some(ToForwarder::TaskChanged { token, result }) => {
+                forwarder.asks.answered(token, result);
+            }
             Some(ToForwarder::AuditAvailable(available)) => {
                 forwarder.records.set_available(available);
             }

@@ -93,6 +93,7 @@ impl Post {
                 Some(name) = self.inbox.names.recv() => {
                     self.sender.send(&ToDaemon::WantLeaf { name }).await?;
                 }
+                Some(asked) = self.inbox.asked.recv() => self.sender.send(&asked).await?,
                 () = at(records_due), if records_due.is_some() => {
                     self.records().await?;
                     records_due = None;

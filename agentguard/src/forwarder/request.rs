@@ -1,5 +1,7 @@
 //! One request, from its head to the head of its answer: what it is for, whether it may, and what comes back.
 
+mod own;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -41,8 +43,15 @@ pub async fn handle(session: &Arc<Session>, request: Request<Incoming>) -> Respo
     };
     let (parts, body) = request.into_parts();
     let mut exchange = Exchange::new(session, entry, &parts);
+    let target = match exchange.admit(&parts, &head) {
+        Ok(target) if policy::is_reserved(&target.host) => {
+            return own::answer(exchange, parts, body, busy).await;
+        }
+        Ok(target) => target,
+        Err(refusal) => return exchange.refuse(refusal, Some(body), busy),
+    };
     let mut body = RequestBody::Streamed(body);
-    match exchange.judge(parts, &head, &mut body).await {
+    match exchange.judge(parts, target, &mut body).await {
         Ok(judged) => exchange.forward(judged, body, busy).await,
         Err(refusal) => exchange.refuse(refusal, body.rest(), busy),
     }
@@ -92,28 +101,36 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Everything that is decided before a byte goes out. What is judged is what is sent.
-    async fn judge(
-        &mut self,
-        mut parts: Parts,
-        head: &[u8],
-        body: &mut RequestBody,
-    ) -> Result<Judged, Refusal> {
+    /// Where the request goes, if it is one that can be judged.
+    fn admit(&mut self, parts: &Parts, head: &[u8]) -> Result<Target, Refusal> {
         let session = self.session;
         if !session.forwarder.records.available() {
             return Err(Refusal::new(DenyReason::AuditUnavailable, refuse::NO_AUDIT));
         }
-        let target = identity::target(&session.entrance, &parts).map_err(Refusal::protocol)?;
+        let target = identity::target(&session.entrance, parts).map_err(Refusal::protocol)?;
         self.about(&target);
+        self.bounded(parts)?;
+        if let Some(request) = &mut self.entry.request
+            && let Ok(path) = CanonicalPath::parse(parts.uri.path())
+        {
+            request.path = path.as_str().to_owned();
+        }
+        framing::check(parts, head)?;
+        Ok(target)
+    }
+
+    /// Everything that is decided before a byte goes out. What is judged is what is sent.
+    async fn judge(
+        &mut self,
+        mut parts: Parts,
+        target: Target,
+        body: &mut RequestBody,
+    ) -> Result<Judged, Refusal> {
+        let session = self.session;
         if self.policy.is_expired(Timestamp::now()) {
             return Err(Refusal::new(DenyReason::PolicyStale, refuse::STALE));
         }
-        self.bounded(&parts)?;
         let path = CanonicalPath::parse(parts.uri.path()).map_err(Refusal::protocol)?;
-        if let Some(request) = &mut self.entry.request {
-            request.path = path.as_str().to_owned();
-        }
-        framing::check(&parts, head)?;
         let authority = target.authority(&session.entrance.scheme);
         let named = Named::take(&mut parts.headers);
         let websocket = headers::clean(&mut parts, &authority)?;

@@ -26,6 +26,8 @@ pub struct Tasks {
 }
 
 struct Open {
+    /// As the daemon said.
+    said: OpenTask,
     task: Arc<Task>,
     ends: Timestamp,
     over: CancellationToken,
@@ -80,6 +82,7 @@ impl Tasks {
             let task = Task::new(one.id, one.opened_by, &one.terms)?;
             let ends = Timestamp::from_second(one.ends).map_err(|error| error.to_string())?;
             fresh.push(Open {
+                said: one.clone(),
                 task: Arc::new(task),
                 ends,
                 over: CancellationToken::new(),
@@ -138,6 +141,16 @@ impl Tasks {
             own,
             above: above.filter(|(_, tasks)| !tasks.is_empty()).collect(),
         }
+    }
+
+    /// Those of the agent alone.
+    pub fn open(&self, agent: AgentId) -> Vec<OpenTask> {
+        let all = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let now = Timestamp::now();
+        let open = all.get(&agent).map_or(&[][..], Vec::as_slice).iter();
+        open.filter(|it| it.ends > now)
+            .map(|it| it.said.clone())
+            .collect()
     }
 
     /// What ends with the tasks that something was permitted on: it is over when all of them are.

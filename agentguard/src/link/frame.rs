@@ -48,6 +48,11 @@ pub enum ToForwarder {
         agent: AgentId,
         tasks: Vec<OpenTask>,
     },
+    /// The answer to [`ToDaemon::ChangeTask`]: what has been opened or ended, after [`ToForwarder::Tasks`].
+    TaskChanged {
+        token: Uuid,
+        result: Result<OpenTask, TaskFault>,
+    },
     /// Serve the namespace with this cookie on the listeners that come with the frame
     /// ([`Bound`](crate::forwarder::listen::Bound)), in the place of earlier ones.
     Enter {
@@ -78,6 +83,12 @@ pub enum ToDaemon {
     /// The leaf certificate for `name` is needed.
     WantLeaf {
         name: String,
+    },
+    /// An agent opens or ends a task of its own. Answered by [`ToForwarder::TaskChanged`] with the same token.
+    ChangeTask {
+        token: Uuid,
+        agent: AgentId,
+        change: TaskChange,
     },
     /// One draft per decision, in the order they were completed.
     Records(Vec<Draft>),
@@ -120,6 +131,28 @@ pub struct OpenTask {
     pub terms: Terms,
     /// Seconds since the Unix epoch.
     pub ends: i64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum TaskChange {
+    Open {
+        terms: Terms,
+        /// How long, if the agent says so.
+        seconds: Option<u64>,
+    },
+    End {
+        id: Uuid,
+    },
+}
+
+/// Why an agent's task is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaskFault {
+    Terms(String),
+    Unknown(String),
+    Refused(String),
+    /// It is the daemon's affair, and in its log.
+    Failed,
 }
 
 /// The daemon's own origin, on 127.0.0.1, for the canary alone.

@@ -179,6 +179,10 @@ impl<T> Routes<T> {
         self.patterns.push((pattern, value));
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &(PathPattern, T)> {
+        self.patterns.iter()
+    }
+
     pub fn len(&self) -> usize {
         self.patterns.len()
     }

@@ -12,15 +12,15 @@ use uuid::Uuid;
 use super::host::split_port;
 use super::time::Calendar;
 use super::{
-    Action, CanonicalPath, Gathered, HostName, Input, OnTask, OpenedBy, Policy, Task, Tasks, Terms,
-    schema,
+    Action, CanonicalPath, Decision, Gathered, HostName, Input, OnTask, OpenedBy, Policy, Task,
+    Tasks, Terms, schema,
 };
 
 /// What the forwarder reads of a body by default, bytes.
 const MAX_BODY: usize = 1 << 20;
 
 /// A request as a person writes it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Question {
     pub agent: String,
     /// An HTTP method, or `connect`.
@@ -191,5 +191,31 @@ impl<'q> Parsed<'q> {
             action,
             gathered: &self.gathered,
         }
+    }
+}
+
+impl Policy {
+    /// What would be decided if the agent asked for it now, and the host's id. `gather` adds what it takes a clock to know.
+    ///
+    /// # Errors
+    /// What in the question is no host, path or header.
+    pub fn may(
+        &self,
+        agent: AgentId,
+        question: &Question,
+        tasks: Tasks,
+        gather: impl FnOnce(&Input<'_>, &mut Gathered),
+    ) -> Result<(String, Decision), String> {
+        let mut parsed = Parsed::new(question, None)?;
+        parsed.gathered = Gathered {
+            tasks: Some(tasks),
+            ..Gathered::default()
+        };
+        parsed.gather(self, agent);
+        let mut gathered = parsed.gathered.clone();
+        gather(&parsed.input(agent), &mut gathered);
+        parsed.gathered = gathered;
+        let input = parsed.input(agent);
+        Ok((input.host.id(input.port), self.decide(&input)))
     }
 }

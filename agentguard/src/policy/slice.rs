@@ -30,6 +30,12 @@ pub(super) struct Class {
 }
 
 impl Class {
+    /// Indices of every rule that can apply to some action.
+    pub fn rules(&self) -> impl Iterator<Item = usize> {
+        let slices = self.by_action.values().chain([&self.other_methods]);
+        slices.flat_map(|slice| slice.rules.iter().copied())
+    }
+
     pub fn slice(&self, action: &str) -> &Slice {
         self.by_action.get(action).unwrap_or(&self.other_methods)
     }

@@ -1,11 +1,18 @@
 //! How a query ends: what the agent is told and what is recorded.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::RData;
+use hickory_proto::rr::{RData, RecordType};
 
 use crate::audit::record::Outcome;
 use crate::forwarder::resolve::{ResolveError, Resolved};
 use crate::reason::DenyReason;
+
+/// Nobody's (RFC 5737): whatever an agent connects to comes to the forwarder, and goes no further with that name.
+const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Seconds.
+const OWN_TTL: u32 = 60;
 
 const UNCOVERED: &str = "no reach entry of this agent covers the name";
 
@@ -64,6 +71,19 @@ impl Verdict {
             .iter()
             .map(|ip| (RData::from(*ip), ttl))
             .collect();
+        verdict
+    }
+
+    /// Of the name at which agents find AgentGuard.
+    pub(super) fn own(kind: RecordType) -> Self {
+        if !matches!(kind, RecordType::A | RecordType::AAAA) {
+            return Self::other_type();
+        }
+        let detail = "AgentGuard's own name";
+        let mut verdict = Self::new(ResponseCode::NoError, Outcome::Allow, None, detail);
+        if kind == RecordType::A {
+            verdict.answers = vec![(RData::from(IpAddr::V4(OWN)), OWN_TTL)];
+        }
         verdict
     }
 

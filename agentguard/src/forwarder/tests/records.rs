@@ -74,6 +74,7 @@ async fn everything_said_goes_after_the_records_completed_before() {
     let inbox = Inbox {
         records: drafts,
         names,
+        asked: mpsc::unbounded_channel().1,
     };
     let outbox = Outbox::start(sender, inbox, lives.clone());
     let life = lives.of(AgentId(9));
