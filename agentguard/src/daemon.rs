@@ -48,6 +48,7 @@ use crate::config::Config;
 use crate::control;
 use crate::guarantee::{self, Facts};
 use crate::kernel::Kernel;
+use crate::limits::Ledger;
 use crate::sys;
 use crate::tls::ca::Authority;
 
@@ -137,6 +138,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let (event_asks, event_asked) = mpsc::channel(16);
     let records = records::Handle::start(log)
         .map_err(|e| StartError::Failed(format!("cannot start the audit log's thread: {e}")))?;
+    let ledger = Ledger::start(&state.join("limits.log"))
+        .map_err(|e| StartError::Failed(format!("cannot start the thread that counts: {e}")))?;
     let (network, watch) = network::Handle::start(&config.network.trusted)
         .map_err(|e| StartError::Failed(format!("cannot watch the host's network: {e}")))?;
     let shared = Arc::new(Shared {
@@ -153,6 +156,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         forwarder,
         forwarder_account: account,
         records,
+        ledger,
         events: event_asks,
         cgroup_root,
         cgroups,

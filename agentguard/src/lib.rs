@@ -3,7 +3,7 @@
 //! Read in the order of one call: [`kernel`] (attribution and the connect verdict, with `agentguard-ebpf`), then
 //! `forwarder::serve_connection` (the whole path on the wire), [`policy`] (the decision), [`audit`] (its record).
 //! [`daemon`] wires them together; [`control`] is the API that [`cli`] speaks. What is promised, and whether it holds on this
-//! host, is in [`guarantee`] alone.
+//! host, is in [`guarantee`] alone. What [`limits`] count outlives every request.
 //!
 //! Invariants:
 //! - `policy` does no I/O and has no clock;
@@ -24,6 +24,7 @@ pub mod daemon;
 pub mod forwarder;
 pub mod guarantee;
 pub mod kernel;
+pub mod limits;
 pub mod link;
 pub mod policy;
 pub mod reason;

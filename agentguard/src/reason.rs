@@ -24,6 +24,8 @@ pub enum DenyReason {
     UntrustedNetwork,
     /// Permitted, and not on the task that it is on or has to be on.
     OutsideTask,
+    /// A limit has no room for it, or cannot be counted.
+    RateLimited,
     /// A fact that a rule reads has more than one value.
     BodyAmbiguous,
     /// A body that a rule reads is not what was declared.
@@ -47,7 +49,7 @@ pub enum DenyReason {
 }
 
 impl DenyReason {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::PolicyDenied,
         Self::ApprovalRequired,
         Self::AgentKilled,
@@ -57,6 +59,7 @@ impl DenyReason {
         Self::OutsideHours,
         Self::UntrustedNetwork,
         Self::OutsideTask,
+        Self::RateLimited,
         Self::BodyAmbiguous,
         Self::BodyUnreadable,
         Self::BodyTooLarge,
@@ -80,6 +83,7 @@ impl DenyReason {
             Self::OutsideHours => "outside-hours",
             Self::UntrustedNetwork => "untrusted-network",
             Self::OutsideTask => "outside-task",
+            Self::RateLimited => "rate-limited",
             Self::BodyAmbiguous => "body-ambiguous",
             Self::BodyUnreadable => "body-unreadable",
             Self::BodyTooLarge => "body-too-large",
@@ -106,6 +110,7 @@ impl DenyReason {
             | Self::OutsideHours
             | Self::UntrustedNetwork
             | Self::OutsideTask
+            | Self::RateLimited
             | Self::BodyAmbiguous
             | Self::BodyUnreadable
             | Self::BodyTooLarge
@@ -129,6 +134,7 @@ impl DenyReason {
             Self::OutsideHours => "Not at this time",
             Self::UntrustedNetwork => "Not from this network",
             Self::OutsideTask => "Outside the task",
+            Self::RateLimited => "A limit has been reached",
             Self::BodyAmbiguous => "The request can be read in more than one way",
             Self::BodyUnreadable => "The request's body cannot be read",
             Self::BodyTooLarge => "The request's body is too large to be judged",

@@ -1,9 +1,12 @@
-"""An HTTPS server that takes any request whole: `hit METHOD PATH CONTENT-TYPE BYTES SHA256` for each, and answers 201."""
+"""An HTTPS server that takes any request whole: `hit METHOD PATH CONTENT-TYPE BYTES SHA256` for each, and answers 201, or as the query
+says: `?status=404`; `?status=never` not at all."""
 
 import hashlib
 import http.server
 import ssl
 import sys
+import threading
+import urllib.parse
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -23,7 +26,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
         kind = self.headers.get("content-type", "-").replace(" ", "")
         print("hit", self.command, self.path, kind, len(body), hashlib.sha256(body).hexdigest(), flush=True)
-        self.send_response(201)
+        query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        status = query.get("status", ["201"])[0]
+        if status == "never":
+            threading.Event().wait()
+        self.send_response(int(status))
         self.send_header("content-length", "0")
         self.end_headers()
 

@@ -9,7 +9,7 @@ use super::kill::show as show_cut;
 use super::status::duration;
 use super::table::{fields, table};
 use super::{Failure, print, print_json};
-use crate::control::api::{AgentLine, Change, Changed, DoneView};
+use crate::control::api::{AgentLine, Change, Changed, DoneView, LimitView};
 use crate::control::client::Client;
 use crate::daemon::kill::suggest;
 
@@ -203,6 +203,21 @@ fn show(agent: &AgentLine) -> String {
     all.extend(agent.out.as_ref().map(|it| ("out of use", done(it))));
     let inactive = agent.owner_inactive.as_ref();
     all.extend(inactive.map(|it| ("owner inactive", done(it))));
+    let limits = agent.limits.iter().map(|limit| {
+        let host = limit.host.as_ref();
+        let host = host.map_or(String::new(), |host| format!(" at {host}"));
+        let shared = if limit.shared { " by all agents" } else { "" };
+        let LimitView {
+            rule,
+            limit,
+            used,
+            next,
+            ..
+        } = limit;
+        let used = format!("{rule}: {used} of {limit}{host}{shared}, the first until {next:.0}");
+        ("limit", used)
+    });
+    all.extend(limits);
     fields(&all)
 }
 
@@ -228,6 +243,7 @@ mod tests {
             killed: None,
             out: None,
             owner_inactive: None,
+            limits: Vec::new(),
         };
         assert_eq!(
             list(&[agent], Timestamp::from_second(90).unwrap()),

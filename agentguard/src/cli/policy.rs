@@ -117,6 +117,9 @@ pub struct Explain {
     /// A role that is taken to have approved it; may be repeated
     #[arg(long = "approved-by", value_name = "ROLE")]
     approvals: Vec<String>,
+    /// A limit, by its rule's id, that is taken to have no room; may be repeated
+    #[arg(long = "exhausted", value_name = "RULE")]
+    exhausted: Vec<String>,
     /// When, in the bundle's zone, as in 2026-11-23T09:00 [default: now]
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
@@ -299,6 +302,7 @@ async fn ask(explain: &Explain, client: &Client) -> Result<ExitCode, Failure> {
         headers: explain.headers.clone(),
         body,
         approvals: explain.approvals.iter().cloned().collect(),
+        exhausted: explain.exhausted.iter().cloned().collect(),
         time: explain.time.clone(),
         trusted_network: None,
         host_labels: Default::default(),

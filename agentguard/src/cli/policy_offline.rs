@@ -191,6 +191,7 @@ error: the bundle is not valid: 2 errors in 2 files
                 headers: Vec::new(),
                 body: None,
                 approvals: Default::default(),
+                exhausted: Default::default(),
                 time: None,
                 trusted_network: None,
                 host_labels: Default::default(),

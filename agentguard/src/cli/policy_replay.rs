@@ -197,6 +197,7 @@ impl Replayer<'_> {
             path,
             facts,
             task: line.task.as_deref().zip(line.intent.as_deref()),
+            exhausted: decided.exhausted,
             then: decided.then,
         };
         match self.new.replay(&recorded, old) {
@@ -211,6 +212,8 @@ struct Decided<'l> {
     outcome: Outcome,
     reason: Option<&'l str>,
     then: Then,
+    /// Limits that had no room.
+    exhausted: &'l [String],
 }
 
 fn decided<'l>(
@@ -223,6 +226,7 @@ fn decided<'l>(
         outcome: Outcome::Allow,
         reason: None,
         then: Then::All,
+        exhausted: &[],
     };
     let cut = line.detail.as_deref() == Some(CUT);
     let outcome = match line.outcome.as_ref() {
@@ -248,6 +252,7 @@ fn decided<'l>(
         DenyReason::ApprovalRequired,
         DenyReason::OutsideHours,
         DenyReason::UntrustedNetwork,
+        DenyReason::RateLimited,
     ];
     // A task that leaves it out is nothing that rules decide.
     let by_forbid = reason == slug(DenyReason::OutsideTask) && !line.policies.is_empty();
@@ -268,6 +273,10 @@ fn decided<'l>(
         outcome,
         reason,
         then,
+        exhausted: match reason == slug(DenyReason::RateLimited) {
+            true => &line.policies,
+            false => &[],
+        },
     })
 }
 

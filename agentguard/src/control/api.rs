@@ -264,6 +264,25 @@ pub struct AgentLine {
     /// Who has made its owner inactive.
     #[serde(default)]
     pub owner_inactive: Option<DoneView>,
+    /// What it has used of its limits, where it has.
+    #[serde(default)]
+    pub limits: Vec<LimitView>,
+}
+
+/// What is used of a limit now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitView {
+    pub rule: String,
+    /// As the rule has it.
+    pub limit: String,
+    /// Requests, or what the field adds up to.
+    pub used: String,
+    /// Where it is counted per host.
+    pub host: Option<String>,
+    /// It is counted for all agents together.
+    pub shared: bool,
+    /// When the first of it stops to count.
+    pub next: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,8 +15,10 @@ use super::forwarder::{Ask, Desired, Dropped, Reply, Status};
 use super::namespaces::Entering;
 use super::state::Shared;
 use super::tasks;
+use crate::limits;
 use crate::link::channel::{self, Receiver};
 use crate::link::frame::{ToDaemon, ToForwarder};
+use crate::policy::{Charge, Room};
 use crate::sys;
 
 /// How long a new forwarder may take until it listens.
@@ -30,6 +32,7 @@ pub enum Ended {
 }
 
 /// Takes frames, and descriptors that go with them.
+#[derive(Clone)]
 struct Out(mpsc::UnboundedSender<(ToForwarder, Vec<OwnedFd>)>);
 
 impl Out {
@@ -48,6 +51,7 @@ pub struct Session {
     out: Out,
     frames: Receiver<ToDaemon>,
     waiting: Waiting,
+    ledger: limits::Session,
 }
 
 /// Who waits for which answer.
@@ -145,6 +149,7 @@ impl Session {
             out,
             frames,
             waiting: Waiting::default(),
+            ledger: shared.ledger.session(),
         })
     }
 
@@ -253,6 +258,8 @@ impl Session {
                     let _ = reply.send(Ok(()));
                 }
             }
+            ToDaemon::Charge { token, charges } => self.charge(shared, token, charges),
+            ToDaemon::Settle { token, settled } => self.ledger.settle(token, settled),
             ToDaemon::Applied { digest } => {
                 for (wanted, reply) in std::mem::take(&mut self.waiting.policy) {
                     if wanted == digest {
@@ -276,6 +283,20 @@ impl Session {
             }
             ToDaemon::Lost { netns } => shared.namespaces.lost(netns),
             ToDaemon::Ready { .. } => tracing::warn!("the forwarder said `Ready` twice"),
+        }
+    }
+
+    fn charge(&self, shared: &Shared, token: u64, charges: Vec<Charge>) {
+        let out = self.out.clone();
+        let known = {
+            let registry = super::lock(&shared.registry);
+            let agents = charges.iter().filter_map(|it| it.counter.agent.as_ref());
+            { agents }.all(|agent| registry.id(agent).is_some())
+        };
+        let answer = move |room| out.send(ToForwarder::Charged { token, room });
+        match known {
+            true => self.ledger.take(token, charges, answer),
+            false => answer(Room::Unavailable("an agent is not known here".into())),
         }
     }
 

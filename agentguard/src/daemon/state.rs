@@ -23,6 +23,7 @@ use crate::audit::record::{Draft, Process};
 use crate::config::Config;
 use crate::guarantee::{self, Facts, Guarantee, Met};
 use crate::kernel::{Kernel, KernelError};
+use crate::limits::Ledger;
 use crate::link::frame::PolicyUpdate;
 use crate::policy::{Meta, Policy, Reassigned, Sources};
 use crate::sys;
@@ -73,6 +74,8 @@ pub struct Shared {
     pub forwarder: forwarder::Handle,
     pub forwarder_account: sys::user::Account,
     pub records: records::Handle,
+    /// What limits have counted.
+    pub ledger: Ledger,
     /// Asks for what is in the kernel's ring to be taken now.
     pub events: mpsc::Sender<oneshot::Sender<()>>,
     pub cgroup_root: PathBuf,

@@ -10,9 +10,11 @@ use super::{expiry, lock};
 use crate::agents::registry::Done;
 use crate::agents::stops::Stop;
 use crate::control::api::{
-    AgentCounts, AgentLine, AuditView, DoneView, ForwarderView, HookView, InForce, Status,
+    AgentCounts, AgentLine, AuditView, DoneView, ForwarderView, HookView, InForce, LimitView,
+    Status,
 };
 use crate::daemon::forwarder;
+use crate::limits::counters::Used;
 
 pub fn status(shared: &Shared) -> Status {
     let agents = counts(shared);
@@ -44,6 +46,11 @@ pub fn status(shared: &Shared) -> Status {
     if let Some(error) = &audit.error {
         alarms.push(format!(
             "no audit records, agents' requests are refused: {error}"
+        ));
+    }
+    if let Some(error) = shared.ledger.trouble() {
+        alarms.push(format!(
+            "nothing is counted, requests that have limits are refused: {error}"
         ));
     }
     for hook in hooks.iter().filter(|hook| !hook.attached) {
@@ -149,6 +156,29 @@ fn view(done: &Done) -> DoneView {
     }
 }
 
+/// As the bundle in force has them: what another has counted otherwise is over.
+fn limits(shared: &Shared, active: Option<&Active>, agent: &str) -> Vec<LimitView> {
+    let used = shared.ledger.of(agent).into_iter();
+    let views = used.filter_map(
+        |Used {
+             counter,
+             used,
+             next,
+         }| {
+            let limit = active?.policy.limit(&counter.rule)?;
+            (limit.unit() == counter.unit).then(|| LimitView {
+                limit: limit.text.clone(),
+                used: limit.shown(used),
+                rule: counter.rule,
+                host: counter.host,
+                shared: counter.agent.is_none(),
+                next: Timestamp::from_millisecond(next).unwrap_or(Timestamp::MAX),
+            })
+        },
+    );
+    views.collect()
+}
+
 pub fn agents(shared: &Shared) -> Vec<AgentLine> {
     let active = shared.active.load_full();
     let stops = shared.stops();
@@ -188,6 +218,7 @@ pub fn agents(shared: &Shared) -> Vec<AgentLine> {
                 killed: known.killed.as_ref().map(view),
                 out: known.out.as_ref().map(|(_, done)| view(done)),
                 owner_inactive: inactive.map(view),
+                limits: limits(shared, active.as_deref(), name),
             }
         })
         .collect();
@@ -210,6 +241,7 @@ pub fn agents(shared: &Shared) -> Vec<AgentLine> {
             killed: None,
             out: None,
             owner_inactive: None,
+            limits: Vec::new(),
         });
     }
     lines

@@ -37,6 +37,7 @@ impl Forwarder {
             leaves: self.leaves.clone(),
             upstreams: Upstreams::new(resolver, &upstream.roots, &self.limits, tag)?,
             dns: self.dns.clone(),
+            charges: self.charges.clone(),
             situation: Situation::new(false, Vec::new(), Tasks::default()),
             lookups: self.lookups.clone(),
             room: super::body::Room::new(&self.limits),

@@ -24,6 +24,7 @@ mod refuse;
 mod request;
 
 mod body;
+mod charges;
 mod lookup;
 
 mod upstream;
@@ -65,6 +66,7 @@ pub use self::standing::CUT;
 
 use self::accept::Arrival;
 use self::asks::Asks;
+use self::charges::Charges;
 use self::http::Session;
 use self::identity::Entrance;
 use self::io::{Client, Leg};
@@ -103,6 +105,7 @@ pub struct Forwarder {
     pub situation: Situation,
     asks: Arc<Asks>,
     lookups: Arc<Lookups>,
+    pub charges: Arc<Charges>,
     pub limits: Limits,
     /// What the canary's connections are served with.
     canary: Option<Arc<Self>>,
@@ -145,7 +148,8 @@ impl Forwarder {
             dns: Arc::new(dns),
             room: body::Room::new(&start.limits),
             situation: Situation::new(start.trusted_network, start.host_labels, tasks),
-            asks: Arc::new(Asks::new(asks)),
+            asks: Arc::new(Asks::new(asks.clone())),
+            charges: Arc::new(Charges::new(asks)),
             limits: start.limits,
             canary: None,
         };

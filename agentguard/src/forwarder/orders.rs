@@ -129,6 +129,7 @@ async fn orders(
                 compiling = Some(tokio::task::spawn_blocking(move || compile(&update)));
             }
             Some(ToForwarder::Leaf { name, result }) => forwarder.leaves.arrived(&name, result),
+            Some(ToForwarder::Charged { token, room }) => forwarder.charges.arrived(token, room),
             Some(ToForwarder::Kill { agents }) => {
                 let live = forwarder.lives.connections();
                 let count = |agent| (agent, live.get(&agent).copied().unwrap_or(0));

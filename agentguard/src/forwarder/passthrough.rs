@@ -6,6 +6,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
 
+use super::charges::Held;
 use super::identity::Target;
 use super::io::{Client, Peeked};
 use super::record::{Entry, micros};
@@ -15,6 +16,7 @@ use super::tasks::Named;
 use super::terminate::{Alert, send_alert};
 use super::{Arrival, refuse, tunnel};
 use crate::audit::record::UpstreamInfo;
+use crate::link::frame::Settled;
 use crate::policy::{Action, Decision, Gathered, Input, Permit, Policy};
 use crate::reason::DenyReason;
 
@@ -28,8 +30,8 @@ pub async fn carry(
 ) {
     entry.resource = target.id();
     let policy = arrival.forwarder.policy.load_full();
-    let judged = judge(arrival, &policy, &target, hello, &mut entry);
-    let (permit, gathered) = match judged {
+    let judged = judge(arrival, &policy, &target, hello, &mut entry).await;
+    let (permit, mut held, gathered) = match judged {
         Ok(judged) => judged,
         Err((reason, detail)) => {
             entry.refuse(reason, detail);
@@ -39,15 +41,18 @@ pub async fn carry(
     };
     let (head, mut client) = stream.into_parts();
     let upstreams = &arrival.forwarder.upstreams;
+    held.settled = Settled::Kept;
     let dialled = upstreams.connect(&arrival.life, permit).await;
     let (mut upstream, addr) = match dialled {
         Ok(dialled) => dialled,
         Err(fault) => {
+            held.settled = Settled::Unsent;
             let detail = format!("{}: {}", entry.resource, fault.detail);
             entry.fail(Some(fault.reason), detail);
             return send_alert(&mut client, &Alert::InternalError.bytes()).await;
         }
     };
+    drop(held);
     entry.upstream = Some(UpstreamInfo {
         addr: addr.to_string(),
         tls: "passthrough".into(),
@@ -65,13 +70,13 @@ pub async fn carry(
     tunnel::carry(carried, entry, standing).await;
 }
 
-fn judge(
+async fn judge(
     arrival: &Arrival,
     policy: &Policy,
     target: &Target,
     hello: &Hello,
     entry: &mut Entry,
-) -> Result<(Permit, Gathered), (DenyReason, String)> {
+) -> Result<(Permit, Held, Gathered), (DenyReason, String)> {
     let forwarder = &arrival.forwarder;
     if !forwarder.records.available() {
         return Err((DenyReason::AuditUnavailable, refuse::NO_AUDIT.into()));
@@ -107,12 +112,17 @@ fn judge(
         ..input
     });
     entry.latency.decide = micros(started);
-    match decision {
-        Decision::Permit(permit) => {
+    let taken = match decision {
+        Decision::Permit(permit) => Ok((permit, Held::nothing())),
+        Decision::Limited(limited) => forwarder.charges.take(*limited).await,
+        Decision::Deny(denial) => Err(denial),
+    };
+    match taken {
+        Ok((permit, held)) => {
             entry.permitted(&permit);
-            Ok((permit, gathered))
+            Ok((permit, held, gathered))
         }
-        Decision::Deny(denial) => {
+        Err(denial) => {
             entry.policies = denial.policies;
             entry.facts = denial.facts;
             Err((denial.reason, denial.detail))

@@ -93,6 +93,7 @@ impl Refusal {
                 | DenyReason::OutsideHours
                 | DenyReason::UntrustedNetwork
                 | DenyReason::OutsideTask
+                | DenyReason::RateLimited
                 | DenyReason::BodyAmbiguous
                 | DenyReason::BodyUnreadable
                 | DenyReason::BodyTooLarge
@@ -228,6 +229,7 @@ fn trailers_only(refusal: &Refusal) -> Response<Answer> {
         | DenyReason::OutsideHours
         | DenyReason::UntrustedNetwork
         | DenyReason::OutsideTask
+        | DenyReason::RateLimited
         | DenyReason::BodyAmbiguous
         | DenyReason::BodyUnreadable
         | DenyReason::BodyTooLarge

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 
 use super::accept;
 use super::body::RequestBody;
+use super::charges::Held;
 use super::clock::Busy;
 use super::framing;
 use super::headers;
@@ -28,6 +29,7 @@ use super::tunnel::{self, Tunnel, WebSocket};
 use super::upload::{self, Upload};
 use super::upstream::Call;
 use crate::audit::record::RequestInfo;
+use crate::link::frame::Settled;
 use crate::policy::{self, Action, CanonicalPath, Decision, Gathered, Input, Permit, Policy};
 use crate::reason::DenyReason;
 
@@ -71,6 +73,7 @@ struct Exchange<'a> {
 /// A permitted request without its body.
 struct Judged {
     permit: Permit,
+    held: Held,
     parts: Parts,
     place: Target,
     authority: Authority,
@@ -134,9 +137,16 @@ impl<'a> Exchange<'a> {
         let authority = target.authority(&session.entrance.scheme);
         let named = Named::take(&mut parts.headers);
         let websocket = headers::clean(&mut parts, &authority)?;
-        let gathering = self.gather(&parts, &target, &path, &named, body);
-        let mut gathered = gathering.await?;
-        let permit = self.decide(&parts, &target, &path, &gathered)?;
+        let (permit, held, mut gathered) = loop {
+            let gathered = self.gather(&parts, &target, &path, &named, body).await?;
+            let (permit, held) = self.decide(&parts, &target, &path, &gathered).await?;
+            // Another bundle may have come while it was counted.
+            if held.is_nothing() || Arc::ptr_eq(&session.forwarder.policy.load(), &self.policy) {
+                break (permit, held, gathered);
+            }
+            self.renew();
+        };
+        self.entry.permitted(&permit);
         if !body.bytes().is_empty() {
             // Another bundle may declare other fields of it than these.
             gathered.body = policy::Body::Unread;
@@ -156,6 +166,7 @@ impl<'a> Exchange<'a> {
         };
         Ok(Judged {
             permit,
+            held,
             parts,
             place: target,
             authority: Authority::try_from(authority)
@@ -276,30 +287,30 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn decide(
+    async fn decide(
         &mut self,
         parts: &Parts,
         target: &Target,
         path: &CanonicalPath,
         gathered: &Gathered,
-    ) -> Result<Permit, Refusal> {
+    ) -> Result<(Permit, Held), Refusal> {
         let started = Instant::now();
         let input = self.input(parts, target, path, gathered);
         let decision = self.policy.decide(&input);
         self.entry.latency.decide = micros(started);
-        match decision {
-            Decision::Permit(permit) => {
-                self.entry.permitted(&permit);
-                Ok(permit)
-            }
-            Decision::Deny(denial) => Err(denial.into()),
-        }
+        let (permit, held) = match decision {
+            Decision::Permit(permit) => (permit, Held::nothing()),
+            Decision::Limited(limited) => self.session.forwarder.charges.take(*limited).await?,
+            Decision::Deny(denial) => return Err(denial.into()),
+        };
+        Ok((permit, held))
     }
 
     async fn forward(mut self, judged: Judged, body: RequestBody, busy: Busy) -> Response<Answer> {
         let session = self.session;
         let Judged {
             permit,
+            mut held,
             mut parts,
             place,
             authority,
@@ -323,9 +334,13 @@ impl<'a> Exchange<'a> {
         };
         let upload = call.request.body().state();
         let upstreams = &session.forwarder.upstreams;
+        held.settled = Settled::Kept;
         let answer = match upstreams.send(&session.life, permit, call).await {
             Ok(answer) => answer,
             Err(fault) => {
+                if fault.unsent {
+                    held.settled = Settled::Unsent;
+                }
                 let detail = format!("{}: {}", self.entry.resource, fault.detail);
                 let refusal = match upload.error() {
                     Some(error) => Refusal::upload(error),
@@ -336,6 +351,10 @@ impl<'a> Exchange<'a> {
         };
         let (mut head, body) = answer.response.into_parts();
         self.entry.upstream = Some(answer.facts.0.clone());
+        if head.status.is_client_error() {
+            held.settled = Settled::Refused;
+        }
+        drop(held);
         self.status(head.status);
         head.version = Version::HTTP_11;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {

@@ -158,7 +158,8 @@ impl Standing {
         self.gathered = gathered;
         let decide = |policy: &Policy, input: Input<'_>| policy.decide(&input);
         match self.with_input(decide) {
-            Decision::Permit(_) => true,
+            // What limits count of it has been taken.
+            Decision::Permit(_) | Decision::Limited(_) => true,
             Decision::Deny(denial) => {
                 if denial.reason == DenyReason::OutsideTask {
                     self.why = denial.reason;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::audit::record::Draft;
-use crate::policy::{OpenedBy, Reassigned, Sources, Terms};
+use crate::policy::{Charge, OpenedBy, Reassigned, Room, Sources, Terms};
 use crate::reason::DenyReason;
 
 /// Daemon to forwarder.
@@ -39,6 +39,11 @@ pub enum ToForwarder {
     },
     /// Whether decisions can be recorded: while they cannot, agents are refused with `audit-unavailable`.
     AuditAvailable(bool),
+    /// The answer to [`ToDaemon::Charge`].
+    Charged {
+        token: u64,
+        room: Room,
+    },
     /// Whether the host's network is now one that its configuration trusts.
     Network {
         trusted: bool,
@@ -95,6 +100,16 @@ pub enum ToDaemon {
     Flushed {
         token: u64,
     },
+    /// A request takes this of its limits, all of it or nothing. Answered by [`ToForwarder::Charged`].
+    Charge {
+        token: u64,
+        charges: Vec<Charge>,
+    },
+    /// What has become of a request that was charged.
+    Settle {
+        token: u64,
+        settled: Settled,
+    },
     Applied {
         digest: String,
     },
@@ -104,6 +119,17 @@ pub enum ToDaemon {
     },
     /// Live client connections per agent, sent when they change and at most once per 200 ms.
     Connections(BTreeMap<AgentId, u32>),
+}
+
+/// What has become of a request that limits have counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Settled {
+    /// It has gone out, or may have.
+    Kept,
+    /// Upstream has refused it, with a status of 400 to 499.
+    Refused,
+    /// Nothing of it has gone out.
+    Unsent,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::diagnostic::{Place, Report, Text, did_you_mean, nearest};
 use super::host::HostMap;
+use super::limit::Limit;
 use super::parse::{self, AgentFile, CaseEntry, HostFile};
 use super::rules::{self, Rule};
 use super::time::Calendar;
@@ -346,6 +347,11 @@ fn check_times(report: &mut Report<'_>, bundle: &Bundle) {
         "add `[time]` and below it `zone = \"Europe/Vienna\"`, or whichever it is";
     let windows = || bundle.calendar.iter().flat_map(Calendar::names);
     for rule in &bundle.rules {
+        let budget = rule.limit.as_ref().is_some_and(Limit::is_budget);
+        if budget && bundle.calendar.is_none() {
+            let message = "a budget is for days or months, and bundle.toml has no zone for them";
+            report.error_help(rule.at, message, NO_ZONE);
+        }
         if !rule.reads.has("time") {
             continue;
         }
@@ -403,6 +409,14 @@ fn check_cases(report: &mut Report<'_>, bundle: &Bundle) {
             report.error_with(case.agent_at, message, help);
         }
         check_answers(report, bundle, case);
+        for id in &case.exhausted {
+            let limits = || bundle.rules.iter().filter(|rule| rule.limit.is_some());
+            if !limits().any(|rule| rule.id == id.value) {
+                let shown = super::host::show(&id.value);
+                let help = did_you_mean(&id.value, limits().map(|rule| rule.id.as_str()));
+                report.error_with(id.at, format!("the bundle has no limit `{shown}`"), help);
+            }
+        }
         for id in &case.policies {
             if !rules.contains(id.value.as_str()) {
                 let shown = super::host::show(&id.value);

@@ -125,7 +125,7 @@ impl Policy {
         let judgement = self.judge(&input);
         let why = why(compiled, &input, &judgement);
         Ok(match judgement.outcome {
-            Judged::Permitted(ids) => Answer {
+            Judged::Permitted { ids, .. } => Answer {
                 outcome: Outcome::Allow,
                 reason: None,
                 policies: ids.into_iter().collect(),

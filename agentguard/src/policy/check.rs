@@ -45,6 +45,7 @@ pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
         let shapes = shape::shapes(bundle, rule);
         if bundle.whole {
             shape::check_fields(report, rule, &shapes);
+            shape::check_limit(report, rule, &shapes);
         }
         let alone = shapes.len() == 1;
         for (shape, host) in shapes {

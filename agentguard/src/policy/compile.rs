@@ -13,6 +13,7 @@ use super::diagnostic::Report;
 use super::entity::{self, HostFacts};
 use super::glob::Routes;
 use super::host::{HostMap, HostPattern};
+use super::limit::Limit;
 use super::parse::{AgentFile, Method, Reach};
 use super::requests::Requests;
 use super::slice::{Class, Slicer};
@@ -59,6 +60,8 @@ pub(super) struct CompiledRule {
     pub effect: Effect,
     /// The role that can lift it.
     pub approve: Option<String>,
+    /// What room lifts it.
+    pub limit: Option<Limit>,
     /// What a refusal by it is called.
     pub reason: Option<DenyReason>,
     pub policy: cedar_policy::Policy,
@@ -124,6 +127,7 @@ pub(super) fn compile(
         id: rule.id,
         effect: rule.effect,
         approve: rule.approve,
+        limit: rule.limit,
         reason: rule.reason,
         policy: rule.policy,
     });

@@ -10,8 +10,9 @@ use super::compile::{CompiledAgent, Entry};
 use super::evaluate::{Asked, evaluate};
 use super::explain::why;
 use super::facts::{Values, bounded};
-use super::permit::Permit;
-use super::refusal::{Refusal, detail};
+use super::limit::Charge;
+use super::permit::{Limited, Permit};
+use super::refusal::{Refusal, detail, who_and_what};
 use super::slice::{Class, Slice};
 use super::task::outside;
 use super::{Action, Decision, Denial, HostName, Input, Policy, TlsMode, entity, schema};
@@ -30,14 +31,17 @@ pub(super) struct Judgement<'p> {
 }
 
 pub(super) enum Outcome {
-    /// Ids of the policies that permitted.
-    Permitted(BTreeSet<String>),
+    /// By the policies with these ids, if there is room for the charges.
+    Permitted {
+        ids: BTreeSet<String>,
+        charges: Vec<Charge>,
+    },
     Refused(Refusal),
 }
 
 /// One way to read a request, and what the shorthand permits of it.
-struct Reading<'a> {
-    asked: Asked<'a>,
+pub(super) struct Reading<'a> {
+    pub asked: Asked<'a>,
     shorthand: BTreeSet<String>,
 }
 
@@ -58,8 +62,19 @@ impl Outcome {
     fn is_final(&self) -> bool {
         !matches!(
             self,
-            Self::Permitted(_) | Self::Refused(Refusal::Approval { .. })
+            Self::Permitted { .. } | Self::Refused(Refusal::Approval { .. })
         )
+    }
+
+    /// Of one that is not final: this is charged as well, what is counted in the same place once.
+    fn takes_too(&mut self, more: &[Charge]) {
+        if let Self::Permitted { charges, .. } = self {
+            for charge in more {
+                if charges.iter().all(|known| known.counter != charge.counter) {
+                    charges.push(charge.clone());
+                }
+            }
+        }
     }
 
     /// Of one that is not final: these forbids stand against it as well.
@@ -77,13 +92,26 @@ impl Policy {
     pub fn decide(&self, input: &Input<'_>) -> Decision {
         let judgement = self.judge(input);
         match judgement.outcome {
-            Outcome::Permitted(policies) => Decision::Permit(Permit::new(
-                input.agent,
-                input.host.clone(),
-                input.port,
-                policies.into_iter().collect(),
-                judgement.facts,
-            )),
+            Outcome::Permitted { ids, charges } => {
+                let permit = Permit::new(
+                    input.agent,
+                    input.host.clone(),
+                    input.port,
+                    ids.into_iter().collect(),
+                    judgement.facts,
+                );
+                if charges.is_empty() {
+                    return Decision::Permit(permit);
+                }
+                let agent = judgement.agent;
+                let (who, tried) = who_and_what(agent, input);
+                Decision::Limited(Box::new(Limited {
+                    permit,
+                    charges,
+                    observed: agent.is_some_and(|agent| agent.agent.observe),
+                    whose: format!("A limit on {tried} in the policy of {who}"),
+                }))
+            }
             Outcome::Refused(refusal) => {
                 let denial = Denial {
                     reason: self.reason(&refusal),
@@ -108,6 +136,9 @@ impl Policy {
         let Refusal::Forbidden(ids) = refusal else {
             return refusal.reason();
         };
+        if self.are_limits(ids) {
+            return DenyReason::RateLimited;
+        }
         let of = |id: &String| self.rules.iter().find(|rule| rule.id == *id)?.reason;
         let mut reasons = ids.iter().map(of);
         let first = reasons.next().flatten();
@@ -161,7 +192,7 @@ impl Policy {
                 known.or_insert_with(|| value.clone());
             }
             match &theirs.outcome {
-                Outcome::Permitted(_) => {}
+                Outcome::Permitted { charges: more, .. } => judgement.outcome.takes_too(more),
                 Outcome::Refused(Refusal::Approval { ids, roles }) => {
                     judgement.outcome.needs_too(ids, roles);
                 }
@@ -194,8 +225,12 @@ impl Policy {
                 ..*input
             };
             let everyone = above.iter().map(|(id, _)| *id).chain([input.agent]);
-            let permits =
-                |id| matches!(self.judge_as(id, &approved).outcome, Outcome::Permitted(_));
+            let permits = |id| {
+                matches!(
+                    self.judge_as(id, &approved).outcome,
+                    Outcome::Permitted { .. }
+                )
+            };
             if !{ everyone }.all(permits) {
                 judgement.outcome = Outcome::Refused(Refusal::Forbidden(ids.clone()));
             }
@@ -244,10 +279,12 @@ impl Policy {
                 let slice = class.slice(schema::CONNECT);
                 judgement.slice = Some(slice);
                 let shorthand = entry.connect.iter().cloned().collect();
-                let asked = Asked::connection(&input.gathered.approvals);
+                let limits = self.with_room(slice, input);
+                let asked = Asked::connection(&input.gathered.approvals, &limits);
                 let entities = self.request_entities(class, slice, input.host, input.port, None);
                 let readings = [Reading { asked, shorthand }];
-                self.weigh(agent, slice, input, readings, entities.as_ref())
+                let values = Values::default();
+                self.weigh(agent, slice, input, readings, &values, entities.as_ref())
             }
             (Action::Request { method, .. }, TlsMode::Terminate) => match schema::method(method) {
                 Some(method) => {
@@ -295,6 +332,7 @@ impl Policy {
         };
         values.record(&mut found.facts);
         let entities = self.request_entities(class, slice, input.host, input.port, Some(&values));
+        let limits = self.with_room(slice, input);
         let readings = path.readings().map(|path| Reading {
             asked: Asked {
                 action: method,
@@ -304,6 +342,7 @@ impl Policy {
                 lookup: &values.lookup,
                 scope: class.requests.scope(method, path, &values.body),
                 approvals: &input.gathered.approvals,
+                limits: &limits,
             },
             shorthand: shorthand(entry, method, path).map(str::to_owned).collect(),
         });
@@ -314,7 +353,7 @@ impl Policy {
             let scopes: Vec<_> = found.does.iter().copied().collect();
             found.facts.insert("scope".into(), scopes.join(", "));
         }
-        self.weigh(agent, slice, input, readings, entities.as_ref())
+        self.weigh(agent, slice, input, readings, &values, entities.as_ref())
     }
 
     /// The policies' answer to all readings together, and whether people could change it.
@@ -324,11 +363,18 @@ impl Policy {
         slice: &Slice,
         input: &Input<'_>,
         readings: impl IntoIterator<Item = Reading<'a>>,
+        values: &Values,
         entities: Option<&Entities>,
     ) -> Outcome {
         let readings: Vec<Reading<'a>> = readings.into_iter().collect();
         let ids = match self.answer_to(agent, slice, input, &readings, entities) {
-            Ok(permits) => return Outcome::Permitted(permits),
+            Ok(ids) => {
+                let charges = self.charges(agent, slice, input, &readings, values, entities);
+                return match charges {
+                    Ok(charges) => Outcome::Permitted { ids, charges },
+                    Err(refusal) => Outcome::Refused(refusal),
+                };
+            }
             Err(Refusal::Forbidden(ids)) => ids,
             Err(refusal) => return Outcome::Refused(refusal),
         };

@@ -18,6 +18,7 @@ use super::{Input, Moment, Tasks, entity, schema};
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 
 /// What one reading of a request meets.
+#[derive(Clone)]
 pub(super) struct Asked<'a> {
     pub action: &'a str,
     pub scheme: &'a str,
@@ -27,6 +28,8 @@ pub(super) struct Asked<'a> {
     pub lookup: &'a BTreeMap<String, Value>,
     pub scope: BTreeSet<&'static str>,
     pub approvals: &'a BTreeSet<String>,
+    /// Ids of the limits that have room.
+    pub limits: &'a BTreeSet<String>,
 }
 
 /// The body of what has none, and what is looked up where nothing is.
@@ -34,7 +37,7 @@ pub(super) static NO_FIELDS: BTreeMap<String, Value> = BTreeMap::new();
 
 impl<'a> Asked<'a> {
     /// A connection whose bytes are passed.
-    pub fn connection(approvals: &'a BTreeSet<String>) -> Self {
+    pub fn connection(approvals: &'a BTreeSet<String>, limits: &'a BTreeSet<String>) -> Self {
         Self {
             action: schema::CONNECT,
             scheme: "",
@@ -43,6 +46,7 @@ impl<'a> Asked<'a> {
             lookup: &NO_FIELDS,
             scope: BTreeSet::new(),
             approvals,
+            limits,
         }
     }
 }
@@ -152,6 +156,7 @@ pub(super) fn request<'r>(
         "routes" => RestrictedExpression::new_set(routes(path).into_iter().map(text)),
         "query" => RestrictedExpression::new_entity_uid(entity::query_uid()),
         "approvals" => RestrictedExpression::new_set(asked.approvals.iter().map(|role| text(role))),
+        "limits" => RestrictedExpression::new_set(asked.limits.iter().map(|id| text(id))),
         "scope" => RestrictedExpression::new_set(asked.scope.iter().map(|scope| text(scope))),
         "body" => fields(asked.body),
         "lookup" => fields(asked.lookup),

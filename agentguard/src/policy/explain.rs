@@ -42,6 +42,9 @@ pub struct Explanation {
     /// What other services would be asked.
     #[serde(default)]
     pub lookups: Vec<String>,
+    /// What it takes of which limits, whether or not they have room: `1 of 20/minute`, by the rule's id.
+    #[serde(default)]
+    pub limits: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,8 +105,17 @@ impl Policy {
                 at: entry.at.clone(),
             }
         });
+        let charges = match &judgement.outcome {
+            Outcome::Permitted { charges, .. } => &charges[..],
+            Outcome::Refused(_) => &[],
+        };
+        let limits = charges.iter().map(|charge| {
+            let rule = charge.counter.rule.clone();
+            (rule, charge.used(charge.amount))
+        });
+        let limits = limits.collect();
         let (reason, approval) = match &judgement.outcome {
-            Outcome::Permitted(_) => (None, Vec::new()),
+            Outcome::Permitted { .. } => (None, Vec::new()),
             Outcome::Refused(refusal) => (Some(self.reason(refusal)), refusal.approval()),
         };
         Ok(Explanation {
@@ -113,6 +125,7 @@ impl Policy {
             permitted: reason.is_none(),
             reason,
             approval,
+            limits,
             why: why(compiled, &input, &judgement),
             reach,
             readings,
@@ -151,6 +164,7 @@ impl Policy {
             error: None,
         };
         let approvals = &input.gathered.approvals;
+        let limits = self.with_room(slice, input);
         let Action::Request {
             method,
             scheme,
@@ -158,7 +172,7 @@ impl Policy {
             ..
         } = &input.action
         else {
-            let asked = Asked::connection(approvals);
+            let asked = Asked::connection(approvals, &limits);
             let mut policies: Vec<_> = entry.connect.iter().map(|id| permits(id)).collect();
             policies.extend(self.rules_met(agent, class, slice, input, &asked, None));
             return vec![Reading {
@@ -179,6 +193,7 @@ impl Policy {
                 lookup: &values.lookup,
                 scope: class.requests.scope(method, path, &values.body),
                 approvals,
+                limits: &limits,
             };
             let mut policies: Vec<_> = shorthand(entry, method, path).map(permits).collect();
             policies.extend(self.rules_met(agent, class, slice, input, &asked, Some(&values)));
@@ -239,7 +254,9 @@ pub(super) fn why(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgemen
             .join(", ")
     };
     let refusal = match &judgement.outcome {
-        Outcome::Permitted(ids) => return format!("permitted by {}", listed(&mut ids.iter())),
+        Outcome::Permitted { ids, .. } => {
+            return format!("permitted by {}", listed(&mut ids.iter()));
+        }
         Outcome::Refused(refusal) => refusal,
     };
     match refusal {
@@ -263,6 +280,7 @@ pub(super) fn why(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgemen
             listed(&mut ids.iter()),
             super::refusal::listed(roles)
         ),
+        Refusal::NoAmount { id, why } => format!("`{id}` counts it, and {why}"),
         Refusal::NotPermitted => "no policy permits it".to_owned(),
         Refusal::Forbidden(ids) => format!("forbidden by {}", listed(&mut ids.iter())),
         Refusal::Delegation { parent, why, .. } => format!("its parent `{parent}` may not: {why}"),

@@ -18,6 +18,8 @@ pub struct Gathered {
     pub body: Body,
     /// Roles of the people who have approved the request: `context.approvals`.
     pub approvals: BTreeSet<String>,
+    /// Ids of limits that have no room. All others are taken to have, and say so when they are charged.
+    pub exhausted: BTreeSet<String>,
     /// `context.time`.
     pub time: Option<Moment>,
     /// `context.network.trusted`.

@@ -8,6 +8,7 @@ mod body;
 mod bundle;
 mod candidates;
 pub mod cases;
+mod charge;
 mod check;
 mod compile;
 mod decide;
@@ -22,6 +23,7 @@ mod glob;
 mod host;
 pub mod key;
 mod lex;
+mod limit;
 pub mod lookup;
 pub mod lower;
 pub mod pack;
@@ -55,9 +57,10 @@ pub use self::body::{Block, Body, Fault};
 pub use self::diagnostic::Diagnostic;
 pub use self::gathered::{Gathered, Needs};
 pub use self::host::{HostName, acts_on_terminal};
+pub use self::limit::{Charge, Counter, Limit, Room, Span};
 pub use self::path::CanonicalPath;
 pub use self::permissions::Permissions;
-pub use self::permit::Permit;
+pub use self::permit::{Limited, Permit};
 pub use self::task::{OnTask, OpenedBy, Task, Tasks, Terms, is_reserved};
 pub use self::time::Moment;
 use crate::reason::DenyReason;
@@ -202,6 +205,8 @@ pub enum Action<'a> {
 #[derive(Debug)]
 pub enum Decision {
     Permit(Permit),
+    /// Permitted if there is room in these limits, which has to be taken first.
+    Limited(Box<Limited>),
     Deny(Denial),
 }
 
@@ -316,6 +321,12 @@ impl Policy {
 
     pub fn agent(&self, id: AgentId) -> Option<&Agent> {
         self.agents.get(&id).map(|compiled| &compiled.agent)
+    }
+
+    /// What the rule limits, if it does.
+    pub fn limit(&self, rule: &str) -> Option<&Limit> {
+        let mut rules = self.rules.iter();
+        rules.find(|it| it.id == rule)?.limit.as_ref()
     }
 
     /// Whom the agent acts for, the nearest first.

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use agentguard_common::abi::AgentId;
+use jiff::Timestamp;
 
 use super::Denial;
 use super::host::HostName;
+use super::limit::{Charge, Room};
+use crate::reason::DenyReason;
 
 /// The right to send one request to one host. Only a decision makes one, and `upstream` consumes it.
 #[derive(Debug)]
@@ -72,5 +75,92 @@ impl Permit {
     /// What rules read.
     pub fn facts(&self) -> &BTreeMap<String, String> {
         &self.facts
+    }
+}
+
+/// The right to act once there is room in every limit that counts it.
+#[derive(Debug)]
+#[must_use = "it permits nothing before its charges have been answered"]
+pub struct Limited {
+    pub(super) permit: Permit,
+    pub(super) charges: Vec<Charge>,
+    /// Without room it is let through and recorded.
+    pub(super) observed: bool,
+    /// What limits the agent, as a sentence begins.
+    pub(super) whose: String,
+}
+
+impl Limited {
+    /// To be taken all together or not at all.
+    pub fn charges(&self) -> &[Charge] {
+        &self.charges
+    }
+
+    /// Ids of the policies that permit.
+    pub fn policies(&self) -> &[String] {
+        self.permit.policies()
+    }
+
+    /// `room`: what the counters say of [`Self::charges`].
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn answered(mut self, room: &Room) -> Result<Permit, Denial> {
+        let fact = |charge: &Charge, used| {
+            let name = format!("limit.{}", charge.counter.rule);
+            (name, charge.used(used))
+        };
+        let (charge, rest) = match room {
+            Room::Taken(used) => {
+                let used = self.charges.iter().zip(used);
+                let facts = used.map(|(charge, used)| fact(charge, *used));
+                self.permit.facts.extend(facts);
+                return Ok(self.permit);
+            }
+            Room::Full {
+                charge,
+                used,
+                until,
+            } => {
+                let charge = self.charges.get(*charge as usize);
+                let used = charge.map(|charge| fact(charge, *used));
+                self.permit.facts.extend(used);
+                let until = until.and_then(|until| Timestamp::from_millisecond(until).ok());
+                let rest = match until {
+                    Some(until) => {
+                        format!("is used up until {until:.0}; do not retry before that.")
+                    }
+                    None => "is smaller than what this request asks for; repeating it will not change this, ask for less.".to_owned(),
+                };
+                (charge, rest)
+            }
+            Room::Reused { charge } => (
+                self.charges.get(*charge as usize),
+                "has counted another amount for the same key; do not use a key again for another request.".to_owned(),
+            ),
+            Room::Unavailable(_) => (
+                None,
+                "cannot be counted on this host at the moment; do not retry before its operators have looked at it.".to_owned(),
+            ),
+        };
+        let denial = Denial {
+            reason: DenyReason::RateLimited,
+            policies: charge
+                .map(|charge| charge.counter.rule.clone())
+                .into_iter()
+                .collect(),
+            detail: format!("{} {rest}", self.whose),
+            facts: self.permit.facts.clone(),
+            approval: Vec::new(),
+        };
+        // Rules that nobody could ask have not said no.
+        let judged = !matches!(room, Room::Unavailable(_));
+        if self.observed && judged {
+            let Permit {
+                agent, host, port, ..
+            } = self.permit;
+            return Ok(Permit::observed(agent, host, port, denial));
+        }
+        Err(denial)
     }
 }

@@ -35,6 +35,9 @@ pub struct Question {
     /// Roles of the people who are taken to have approved it.
     #[serde(default)]
     pub approvals: BTreeSet<String>,
+    /// Ids of limits that are taken to have no room.
+    #[serde(default)]
+    pub exhausted: BTreeSet<String>,
     /// When, as in `2026-11-23T09:00` in the bundle's zone.
     #[serde(default)]
     pub time: Option<String>,
@@ -136,6 +139,7 @@ impl<'q> Parsed<'q> {
             lookup: question.lookup.as_deref(),
             gathered: Gathered {
                 approvals: question.approvals.clone(),
+                exhausted: question.exhausted.clone(),
                 time: match (&question.time, calendar) {
                     (Some(time), Some(calendar)) => Some(calendar.read(time)?),
                     _ => None,

@@ -38,6 +38,15 @@ impl Reads {
         self.lookup.add(&other.lookup);
     }
 
+    /// What an annotation reads besides the policy's own text.
+    pub fn note_header(&mut self, name: &str) {
+        self.headers.note(Some(name.to_owned()));
+    }
+
+    pub fn note_body(&mut self, field: &str) {
+        self.body.note(Some(field.to_owned()));
+    }
+
     /// Whether the attribute of `context` has to be there; what nobody reads need not be.
     pub fn has(&self, attribute: &str) -> bool {
         match attribute {

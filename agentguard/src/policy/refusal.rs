@@ -28,6 +28,11 @@ pub(super) enum Refusal {
     },
     /// Permitted, and not on a task that it has to be on.
     Outside(Outside),
+    /// A budget cannot tell what the request takes of it.
+    NoAmount {
+        id: String,
+        why: String,
+    },
     /// Ids and Cedar's messages.
     Failed(BTreeMap<String, String>),
     /// Permitted to the agent, and not to one it acts for.
@@ -52,6 +57,7 @@ impl Refusal {
             | Self::UnknownMethod
             | Self::NotPermitted
             | Self::Forbidden(_)
+            | Self::NoAmount { .. }
             | Self::Failed(_) => DenyReason::PolicyDenied,
         }
     }
@@ -72,6 +78,7 @@ impl Refusal {
             | Self::NotPermitted
             | Self::Forbidden(_)
             | Self::Outside(Outside::None)
+            | Self::NoAmount { .. }
             | Self::Approval { .. } => true,
             Self::Delegation { by_rules, .. } => *by_rules,
             Self::UnknownAgent
@@ -86,18 +93,15 @@ impl Refusal {
     pub fn policies(&self) -> Vec<String> {
         match self {
             Self::Forbidden(ids) | Self::Approval { ids, .. } => ids.iter().cloned().collect(),
+            Self::NoAmount { id, .. } => vec![id.clone()],
             Self::Failed(errors) => errors.keys().cloned().collect(),
             _ => Vec::new(),
         }
     }
 }
 
-/// One sentence for the agent, in terms of what it tried: no rule's text, no other agent's name.
-pub(super) fn detail(
-    agent: Option<&CompiledAgent>,
-    input: &Input<'_>,
-    refusal: &Refusal,
-) -> String {
+/// Who, and what it tried, as sentences have them.
+pub(super) fn who_and_what(agent: Option<&CompiledAgent>, input: &Input<'_>) -> (String, String) {
     let host = input.host.id(input.port);
     let tried = match &input.action {
         Action::Connect => format!("connect to `{host}`"),
@@ -112,6 +116,17 @@ pub(super) fn detail(
     let who = agent.map_or("this agent".to_owned(), |agent| {
         format!("agent `{}`", agent.agent.name)
     });
+    (who, tried)
+}
+
+/// One sentence for the agent, in terms of what it tried: no rule's text, no other agent's name.
+pub(super) fn detail(
+    agent: Option<&CompiledAgent>,
+    input: &Input<'_>,
+    refusal: &Refusal,
+) -> String {
+    let host = input.host.id(input.port);
+    let (who, tried) = who_and_what(agent, input);
     match refusal {
         Refusal::UnknownAgent => {
             "This agent is not part of the policy in force, so nothing it asks for is allowed."
@@ -153,6 +168,9 @@ pub(super) fn detail(
         ),
         Refusal::Forbidden(_) => format!(
             "The policy of {who} forbids {tried}; repeating or rephrasing the request will not change this, ask the agent's owner if it is needed."
+        ),
+        Refusal::NoAmount { .. } => format!(
+            "The policy of {who} limits what {tried} may add up to, and this request has no amount that can be counted; send it with one, as a number from 0 on."
         ),
         Refusal::Delegation { .. } => format!(
             "The policy of {who} permits {tried}, but not that of whom it acts for, and it can never do more than they; repeating or rephrasing the request will not change this, ask the agent's owner if it is needed."

@@ -151,6 +151,7 @@ impl Policy {
         let time = needs.has("time").then(|| recorded.time()).transpose()?;
         let trusted = needs.has("network").then(|| recorded.network());
         let labels = needs.has("host").then(|| recorded.labels());
+        gathered.exhausted = recorded.exhausted.iter().cloned().collect();
         gathered.time = time.and_then(|time: Timestamp| self.moment(time));
         gathered.trusted_network = trusted.transpose()?;
         gathered.host_labels = labels.transpose()?;
@@ -196,6 +197,8 @@ impl Policy {
 impl From<Decision> for Replayed {
     fn from(decision: Decision) -> Self {
         let (outcome, reason, policies) = match decision {
+            // Whether there was room is told by the record.
+            Decision::Limited(limited) => (Outcome::Allow, None, limited.policies().to_vec()),
             Decision::Permit(permit) => match permit.would_deny() {
                 Some(denial) => (
                     Outcome::Observed,

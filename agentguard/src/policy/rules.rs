@@ -1,6 +1,7 @@
 //! `rules/*.cedar`: parsed, named and checked as far as one file alone can be.
 
 mod approve;
+mod limit;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,7 @@ use super::diagnostic::{Place, Report, did_you_mean};
 use super::glob::PathPattern;
 use super::host::HostPattern;
 use super::lex::{self, Token};
+use super::limit::Limit;
 use super::reads::{Reads, reads_of};
 use super::schema;
 use crate::reason::DenyReason;
@@ -25,6 +27,8 @@ pub(super) struct Rule {
     pub effect: Effect,
     /// The role that can lift it.
     pub approve: Option<String>,
+    /// What room lifts it.
+    pub limit: Option<Limit>,
     /// `@reason`: what a refusal by it is called.
     pub reason: Option<DenyReason>,
     /// Under its `@id`.
@@ -101,7 +105,7 @@ impl Actions {
 }
 
 /// Annotations of the format that nothing in this build acts on.
-const LATER: [&str; 2] = ["credential", "limit"];
+const LATER: [&str; 1] = ["credential"];
 
 /// Every policy of one file.
 pub(super) fn rules_file(report: &mut Report<'_>, file: u32) -> Vec<Rule> {
@@ -154,13 +158,15 @@ fn rule(report: &mut Report<'_>, at: Place, policy: &Policy, tokens: &[Token<'_>
         Some(_) => {}
     }
     let literals = literals_of(report, at.file, tokens);
-    let (reads, routes) = reads_of(report, at.file, tokens);
+    let (mut reads, routes) = reads_of(report, at.file, tokens);
     let windows = lex::windows(tokens).into_iter();
     let windows = windows.map(|(offset, name)| (Place::new(at.file, offset), name.to_owned()));
     let reason = reason_of(report, at, policy);
     let id = id.filter(|id| is_id(id))?;
+    let limit = limit::limit(report, at, policy, tokens, &mut reads);
     Some(Rule {
         approve: approve::role(report, at, policy)?,
+        limit: limit?,
         reason,
         windows: windows.collect(),
         effect: policy.effect(),
@@ -185,8 +191,11 @@ fn check_annotations(report: &mut Report<'_>, file: u32, tokens: &[Token<'_>]) {
                 format!("`@{name}` is not enforced by this build"),
                 "remove the annotation: a bundle may not promise what is not enforced",
             );
-        } else if !["id", "approve", "reason"].contains(&name) {
-            let help = did_you_mean(name, ["id", "reason", "approve", "credential", "limit"]);
+        } else if !["id", "approve", "limit", "budget", "reason"].contains(&name) {
+            let help = did_you_mean(
+                name,
+                ["id", "reason", "approve", "credential", "limit", "budget"],
+            );
             report.error_with(at, format!("unknown annotation `@{name}`"), help);
         }
     }

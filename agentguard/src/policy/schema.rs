@@ -11,7 +11,7 @@ pub(super) const CONNECT: &str = "connect";
 pub(super) const REQUEST: &str = "request";
 
 /// Attributes of a request's `context`.
-pub(super) const CONTEXT: [&str; 14] = [
+pub(super) const CONTEXT: [&str; 15] = [
     "scheme",
     "path",
     "segments",
@@ -22,6 +22,7 @@ pub(super) const CONTEXT: [&str; 14] = [
     "lookup",
     "scope",
     "approvals",
+    "limits",
     "time",
     "network",
     "host",
@@ -47,7 +48,8 @@ pub(super) fn scope_of(method: &str) -> &'static str {
 }
 
 /// Attributes of a passed connection's `context`.
-pub(super) const CONNECT_CONTEXT: [&str; 5] = ["approvals", "time", "network", "host", "task"];
+pub(super) const CONNECT_CONTEXT: [&str; 6] =
+    ["approvals", "limits", "time", "network", "host", "task"];
 
 /// HTTP methods that can be decided: IANA's registry without `CONNECT`, `PRI` and `*`, which are the forwarder's own matter.
 pub(super) const METHODS: [&str; 38] = [
@@ -141,14 +143,14 @@ action \"{REQUEST}\";
 action {list} in [\"{REQUEST}\"] appliesTo {{
   principal: [Agent],
   resource: [Host],
-  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {body} }}, lookup: {{ {lookup} }}, scope: Set<String>, approvals: Set<String>, time: Time, network: Network, host: HostSituation, task: Task }},
+  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {body} }}, lookup: {{ {lookup} }}, scope: Set<String>, approvals: Set<String>, limits: Set<String>, time: Time, network: Network, host: HostSituation, task: Task }},
 }};
 "
     );
     if scope == Scope::RequestsAndConnections {
         let _ = writeln!(
             text,
-            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ approvals: Set<String>, time: Time, network: Network, host: HostSituation, task: Task }} }};"
+            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ approvals: Set<String>, limits: Set<String>, time: Time, network: Network, host: HostSituation, task: Task }} }};"
         );
     }
     text

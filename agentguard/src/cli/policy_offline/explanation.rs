@@ -55,6 +55,9 @@ pub fn explanation_text(explained: &Explanation, colour: bool) -> String {
     for url in &explained.lookups {
         row("asks", &clip(url, WIDTH - 10));
     }
+    for (rule, takes) in &explained.limits {
+        row("takes", &format!("{takes}, by `{rule}`"));
+    }
     for (name, value) in &explained.facts {
         row("read", &clip(&format!("{name} = {value}"), WIDTH - 10));
     }

@@ -261,6 +261,15 @@ impl Exchange<'_> {
                 approval: Vec::new(),
                 observed: permit.would_deny().is_some(),
             },
+            // Asking takes nothing.
+            Decision::Limited(limited) => MayView {
+                decision: Outcome::Allow,
+                reason: None,
+                detail: Some("allowed while its limits have room".into()),
+                policies: limited.policies().to_vec(),
+                approval: Vec::new(),
+                observed: false,
+            },
             Decision::Deny(denial) => MayView {
                 decision: match denial.reason {
                     DenyReason::ApprovalRequired => Outcome::ApprovalRequired,

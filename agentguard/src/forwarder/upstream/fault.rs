@@ -13,6 +13,8 @@ pub struct Fault {
     pub reason: DenyReason,
     /// One sentence's end: what `the server: …` continues with.
     pub detail: String,
+    /// Nothing of the request has gone out.
+    pub unsent: bool,
 }
 
 impl Fault {
@@ -20,6 +22,7 @@ impl Fault {
         Self {
             reason: DenyReason::UpstreamUnreachable,
             detail: detail.into(),
+            unsent: false,
         }
     }
 
@@ -27,6 +30,7 @@ impl Fault {
         Self {
             reason: DenyReason::UpstreamTimeout,
             detail: detail.into(),
+            unsent: false,
         }
     }
 
@@ -34,6 +38,7 @@ impl Fault {
         Self {
             reason: DenyReason::UpstreamTls,
             detail: detail.into(),
+            unsent: false,
         }
     }
 

@@ -120,10 +120,16 @@ impl Upstreams {
             http2: call.http2,
         };
         let host = life.pool.host(&key);
-        for _ in 0..=RESENDS {
+        for sends in 0..=RESENDS {
             let connection = match host.take(call.websocket).await {
                 Some(connection) => connection,
-                None => self.open(life, &key, &host, call.websocket).await?,
+                None => {
+                    let opened = self.open(life, &key, &host, call.websocket).await;
+                    opened.map_err(|fault| Fault {
+                        unsent: sends == 0,
+                        ..fault
+                    })?
+                }
             };
             match self.exchange(life, &host, connection, call).await {
                 Ok(answer) => return Ok(answer),

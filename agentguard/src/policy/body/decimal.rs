@@ -14,7 +14,7 @@ struct Exact {
 
 /// The number in Cedar's notation; `None` if it is no number or not one that a `decimal` can be.
 pub fn decimal(text: &str) -> Option<String> {
-    let units = Exact::parse(text)?.scaled(FRACTION)?;
+    let units = units(text)?;
     let magnitude = units.unsigned_abs();
     let sign = if units < 0 { "-" } else { "" };
     let fraction = format!("{:04}", magnitude % 10_000);
@@ -24,6 +24,11 @@ pub fn decimal(text: &str) -> Option<String> {
         magnitude / 10_000,
         &fraction[..kept]
     ))
+}
+
+/// The number in ten-thousandths; `None` as with [`decimal`].
+pub fn units(text: &str) -> Option<i64> {
+    Exact::parse(text)?.scaled(FRACTION)
 }
 
 /// The number, if it is whole.

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use http::HeaderMap;
 
+pub(super) use self::decimal::units;
 use self::media::Kind;
 use super::glob::PathPattern;
 use crate::reason::DenyReason;
@@ -69,6 +70,10 @@ impl FieldType {
         all.into_iter()
             .zip(Self::NAMES)
             .find_map(|(kind, known)| (known == name).then_some(kind))
+    }
+
+    pub const fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
     }
 
     /// As Cedar's schema has it.

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::body::Field;
+use super::super::body::{Field, FieldType};
 use super::super::bundle::Bundle;
 use super::super::diagnostic::{Report, did_you_mean};
 use super::super::host::{HostMap, HostPattern};
+use super::super::limit::KeySource;
 use super::super::parse::HostFile;
 use super::super::reads::Names;
 use super::super::rules::{HostScope, Rule};
@@ -97,5 +98,45 @@ fn check_names(
             format!("no {table} of a host that the rule fits declares the {what} `{name}`"),
             Some(help.unwrap_or_else(|| "declare it in the host's file, in hosts/".into())),
         );
+    }
+}
+
+/// What adds up has to be a number, and a key one value, at every host that the rule fits.
+pub(super) fn check_limit(
+    report: &mut Report<'_>,
+    rule: &Rule,
+    shapes: &BTreeMap<Shape, Option<String>>,
+) {
+    let Some(limit) = &rule.limit else {
+        return;
+    };
+    let key = match &limit.key {
+        Some(KeySource::Field(name)) => Some(name),
+        _ => None,
+    };
+    let number = [FieldType::Decimal, FieldType::Long];
+    let one = [FieldType::String, FieldType::Long, FieldType::Decimal];
+    let asked = [
+        (limit.of.as_ref(), &number[..], "a number"),
+        (key, &one[..], "a key"),
+    ];
+    for (name, fit, what) in asked {
+        let Some(name) = name else { continue };
+        for (shape, host) in shapes {
+            if shape.body.get(name).is_some_and(|kind| !fit.contains(kind)) {
+                let host = host.as_deref().unwrap_or_default();
+                report.error_help(
+                    rule.at,
+                    format!("field `{name}` of the bodies at `{host}` is not {what}"),
+                    format!(
+                        "declare it as one of {}, or name another field",
+                        fit.iter()
+                            .map(|kind| format!("`{}`", kind.name()))
+                            .collect::<Vec<_>>()
+                            .join(", ")
+                    ),
+                );
+            }
+        }
     }
 }

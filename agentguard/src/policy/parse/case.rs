@@ -14,10 +14,11 @@ pub(in crate::policy) struct CaseEntry {
     pub agent_at: Place,
     pub question: Question,
     pub expected: Expected,
-    /// That of `question`.
+    /// Those of `question`.
     pub time: Option<Located<String>>,
     /// That of `question`.
     pub lookup: Option<Located<String>>,
+    pub exhausted: Vec<Located<String>>,
     /// Those of `expected`.
     pub policies: Vec<Located<String>>,
 }
@@ -38,6 +39,7 @@ const CASE: Keys = Keys {
         "headers",
         "body",
         "approvals",
+        "exhausted",
         "time",
         "network",
         "host_labels",
@@ -71,6 +73,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
     let body = table.string_or_json(report, "body");
     let approvals = table.strings(report, "approvals");
     let approvals = approvals.into_iter().map(|role| role.value).collect();
+    let exhausted = table.strings(report, "exhausted");
     let time = table.string(report, "time");
     let network = table.choice(report, "network", &["trusted", "untrusted"]);
     let labels = table.strings(report, "host_labels");
@@ -101,6 +104,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         headers,
         body: body.map(|body| body.value),
         approvals,
+        exhausted: exhausted.iter().map(|id| id.value.clone()).collect(),
         time: time.as_ref().map(|time| time.value.clone()),
         trusted_network: network.map(|network| network.value == "trusted"),
         host_labels: labels.into_iter().map(|label| label.value).collect(),
@@ -118,6 +122,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         expected: expected?,
         time,
         lookup,
+        exhausted,
         policies,
     })
 }

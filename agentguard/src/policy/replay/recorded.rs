@@ -29,6 +29,8 @@ pub struct Recorded<'r> {
     pub facts: &'r BTreeMap<String, String>,
     /// Id and intent of its task.
     pub task: Option<(&'r str, &'r str)>,
+    /// Ids of limits that had no room then.
+    pub exhausted: &'r [String],
     pub then: Then,
 }
 

@@ -45,6 +45,7 @@ impl Record {
             path: "/x",
             facts: &self.facts,
             task: self.task,
+            exhausted: &[],
             then: self.then,
         };
         let replayed = new.replay(&recorded, old)?;

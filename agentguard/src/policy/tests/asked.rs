@@ -41,6 +41,7 @@ fn asked(policy: &Policy, request: &str, body: Option<&str>, approvals: &[&str])
         headers: Vec::new(),
         body: body.map(str::to_owned),
         approvals: approvals.iter().map(|role| (*role).to_owned()).collect(),
+        exhausted: Default::default(),
         time: None,
         trusted_network: None,
         host_labels: Default::default(),

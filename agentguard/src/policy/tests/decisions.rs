@@ -14,7 +14,7 @@ fn first(policy: &Policy) -> AgentId {
 fn denial(policy: &Policy, asked: &Asked) -> Denial {
     match policy.decide(&asked.input(first(policy))) {
         Decision::Deny(denial) => denial,
-        Decision::Permit(permit) => panic!("permitted by {:?}", permit.policies()),
+        permitted => panic!("{permitted:?}"),
     }
 }
 
@@ -174,6 +174,7 @@ fn denial_or_facts(policy: &Policy, asked: &Asked) -> BTreeMap<String, String> {
     match policy.decide(&asked.input(first(policy))) {
         Decision::Permit(permit) => permit.facts().clone(),
         Decision::Deny(denial) => denial.facts,
+        Decision::Limited(limited) => panic!("{limited:?}"),
     }
 }
 

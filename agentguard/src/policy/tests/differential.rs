@@ -11,6 +11,8 @@ use crate::policy::evaluate::{Asked as Reading, NO_FIELDS};
 use crate::policy::glob::PathPattern;
 use crate::policy::host::{HostMap, HostPattern};
 
+static NO_LIMITS: BTreeSet<String> = BTreeSet::new();
+
 /// The bundle as a plain Cedar evaluator sees it.
 struct Reference {
     set: PolicySet,
@@ -160,11 +162,12 @@ impl Reference {
                         lookup: &NO_FIELDS,
                         scope: [schema::scope_of(method)].into(),
                         approvals: &input.gathered.approvals,
+                        limits: &NO_LIMITS,
                     };
                     path.readings().map(reading).collect()
                 }
                 (Some(TlsMode::Passthrough), Action::Connect) => {
-                    vec![Reading::connection(&input.gathered.approvals)]
+                    vec![Reading::connection(&input.gathered.approvals, &NO_LIMITS)]
                 }
                 _ => return Err(vec!["policy-denied".into()]),
             };

@@ -344,6 +344,7 @@ fn a_question_says_what_the_services_answer() {
             headers: Vec::new(),
             body: None,
             approvals: Default::default(),
+            exhausted: Default::default(),
             time: None,
             trusted_network: None,
             host_labels: Default::default(),

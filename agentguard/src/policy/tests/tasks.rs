@@ -44,7 +44,7 @@ fn decided(policy: &Policy, agent: AgentId, request: &str, tasks: Option<Tasks>)
         false => policy.decide(&asked.input(agent)),
     };
     match decision {
-        Decision::Permit(_) => "allow",
+        Decision::Permit(_) | Decision::Limited(_) => "allow",
         Decision::Deny(denial) => denial.reason.slug(),
     }
 }

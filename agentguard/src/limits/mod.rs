@@ -1,0 +1,13 @@
+//! What limits have counted: the one place that counts, kept on disk, so that no two requests take the same room and no
+//! restart gives any back.
+//!
+//! [`counters`] is pure, [`journal`] is its file, and [`Ledger`] the thread that has both.
+
+pub mod counters;
+mod journal;
+mod ledger;
+#[cfg(test)]
+mod tests;
+
+pub use self::journal::JournalError;
+pub use self::ledger::{Ledger, Session};

@@ -1,0 +1,140 @@
+//! What a permitted request takes of the limits that its rules set: found by asking what would forbid it if there were
+//! no room.
+
+use std::collections::BTreeSet;
+
+use cedar_policy::Entities;
+use sha2::{Digest as _, Sha256};
+
+use super::body::{Value, units};
+use super::compile::{CompiledAgent, CompiledRule};
+use super::decide::Reading;
+use super::evaluate::{Asked, evaluate};
+use super::facts::Values;
+use super::limit::{Charge, Counter, KeySource, Limit, Per};
+use super::refusal::Refusal;
+use super::slice::Slice;
+use super::{Input, Policy};
+
+/// As if nothing had room.
+static NONE: BTreeSet<String> = BTreeSet::new();
+
+impl Policy {
+    /// Ids of the slice's limits that are taken to have room: whether they have is known when they are charged.
+    pub(super) fn with_room(&self, slice: &Slice, input: &Input<'_>) -> BTreeSet<String> {
+        let limits = self.limits_of(slice).map(|(rule, _)| rule.id.clone());
+        limits
+            .filter(|id| !input.gathered.exhausted.contains(id))
+            .collect()
+    }
+
+    fn limits_of<'p>(
+        &'p self,
+        slice: &'p Slice,
+    ) -> impl Iterator<Item = (&'p CompiledRule, &'p Limit)> {
+        let read = slice.reads.has("limits");
+        let rules = slice.rules.iter().filter(move |_| read);
+        rules.filter_map(|index| {
+            let rule = &self.rules[*index];
+            Some((rule, rule.limit.as_ref()?))
+        })
+    }
+
+    /// Whether every one of the rules is a limit.
+    pub(super) fn are_limits(&self, ids: &BTreeSet<String>) -> bool {
+        let is_limit = |id: &String| {
+            let mut rules = self.rules.iter();
+            rules.any(|rule| rule.id == *id && rule.limit.is_some())
+        };
+        !ids.is_empty() && ids.iter().all(is_limit)
+    }
+
+    /// The limits that would forbid the request if they had no room, and what it takes of each.
+    pub(super) fn charges(
+        &self,
+        agent: &CompiledAgent,
+        slice: &Slice,
+        input: &Input<'_>,
+        readings: &[Reading<'_>],
+        values: &Values,
+        entities: Option<&Entities>,
+    ) -> Result<Vec<Charge>, Refusal> {
+        if self.limits_of(slice).next().is_none() {
+            return Ok(Vec::new());
+        }
+        let mut counted = BTreeSet::new();
+        for reading in readings {
+            let asked = Asked {
+                limits: &NONE,
+                ..reading.asked.clone()
+            };
+            match evaluate(agent, slice, input, &asked, entities, &mut BTreeSet::new()) {
+                Ok(()) => {}
+                Err(Refusal::Forbidden(ids)) => counted.extend(ids),
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        let limits = self.limits_of(slice);
+        let counted = limits.filter(|(rule, _)| counted.contains(&rule.id));
+        counted
+            .map(|(rule, limit)| self.charge(agent, rule, limit, input, values))
+            .collect()
+    }
+
+    fn charge(
+        &self,
+        agent: &CompiledAgent,
+        rule: &CompiledRule,
+        limit: &Limit,
+        input: &Input<'_>,
+        values: &Values,
+    ) -> Result<Charge, Refusal> {
+        let amount = match &limit.of {
+            None => 1,
+            Some(field) => amount(values.body.get(field)).map_err(|why| Refusal::NoAmount {
+                id: rule.id.clone(),
+                why: format!("its `{field}` {why}"),
+            })?,
+        };
+        let name = agent.agent.name.clone();
+        let host = input.host.id(input.port);
+        let zone = self.calendar.as_ref();
+        let zone = zone.and_then(|calendar| calendar.zone.iana_name());
+        Ok(Charge {
+            counter: Counter {
+                agent: (limit.per != Per::Rule).then_some(name),
+                rule: rule.id.clone(),
+                unit: limit.unit(),
+                host: (limit.per == Per::Host).then_some(host),
+            },
+            span: limit.span,
+            zone: zone.filter(|_| limit.is_budget()).map(str::to_owned),
+            text: limit.text.clone(),
+            most: limit.most,
+            amount,
+            key: limit.key.as_ref().and_then(|from| key(from, values)),
+        })
+    }
+}
+
+/// In ten-thousandths.
+fn amount(value: Option<&Value>) -> Result<u64, &'static str> {
+    let units = match value {
+        None => return Err("is not there"),
+        Some(Value::Decimal(text)) => units(text),
+        Some(Value::Long(number)) => number.checked_mul(10_000),
+        Some(Value::String(_) | Value::Bool(_) | Value::Strings(_)) => None,
+    };
+    let units = units.ok_or("is no amount that can be added up")?;
+    u64::try_from(units).map_err(|_| "is below 0")
+}
+
+/// The digest of the key, if the request has one.
+fn key(from: &KeySource, values: &Values) -> Option<[u8; 16]> {
+    let key = match from {
+        KeySource::Header(name) => values.headers.get(name)?.clone(),
+        KeySource::Field(name) => values.body.get(name)?.shown(),
+    };
+    let digest = Sha256::digest(key);
+    digest[..16].try_into().ok()
+}
