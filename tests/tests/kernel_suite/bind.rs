@@ -7,15 +7,16 @@ use agentguard_common::verdict::Refusal;
 
 use crate::harness::*;
 
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    server("127.0.0.1").1
+/// Ports that were free a moment ago, no two the same.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let servers = [(); N].map(|()| server("127.0.0.1"));
+    servers.map(|(_, port)| port)
 }
 
 #[test]
 fn an_agent_listens_only_where_a_rule_says() {
     let mut host = Host::new();
-    let (port, other) = (free_port(), free_port());
+    let [port, other] = free_ports();
     host.rules(&[Rule::ListenTcp {
         addr: Ipv4Addr::LOCALHOST.into(),
         port,
@@ -47,7 +48,7 @@ c, _ = l.accept(); c.sendall(b'served'); wait()"
 #[test]
 fn every_address_may_be_listed_at_once() {
     let mut host = Host::new();
-    let port = free_port();
+    let [port] = free_ports();
     host.rules(&[Rule::ListenTcp {
         addr: Ipv4Addr::UNSPECIFIED.into(),
         port,
@@ -97,7 +98,7 @@ fn with_lsm_a_listen_is_judged_by_the_port_that_the_socket_has() {
         eprintln!("skipped: {why}");
         return;
     }
-    let (listed, other) = (free_port(), free_port());
+    let [listed, other] = free_ports();
     host.rules(&[Rule::ListenTcp {
         addr: Ipv4Addr::LOCALHOST.into(),
         port: listed,
@@ -126,7 +127,7 @@ say(*[attempt(s.listen) or 'ok' for s in sockets])"
 #[test]
 fn a_listed_datagram_port_answers() {
     let mut host = Host::new();
-    let port = free_port();
+    let [port] = free_ports();
     host.rules(&[Rule::ListenUdp {
         addr: Ipv4Addr::LOCALHOST.into(),
         port,
