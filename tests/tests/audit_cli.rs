@@ -30,7 +30,7 @@ fn a_record_has_what_an_operator_needs() {
     let record = guard.requests().pop().expect("a record");
     assert_eq!(record.agent(), "probe");
     assert_eq!(record.text("/owner"), "probe-owner@example.com");
-    assert_eq!(record.text("/task"), "T-42");
+    assert_eq!(record.text("/intent"), "T-42");
     assert_eq!((record.action(), record.outcome()), ("POST", "allow"));
     assert_eq!(record.resource(), origin.host());
     for (field, value) in [
