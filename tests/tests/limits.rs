@@ -174,9 +174,15 @@ fn a_budget_is_exact_kept_and_given_back_when_upstream_refuses() {
     }
     assert_eq!(ask(&guard, "", r#"{"amount": 0.0001}"#), full);
     assert_eq!(shown(&guard, "probe")[0]["used"], "10.00");
-    // A retry is the same order; another amount is another, and is not.
+    // A retry is the same request; another amount is another, and so is the same amount for something else.
     assert_eq!(ask(&guard, "", r#"{"amount": 8, "order": "8"}"#), done);
     assert_eq!(ask(&guard, "", r#"{"amount": 0.1, "order": "8"}"#), full);
+    let other = r#"{"amount": 8, "order": "8", "article": "gold"}"#;
+    assert_eq!(ask(&guard, "", other), full);
+    assert_eq!(
+        ask(&guard, "?to=another", r#"{"amount": 8, "order": "8"}"#),
+        full
+    );
     // Who acts for the agent spends from its budget too.
     let child = order(&guard, "child", port, "", r#"{"amount": 1}"#);
     assert_eq!(child, full);

@@ -11,6 +11,7 @@ use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::body::Incoming;
 use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
 
 use super::accept;
 use super::body::RequestBody;
@@ -130,9 +131,6 @@ impl<'a> Exchange<'a> {
         body: &mut RequestBody,
     ) -> Result<Judged, Refusal> {
         let session = self.session;
-        if self.policy.is_expired(Timestamp::now()) {
-            return Err(Refusal::new(DenyReason::PolicyStale, refuse::STALE));
-        }
         let path = CanonicalPath::parse(parts.uri.path()).map_err(Refusal::protocol)?;
         let authority = target.authority(&session.entrance.scheme);
         let named = Named::take(&mut parts.headers);
@@ -250,10 +248,14 @@ impl<'a> Exchange<'a> {
             };
             let mut gathered = known.clone();
             let asked = self.input(parts, target, path, &known);
-            match self.policy.needs(&asked).body {
+            let needs = self.policy.needs(&asked);
+            match needs.body {
                 Some(block) if body.is_known() => {
                     let limit = limits.max_judged_body_bytes as usize;
                     gathered.body = block.read(&parts.headers, body.bytes(), limit);
+                    gathered.body_sha256 = needs
+                        .has("limits")
+                        .then(|| Sha256::digest(body.bytes()).into());
                 }
                 None if body.is_known() && body.bytes().is_empty() => {
                     gathered.body = policy::Body::none();
@@ -294,6 +296,10 @@ impl<'a> Exchange<'a> {
         path: &CanonicalPath,
         gathered: &Gathered,
     ) -> Result<(Permit, Held), Refusal> {
+        // Whatever was waited for before: it is now that counts.
+        if self.policy.is_expired(Timestamp::now()) {
+            return Err(Refusal::new(DenyReason::PolicyStale, refuse::STALE));
+        }
         let started = Instant::now();
         let input = self.input(parts, target, path, gathered);
         let decision = self.policy.decide(&input);

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Charge, Counter, Room};
+use crate::policy::{Charge, Counter, Key, Room};
 
 /// Counters of one agent, which has one for each host where a limit is per host.
 const MAX_COUNTERS: usize = 1024;
 /// Keys that one counter tells apart while they count.
 const MAX_KEYS: usize = 10_000;
 
-/// Digest of what makes two requests the same.
+/// A key's value, as its digest.
 type Digest = [u8; 16];
 
 #[derive(Debug, Default)]
@@ -33,6 +33,7 @@ struct Count {
 struct Keyed {
     until: i64,
     amount: u64,
+    request: Digest,
     /// Requests with it that are under way.
     holders: u32,
     /// One of them has gone out.
@@ -45,7 +46,7 @@ pub struct Part {
     counter: Counter,
     until: i64,
     amount: u64,
-    key: Option<Digest>,
+    key: Option<Key>,
     pub is_budget: bool,
 }
 
@@ -76,7 +77,7 @@ pub struct Amount {
     pub until: i64,
     pub amount: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<Digest>,
+    pub key: Option<Key>,
 }
 
 /// What is used of one counter now.
@@ -107,7 +108,7 @@ impl Counters {
                     self.all.entry(charge.counter.clone()).or_default()
                 }
             };
-            let known = charge.key.and_then(|key| count.keys.get_mut(&key));
+            let known = charge.key.and_then(|key| count.keys.get_mut(&key.value));
             let known = known.filter(|known| known.until > now);
             let until = match known {
                 Some(known) => {
@@ -120,10 +121,11 @@ impl Counters {
                         let keyed = Keyed {
                             until,
                             amount: charge.amount,
+                            request: key.request,
                             holders: 1,
                             kept: false,
                         };
-                        count.keys.insert(key, keyed);
+                        count.keys.insert(key.value, keyed);
                     }
                     changes.push(Change::Taken(Amount {
                         counter: charge.counter.clone(),
@@ -179,8 +181,8 @@ impl Counters {
         let count = self.all.get_mut(&charge.counter).expect("looked for");
         count.settle(now, now.saturating_add(charge.longest() * 2), until);
         if let Some(key) = charge.key {
-            match count.keys.get(&key).filter(|known| known.until > now) {
-                Some(known) if known.amount == charge.amount => return Ok(until),
+            match count.keys.get(&key.value).filter(|known| known.until > now) {
+                Some(known) if known.request == key.request => return Ok(until),
                 Some(_) => return Err(Room::Reused { charge: index }),
                 None => {}
             }
@@ -220,7 +222,7 @@ impl Counters {
             if keyed.holders > 0 || keyed.kept {
                 return None;
             }
-            self.all.get_mut(&part.counter)?.keys.remove(&key);
+            self.all.get_mut(&part.counter)?.keys.remove(&key.value);
         }
         let change = Amount {
             counter: part.counter.clone(),
@@ -234,7 +236,7 @@ impl Counters {
 
     fn keyed(&mut self, part: &Part) -> Option<&mut Keyed> {
         let count = self.all.get_mut(&part.counter)?;
-        let keyed = count.keys.get_mut(&part.key?)?;
+        let keyed = count.keys.get_mut(&part.key?.value)?;
         // Another has it by now.
         (keyed.until == part.until).then_some(keyed)
     }
@@ -253,7 +255,7 @@ impl Counters {
             }
             Change::GivenBack(amount) => {
                 count.subtract(amount);
-                amount.key.map(|key| count.keys.remove(&key));
+                amount.key.map(|key| count.keys.remove(&key.value));
                 return;
             }
             Change::Key(_) => {}
@@ -263,10 +265,11 @@ impl Counters {
             let keyed = Keyed {
                 until: amount.until,
                 amount: amount.amount,
+                request: key.request,
                 holders: 0,
                 kept: true,
             };
-            count.keys.insert(key, keyed);
+            count.keys.insert(key.value, keyed);
         }
     }
 
@@ -284,8 +287,13 @@ impl Counters {
             let entries = count.entries.iter();
             changes.extend(entries.map(|(until, sum)| Change::Taken(amount(*until, *sum, None))));
             let keys = count.keys.iter();
-            changes
-                .extend(keys.map(|(key, it)| Change::Key(amount(it.until, it.amount, Some(*key)))));
+            changes.extend(keys.map(|(value, it)| {
+                let key = Key {
+                    value: *value,
+                    request: it.request,
+                };
+                Change::Key(amount(it.until, it.amount, Some(key)))
+            }));
         }
         changes
     }

@@ -7,7 +7,7 @@ use super::counters::{Change, Counters, Part};
 use super::journal::Journal;
 use super::ledger::Ledger;
 use crate::link::frame::Settled;
-use crate::policy::{Charge, Counter, Room, Span};
+use crate::policy::{Charge, Counter, Key, Room, Span};
 
 /// A Monday in November.
 const NOW: i64 = 1_795_420_000_000;
@@ -36,7 +36,10 @@ fn budget(amount: u64, key: Option<u8>) -> Charge {
         span: Span::Day,
         zone: Some("UTC".into()),
         amount,
-        key: key.map(|key| [key; 16]),
+        key: key.map(|key| Key {
+            value: [key; 16],
+            request: [amount.to_le_bytes()[0]; 16],
+        }),
         ..rate(100_000, 0)
     }
 }
@@ -153,7 +156,7 @@ fn memory_is_bounded_and_closed_when_it_is_full() {
     let keyed = |key: usize| {
         let mut charge = budget(0, Some(0));
         let digest = charge.key.as_mut().unwrap();
-        digest[..8].copy_from_slice(&key.to_le_bytes());
+        digest.value[..8].copy_from_slice(&key.to_le_bytes());
         charge
     };
     let refused = (0..20_000).find(|key| taken(&mut counters, NOW, &keyed(*key)).is_err());

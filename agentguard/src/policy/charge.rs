@@ -11,10 +11,10 @@ use super::compile::{CompiledAgent, CompiledRule};
 use super::decide::Reading;
 use super::evaluate::{Asked, evaluate};
 use super::facts::Values;
-use super::limit::{Charge, Counter, KeySource, Limit, Per};
+use super::limit::{Charge, Counter, Key, KeySource, Limit, Per};
 use super::refusal::Refusal;
 use super::slice::Slice;
-use super::{Input, Policy};
+use super::{Action, Input, Policy};
 
 /// As if nothing had room.
 static NONE: BTreeSet<String> = BTreeSet::new();
@@ -112,7 +112,7 @@ impl Policy {
             text: limit.text.clone(),
             most: limit.most,
             amount,
-            key: limit.key.as_ref().and_then(|from| key(from, values)),
+            key: limit.key.as_ref().and_then(|from| key(from, input, values)),
         })
     }
 }
@@ -129,12 +129,31 @@ fn amount(value: Option<&Value>) -> Result<u64, &'static str> {
     u64::try_from(units).map_err(|_| "is below 0")
 }
 
-/// The digest of the key, if the request has one.
-fn key(from: &KeySource, values: &Values) -> Option<[u8; 16]> {
-    let key = match from {
+/// `None`: it has none, and so is no repetition of another.
+fn key(from: &KeySource, input: &Input<'_>, values: &Values) -> Option<Key> {
+    let Action::Request {
+        method,
+        scheme,
+        path,
+        query,
+        ..
+    } = &input.action
+    else {
+        return None;
+    };
+    let value = match from {
         KeySource::Header(name) => values.headers.get(name)?.clone(),
         KeySource::Field(name) => values.body.get(name)?.shown(),
     };
-    let digest = Sha256::digest(key);
-    digest[..16].try_into().ok()
+    let host = input.host.id(input.port);
+    let mut request = Sha256::new();
+    for part in [method, scheme, &*host, path.as_str(), query.unwrap_or("")] {
+        request.update(part.len().to_be_bytes());
+        request.update(part);
+    }
+    request.update(input.gathered.body_sha256?);
+    Some(Key {
+        value: Sha256::digest(value)[..16].try_into().ok()?,
+        request: request.finalize()[..16].try_into().ok()?,
+    })
 }

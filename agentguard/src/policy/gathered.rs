@@ -16,6 +16,8 @@ use super::{Action, Input, Moment, Policy, Tasks, schema};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gathered {
     pub body: Body,
+    /// Of the body as it came, where it is held and limits are read.
+    pub body_sha256: Option<[u8; 32]>,
     /// Roles of the people who have approved the request: `context.approvals`.
     pub approvals: BTreeSet<String>,
     /// Ids of limits that have no room. All others are taken to have, and say so when they are charged.

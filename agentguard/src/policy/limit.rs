@@ -74,8 +74,15 @@ pub struct Charge {
     pub text: String,
     pub most: u64,
     pub amount: u64,
-    /// The digest of what makes two requests the same.
-    pub key: Option<[u8; 16]>,
+    pub key: Option<Key>,
+}
+
+/// By which a request is known when it is repeated. Digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    pub value: [u8; 16],
+    /// Of the whole request: another one with the same value is no repetition.
+    pub request: [u8; 16],
 }
 
 /// What the counters say of the charges of one request.
@@ -90,14 +97,14 @@ pub enum Room {
         /// When there is room again, milliseconds since the Unix epoch; `None`: there is not that much in all.
         until: Option<i64>,
     },
-    /// One with this key was for another amount.
+    /// There was another request with this key.
     Reused { charge: u32 },
     /// Nothing can be counted, with why for the operators.
     Unavailable(String),
 }
 
 impl Limit {
-    /// `20/minute per host key header.idempotency-key`.
+    /// `20/minute per host`.
     ///
     /// # Errors
     /// What is wrong with the text, and what to write.
@@ -132,10 +139,15 @@ impl Limit {
             key: None,
         };
         let limit = limit.with(&words)?;
-        match limit.of {
-            None => Ok(limit),
-            Some(_) => Err("`of` is a budget's; write `@budget(\"1000.00/day of FIELD\")`".into()),
+        if limit.of.is_some() {
+            return Err("`of` is a budget's; write `@budget(\"1000.00/day of FIELD\")`".into());
         }
+        if limit.key.is_some() {
+            return Err(
+                "`key` is a budget's: a request that is repeated is a request; leave it out".into(),
+            );
+        }
+        Ok(limit)
     }
 
     /// `1000.00/day of amount key body.order`.

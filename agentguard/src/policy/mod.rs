@@ -57,7 +57,7 @@ pub use self::body::{Block, Body, Fault};
 pub use self::diagnostic::Diagnostic;
 pub use self::gathered::{Gathered, Needs};
 pub use self::host::{HostName, acts_on_terminal};
-pub use self::limit::{Charge, Counter, Limit, Room, Span};
+pub use self::limit::{Charge, Counter, Key, Limit, Room, Span};
 pub use self::path::CanonicalPath;
 pub use self::permissions::Permissions;
 pub use self::permit::{Limited, Permit};

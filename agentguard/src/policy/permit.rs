@@ -136,7 +136,7 @@ impl Limited {
             }
             Room::Reused { charge } => (
                 self.charges.get(*charge as usize),
-                "has counted another amount for the same key; do not use a key again for another request.".to_owned(),
+                "has counted another request with the same key; do not use a key again for another request.".to_owned(),
             ),
             Room::Unavailable(_) => (
                 None,

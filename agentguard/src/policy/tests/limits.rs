@@ -1,5 +1,7 @@
 //! What limits count of which requests, and what is refused of how they are written.
 
+use sha2::{Digest as _, Sha256};
+
 use super::*;
 use crate::policy::question::Question;
 
@@ -53,6 +55,7 @@ fn decide(policy: &Policy, agent: AgentId, request: &str, body: &str) -> Decisio
     let block = policy.needs(&asked.input(agent)).body;
     let read = block.map(|block| block.read(&asked.headers, body.as_bytes(), 1 << 20));
     asked.gathered.body = read.unwrap_or_default();
+    asked.gathered.body_sha256 = Some(Sha256::digest(body).into());
     policy.decide(&asked.input(agent))
 }
 
@@ -276,7 +279,8 @@ fn what_is_written_otherwise_is_refused() {
         (forbid("@limit(\"5/minute per\")", lifted), "2:1: `@limit`: nothing follows `per`"),
         (forbid("@limit(\"5/minute per host per host\")", lifted), "2:1: `@limit`: `per` is there more than once"),
         (forbid("@limit(\"5/minute of amount\")", lifted), "2:1: `@limit`: `of` is a budget's"),
-        (forbid("@limit(\"5/minute key header.X-Key\")", lifted), "2:1: `@limit`: `header.X-Key` is no key"),
+        (forbid("@limit(\"5/minute key header.x-key\")", lifted), "2:1: `@limit`: `key` is a budget's"),
+        (forbid("@budget(\"5/day of amount key header.X-Key\")", lifted), "2:1: `@budget`: `header.X-Key` is no key"),
         (forbid("@budget(\"5/day\")", lifted), "2:1: `@budget`: it does not say what adds up"),
         (forbid("@budget(\"5/hour of amount\")", lifted), "2:1: `@budget`: `hour` is no time of a budget"),
         (forbid("@budget(\"-5/day of amount\")", lifted), "2:1: `@budget`: `-5` is no amount above 0"),
