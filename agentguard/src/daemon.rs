@@ -12,6 +12,7 @@ pub mod kill;
 mod link;
 pub mod namespaces;
 pub mod network;
+pub mod presence;
 pub mod records;
 pub mod registration;
 pub mod startup;
@@ -165,6 +166,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         unread: adoption::Unread::default(),
         network,
         tasks: tasks::Handle::new(tasks),
+        presence: presence::Handle::default(),
         killing: tokio::sync::Mutex::new(()),
         applying: tokio::sync::Mutex::new(()),
         applied: tokio::sync::Notify::new(),
@@ -205,9 +207,11 @@ async fn serve(config: Config) -> Result<(), StartError> {
         canary: canary.origin(),
         trusted_network: shared.network.is_trusted(),
         tasks: shared.tasks.open(&lock(&shared.registry)),
+        presences: Default::default(),
     };
     tokio::spawn(network::serve(shared.clone(), watch));
     tokio::spawn(tasks::serve(shared.clone()));
+    tokio::spawn(presence::serve(shared.clone()));
     let supervising = tokio::spawn(forwarder::supervise(
         shared.clone(),
         forwarder_asks,

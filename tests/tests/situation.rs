@@ -4,9 +4,9 @@ use std::process::Command;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use agentguard_tests::bundle::reach;
-use agentguard_tests::client::{Subject as _, dialer};
-use agentguard_tests::tools::PATIENCE;
-use agentguard_tests::{Bundle, Guard, Nginx, Site};
+use agentguard_tests::client::{Dialer, Subject as _, dialer};
+use agentguard_tests::tools::{PATIENCE, python, script};
+use agentguard_tests::{Bundle, Client, Guard, Nginx, Site};
 
 /// `HH:MM` so many hours from now, in UTC.
 fn hours_from_now(hours: u64) -> String {
@@ -141,7 +141,7 @@ fn the_network_decides_and_what_is_open_ends_when_it_changes() {
     assert_eq!(probe.tries(&get), "ok 403", "a network that is not known");
     assert_eq!(guard.requests()[0].reason(), "untrusted-network");
 
-    let until = |probe: &mut agentguard_tests::client::Dialer, expected: &str| {
+    let until = |probe: &mut Dialer, expected: &str| {
         let deadline = Instant::now() + PATIENCE;
         while probe.tries(&get) != expected {
             assert!(Instant::now() < deadline, "never {expected}");
@@ -176,4 +176,120 @@ except OSError as error: print('end', error)",
         cut.is_some(),
         "the connection that was open is recorded as cut"
     );
+}
+
+/// Starts its arguments on a terminal of their own, which closes with standard input.
+const TERMINAL: &str = "
+import os, pty, sys
+pid, master = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+print('terminal', flush=True)
+while sys.stdin.readline(): pass
+os.close(master)
+os.waitpid(pid, 0)
+";
+
+/// `agentguard run` with no terminal, whoever starts the tests.
+fn unattended(site: &Site, agent: &str) -> Dialer {
+    let client = Client::new("setsid").arg("--wait");
+    let mut running = runs(client, site, agent)
+        .arg(python())
+        .arg(script("dialer.py"))
+        .spawn();
+    running.say("pid");
+    let tgid = running.after("ok ").parse().expect("a process id");
+    Dialer::of(running, tgid)
+}
+
+fn runs(client: Client, site: &Site, agent: &str) -> Client {
+    let run = client.arg(agentguard_tests::tools::agentguard()).arg("run");
+    let run = run.arg("--config").arg(site.config());
+    run.args(["--agent", agent, "--"])
+        .env("PATH", agentguard_tests::tools::CLIENT_PATH)
+        .env("HOME", site.path("home"))
+}
+
+#[test]
+fn how_the_agent_is_up_decides_and_what_is_open_ends_with_its_terminal() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let host = origin.host();
+    let rules = format!(
+        "@id(\"watched\") forbid (principal, action, resource == Host::\"{host}\")
+when {{ context.path == \"/v1/watched\" }} unless {{ context.agent.attended }};
+@id(\"young\") forbid (principal, action, resource == Host::\"{host}\")
+when {{ context.path == \"/v1/young\" }} unless {{ context.agent.uptime_s < 3600 }};
+@id(\"old\") forbid (principal, action, resource == Host::\"{host}\")
+when {{ context.path == \"/v1/old\" }} unless {{ context.agent.uptime_s >= 3600 }};
+@id(\"passed\") forbid (principal, action == Action::\"connect\", resource)
+unless {{ context.agent.attended }};"
+    );
+    let passed = format!(
+        "[[reach]]\nhost = \"origin.test:{}\"\ntls = \"passthrough\"\nallow = [\"connect\"]\n",
+        origin.port_http1
+    );
+    let policy = reach("origin.test", origin.port, &["GET /v1/**"]) + &passed;
+    let bundle = Bundle::new(1).agent("probe", &policy).rules("up", &rules);
+    let guard = Guard::start(&site, &bundle);
+    let get = |path: &str| format!("get {}", origin.url(path));
+    let mut probe = unattended(&site, "probe");
+    for (path, says) in [
+        ("/v1/watched", "ok 403"),
+        ("/v1/young", "ok 200"),
+        ("/v1/old", "ok 403"),
+    ] {
+        assert_eq!(probe.tries(&get(path)), says, "{path}");
+    }
+    let explain = || {
+        let url = origin.url("/v1/watched");
+        let words = [
+            "policy", "explain", "--agent", "probe", "GET", &url, "--json",
+        ];
+        guard.cli(words).ok().json()["permitted"] == true
+    };
+    assert!(!explain());
+
+    // A second one of the same agent's, on a terminal: the agent is attended before its first instruction.
+    let client = Client::new(python()).args(["-c", TERMINAL]);
+    let mut terminal = runs(client, &site, "probe").args(["sleep", "600"]).spawn();
+    terminal.after("terminal");
+    let deadline = Instant::now() + PATIENCE;
+    while probe.tries(&get("/v1/watched")) != "ok 200" {
+        assert!(Instant::now() < deadline, "never attended");
+    }
+    assert!(explain());
+    let last = guard.requests().pop().expect("a record");
+    assert_eq!(last.0["facts"]["agent.attended"], "true");
+    let uptime = last.text("/facts/agent.uptime_s").parse::<u64>();
+    assert!(uptime.is_ok_and(|uptime| uptime < 600), "{last:?}");
+
+    // What is open ends with the terminal. By a process that the terminal's end does not end.
+    let code = format!(
+        "import os, socket, ssl, sys
+raw = socket.create_connection(('origin.test', {}))
+tls = ssl._create_unverified_context().wrap_socket(raw, server_hostname='origin.test')
+print('open', flush=True)
+try: print('end', tls.recv(1))
+except OSError as error: print('end', error)",
+        origin.port_http1
+    );
+    let client = Client::new("setsid").arg("--wait");
+    let mut passing = runs(client, &site, "probe")
+        .arg(python())
+        .args(["-c", &code])
+        .spawn();
+    passing.line(|line| line == "open");
+    terminal.close_stdin();
+    passing.after("end");
+    passing.finish().ok();
+    while probe.tries(&get("/v1/watched")) != "ok 403" {
+        assert!(Instant::now() < deadline, "attended for ever");
+    }
+    let records = guard.audit();
+    let cut = records
+        .iter()
+        .find(|it| it.action() == "connect" && it.text("/detail").contains("cut"));
+    assert!(cut.is_some(), "{records:#?}");
+    terminal.finish();
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 
+use super::presence::Presences;
 use crate::audit::record::{Process, TaskInfo};
 use crate::sys::process::Snapshot;
 
@@ -38,6 +39,8 @@ pub struct Lineage {
     entries: HashMap<u32, Vec<Entry>>,
     /// `(when, tgid, start)` of those that ended.
     ended: VecDeque<(u64, u32, u64)>,
+    /// Of the agents that the table has processes of.
+    pub presences: Presences,
 }
 
 impl Lineage {
@@ -75,10 +78,10 @@ impl Lineage {
         if self.living(tgid).is_none() {
             let mut seen = Snapshot::of(tgid).unwrap_or_default();
             seen.tgid = tgid;
-            self.insert(tgid, Entry::seen(&seen, agent, exec.start_ns));
+            self.insert_at(tgid, Entry::seen(&seen, agent, exec.start_ns), exec.at_ns);
         }
+        self.becomes(tgid, agent, exec.at_ns);
         if let Some(entry) = self.living_mut(tgid) {
-            entry.agent = agent;
             entry.exe = exec.exe;
             entry.uid = exec.uid;
             if let Some(cgroup) = exec.cgroup {
@@ -90,8 +93,9 @@ impl Lineage {
     pub fn exited(&mut self, tgid: u32, now_ns: u64) {
         if let Some(entry) = self.living_mut(tgid) {
             entry.ended = true;
-            let start = entry.start_ns;
+            let (start, agent) = (entry.start_ns, entry.agent);
             self.ended.push_back((now_ns, tgid, start));
+            self.presences.ends(agent);
         }
         while self
             .ended
@@ -106,9 +110,8 @@ impl Lineage {
 
     /// A running process that has been labelled, or is found labelled.
     pub fn adopted(&mut self, seen: &Snapshot, agent: AgentId) {
-        if let Some(entry) = self.living_mut(seen.tgid) {
-            entry.agent = agent;
-            return;
+        if self.living(seen.tgid).is_some() {
+            return self.becomes(seen.tgid, agent, seen.start_ns);
         }
         self.insert(seen.tgid, Entry::seen(seen, agent, seen.start_ns));
     }
@@ -184,11 +187,31 @@ impl Lineage {
             .collect()
     }
 
+    /// A living process is the agent's now.
+    fn becomes(&mut self, tgid: u32, agent: AgentId, at_ns: u64) {
+        let Some(entry) = self.living_mut(tgid) else {
+            return;
+        };
+        let before = std::mem::replace(&mut entry.agent, agent);
+        if before != agent {
+            self.presences.begins(agent, at_ns);
+            self.presences.ends(before);
+        }
+    }
+
     fn insert(&mut self, tgid: u32, entry: Entry) {
+        let start_ns = entry.start_ns;
+        self.insert_at(tgid, entry, start_ns);
+    }
+
+    /// A process that is its agent's from `at_ns` on.
+    fn insert_at(&mut self, tgid: u32, entry: Entry, at_ns: u64) {
+        self.presences.begins(entry.agent, at_ns);
         let generations = self.entries.entry(tgid).or_default();
         // An exit event may have been lost (a full ring): the tgid is reused, so its last owner has ended.
         if let Some(last) = generations.last_mut().filter(|last| !last.ended) {
             last.ended = true;
+            self.presences.ends(last.agent);
             self.ended.push_back((entry.start_ns, tgid, last.start_ns));
         }
         generations.push(entry);
@@ -228,6 +251,8 @@ pub struct Exec {
     pub uid: u32,
     pub cgroup: Option<String>,
     pub start_ns: u64,
+    /// Of the exec itself.
+    pub at_ns: u64,
 }
 
 impl Entry {
@@ -277,6 +302,7 @@ mod tests {
             uid: 7,
             cgroup: Some("/x".into()),
             start_ns: 0,
+            at_ns: 0,
         }
     }
 

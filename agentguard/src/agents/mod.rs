@@ -4,6 +4,7 @@ pub mod activity;
 pub mod adopt;
 pub mod identify;
 pub mod lineage;
+pub mod presence;
 pub mod registry;
 pub mod stops;
 pub mod tasks;

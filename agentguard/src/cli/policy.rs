@@ -306,6 +306,8 @@ async fn ask(explain: &Explain, client: &Client) -> Result<ExitCode, Failure> {
         time: explain.time.clone(),
         trusted_network: None,
         host_labels: Default::default(),
+        uptime_s: None,
+        attended: None,
         lookup: explain.lookup.clone(),
         task: explain.task.as_ref().map(|intent| AskedTask {
             opened_by: OpenedBy::Supervisor,

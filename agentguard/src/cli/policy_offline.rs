@@ -195,6 +195,8 @@ error: the bundle is not valid: 2 errors in 2 files
                 time: None,
                 trusted_network: None,
                 host_labels: Default::default(),
+                uptime_s: None,
+                attended: None,
                 lookup: None,
                 task: None,
             };

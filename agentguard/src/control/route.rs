@@ -23,10 +23,11 @@ use crate::daemon::kill::{self, KillError};
 use crate::daemon::registration::{self, ChangeError};
 use crate::daemon::state::Shared;
 use crate::daemon::tasks::{self, TaskError};
-use crate::daemon::{lock, view};
+use crate::daemon::{lock, presence, view};
 use crate::policy::Sources;
 use crate::policy::explain::Question;
 use crate::sys::peer::Peer;
+use crate::sys::process::boottime_ns;
 use crate::sys::user;
 
 /// Bytes of a request's body; a bundle's apart.
@@ -228,6 +229,13 @@ fn explain_policy(shared: &Shared, mut question: Question) -> Result<Answer, Ref
     question
         .host_labels
         .extend(shared.config.host.labels.iter().cloned());
+    let agent = active.ids.get(&question.agent);
+    let presence = agent.and_then(|agent| lock(&shared.lineage).presences.of(*agent));
+    if let Some(presence) = presence {
+        let uptime_s = presence.uptime_s(boottime_ns());
+        question.uptime_s.get_or_insert(uptime_s);
+        question.attended.get_or_insert(presence.attended);
+    }
     let explained = active.policy.explain(&question);
     explained
         .map(|explanation| json(&explanation))
@@ -245,7 +253,7 @@ async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Run) -> Result<Ans
     });
     let running = tokio::task::spawn_blocking(move || enrol::run(&enrolling, &request, &caller));
     match running.await.map_err(internal)? {
-        Ok(mut started) => {
+        Ok((agent, mut started)) => {
             if let Some(task) = task {
                 let (shared, peer) = (shared.clone(), peer.clone());
                 let opening =
@@ -255,6 +263,7 @@ async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Run) -> Result<Ans
             }
             // Before its first instruction: no connect of it comes too early.
             shared.namespaces.settle(tgid).await;
+            presence::started(shared, agent, peer).await;
             Ok(json(&started))
         }
         Err(error @ RunError::NotFound(_)) => Err(Refusal::new(StatusCode::NOT_FOUND, error)),

@@ -147,6 +147,7 @@ fn refresh(shared: &Shared) -> Result<(), String> {
             lock(&shared.lineage).adopted(&seen, agent);
         }
     }
+    shared.presence.changed();
     Ok(())
 }
 

@@ -27,7 +27,7 @@ pub enum RunError {
 }
 
 /// Labels `request.pid` for the agent, if `peer` may start it.
-pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<Started, RunError> {
+pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<(AgentId, Started), RunError> {
     let active = shared.active.load_full().ok_or_else(|| {
         RunError::Conflict("no bundle is in force; `agentguard policy apply DIR` first".into())
     })?;
@@ -102,7 +102,7 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<Started, RunEr
         "started"
     );
     let runtime = &shared.config.paths.runtime;
-    Ok(Started {
+    let started = Started {
         agent: agent.name.clone(),
         keep_privileges: agent.keep_privileges,
         hidden: vec![
@@ -112,7 +112,8 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<Started, RunEr
         trust: super::trust_bundle(runtime),
         wgetrc: super::wgetrc(runtime),
         task: None,
-    })
+    };
+    Ok((id, started))
 }
 
 fn label_child(shared: &Shared, id: AgentId, tgid: u32, peer: &Peer) -> Result<(), RunError> {

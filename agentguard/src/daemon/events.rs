@@ -123,6 +123,7 @@ async fn take(shared: &Shared, seen: &[Seen]) {
             drafts.push((stopped(shared, draft), caller(shared, event, exec.as_ref())));
         }
     }
+    shared.presence.changed();
     if !drafts.is_empty() {
         shared.record_of(drafts).await;
     }
@@ -175,6 +176,7 @@ fn follow(shared: &Shared, event: &Event) {
                 uid: event.uid,
                 cgroup: shared.cgroups.path(event.cgroup),
                 start_ns: event.start_ns,
+                at_ns: event.time_ns,
             };
             lineage.executed(event.tgid, event.agent, exec);
         }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::link::{Ended, Session};
 use super::namespaces::Entering;
 use super::state::Shared;
+use crate::agents::presence::{self, Changes, Presence};
 use crate::link::frame::{
     CanaryOrigin, OpenTask, PolicyUpdate, Sandbox, Start, TaskFault, ToForwarder, Upstream,
 };
@@ -37,6 +38,8 @@ pub enum Ask {
     Tasks(AgentId, Vec<OpenTask>),
     /// What has become of the change with this token that an agent has asked for.
     Changed(Uuid, Result<OpenTask, TaskFault>),
+    /// How agents are up now.
+    Presence(Changes),
     Flush(Reply),
     /// Serve another network namespace. An error if no forwarder runs or the kernel does not take it.
     Enter(Entering, Reply),
@@ -147,6 +150,7 @@ pub struct Desired {
     pub canary: CanaryOrigin,
     pub trusted_network: bool,
     pub tasks: BTreeMap<AgentId, Vec<OpenTask>>,
+    pub presences: BTreeMap<AgentId, Presence>,
 }
 
 impl Desired {
@@ -161,6 +165,7 @@ impl Desired {
             trusted_network: self.trusted_network,
             host_labels: shared.config.host.labels.clone(),
             tasks: self.tasks.clone(),
+            presences: self.presences.clone(),
         }))
     }
 
@@ -198,6 +203,10 @@ impl Desired {
                 token: *token,
                 result: result.clone(),
             }),
+            Ask::Presence(changes) => {
+                presence::follow(&mut self.presences, changes);
+                Some(ToForwarder::Presence(changes.clone()))
+            }
             Ask::Enter(..) | Ask::Leave(..) | Ask::Flush(_) | Ask::Restart(_) | Ask::Stop(_) => {
                 None
             }
@@ -248,7 +257,11 @@ pub async fn supervise(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>, mut d
                             let _ = reply.send(Ok(()));
                             return;
                         }
-                        Ask::Network(_) | Ask::Tasks(..) | Ask::Changed(..) | Ask::Restart(_) => {}
+                        Ask::Network(_)
+                        | Ask::Tasks(..)
+                        | Ask::Changed(..)
+                        | Ask::Presence(_)
+                        | Ask::Restart(_) => {}
                     }
                 }
             }

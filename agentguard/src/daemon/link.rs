@@ -201,7 +201,7 @@ impl Session {
                             self.out.send(ToForwarder::Leave { netns });
                             let _ = reply.send(left.map_err(|e| e.to_string()));
                         }
-                        Ask::Network(_) | Ask::Tasks(..) | Ask::Changed(..) => {}
+                        Ask::Network(_) | Ask::Tasks(..) | Ask::Changed(..) | Ask::Presence(_) => {}
                         Ask::Restart(why) => return Ended::Failed(why.into()),
                         Ask::Stop(reply) => {
                             self.out.send(ToForwarder::Stop);

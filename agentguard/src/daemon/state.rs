@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::history::{Entry, History};
-use super::{adoption, forwarder, lock, namespaces, network, records, tasks};
+use super::{adoption, forwarder, lock, namespaces, network, presence, records, tasks};
 use crate::agents::activity::Activities;
 use crate::agents::adopt::Labels;
 use crate::agents::identify::Blocks;
@@ -87,6 +87,7 @@ pub struct Shared {
     pub network: network::Handle,
     /// Its lock comes last.
     pub tasks: tasks::Handle,
+    pub presence: presence::Handle,
     /// One kill or revival at a time.
     pub killing: tokio::sync::Mutex<()>,
     /// One change of policy at a time.

@@ -38,7 +38,7 @@ impl Forwarder {
             upstreams: Upstreams::new(resolver, &upstream.roots, &self.limits, tag)?,
             dns: self.dns.clone(),
             charges: self.charges.clone(),
-            situation: Situation::new(false, Vec::new(), Tasks::default()),
+            situation: Situation::new(false, Vec::new(), Tasks::default(), BTreeMap::new()),
             lookups: self.lookups.clone(),
             room: super::body::Room::new(&self.limits),
             asks: self.asks.clone(),

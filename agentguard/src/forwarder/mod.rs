@@ -147,7 +147,12 @@ impl Forwarder {
             upstreams,
             dns: Arc::new(dns),
             room: body::Room::new(&start.limits),
-            situation: Situation::new(start.trusted_network, start.host_labels, tasks),
+            situation: Situation::new(
+                start.trusted_network,
+                start.host_labels,
+                tasks,
+                start.presences,
+            ),
             asks: Arc::new(Asks::new(asks.clone())),
             charges: Arc::new(Charges::new(asks)),
             limits: start.limits,

@@ -152,6 +152,7 @@ async fn orders(
             Some(ToForwarder::TaskChanged { token, result }) => {
                 forwarder.asks.answered(token, result);
             }
+            Some(ToForwarder::Presence(changes)) => forwarder.situation.follow(&changes),
             Some(ToForwarder::AuditAvailable(available)) => {
                 forwarder.records.set_available(available);
             }

@@ -107,7 +107,7 @@ impl Standing {
                     Err(_) => std::future::pending().await,
                 },
                 () = tokio::time::sleep(self.until_expiry()) => self.holds(),
-                () = situation.changed(&self.gathered) => self.judge(),
+                () = situation.changed(self.agent, &self.gathered) => self.judge(),
                 Ok(()) = tasks.changed() => self.holds() && self.judge(),
                 () = over, if !self.tasks.is_empty() => self.holds(),
             };

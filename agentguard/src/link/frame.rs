@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::agents::presence::{Changes, Presence};
 use crate::audit::record::Draft;
 use crate::policy::{Charge, OpenedBy, Reassigned, Room, Sources, Terms};
 use crate::reason::DenyReason;
@@ -58,6 +59,8 @@ pub enum ToForwarder {
         token: Uuid,
         result: Result<OpenTask, TaskFault>,
     },
+    /// How agents are up now, as far as it has changed.
+    Presence(Changes),
     /// Serve the namespace with this cookie on the listeners that come with the frame
     /// ([`Bound`](crate::forwarder::listen::Bound)), in the place of earlier ones.
     Enter {
@@ -147,6 +150,8 @@ pub struct Start {
     pub host_labels: Vec<String>,
     /// As [`ToForwarder::Tasks`].
     pub tasks: BTreeMap<AgentId, Vec<OpenTask>>,
+    /// As [`ToForwarder::Presence`].
+    pub presences: BTreeMap<AgentId, Presence>,
 }
 
 /// A task that is open until it ends, or the daemon says that it is not any more.

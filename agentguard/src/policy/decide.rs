@@ -170,6 +170,9 @@ impl Policy {
         let labels = gathered.host_labels.as_ref();
         let labels = labels.map(|labels| labels.iter().cloned().collect::<Vec<_>>().join(", "));
         situation("host.labels", labels);
+        let agent = gathered.agent;
+        situation("agent.uptime_s", agent.map(|is| is.uptime_s.to_string()));
+        situation("agent.attended", agent.map(|is| is.attended.to_string()));
         if let Some(tasks) = &gathered.tasks {
             judgement.facts.extend(tasks.facts());
         }

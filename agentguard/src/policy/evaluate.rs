@@ -13,7 +13,7 @@ use super::compile::CompiledAgent;
 use super::path::segment_count;
 use super::refusal::Refusal;
 use super::slice::Slice;
-use super::{Input, Moment, Tasks, entity, schema};
+use super::{AgentSituation, Input, Moment, Tasks, entity, schema};
 
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 
@@ -171,6 +171,7 @@ pub(super) fn request<'r>(
             let labels = labels.map(|labels| labels.iter().map(|label| text(label)));
             record("labels", labels.map(RestrictedExpression::new_set))
         }
+        "agent" => situation(input.gathered.agent),
         _ => RestrictedExpression::new_entity_uid(entity::headers_uid()),
     };
     let known = match asked.path {
@@ -214,6 +215,20 @@ fn field(value: &Value) -> RestrictedExpression {
 fn record(name: &str, value: Option<RestrictedExpression>) -> RestrictedExpression {
     let pairs = value.into_iter().map(|value| (name.to_owned(), value));
     RestrictedExpression::new_record(pairs).expect("there is one name")
+}
+
+/// As [`time`].
+fn situation(agent: Option<AgentSituation>) -> RestrictedExpression {
+    let pairs = agent.map(|agent| {
+        let uptime = i64::try_from(agent.uptime_s).unwrap_or(i64::MAX);
+        [
+            ("uptime_s", RestrictedExpression::new_long(uptime)),
+            ("attended", RestrictedExpression::new_bool(agent.attended)),
+        ]
+    });
+    let pairs = pairs.into_iter().flatten();
+    let pairs = pairs.map(|(name, value)| (name.to_owned(), value));
+    RestrictedExpression::new_record(pairs).expect("the names are different")
 }
 
 /// What nobody has gathered has nothing that a rule could read: its evaluation fails, and the request is refused.

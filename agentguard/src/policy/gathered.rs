@@ -28,6 +28,8 @@ pub struct Gathered {
     pub trusted_network: Option<bool>,
     /// `context.host.labels`.
     pub host_labels: Option<BTreeSet<String>>,
+    /// `context.agent`: of the agent that asks, for those above it too.
+    pub agent: Option<AgentSituation>,
     /// What services have answered. A rule that needs an answer which is not here refuses.
     pub lookups: Vec<(Arc<Lookup>, Answer)>,
     /// Of which rules read `context.task`, and which narrow the request whatever rules say.
@@ -38,6 +40,15 @@ impl Gathered {
     pub(super) fn narrows_by_scope(&self) -> bool {
         self.tasks.as_ref().is_some_and(Tasks::narrow_by_scope)
     }
+}
+
+/// How an agent is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AgentSituation {
+    /// Seconds since it has had a process, without a moment in which it had none.
+    pub uptime_s: u64,
+    /// Whether somebody's terminal shows it.
+    pub attended: bool,
 }
 
 /// What has to be gathered before a request can be decided.

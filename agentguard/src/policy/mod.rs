@@ -55,7 +55,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::body::{Block, Body, Fault};
 pub use self::diagnostic::Diagnostic;
-pub use self::gathered::{Gathered, Needs};
+pub use self::gathered::{AgentSituation, Gathered, Needs};
 pub use self::host::{HostName, acts_on_terminal};
 pub use self::limit::{Charge, Counter, Key, Limit, Room, Span};
 pub use self::path::CanonicalPath;

@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::host::split_port;
 use super::time::Calendar;
 use super::{
-    Action, CanonicalPath, Decision, Gathered, HostName, Input, OnTask, OpenedBy, Policy, Task,
-    Tasks, Terms, schema,
+    Action, AgentSituation, CanonicalPath, Decision, Gathered, HostName, Input, OnTask, OpenedBy,
+    Policy, Task, Tasks, Terms, schema,
 };
 
 /// What the forwarder reads of a body by default, bytes.
@@ -47,6 +47,12 @@ pub struct Question {
     /// The host's labels.
     #[serde(default)]
     pub host_labels: BTreeSet<String>,
+    /// How long the agent is up, seconds; `None`: it has just started.
+    #[serde(default)]
+    pub uptime_s: Option<u64>,
+    /// Whether somebody's terminal shows the agent; `None`: it is not known, and so none does.
+    #[serde(default)]
+    pub attended: Option<bool>,
     /// What is looked up, as one JSON object with the facts by their names; `None`: nobody answers.
     #[serde(default)]
     pub lookup: Option<String>,
@@ -152,6 +158,10 @@ impl<'q> Parsed<'q> {
                         None => OnTask::None,
                     },
                     ..Tasks::default()
+                }),
+                agent: Some(AgentSituation {
+                    uptime_s: question.uptime_s.unwrap_or(0),
+                    attended: question.attended.unwrap_or(false),
                 }),
                 ..Gathered::default()
             },

@@ -29,6 +29,8 @@ pub enum Missing {
     Labels,
     /// How far its task, or that of an agent that it acts for, narrowed it.
     Task,
+    /// How the agent was up, and whether it was attended.
+    Agent,
     /// A secret, of which the record has the digest alone.
     Secret,
     /// A value longer than a record keeps.
@@ -54,6 +56,7 @@ impl Missing {
             Self::Network => "the new rules read the network, and the old ones did not",
             Self::Labels => "the new rules read the host's labels, which the record does not tell",
             Self::Task => "it was on a task whose limits the record does not tell",
+            Self::Agent => "the new rules read how the agent is up, and the old ones did not",
             Self::Secret => "the new rules read a secret, which is not in the record",
             Self::Long => "the new rules read a value that is longer than records keep",
             Self::Many => "the new rules read values, and there were more than records keep",
@@ -155,6 +158,8 @@ impl Policy {
         gathered.time = time.and_then(|time: Timestamp| self.moment(time));
         gathered.trusted_network = trusted.transpose()?;
         gathered.host_labels = labels.transpose()?;
+        let agent_is = needs.has("agent").then(|| recorded.agent());
+        gathered.agent = agent_is.transpose()?;
         gathered.body = body.unwrap_or_default();
         headers.extend(lines);
         for (name, value) in pairs {

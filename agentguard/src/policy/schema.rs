@@ -11,7 +11,7 @@ pub(super) const CONNECT: &str = "connect";
 pub(super) const REQUEST: &str = "request";
 
 /// Attributes of a request's `context`.
-pub(super) const CONTEXT: [&str; 15] = [
+pub(super) const CONTEXT: [&str; 16] = [
     "scheme",
     "path",
     "segments",
@@ -27,6 +27,7 @@ pub(super) const CONTEXT: [&str; 15] = [
     "network",
     "host",
     "task",
+    "agent",
 ];
 
 /// What a request does, as `context.scope` has it.
@@ -48,8 +49,15 @@ pub(super) fn scope_of(method: &str) -> &'static str {
 }
 
 /// Attributes of a passed connection's `context`.
-pub(super) const CONNECT_CONTEXT: [&str; 6] =
-    ["approvals", "limits", "time", "network", "host", "task"];
+pub(super) const CONNECT_CONTEXT: [&str; 7] = [
+    "approvals",
+    "limits",
+    "time",
+    "network",
+    "host",
+    "task",
+    "agent",
+];
 
 /// HTTP methods that can be decided: IANA's registry without `CONNECT`, `PRI` and `*`, which are the forwarder's own matter.
 pub(super) const METHODS: [&str; 38] = [
@@ -135,6 +143,7 @@ pub(super) fn text(named: &BTreeSet<&str>, scope: Scope, shape: &Shape) -> Strin
 type Network = {{ trusted: Bool }};
 type HostSituation = {{ labels: Set<String> }};
 type Task = {{ open: Bool, id: String, intent: String, opened_by: String }};
+type AgentSituation = {{ uptime_s: Long, attended: Bool }};
 entity Agent {{ owner: String, risk: String }};
 entity Host in [Host] {{ name: String, port: Long, risk: String, data: Set<String> }};
 entity Query tags String;
@@ -143,14 +152,14 @@ action \"{REQUEST}\";
 action {list} in [\"{REQUEST}\"] appliesTo {{
   principal: [Agent],
   resource: [Host],
-  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {body} }}, lookup: {{ {lookup} }}, scope: Set<String>, approvals: Set<String>, limits: Set<String>, time: Time, network: Network, host: HostSituation, task: Task }},
+  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {body} }}, lookup: {{ {lookup} }}, scope: Set<String>, approvals: Set<String>, limits: Set<String>, time: Time, network: Network, host: HostSituation, task: Task, agent: AgentSituation }},
 }};
 "
     );
     if scope == Scope::RequestsAndConnections {
         let _ = writeln!(
             text,
-            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ approvals: Set<String>, limits: Set<String>, time: Time, network: Network, host: HostSituation, task: Task }} }};"
+            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ approvals: Set<String>, limits: Set<String>, time: Time, network: Network, host: HostSituation, task: Task, agent: AgentSituation }} }};"
         );
     }
     text

@@ -104,6 +104,14 @@ pub fn uid(tgid: u32) -> Option<u32> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// Whether it has a controlling terminal.
+pub fn has_terminal(tgid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{tgid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(')').map(|(_, fields)| fields);
+    let tty = fields.and_then(|fields| fields.split_whitespace().nth(4));
+    tty.is_some_and(|tty| tty != "0")
+}
+
 /// Every thread group there is now.
 pub fn all() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {

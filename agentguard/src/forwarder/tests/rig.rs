@@ -128,6 +128,7 @@ impl Rig {
             trusted_network: false,
             host_labels: Vec::new(),
             tasks: BTreeMap::new(),
+            presences: Default::default(),
         };
         let (forwarder, mut inbox) = Forwarder::new(start, |_, _, _| Ok(())).unwrap();
         let weak = Arc::downgrade(&forwarder);

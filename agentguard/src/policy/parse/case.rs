@@ -43,6 +43,8 @@ const CASE: Keys = Keys {
         "time",
         "network",
         "host_labels",
+        "uptime_s",
+        "attended",
         "lookup",
         "task",
         "expect",
@@ -77,6 +79,8 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
     let time = table.string(report, "time");
     let network = table.choice(report, "network", &["trusted", "untrusted"]);
     let labels = table.strings(report, "host_labels");
+    let uptime = table.unsigned(report, "uptime_s");
+    let attended = table.boolean(report, "attended");
     let lookup = table.string_or_json(report, "lookup");
     let task = match table.has("task") {
         true => Some(task(report, table)?),
@@ -108,6 +112,8 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         time: time.as_ref().map(|time| time.value.clone()),
         trusted_network: network.map(|network| network.value == "trusted"),
         host_labels: labels.into_iter().map(|label| label.value).collect(),
+        uptime_s: uptime.map(|uptime| uptime.value),
+        attended: attended.map(|attended| attended.value),
         lookup: lookup.as_ref().map(|lookup| lookup.value.clone()),
         task,
     };

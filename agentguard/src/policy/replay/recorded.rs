@@ -13,7 +13,9 @@ use crate::policy::facts::{MAX_VALUE, SECRET_HEADERS, SECRET_PARAMETERS, read_na
 use crate::policy::lookup::Lookup;
 use crate::policy::reads::{Names, Reads};
 use crate::policy::task::{NARROWS, OPEN, OPENED_BY};
-use crate::policy::{Input, Needs, OnTask, OpenedBy, Policy, Task, Tasks, Terms, schema};
+use crate::policy::{
+    AgentSituation, Input, Needs, OnTask, OpenedBy, Policy, Task, Tasks, Terms, schema,
+};
 
 /// What a record says of a request or passed connection.
 pub struct Recorded<'r> {
@@ -190,6 +192,16 @@ impl Recorded<'_> {
         Ok(Tasks {
             own,
             ..Tasks::default()
+        })
+    }
+
+    pub(super) fn agent(&self) -> Result<AgentSituation, Missing> {
+        let fact = |name| self.facts.get(name).ok_or(Missing::Agent);
+        let uptime = fact("agent.uptime_s")?.parse();
+        let attended = fact("agent.attended")?.parse();
+        Ok(AgentSituation {
+            uptime_s: uptime.map_err(|_| Missing::Agent)?,
+            attended: attended.map_err(|_| Missing::Agent)?,
         })
     }
 

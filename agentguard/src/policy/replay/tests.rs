@@ -175,6 +175,17 @@ fn the_situation_is_what_the_record_says_of_it() {
     assert_eq!(network("false"), Ok("policy-denied"));
     assert_eq!(record([]).by(&trusted, None), Err(Missing::Network));
 
+    let agent = rules(
+        "@id(\"a\") permit (principal, action, resource) when { context.agent.attended && context.agent.uptime_s > 59 };",
+    );
+    let up = |uptime, attended| {
+        record([("agent.uptime_s", uptime), ("agent.attended", attended)]).by(&agent, None)
+    };
+    assert_eq!(up("60", "true"), Ok("allow"));
+    assert_eq!(up("59", "true"), Ok("policy-denied"));
+    assert_eq!(up("60", "false"), Ok("policy-denied"));
+    assert_eq!(record([]).by(&agent, None), Err(Missing::Agent));
+
     let prod = rules(
         "@id(\"l\") permit (principal, action, resource) when { context.host.labels.contains(\"prod\") };",
     );

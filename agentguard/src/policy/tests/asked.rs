@@ -45,6 +45,8 @@ fn asked(policy: &Policy, request: &str, body: Option<&str>, approvals: &[&str])
         time: None,
         trusted_network: None,
         host_labels: Default::default(),
+        uptime_s: None,
+        attended: None,
         lookup: None,
         task: None,
     });

@@ -108,6 +108,8 @@ when { context.approvals.contains("finance") && context.body has amount && conte
             time: None,
             trusted_network: None,
             host_labels: Default::default(),
+            uptime_s: None,
+            attended: None,
             lookup: None,
             task: None,
         };

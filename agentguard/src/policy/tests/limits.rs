@@ -200,6 +200,8 @@ fn cases_say_what_has_no_room() {
             time: None,
             trusted_network: None,
             host_labels: BTreeSet::new(),
+            uptime_s: None,
+            attended: None,
             lookup: None,
             task: None,
         });

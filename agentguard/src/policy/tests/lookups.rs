@@ -348,6 +348,8 @@ fn a_question_says_what_the_services_answer() {
             time: None,
             trusted_network: None,
             host_labels: Default::default(),
+            uptime_s: None,
+            attended: None,
             lookup: lookup.map(str::to_owned),
             task: None,
         };
