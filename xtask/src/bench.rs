@@ -15,7 +15,7 @@ pub struct Args {
     /// One JSON object instead of the table
     #[arg(long)]
     json: bool,
-    /// Only groups whose name contains this: connect, memory, decide, keep-alive-1, keep-alive-32, http2, connections,
+    /// Only groups whose name contains this: connect, policies, replay, memory, decide, keep-alive-1, keep-alive-32, http2, connections,
     /// resumed, bulk, events
     filter: Option<String>,
 }

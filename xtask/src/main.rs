@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod lint;
 mod setup;
 mod shell;
@@ -35,6 +36,8 @@ enum Verb {
     Test(test::Args),
     /// Set up, build, and measure the release binary beside direct connections and nginx (root)
     Bench(bench::Args),
+    /// Change inputs of what reads other people's text, until one is treated wrongly or the time is over
+    Fuzz(fuzz::Args),
     /// Formatting, clippy without warnings, dependency bans, licences and sources
     Lint,
 }
@@ -46,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Lint => lint::run(),
     }
 }

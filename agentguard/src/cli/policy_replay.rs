@@ -1,6 +1,7 @@
 //! `agentguard policy replay`: the audit log's decisions, taken again by another bundle.
 
 mod bar;
+mod decided;
 mod tally;
 
 use std::borrow::Cow;
@@ -13,6 +14,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use self::bar::Bar;
+use self::decided::decided;
 use self::tally::Tally;
 use super::audit::when;
 use super::policy::valid;
@@ -22,10 +24,8 @@ use crate::audit::scan::Scan;
 use crate::config::Paths;
 use crate::daemon::audit_dir;
 use crate::daemon::history::History;
-use crate::forwarder::CUT;
-use crate::policy::replay::{Missing, Outcome, Recorded, Then};
+use crate::policy::replay::{Missing, Recorded};
 use crate::policy::{HostName, Policy};
-use crate::reason::DenyReason;
 
 #[derive(Debug, Args)]
 pub struct Replay {
@@ -207,93 +207,6 @@ impl Replayer<'_> {
     }
 }
 
-/// What rules decided, whatever became of it.
-struct Decided<'l> {
-    outcome: Outcome,
-    reason: Option<&'l str>,
-    then: Then,
-    /// Limits that had no room.
-    exhausted: &'l [String],
-}
-
-fn decided<'l>(
-    line: &'l Line<'_>,
-    facts: &BTreeMap<String, String>,
-    old: Option<&Policy>,
-) -> Result<Decided<'l>, &'static str> {
-    const NOT_BY_RULES: &str = "not decided by rules";
-    let permitted = Decided {
-        outcome: Outcome::Allow,
-        reason: None,
-        then: Then::All,
-        exhausted: &[],
-    };
-    let cut = line.detail.as_deref() == Some(CUT);
-    let outcome = match line.outcome.as_ref() {
-        "allow" if line.policies.is_empty() => return Err(NOT_BY_RULES),
-        "allow" => return Ok(permitted),
-        "killed" | "error" => return ended(line, old).map(|()| permitted),
-        "deny" if cut => return ended(line, old).map(|()| permitted),
-        "deny" => Outcome::Deny,
-        "approval-required" => Outcome::ApprovalRequired,
-        "observed" => Outcome::Observed,
-        _ => return Err(NOT_BY_RULES),
-    };
-    let reason = line.reason.as_deref();
-    let slug = |reason: DenyReason| Some(reason.slug());
-    let unread = [
-        DenyReason::BodyAmbiguous,
-        DenyReason::BodyUnreadable,
-        DenyReason::BodyTooLarge,
-        DenyReason::AttributeUnavailable,
-    ];
-    let by_rules = [
-        DenyReason::PolicyDenied,
-        DenyReason::ApprovalRequired,
-        DenyReason::OutsideHours,
-        DenyReason::UntrustedNetwork,
-        DenyReason::RateLimited,
-    ];
-    // A task that leaves it out is nothing that rules decide.
-    let by_forbid = reason == slug(DenyReason::OutsideTask) && !line.policies.is_empty();
-    // What has been judged has its path among its facts; a connection has none.
-    let judged = line.request.is_none() || facts.contains_key("path");
-    let then = if unread.into_iter().map(slug).any(|it| it == reason) {
-        Then::Nobody
-    } else if (by_forbid || by_rules.into_iter().map(slug).any(|it| it == reason)) && judged
-        // Operators stop agents for the same reasons.
-        || reason == slug(DenyReason::AgentSuspended) && facts.contains_key("path")
-        || reason == slug(DenyReason::DelegationExceeded) && facts.contains_key("parent_refused")
-    {
-        Then::Own
-    } else {
-        return Err(NOT_BY_RULES);
-    };
-    Ok(Decided {
-        outcome,
-        reason,
-        then,
-        exhausted: match reason == slug(DenyReason::RateLimited) {
-            true => &line.policies,
-            false => &[],
-        },
-    })
-}
-
-/// Of what was ended or failed: whether it had been permitted. Of an agent that was only observed the record does not tell.
-fn ended(line: &Line<'_>, old: Option<&Policy>) -> Result<(), &'static str> {
-    if line.policies.is_empty() {
-        return Err("it ended before it was decided");
-    }
-    let old = old.ok_or(Missing::Bundle.why())?;
-    let mut agents = old.agents();
-    let agent = agents.find(|agent| line.agent.as_deref() == Some(&*agent.name));
-    match agent.is_some_and(|agent| agent.observe) {
-        true => Err("it was observed, and ended before its record was whole"),
-        false => Ok(()),
-    }
-}
-
 /// The host of a connection whose bytes are passed; one to an address is the kernel's.
 fn passed_host(resource: &str) -> Option<(HostName, u16)> {
     let (name, port) = resource.rsplit_once(':').unwrap_or((resource, "443"));
@@ -301,129 +214,4 @@ fn passed_host(resource: &str) -> Option<(HostName, u16)> {
         .ok()
         .filter(|host| host.ip().is_none())?;
     Some((host, port.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::policy::Sources;
-
-    #[test]
-    fn only_what_rules_decided_is_taken_again() {
-        let by = [r#""policies":["p"]"#, r#""policies":[]"#];
-        let cases = [
-            (r#""outcome":"allow""#, by[0], r#"{}"#, "allow All"),
-            (r#""outcome":"allow""#, by[1], r#"{}"#, "-"),
-            (
-                r#""outcome":"killed","reason":"agent-killed""#,
-                by[0],
-                "{}",
-                "allow All",
-            ),
-            (
-                r#""outcome":"killed","reason":"agent-killed""#,
-                by[1],
-                "{}",
-                "-",
-            ),
-            (
-                r#""outcome":"error","reason":"upstream-tls""#,
-                by[0],
-                "{}",
-                "allow All",
-            ),
-            (r#""outcome":"error","detail":"aborted""#, by[1], "{}", "-"),
-            (
-                r#""outcome":"deny","reason":"policy-denied""#,
-                by[1],
-                r#"{"path":"/"}"#,
-                "deny Own",
-            ),
-            (
-                r#""outcome":"deny","reason":"policy-denied""#,
-                by[1],
-                "{}",
-                "-",
-            ),
-            (
-                r#""outcome":"observed","reason":"policy-denied""#,
-                by[0],
-                r#"{"path":"/"}"#,
-                "observed Own",
-            ),
-            (
-                r#""outcome":"approval-required","reason":"approval-required""#,
-                by[0],
-                r#"{"path":"/"}"#,
-                "approval-required Own",
-            ),
-            (
-                r#""outcome":"deny","reason":"body-too-large""#,
-                by[1],
-                "{}",
-                "deny Nobody",
-            ),
-            (
-                r#""outcome":"deny","reason":"agent-suspended""#,
-                by[1],
-                "{}",
-                "-",
-            ),
-            (
-                r#""outcome":"deny","reason":"delegation-exceeded""#,
-                by[1],
-                r#"{"path":"/"}"#,
-                "-",
-            ),
-            (
-                r#""outcome":"deny","reason":"delegation-exceeded""#,
-                by[1],
-                r#"{"path":"/","parent_refused":"p"}"#,
-                "deny Own",
-            ),
-            (
-                r#""outcome":"deny","reason":"protocol-refused""#,
-                by[1],
-                "{}",
-                "-",
-            ),
-        ];
-        let enforced = bundle("");
-        for (outcome, policies, facts, expected) in cases {
-            let text = line(outcome, policies, facts);
-            assert_eq!(taken(&text, Some(&enforced)), expected, "{text}");
-        }
-        let cut = format!(r#""outcome":"deny","reason":"policy-denied","detail":"{CUT}""#);
-        let cut = line(&cut, by[0], r#"{"path":"/"}"#);
-        assert_eq!(taken(&cut, Some(&enforced)), "allow All");
-        // What was let through and cut may have been observed.
-        assert_eq!(taken(&cut, None), "-");
-        assert_eq!(taken(&cut, Some(&bundle("mode = \"observe\"\n"))), "-");
-    }
-
-    fn bundle(mode: &str) -> Policy {
-        let agent = format!("[agent]\nname = \"a\"\nowner = \"o\"\nrisk = \"low\"\n{mode}");
-        let files = [
-            ("bundle.toml", "name = \"b\"\nserial = 1\n"),
-            ("agents/a.toml", &*agent),
-        ];
-        let sources = Sources {
-            files: files.map(|(path, text)| (path.into(), text.into())).into(),
-        };
-        policy_offline::compile(&sources, &BTreeMap::new()).unwrap()
-    }
-
-    fn line(outcome: &str, policies: &str, facts: &str) -> String {
-        format!(
-            r#"{{"time":"2026-11-23T09:00:00Z","decision":"d","agent":"a","action":"GET","resource":"h","request":{{"scheme":"https","host":"h","port":443,"method":"GET","path":"/"}},"facts":{facts},{policies},{outcome}}}"#
-        )
-    }
-
-    fn taken(text: &str, old: Option<&Policy>) -> String {
-        let line: Line<'_> = serde_json::from_str(text).unwrap();
-        let facts = line.facts.as_ref().unwrap();
-        decided(&line, facts, old).map_or("-".to_owned(), |decided| {
-            format!("{} {:?}", decided.outcome.name(), decided.then)
-        })
-    }
 }

@@ -5,6 +5,36 @@ use std::collections::{BTreeSet, HashMap};
 use super::host::HostPattern;
 use super::rules::{HostScope, Rule};
 
+/// Rules by the agent of their heads.
+pub(super) struct RulesByAgent<'b> {
+    rules: &'b [Rule],
+    anyone: Vec<usize>,
+    named: HashMap<&'b str, Vec<usize>>,
+}
+
+impl<'b> RulesByAgent<'b> {
+    pub fn new(rules: &'b [Rule]) -> Self {
+        let mut found = Self {
+            rules,
+            anyone: Vec::new(),
+            named: HashMap::new(),
+        };
+        for (index, rule) in rules.iter().enumerate() {
+            match &rule.agent {
+                None => found.anyone.push(index),
+                Some(name) => found.named.entry(name).or_default().push(index),
+            }
+        }
+        found
+    }
+
+    fn of(&self, agent: &str) -> impl Iterator<Item = (usize, &'b Rule)> {
+        let named = self.named.get(agent).into_iter().flatten();
+        let found = self.anyone.iter().chain(named);
+        found.map(|index| (*index, &self.rules[*index]))
+    }
+}
+
 /// The rules that can apply to one agent, by the host of their heads.
 pub(super) struct Candidates<'b> {
     everywhere: Vec<usize>,
@@ -14,16 +44,13 @@ pub(super) struct Candidates<'b> {
 }
 
 impl<'b> Candidates<'b> {
-    pub fn new(rules: &'b [Rule], agent: &str) -> Self {
+    pub fn new(rules: &RulesByAgent<'b>, agent: &str) -> Self {
         let mut found = Self {
             everywhere: Vec::new(),
             at: HashMap::new(),
             named: BTreeSet::new(),
         };
-        for (index, rule) in rules.iter().enumerate() {
-            if rule.agent.as_deref().is_some_and(|name| name != agent) {
-                continue;
-            }
+        for (index, rule) in rules.of(agent) {
             match &rule.host {
                 HostScope::Any => found.everywhere.push(index),
                 HostScope::Is(host) => found.at.entry(host).or_default().push(index),

@@ -68,8 +68,8 @@ impl Policy {
                 limits: &NONE,
                 ..reading.asked.clone()
             };
-            match evaluate(agent, slice, input, &asked, entities, &mut BTreeSet::new()) {
-                Ok(()) => {}
+            match evaluate(agent, slice, input, &asked, entities) {
+                Ok(_) => {}
                 Err(Refusal::Forbidden(ids)) => counted.extend(ids),
                 Err(refusal) => return Err(refusal),
             }

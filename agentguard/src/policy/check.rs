@@ -27,6 +27,10 @@ struct Applies {
 
 pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
     let world = World::new(bundle);
+    let mut described = HostMap::default();
+    for file in &bundle.hosts {
+        described.insert(&file.host, file);
+    }
     let mut groups: BTreeMap<(Scope, Shape), Vec<Checked<'_>>> = BTreeMap::new();
     for rule in &bundle.rules {
         // What another file failed to say would be missed here a second time.
@@ -42,18 +46,19 @@ pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
         } else {
             Scope::Requests
         };
-        let shapes = shape::shapes(bundle, rule);
+        let shapes = shape::shapes(bundle, &described, rule);
         if bundle.whole {
             shape::check_fields(report, rule, &shapes);
             shape::check_limit(report, rule, &shapes);
         }
-        let alone = shapes.len() == 1;
+        let count = shapes.len();
         for (shape, host) in shapes {
             let group = groups.entry((scope, shape)).or_default();
             group.push(Checked {
                 rule,
                 sound,
-                host: host.filter(|_| !alone),
+                host: host.filter(|_| count > 1),
+                shapes: count,
             });
         }
     }
@@ -69,6 +74,8 @@ struct Checked<'b> {
     sound: bool,
     /// One of them, where others have other bodies or look-ups.
     host: Option<String>,
+    /// How many different bodies and look-ups those hosts have.
+    shapes: usize,
 }
 
 /// The bundle's agents and hosts, indexed for look-ups.
@@ -295,7 +302,10 @@ fn validate<'b>(
     };
     let result = Validator::new(schema).validate(&set, ValidationMode::Strict);
     let mut place = |id: &str, of_head: bool, error: &dyn miette::Diagnostic| {
-        let Some(Checked { rule, sound, host }) = by_id.get(id) else {
+        let Some(Checked {
+            rule, sound, host, ..
+        }) = by_id.get(id)
+        else {
             return;
         };
         // Cedar's view of a head that has been reported in the bundle's own terms.
@@ -338,7 +348,7 @@ fn validate<'b>(
         {
             let times = impossible.entry(&checked.rule.id).or_default();
             *times += 1;
-            if *times < shape::shapes(bundle, checked.rule).len() {
+            if *times < checked.shapes {
                 continue;
             }
         }

@@ -1,13 +1,13 @@
 //! A checked bundle, prepared so that a decision meets only the policies that can apply to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 use cedar_policy::{Effect, EntityUid};
 
 use super::bundle::Bundle;
-use super::candidates::Candidates;
+use super::candidates::{Candidates, RulesByAgent};
 use super::cases::Case;
 use super::diagnostic::Report;
 use super::entity::{self, HostFacts};
@@ -88,6 +88,9 @@ pub(super) fn compile(
         facts.insert(&file.host, known);
     }
     let mut agents = BTreeMap::new();
+    let files = bundle.agents.iter();
+    let files: HashMap<_, _> = files.map(|file| (&*file.agent.name, file)).collect();
+    let rules = RulesByAgent::new(&bundle.rules);
     for file in &bundle.agents {
         let name = &file.agent.name;
         let Some(id) = ids.get(name) else {
@@ -104,9 +107,10 @@ pub(super) fn compile(
             );
             continue;
         }
-        let candidates = Candidates::new(&bundle.rules, name);
+        let candidates = Candidates::new(&rules, name);
         let slicer = Slicer {
             bundle: &bundle,
+            files: &files,
             facts: &facts,
             candidates: &candidates,
             file,
@@ -131,8 +135,12 @@ pub(super) fn compile(
         reason: rule.reason,
         policy: rule.policy,
     });
+    let rules: Vec<_> = rules.collect();
+    let by_id = rules.iter().enumerate();
+    let by_id = by_id.map(|(index, rule)| (rule.id.clone(), index));
     Some(Policy {
-        rules: rules.collect(),
+        by_id: by_id.collect(),
+        rules,
         meta: bundle.meta?,
         require: bundle.require,
         expires: bundle.expires,

@@ -1,5 +1,6 @@
 //! The decision: default deny, forbid overrides, and whatever cannot be evaluated is refused.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use agentguard_common::abi::AgentId;
@@ -15,7 +16,7 @@ use super::permit::{Limited, Permit};
 use super::refusal::{Refusal, detail, who_and_what};
 use super::slice::{Class, Slice};
 use super::task::outside;
-use super::{Action, Decision, Denial, HostName, Input, Policy, TlsMode, entity, schema};
+use super::{Action, Decision, Denial, Input, Policy, TlsMode, entity, schema};
 use crate::reason::DenyReason;
 
 /// What was found on the way to a decision.
@@ -42,7 +43,7 @@ pub(super) enum Outcome {
 /// One way to read a request, and what the shorthand permits of it.
 pub(super) struct Reading<'a> {
     pub asked: Asked<'a>,
-    shorthand: BTreeSet<String>,
+    shorthand: Vec<&'a str>,
 }
 
 impl<'a> Reading<'a> {
@@ -139,7 +140,7 @@ impl Policy {
         if self.are_limits(ids) {
             return DenyReason::RateLimited;
         }
-        let of = |id: &String| self.rules.iter().find(|rule| rule.id == *id)?.reason;
+        let of = |id: &String| self.rules[*self.by_id.get(id)?].reason;
         let mut reasons = ids.iter().map(of);
         let first = reasons.next().flatten();
         let first = first.filter(|first| reasons.all(|other| other == Some(*first)));
@@ -150,7 +151,7 @@ impl Policy {
     pub(super) fn judge(&self, input: &Input<'_>) -> Judgement<'_> {
         let mut judgement = self.judge_as(input.agent, input);
         let gathered = input.gathered;
-        let needs = self.needs(input);
+        let needs = LazyCell::new(|| self.needs(input));
         let mut situation = |name: &str, value: Option<String>| {
             let attribute = name
                 .split_once('.')
@@ -281,11 +282,11 @@ impl Policy {
             (Action::Connect, TlsMode::Passthrough) => {
                 let slice = class.slice(schema::CONNECT);
                 judgement.slice = Some(slice);
-                let shorthand = entry.connect.iter().cloned().collect();
+                let shorthand = entry.connect.iter().map(String::as_str).collect();
                 let limits = self.with_room(slice, input);
                 let asked = Asked::connection(&input.gathered.approvals, &limits);
-                let entities = self.request_entities(class, slice, input.host, input.port, None);
-                let readings = [Reading { asked, shorthand }];
+                let entities = self.request_entities(class, slice, input, None);
+                let readings = vec![Reading { asked, shorthand }];
                 let values = Values::default();
                 self.weigh(agent, slice, input, readings, &values, entities.as_ref())
             }
@@ -334,7 +335,9 @@ impl Policy {
             }
         };
         values.record(&mut found.facts);
-        let entities = self.request_entities(class, slice, input.host, input.port, Some(&values));
+        let entities = self.request_entities(class, slice, input, Some((method, &values)));
+        let scoped = slice.reads.has("scope") || input.gathered.tasks.is_some();
+        let scope = |path: &str| class.requests.scope(method, path, &values.body);
         let limits = self.with_room(slice, input);
         let readings = path.readings().map(|path| Reading {
             asked: Asked {
@@ -343,11 +346,11 @@ impl Policy {
                 path: Some(path),
                 body: &values.body,
                 lookup: &values.lookup,
-                scope: class.requests.scope(method, path, &values.body),
+                scope: if scoped { scope(path) } else { BTreeSet::new() },
                 approvals: &input.gathered.approvals,
                 limits: &limits,
             },
-            shorthand: shorthand(entry, method, path).map(str::to_owned).collect(),
+            shorthand: shorthand(entry, method, path).collect(),
         });
         let readings: Vec<_> = readings.collect();
         let scopes = readings.iter().flat_map(|reading| &reading.asked.scope);
@@ -365,11 +368,10 @@ impl Policy {
         agent: &CompiledAgent,
         slice: &Slice,
         input: &Input<'_>,
-        readings: impl IntoIterator<Item = Reading<'a>>,
+        readings: Vec<Reading<'a>>,
         values: &Values,
         entities: Option<&Entities>,
     ) -> Outcome {
-        let readings: Vec<Reading<'a>> = readings.into_iter().collect();
         let ids = match self.answer_to(agent, slice, input, &readings, entities) {
             Ok(ids) => {
                 let charges = self.charges(agent, slice, input, &readings, values, entities);
@@ -381,7 +383,7 @@ impl Policy {
             Err(Refusal::Forbidden(ids)) => ids,
             Err(refusal) => return Outcome::Refused(refusal),
         };
-        let roles = ids.iter().map(|id| self.approver(slice, id));
+        let roles = ids.iter().map(|id| self.approver(id));
         let Some(roles) = roles.collect::<Option<BTreeSet<&str>>>() else {
             return Outcome::Refused(Refusal::Forbidden(ids));
         };
@@ -409,12 +411,17 @@ impl Policy {
     ) -> Result<BTreeSet<String>, Refusal> {
         let (mut all, mut forbids) = (BTreeSet::new(), BTreeSet::new());
         for reading in readings {
-            let mut permits = reading.shorthand.clone();
-            match evaluate(agent, slice, input, &reading.asked, entities, &mut permits) {
-                Ok(()) if permits.is_empty() => return Err(Refusal::NotPermitted),
-                Ok(()) => all.extend(permits),
+            let shorthand = &reading.shorthand;
+            match evaluate(agent, slice, input, &reading.asked, entities) {
+                Ok(permits) if permits.is_empty() && shorthand.is_empty() => {
+                    return Err(Refusal::NotPermitted);
+                }
+                Ok(permits) => {
+                    all.extend(permits);
+                    all.extend(shorthand.iter().map(|id| (*id).to_owned()));
+                }
                 Err(Refusal::Forbidden(ids))
-                    if ids.iter().all(|id| self.approver(slice, id).is_some()) =>
+                    if ids.iter().all(|id| self.approver(id).is_some()) =>
                 {
                     forbids.extend(ids);
                 }
@@ -428,10 +435,9 @@ impl Policy {
         }
     }
 
-    /// The role that can lift a rule of the slice.
-    fn approver(&self, slice: &Slice, id: &str) -> Option<&str> {
-        let mut rules = slice.rules.iter().map(|index| &self.rules[*index]);
-        rules.find(|rule| rule.id == id)?.approve.as_deref()
+    /// The role that can lift a rule.
+    fn approver(&self, id: &str) -> Option<&str> {
+        self.rules[*self.by_id.get(id)?].approve.as_deref()
     }
 
     /// The slice's entities with what only the request knows; `None` if the slice's own are all there is.
@@ -439,9 +445,8 @@ impl Policy {
         &self,
         class: &Class,
         slice: &Slice,
-        host: &HostName,
-        port: u16,
-        values: Option<&Values>,
+        input: &Input<'_>,
+        request: Option<(&str, &Values)>,
     ) -> Option<Entities> {
         if slice.rules.is_empty() {
             return None;
@@ -450,16 +455,16 @@ impl Policy {
         if !slice.has_host {
             added.push(if slice.reads.host {
                 let host = super::host::HostPattern {
-                    name: host.clone(),
+                    name: input.host.clone(),
                     below: false,
-                    port,
+                    port: input.port,
                 };
                 entity::host(&host, &self.facts, &class.above)
             } else {
-                entity::bare_host(&host.id(port), &class.above)
+                entity::bare_host(&input.host.id(input.port), &class.above)
             });
         }
-        if let Some(values) = values {
+        if let Some((_, values)) = request {
             if !slice.reads.query.is_empty() {
                 added.push(entity::tags(entity::query_uid(), &values.query));
             }
@@ -470,7 +475,11 @@ impl Policy {
         if added.is_empty() {
             return None;
         }
-        let entities = slice.entities.clone().add_entities(added, None);
+        if let Some((method, _)) = request.filter(|_| slice.in_group) {
+            let method = entity::method(method);
+            added.extend(slice.few.get(&method.uid()).is_none().then_some(method));
+        }
+        let entities = slice.few.clone().add_entities(added, None);
         Some(entities.expect("the slice has no entity that a request brings"))
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::host::acts_on_terminal;
+
 /// One thing wrong with a bundle, and where. Lines and columns count from 1, columns in characters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnostic {
@@ -108,8 +110,8 @@ impl<'s> Report<'s> {
             file: file.to_owned(),
             line: None,
             column: None,
-            message: message.into(),
-            help,
+            message: harmless(message.into()),
+            help: help.map(harmless),
         });
     }
 
@@ -147,10 +149,26 @@ impl<'s> Report<'s> {
             file: file.to_owned(),
             line: Some(line),
             column: Some(column),
-            message,
-            help,
+            message: harmless(message),
+            help: help.map(harmless),
         });
     }
+}
+
+/// What Cedar and TOML quote of a bundle may have in it what acts on a terminal.
+fn harmless(text: String) -> String {
+    let acts = |c: char| c != '\n' && acts_on_terminal(c);
+    if !text.contains(acts) {
+        return text;
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match acts(c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// The known word that `word` was probably meant to be.

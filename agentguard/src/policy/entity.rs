@@ -105,20 +105,20 @@ pub(super) fn bare_host(id: &str, above: &[EntityUid]) -> Entity {
     Entity::new_no_attrs(host_uid(id), above.iter().cloned().collect())
 }
 
-/// Every method in the group of all, and the group.
+/// A method in the group of all.
+pub(super) fn method(name: &str) -> Entity {
+    let group = action_uid(schema::REQUEST);
+    entity(action_uid(name), HashMap::new(), HashSet::from([group]))
+}
+
+/// Every method, the group of all, and the passed connection.
 pub(super) fn actions() -> Vec<Entity> {
     let group = action_uid(schema::REQUEST);
     schema::METHODS
         .iter()
-        .map(|method| {
-            entity(
-                action_uid(method),
-                HashMap::new(),
-                HashSet::from([group.clone()]),
-            )
-        })
+        .map(|name| method(name))
         .chain([
-            entity(group.clone(), HashMap::new(), HashSet::new()),
+            entity(group, HashMap::new(), HashSet::new()),
             entity(action_uid(schema::CONNECT), HashMap::new(), HashSet::new()),
         ])
         .collect()

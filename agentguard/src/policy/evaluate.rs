@@ -51,17 +51,16 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Evaluates the slice's rules, and adds those that permit.
+/// Evaluates the slice's rules, and answers with the ids of those that permit.
 pub(super) fn evaluate(
     agent: &CompiledAgent,
     slice: &Slice,
     input: &Input<'_>,
     asked: &Asked<'_>,
     entities: Option<&Entities>,
-    permits: &mut BTreeSet<String>,
-) -> Result<(), Refusal> {
+) -> Result<Vec<String>, Refusal> {
     if slice.rules.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let answer = answer(
         agent,
@@ -79,14 +78,11 @@ pub(super) fn evaluate(
     match answer.decision() {
         // Cedar alone would skip a forbid that cannot be evaluated.
         _ if !failed.is_empty() => Err(Refusal::Failed(failed)),
-        Answer::Allow => {
-            permits.extend(decided);
-            Ok(())
-        }
+        Answer::Allow => Ok(decided.collect()),
         Answer::Deny => {
             let forbids: BTreeSet<_> = decided.collect();
             if forbids.is_empty() {
-                Ok(())
+                Ok(Vec::new())
             } else {
                 Err(Refusal::Forbidden(forbids))
             }

@@ -196,7 +196,14 @@ impl Policy {
                 limits: &limits,
             };
             let mut policies: Vec<_> = shorthand(entry, method, path).map(permits).collect();
-            policies.extend(self.rules_met(agent, class, slice, input, &asked, Some(&values)));
+            policies.extend(self.rules_met(
+                agent,
+                class,
+                slice,
+                input,
+                &asked,
+                Some((*method, &values)),
+            ));
             Reading {
                 path: Some(path.to_owned()),
                 policies,
@@ -212,9 +219,9 @@ impl Policy {
         slice: &Slice,
         input: &Input<'_>,
         asked: &Asked<'_>,
-        values: Option<&Values>,
+        values: Option<(&str, &Values)>,
     ) -> Vec<Met> {
-        let entities = self.request_entities(class, slice, input.host, input.port, values);
+        let entities = self.request_entities(class, slice, input, values);
         let entities = entities.as_ref().unwrap_or(&slice.entities);
         let met = slice.rules.iter().map(|index| {
             let rule = &self.rules[*index];

@@ -45,7 +45,7 @@ mod task;
 mod tests;
 mod time;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use agentguard_common::abi::AgentId;
@@ -231,6 +231,8 @@ pub struct Policy {
     expires: Option<Timestamp>,
     agents: BTreeMap<AgentId, compile::CompiledAgent>,
     rules: Vec<compile::CompiledRule>,
+    /// Indices into `rules`.
+    by_id: HashMap<String, usize>,
     facts: host::HostMap<entity::HostFacts>,
     cases: Vec<cases::Case>,
     calendar: Option<time::Calendar>,
@@ -290,6 +292,7 @@ impl Policy {
             expires: None,
             agents: BTreeMap::new(),
             rules: Vec::new(),
+            by_id: HashMap::new(),
             facts: host::HostMap::default(),
             cases: Vec::new(),
             calendar: None,

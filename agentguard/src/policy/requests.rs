@@ -49,10 +49,12 @@ impl Requests {
     ) -> Result<Needed<'_>, String> {
         let mut readings = path.readings();
         let first = readings.next().unwrap_or_default();
-        let needed = self.of(reads, scope, method, first);
+        let mut needed = self.of(reads, scope, method, first);
+        let block = |path| self.block(method, path).map(std::ptr::from_ref);
         for reading in readings {
             let other = self.of(reads, scope, method, reading);
-            if needed.body.map(std::ptr::from_ref) != other.body.map(std::ptr::from_ref) {
+            needed.body = needed.body.or(other.body);
+            if needed.body.is_some() && block(first) != block(reading) {
                 return Err("its path can be read as two, for which different fields of the body are declared".into());
             }
             let alike = |lookup: &&Arc<Lookup>| lookup.is_alike(first, reading);
@@ -102,8 +104,7 @@ impl Requests {
         if !reads.has("body") && !scope && lookups.is_empty() {
             return None;
         }
-        let mut blocks = self.body.iter();
-        let block = blocks.find(|block| fits(block.method, &block.path, method, path))?;
+        let block = self.block(method, path)?;
         let read = |name: &String| reads.body.has(name);
         let scoped = |name: &String| {
             let mut entries = self.scope.iter().filter(|_| scope);
@@ -114,6 +115,11 @@ impl Requests {
         let mut names = block.fields.keys();
         let needed = names.any(|name| read(name) || scoped(name) || asked_with(name));
         needed.then_some(block)
+    }
+
+    fn block(&self, method: &str, path: &str) -> Option<&Block> {
+        let mut blocks = self.body.iter();
+        blocks.find(|block| fits(block.method, &block.path, method, path))
     }
 
     /// What the request does: what the entries that fit it say together, or what its method alone tells.

@@ -49,6 +49,10 @@ pub(super) struct Slice {
     pub set: PolicySet,
     /// Everything but what a request brings.
     pub entities: Entities,
+    /// The same without most methods: less to put together with what a request brings.
+    pub few: Entities,
+    /// Whether some rule asks for the group of all methods, which the request's own has to be known for.
+    pub in_group: bool,
     /// Whether `entities` has the host itself, which it cannot for a class of many.
     pub has_host: bool,
     pub reads: Reads,
@@ -58,6 +62,8 @@ pub(super) struct Slice {
 /// Makes the classes of one agent.
 pub(super) struct Slicer<'a> {
     pub bundle: &'a Bundle,
+    /// Its agents by name.
+    pub files: &'a HashMap<&'a str, &'a AgentFile>,
     pub facts: &'a HostMap<HostFacts>,
     pub candidates: &'a Candidates<'a>,
     pub file: &'a AgentFile,
@@ -135,23 +141,25 @@ impl Slicer<'_> {
                 .expect("ids of rules are checked to be different");
             slice.reads.add(&rule.reads);
             routes.extend(&rule.routes);
-            if rule.literals.request_group {
-                entities.extend(entity::actions);
+            slice.in_group |= rule.literals.request_group;
+            for method in &rule.literals.methods {
+                entities.add(entity::method(method));
             }
             for (_, host) in &rule.literals.hosts {
                 entities.add_host(host, self.facts, self.candidates);
             }
             for (_, name) in &rule.literals.agents {
-                let others = self
-                    .bundle
-                    .agents
-                    .iter()
-                    .filter(|other| other.agent.name == *name && *name != self.file.agent.name);
-                others.for_each(|other| entities.add(entity::agent(&other.agent)));
+                if let Some(named) = self.files.get(name.as_str()) {
+                    entities.add(entity::agent(&named.agent));
+                }
             }
         }
         for (_, pattern) in routes {
             slice.routes.insert(pattern.clone(), ());
+        }
+        slice.few = entities.finish();
+        if slice.in_group {
+            entities.extend(entity::actions());
         }
         slice.entities = entities.finish();
         slice
@@ -162,7 +170,6 @@ impl Slicer<'_> {
 #[derive(Default)]
 struct EntityStore {
     entities: HashMap<EntityUid, Entity>,
-    has_actions: bool,
 }
 
 impl EntityStore {
@@ -170,10 +177,8 @@ impl EntityStore {
         self.entities.entry(entity.uid()).or_insert(entity);
     }
 
-    fn extend(&mut self, actions: impl FnOnce() -> Vec<Entity>) {
-        if !std::mem::replace(&mut self.has_actions, true) {
-            actions().into_iter().for_each(|action| self.add(action));
-        }
+    fn extend(&mut self, entities: Vec<Entity>) {
+        entities.into_iter().for_each(|entity| self.add(entity));
     }
 
     fn add_host(
@@ -195,9 +200,9 @@ impl EntityStore {
         self.add(entity::host(host, facts, &above));
     }
 
-    fn finish(self) -> Entities {
+    fn finish(&self) -> Entities {
         // The hierarchy of hosts follows their names, so it has no cycle.
-        Entities::from_entities(self.entities.into_values(), None)
+        Entities::from_entities(self.entities.values().cloned(), None)
             .expect("different entities without cycles")
     }
 }

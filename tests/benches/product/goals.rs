@@ -78,6 +78,20 @@ pub fn all(report: &Report) -> Vec<Goal> {
         at_most(4, "KB per idle connection", ours(Row::HeldEach), Some(40.0)),
         at_most(5, "decision p50 µs", ours(Row::DecideP50), Some(2.0)),
         at_most(
+            5,
+            "decision p50, 10,000 policies to 10",
+            ours(Row::TenThousandP50)
+                .zip(ours(Row::TenP50))
+                .map(|(many, few)| many / few),
+            Some(2.0),
+        ),
+        at_least(
+            5,
+            "records replayed/s: 1,000,000 in a minute",
+            ours(Row::Replayed),
+            Some(1e6 / 60.0),
+        ),
+        at_most(
             6,
             "connect program, non-agent, ns",
             hook(Mode::Bystander),

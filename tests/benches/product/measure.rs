@@ -5,6 +5,8 @@ mod decide;
 mod group;
 mod hooks;
 mod idle;
+mod policies;
+mod replay;
 
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
@@ -39,6 +41,10 @@ pub struct Plan {
     /// Of `connect(2)` in one go.
     pub connects: u32,
     pub idle_connections: usize,
+    /// Of each bundle in one go.
+    pub decisions: usize,
+    /// In the log that is replayed.
+    pub records: u64,
     pub bulk_bytes: u64,
 }
 
@@ -48,6 +54,8 @@ impl Plan {
         millis: 500,
         connects: 2000,
         idle_connections: 500,
+        decisions: 2_000,
+        records: 20_000,
         bulk_bytes: 64 << 20,
     };
     const FULL: Self = Self {
@@ -55,6 +63,8 @@ impl Plan {
         millis: 2000,
         connects: 5000,
         idle_connections: 500,
+        decisions: 20_000,
+        records: 1_000_000,
         bulk_bytes: 1 << 30,
     };
 }
@@ -67,8 +77,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     };
     let filter = options.filter.as_deref().unwrap_or_default();
     let wanted = |name: &str| name.contains(filter);
-    let mut names = [connect::NAME, hooks::NAME, idle::NAME, decide::NAME]
+    let alone = [connect::NAME, hooks::NAME, policies::NAME, replay::NAME];
+    let mut names = alone
         .into_iter()
+        .chain([idle::NAME, decide::NAME])
         .chain(GROUPS.iter().map(|group| group.name));
     if !names.clone().any(wanted) {
         let names: Vec<_> = names.by_ref().collect();
@@ -87,7 +99,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         progress(hooks::NAME);
         hooks::measure(&place, &plan, &mut report)?;
     }
-    let alone = [connect::NAME, hooks::NAME];
+    if wanted(policies::NAME) {
+        progress(policies::NAME);
+        policies::measure(&plan, &mut report)?;
+    }
+    if wanted(replay::NAME) {
+        progress(replay::NAME);
+        replay::measure(place.site(), &plan, &mut report)?;
+    }
     if names.any(|name| !alone.contains(&name) && wanted(name)) {
         side_by_side(&place, &plan, &mut report, wanted)?;
     }

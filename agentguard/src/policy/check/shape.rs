@@ -12,16 +12,16 @@ use super::super::reads::Names;
 use super::super::rules::{HostScope, Rule};
 use super::super::schema::Shape;
 
-/// Every shape, each with one host that has it.
-pub(super) fn shapes(bundle: &Bundle, rule: &Rule) -> BTreeMap<Shape, Option<String>> {
+/// Every shape, each with one host that has it. `files`: the bundle's, by their hosts.
+pub(super) fn shapes(
+    bundle: &Bundle,
+    files: &HostMap<&HostFile>,
+    rule: &Rule,
+) -> BTreeMap<Shape, Option<String>> {
     let mut found = BTreeMap::new();
     if rule.reads.body.is_empty() && rule.reads.lookup.is_empty() {
         found.insert(Shape::default(), None);
         return found;
-    }
-    let mut files = HostMap::default();
-    for file in &bundle.hosts {
-        files.insert(&file.host, file);
     }
     let mut add = |host: &HostPattern| {
         let shape = files.covering(host).copied().map(shape).unwrap_or_default();

@@ -9,6 +9,7 @@ mod examples;
 mod limits;
 mod lookups;
 mod refused;
+mod shorthand;
 mod tasks;
 
 use std::collections::BTreeMap;

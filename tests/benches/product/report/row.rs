@@ -73,6 +73,20 @@ rows! {
         DecideP50 "p50 µs",
         DecideP99 "p99 µs",
     }
+    "decision, by policies in the bundle" {
+        TenP50 "10, p50 µs",
+        TenP99 "10, p99 µs",
+        ThousandP50 "1,000, p50 µs",
+        ThousandP99 "1,000, p99 µs",
+        TenThousandP50 "10,000, p50 µs",
+        TenThousandP99 "10,000, p99 µs",
+        GeneralP50 "10,000, 100 for all, p50 µs",
+        Compile "10,000: compiled in s",
+        CompiledRss "10,000: RSS MB",
+    }
+    "policy replay" {
+        Replayed "records/s",
+    }
     "being there" {
         Connect "connect(2), p50 µs",
         Bystander "direct requests/s, 32 connections",

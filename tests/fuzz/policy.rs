@@ -1,0 +1,68 @@
+//! A compiled bundle, and what it decides.
+
+use std::collections::BTreeMap;
+
+use agentguard::policy::{
+    Action, CanonicalPath, Decision, Gathered, HostName, Input, Permit, Policy, Sources,
+};
+use agentguard_common::abi::AgentId;
+use http::HeaderMap;
+
+pub fn sources(files: &[(&str, &str)]) -> Sources {
+    let files = files
+        .iter()
+        .map(|(path, text)| ((*path).into(), (*text).into()));
+    Sources {
+        files: files.collect(),
+    }
+}
+
+pub fn ids(sources: &Sources) -> BTreeMap<String, AgentId> {
+    let names = Policy::agent_names(sources).into_iter();
+    names
+        .zip(AgentId::FIRST..)
+        .map(|(name, id)| (name, AgentId(id)))
+        .collect()
+}
+
+/// A request to `h` by the bundle's first agent.
+pub struct Request<'r> {
+    pub method: &'r str,
+    pub path: &'r CanonicalPath,
+    pub headers: &'r HeaderMap,
+    pub body: &'r [u8],
+}
+
+impl Request<'_> {
+    /// `limit`: bytes that a compressed body may become. `Err`: the sentence for the agent.
+    pub fn decide(&self, policy: &Policy, limit: usize) -> Result<Permit, String> {
+        let host = HostName::parse("h").expect("a name");
+        let nothing = Gathered::default();
+        let block = policy.needs(&self.input(&host, &nothing)).body;
+        let body = block.map(|block| block.read(self.headers, self.body, limit));
+        let gathered = Gathered {
+            body: body.unwrap_or_default(),
+            ..Gathered::default()
+        };
+        match policy.decide(&self.input(&host, &gathered)) {
+            Decision::Permit(permit) => Ok(permit),
+            Decision::Deny(denial) => Err(denial.detail),
+        }
+    }
+
+    fn input<'i>(&'i self, host: &'i HostName, gathered: &'i Gathered) -> Input<'i> {
+        Input {
+            agent: AgentId(AgentId::FIRST),
+            host,
+            port: 443,
+            action: Action::Request {
+                method: self.method,
+                scheme: "https",
+                path: self.path,
+                query: None,
+                headers: self.headers,
+            },
+            gathered,
+        }
+    }
+}
