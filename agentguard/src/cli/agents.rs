@@ -206,6 +206,8 @@ fn show(agent: &AgentLine) -> String {
     let limits = agent.limits.iter().map(|limit| {
         let host = limit.host.as_ref();
         let host = host.map_or(String::new(), |host| format!(" at {host}"));
+        let task = limit.task.as_ref();
+        let task = task.map_or(String::new(), |task| format!(" on task {task}"));
         let shared = if limit.shared { " by all agents" } else { "" };
         let LimitView {
             rule,
@@ -214,7 +216,8 @@ fn show(agent: &AgentLine) -> String {
             next,
             ..
         } = limit;
-        let used = format!("{rule}: {used} of {limit}{host}{shared}, the first until {next:.0}");
+        let used =
+            format!("{rule}: {used} of {limit}{host}{task}{shared}, the first until {next:.0}");
         ("limit", used)
     });
     all.extend(limits);

@@ -279,6 +279,8 @@ pub struct LimitView {
     pub used: String,
     /// Where it is counted per host.
     pub host: Option<String>,
+    /// Where it is counted per task: its id, or nothing for what is on none.
+    pub task: Option<String>,
     /// It is counted for all agents together.
     pub shared: bool,
     /// When the first of it stops to count.

@@ -171,6 +171,7 @@ fn limits(shared: &Shared, active: Option<&Active>, agent: &str) -> Vec<LimitVie
                 used: limit.shown(used),
                 rule: counter.rule,
                 host: counter.host,
+                task: counter.task,
                 shared: counter.agent.is_none(),
                 next: Timestamp::from_millisecond(next).unwrap_or(Timestamp::MAX),
             })

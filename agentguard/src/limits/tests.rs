@@ -20,6 +20,7 @@ fn rate(most: u64, ms: u64) -> Charge {
             rule: "r".into(),
             unit: format!("requests in {ms} ms"),
             host: None,
+            task: None,
         },
         span: Span::Rolling(ms),
         zone: None,

@@ -14,7 +14,7 @@ use super::facts::Values;
 use super::limit::{Charge, Counter, Key, KeySource, Limit, Per};
 use super::refusal::Refusal;
 use super::slice::Slice;
-use super::{Action, Input, Policy};
+use super::{Action, Input, OpenedBy, Policy, Tasks};
 
 /// As if nothing had room.
 static NONE: BTreeSet<String> = BTreeSet::new();
@@ -98,6 +98,10 @@ impl Policy {
         };
         let name = agent.agent.name.clone();
         let host = input.host.id(input.port);
+        // Tasks of its own an agent could open as often as it likes.
+        let task = input.gathered.tasks.as_ref().and_then(Tasks::task);
+        let task = task.filter(|task| task.opened_by == OpenedBy::Supervisor);
+        let task = task.map(|task| task.id.to_string());
         let zone = self.calendar.as_ref();
         let zone = zone.and_then(|calendar| calendar.zone.iana_name());
         Ok(Charge {
@@ -106,6 +110,7 @@ impl Policy {
                 rule: rule.id.clone(),
                 unit: limit.unit(),
                 host: (limit.per == Per::Host).then_some(host),
+                task: task.filter(|_| limit.per == Per::Task),
             },
             span: limit.span,
             zone: zone.filter(|_| limit.is_budget()).map(str::to_owned),

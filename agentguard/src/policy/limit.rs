@@ -32,6 +32,8 @@ pub(super) enum Per {
     Agent,
     /// Agent and host.
     Host,
+    /// Agent and task of a supervisor's; all that is on none together.
+    Task,
     /// Every agent's together.
     Rule,
 }
@@ -61,6 +63,8 @@ pub struct Counter {
     /// What is counted over which time: what changes it begins anew, another number does not.
     pub unit: String,
     pub host: Option<String>,
+    /// Id of a task.
+    pub task: Option<String>,
 }
 
 /// What a request takes of one limit.
@@ -242,9 +246,10 @@ impl Per {
         match word {
             "agent" => Ok(Self::Agent),
             "host" => Ok(Self::Host),
+            "task" => Ok(Self::Task),
             "rule" => Ok(Self::Rule),
             _ => Err(format!(
-                "nothing is counted per `{}`; there are `agent`, `host` and `rule`",
+                "nothing is counted per `{}`; there are `agent`, `host`, `task` and `rule`",
                 show(word)
             )),
         }

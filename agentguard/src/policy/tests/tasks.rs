@@ -214,3 +214,23 @@ fn terms_that_cannot_be_are_refused() {
         assert!(said.contains(expected), "{said}");
     }
 }
+
+#[test]
+fn a_limit_per_task_counts_each_of_a_supervisors_and_all_else_together() {
+    let rules = r#"@id("l") @limit("5/hour per task") forbid (principal, action, resource)
+        unless { context.limits.contains("l") };"#;
+    let sources = bundle(AGENT, rules);
+    let (policy, agent) = (compile(&sources), ids(&sources)["a"]);
+    let counted = |own: OnTask| {
+        let mut asked = Asked::new("GET https://h/x", &[]);
+        asked.gathered.tasks = on(own);
+        match policy.decide(&asked.input(agent)) {
+            Decision::Limited(limited) => limited.charges()[0].counter.task.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let its = OnTask::In(task(OpenedBy::Supervisor, &[], &[]));
+    assert_eq!(counted(its), Some(Uuid::from_u128(7).to_string()));
+    let own = OnTask::In(task(OpenedBy::Agent, &[], &[]));
+    assert_eq!((counted(own), counted(OnTask::None)), (None, None));
+}
