@@ -249,10 +249,10 @@ impl<'a> Exchange<'a> {
             let mut gathered = known.clone();
             let asked = self.input(parts, target, path, &known);
             let needs = self.policy.needs(&asked);
-            match needs.body {
-                Some(block) if body.is_known() => {
+            match &needs.body {
+                Some(needed) if body.is_known() => {
                     let limit = limits.max_judged_body_bytes as usize;
-                    gathered.body = block.read(&parts.headers, body.bytes(), limit);
+                    gathered.body = needed.block.read(&parts.headers, body.bytes(), limit);
                     gathered.body_sha256 = needs
                         .has("limits")
                         .then(|| Sha256::digest(body.bytes()).into());

@@ -1,4 +1,4 @@
-//! Counters by agent, rule and host. Pure: the time is given, milliseconds since the Unix epoch.
+//! Counters by agent, rule, host and task. Pure: the time is given, milliseconds since the Unix epoch.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::{Charge, Counter, Key, Room};
 
-/// Counters of one agent, which has one for each host where a limit is per host.
+/// Counters of one agent, which has one for each host or task where a limit is per those.
 const MAX_COUNTERS: usize = 1024;
 /// Keys that one counter tells apart while they count.
 const MAX_KEYS: usize = 10_000;
@@ -170,7 +170,7 @@ impl Counters {
             }
             if count(&self.of) >= MAX_COUNTERS {
                 return Err(Room::Unavailable(format!(
-                    "more than {MAX_COUNTERS} hosts are counted for one agent"
+                    "more than {MAX_COUNTERS} hosts and tasks are counted for one agent"
                 )));
             }
             return match charge.amount > charge.most {

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::Gathered;
 use super::body::{Body, Fault, Field, Fields, Value};
 use super::reads::{Names, Reads};
-use super::requests::Needed;
+use super::requests::{Needed, NeededBody};
 
 /// Bytes of one fact's value that a record keeps.
 pub(super) const MAX_VALUE: usize = 256;
@@ -75,10 +75,15 @@ impl Values {
             headers: read_headers(&reads.headers, headers).map_err(Fault::ambiguous)?,
             ..Self::default()
         };
-        match (needed.body, &gathered.body) {
+        match (&needed.body, &gathered.body) {
             (None, _) => {}
-            (Some(block), Body::Read(Fields(fields))) => {
-                values.body.clone_from(fields);
+            (Some(NeededBody { block, fields }), Body::Read(Fields(all))) => {
+                let read = all
+                    .iter()
+                    .filter(|(name, _)| fields.contains(name.as_str()));
+                values.body = read
+                    .map(|(name, value)| (name.clone(), value.clone()))
+                    .collect();
                 values.private = private(&block.fields).collect();
             }
             (Some(_), Body::Faulty(fault)) => return Err(fault.clone()),

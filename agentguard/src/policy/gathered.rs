@@ -7,9 +7,10 @@ use std::sync::Arc;
 use agentguard_common::abi::AgentId;
 use jiff::Timestamp;
 
-use super::body::{Block, Body};
+use super::body::Body;
 use super::lookup::{Answer, Lookup};
 use super::reads::Reads;
+use super::requests::NeededBody;
 use super::{Action, Input, Moment, Policy, Tasks, schema};
 
 /// Facts that come from outside the request's head. What is not gathered is not there for any rule.
@@ -57,7 +58,7 @@ pub struct Needs<'p> {
     /// Of the agent, and of everyone it acts for.
     pub(super) reads: Vec<&'p Reads>,
     /// What is to be read of its body.
-    pub body: Option<&'p Block>,
+    pub body: Option<NeededBody<'p>>,
     /// Which services are to be asked.
     pub lookups: Vec<&'p Arc<Lookup>>,
 }
@@ -109,7 +110,7 @@ impl Policy {
             let needed =
                 path.and_then(|path| class.requests.needed(reads, narrowed, action, path).ok());
             let needed = needed.unwrap_or_default();
-            needs.body = needs.body.or(needed.body);
+            needs.body = NeededBody::both(needs.body, needed.body);
             for lookup in needed.lookups {
                 if !needs.lookups.contains(&lookup) {
                     needs.lookups.push(lookup);

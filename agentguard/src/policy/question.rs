@@ -170,8 +170,9 @@ impl<'q> Parsed<'q> {
 
     /// Reads of the body and of the answers what the policy's rules need; tells whom they would have asked what.
     pub fn gather(&mut self, policy: &Policy, agent: AgentId) -> Vec<String> {
-        let block = policy.needs(&self.input(agent)).body;
-        let body = block.map(|block| block.read(&self.headers, self.body.as_bytes(), MAX_BODY));
+        let needed = policy.needs(&self.input(agent)).body;
+        let bytes = self.body.as_bytes();
+        let body = needed.map(|needed| needed.block.read(&self.headers, bytes, MAX_BODY));
         self.gathered.body = body.unwrap_or_default();
         let mut urls = Vec::new();
         let asked = policy.asks(&self.input(agent)).into_iter();

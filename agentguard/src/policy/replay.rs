@@ -137,9 +137,9 @@ impl Policy {
             let (new, old) = (all(&needs.reads), all(&then.reads));
             pairs = recorded.query(&new, &old)?;
             lines = recorded.headers(&new, &old)?;
-            body = match (needs.body, then.body) {
-                (Some(block), Some(then)) if block == then => Some(recorded.body(block)?),
-                (Some(_), _) => return Err(Missing::Body),
+            body = match (&needs.body, &then.body) {
+                (Some(now), Some(then)) => Some(recorded.body(now, then)?),
+                (Some(_), None) => return Err(Missing::Body),
                 (None, _) => None,
             };
             if !needs.lookups.is_empty() && needs.lookups != then.lookups {

@@ -23,8 +23,28 @@ pub(super) struct Requests {
 /// What some rule needs of a request besides its head.
 #[derive(Default)]
 pub(super) struct Needed<'r> {
-    pub body: Option<&'r Block>,
+    pub body: Option<NeededBody<'r>>,
     pub lookups: Vec<&'r Arc<Lookup>>,
+}
+
+/// What is to be read of a body, and what of that a rule reads: the rest is no record's business.
+#[derive(Clone, Debug)]
+pub struct NeededBody<'r> {
+    pub block: &'r Block,
+    pub(super) fields: BTreeSet<&'r str>,
+}
+
+impl NeededBody<'_> {
+    /// What is read of the same body for two reasons.
+    pub(super) fn both(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(mut one), Some(other)) => {
+                one.fields.extend(other.fields);
+                Some(one)
+            }
+            (one, other) => one.or(other),
+        }
+    }
 }
 
 /// One `[[scope]]`.
@@ -53,7 +73,7 @@ impl Requests {
         let block = |path| self.block(method, path).map(std::ptr::from_ref);
         for reading in readings {
             let other = self.of(reads, scope, method, reading);
-            needed.body = needed.body.or(other.body);
+            needed.body = NeededBody::both(needed.body, other.body);
             if needed.body.is_some() && block(first) != block(reading) {
                 return Err("its path can be read as two, for which different fields of the body are declared".into());
             }
@@ -95,7 +115,7 @@ impl Requests {
         lookups: &[&Arc<Lookup>],
         method: &str,
         path: &str,
-    ) -> Option<&Block> {
+    ) -> Option<NeededBody<'_>> {
         let asked_with = |name: &String| {
             let mut asked = lookups.iter().flat_map(|lookup| lookup.body_fields());
             asked.any(|field| field == name)
@@ -112,9 +132,10 @@ impl Requests {
                 entry.conditions.contains_key(name) && fits(entry.method, &entry.path, method, path)
             })
         };
-        let mut names = block.fields.keys();
-        let needed = names.any(|name| read(name) || scoped(name) || asked_with(name));
-        needed.then_some(block)
+        let names = block.fields.keys();
+        let fields = names.filter(|name| read(name) || scoped(name) || asked_with(name));
+        let fields: BTreeSet<&str> = fields.map(String::as_str).collect();
+        (!fields.is_empty()).then_some(NeededBody { block, fields })
     }
 
     fn block(&self, method: &str, path: &str) -> Option<&Block> {

@@ -8,10 +8,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::Missing;
-use crate::policy::body::{Block, Body, Field, FieldType, Fields, Value};
+use crate::policy::body::{Body, Field, FieldType, Fields, Value};
 use crate::policy::facts::{MAX_VALUE, SECRET_HEADERS, SECRET_PARAMETERS, read_name};
 use crate::policy::lookup::Lookup;
 use crate::policy::reads::{Names, Reads};
+use crate::policy::requests::NeededBody;
 use crate::policy::task::{NARROWS, OPEN, OPENED_BY};
 use crate::policy::{
     AgentSituation, Input, Needs, OnTask, OpenedBy, Policy, Task, Tasks, Terms, schema,
@@ -93,22 +94,30 @@ impl Recorded<'_> {
         Ok(headers)
     }
 
-    /// The fields of a block that is the same as then: all of them are in the record, whichever rules read.
-    pub(super) fn body(&self, block: &Block) -> Result<Body, Missing> {
-        let fields = self.fields("body", &block.fields, Missing::Body)?;
-        Ok(Body::Read(fields))
+    /// What is read of a block that is the same as then, of which no more was read then.
+    pub(super) fn body(
+        &self,
+        now: &NeededBody<'_>,
+        then: &NeededBody<'_>,
+    ) -> Result<Body, Missing> {
+        if now.block != then.block || !now.fields.is_subset(&then.fields) {
+            return Err(Missing::Body);
+        }
+        let fields = now.block.fields.iter();
+        let fields = fields.filter(|(name, _)| now.fields.contains(name.as_str()));
+        Ok(Body::Read(self.fields("body", fields, Missing::Body)?))
     }
 
     /// What a look-up has answered that is the same as then, and was answered.
     pub(super) fn answer(&self, lookup: &Lookup) -> Result<Arc<Fields>, Missing> {
-        let fields = self.fields("lookup", lookup.fields(), Missing::Lookup)?;
+        let fields = self.fields("lookup", lookup.fields().iter(), Missing::Lookup)?;
         Ok(Arc::new(fields))
     }
 
-    fn fields(
+    fn fields<'f>(
         &self,
         of: &str,
-        declared: &BTreeMap<String, Field>,
+        declared: impl Iterator<Item = (&'f String, &'f Field)>,
         missing: Missing,
     ) -> Result<Fields, Missing> {
         let mut fields = BTreeMap::new();

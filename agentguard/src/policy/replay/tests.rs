@@ -141,16 +141,25 @@ fn a_body_is_known_where_the_same_fields_were_read() {
         all,
         "@id(\"t\") permit (principal, action, resource) when { context.body has count && context.body.count == -3 && context.body has yes && context.body.yes };",
     );
-    let by = |record: Record| record.by(&typed, Some(&typed));
+    let there = |field: &str| {
+        let rules = format!(
+            "@id(\"t\") permit (principal, action, resource) when {{ context.body has {field} }};"
+        );
+        of(all, &rules)
+    };
+    let by = |record: Record, of: &Policy| record.by(of, Some(of));
+    let counted = || record([("body.count", "-3"), ("body.yes", "true")]);
+    assert_eq!(by(counted(), &typed), Ok("allow"));
+    assert_eq!(counted().by(&there("yes"), Some(&typed)), Ok("allow"));
     assert_eq!(
-        by(record([("body.count", "-3"), ("body.yes", "true")])),
-        Ok("allow")
+        counted().by(&there("note"), Some(&typed)),
+        Err(Missing::Body),
+        "then not read"
     );
-    assert_eq!(
-        by(record([("body.note", "sha256:00")])),
-        Err(Missing::Secret)
-    );
-    assert_eq!(by(record([("body.list", "a, b")])), Err(Missing::Body));
+    let note = record([("body.note", "sha256:00")]);
+    assert_eq!(by(note, &there("note")), Err(Missing::Secret));
+    let list = record([("body.list", "a, b")]);
+    assert_eq!(by(list, &there("list")), Err(Missing::Body));
 }
 
 #[test]

@@ -160,8 +160,8 @@ fn refusals_say_whose_approval_is_needed_and_hide_private_fields() {
     );
     let agent = *policy.agents.keys().next().unwrap();
     let body = br#"{"amount":1200,"iban":"DE02","more":1}"#;
-    let block = policy.needs(&asked.input(agent)).body.unwrap();
-    asked.gathered.body = block.read(&asked.headers, body, 100);
+    let needed = policy.needs(&asked.input(agent)).body.unwrap();
+    asked.gathered.body = needed.block.read(&asked.headers, body, 100);
     let Decision::Deny(denial) = policy.decide(&asked.input(agent)) else {
         panic!("permitted");
     };
@@ -171,6 +171,12 @@ fn refusals_say_whose_approval_is_needed_and_hide_private_fields() {
     assert_eq!(denial.facts["body.amount"], "1200.0");
     assert!(denial.facts["body.iban"].starts_with("sha256:"));
     assert!(!denial.facts.contains_key("body.more"));
+    let without = compile(&with_host(HOST, ORDERS));
+    let Decision::Deny(unread) = without.decide(&asked.input(agent)) else {
+        panic!("permitted");
+    };
+    assert_eq!(unread.facts["body.amount"], "1200.0");
+    assert!(!unread.facts.contains_key("body.iban"), "no rule reads it");
     // Nobody has read it: a rule that needs it refuses.
     asked.gathered.body = Body::Unread;
     let Decision::Deny(denial) = policy.decide(&asked.input(agent)) else {

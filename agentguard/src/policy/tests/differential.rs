@@ -17,8 +17,8 @@ fn gathered(policy: &Policy, input: &Input<'_>, body: &str, turn: usize) -> Gath
         Action::Request { headers, .. } => Some(*headers),
         Action::Connect => None,
     };
-    let block = policy.needs(input).body.zip(headers);
-    let read = block.map(|(block, headers)| block.read(headers, body.as_bytes(), 1000));
+    let needed = policy.needs(input).body.zip(headers);
+    let read = needed.map(|(needed, headers)| needed.block.read(headers, body.as_bytes(), 1000));
     // Sunday 23:00, Monday 00:30 and Monday 09:15 in Vienna.
     let seconds = [1_767_564_000, 1_767_569_400, 1_767_600_900][turn % 3];
     let approvals: [&[&str]; 4] = [&[], &["owner"], &["finance"], &["finance", "owner"]];

@@ -52,8 +52,8 @@ fn limited(rules: &str) -> Sources {
 
 fn decide(policy: &Policy, agent: AgentId, request: &str, body: &str) -> Decision {
     let mut asked = Asked::new(request, &[("content-type", "application/json")]);
-    let block = policy.needs(&asked.input(agent)).body;
-    let read = block.map(|block| block.read(&asked.headers, body.as_bytes(), 1 << 20));
+    let needed = policy.needs(&asked.input(agent)).body;
+    let read = needed.map(|needed| needed.block.read(&asked.headers, body.as_bytes(), 1 << 20));
     asked.gathered.body = read.unwrap_or_default();
     asked.gathered.body_sha256 = Some(Sha256::digest(body).into());
     policy.decide(&asked.input(agent))

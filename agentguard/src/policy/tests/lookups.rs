@@ -57,9 +57,9 @@ fn with_body(mut asked: Asked, policy: &Policy, body: &str) -> Asked {
     asked
         .headers
         .insert(CONTENT_TYPE, "application/json".parse().unwrap());
-    let block = policy.needs(&asked.input(agent(policy))).body;
-    let block = block.expect("the body is needed");
-    asked.gathered.body = block.read(&asked.headers, body.as_bytes(), 1000);
+    let needed = policy.needs(&asked.input(agent(policy))).body;
+    let needed = needed.expect("the body is needed");
+    asked.gathered.body = needed.block.read(&asked.headers, body.as_bytes(), 1000);
     asked
 }
 

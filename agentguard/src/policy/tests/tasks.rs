@@ -123,7 +123,7 @@ fn what_an_agent_does_is_known_for_a_task_even_if_no_rule_reads_it() {
         (r#"{"kind":"dump"}"#, Some("outside-task")),
         ("{", Some("body-unreadable")),
     ] {
-        let read = needs.read(&asked.headers, body.as_bytes(), 4096);
+        let read = needs.block.read(&asked.headers, body.as_bytes(), 4096);
         asked.gathered.body = read;
         let said = answer(&policy, &asked.input(a)).err();
         assert_eq!(said.as_ref().map(|it| it[0].as_str()), expected, "{body}");
