@@ -39,7 +39,7 @@ impl Request<'_> {
         let host = HostName::parse("h").expect("a name");
         let nothing = Gathered::default();
         let block = policy.needs(&self.input(&host, &nothing)).body;
-        let body = block.map(|block| block.read(self.headers, self.body, limit));
+        let body = block.map(|needed| needed.block.read(self.headers, self.body, limit));
         let gathered = Gathered {
             body: body.unwrap_or_default(),
             ..Gathered::default()

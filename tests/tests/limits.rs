@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use agentguard_tests::client::Subject as _;
+use agentguard_tests::client::{Subject as _, python};
 use agentguard_tests::process::{await_end, pid};
 use agentguard_tests::tools::PATIENCE;
 use agentguard_tests::{Bundle, Guard, Ran, Server, Site};
@@ -252,4 +252,95 @@ fn what_was_under_way_when_the_forwarder_died_stays_spent() {
     fs::remove_file(&journal).expect("there");
     guard.restart();
     assert_eq!(order(&guard, "probe", server.port, "", small).0, "201");
+}
+
+#[test]
+fn counts_outlive_new_bundles_and_each_of_a_supervisors_tasks_has_its_own() {
+    let site = Site::new();
+    let server = Server::start(&site, "recorder.py", &[]);
+    let (_held, dead) = dead_port();
+    let per_task = |serial: u32, most: u32| {
+        let rules = format!(
+            "@id(\"tries\") @limit(\"{most}/day per task\")
+forbid (principal == Agent::\"probe\", action == Action::\"POST\", resource)
+unless {{ context.limits.contains(\"tries\") }};"
+        );
+        let manifest = format!("name = \"test\"\nserial = {serial}\n[time]\nzone = \"UTC\"\n");
+        bundle(server.port, dead, &rules).file("bundle.toml", manifest)
+    };
+    let guard = Guard::start(&site, &per_task(1, 2));
+    let passed = |times: usize| {
+        for turn in 0..times {
+            let (status, _) = order(&guard, "probe", server.port, "", "{}");
+            assert_eq!(status, "201", "{turn}");
+        }
+        let (_, slug) = order(&guard, "probe", server.port, "", "{}");
+        assert_eq!(slug, "rate-limited");
+    };
+    passed(2);
+    let start = |intent| guard.cli(["task", "start", "probe", "--intent", intent]);
+    for intent in ["one", "two"] {
+        let id = start(intent).ok().stdout;
+        passed(2);
+        let text = guard.cli(["agents", "show", "probe"]).ok().stdout;
+        let line = format!("tries: 2 of 2/day on task {id}, the first until 20");
+        assert!(text.contains(&line), "{text}");
+        guard.cli(["task", "end", &id]).ok();
+    }
+    // One that the agent opens for itself is none.
+    let own = "https://agentguard.internal/v1/tasks";
+    let opened = curl(&guard, "probe", own, Some(r#"{"intent": "three"}"#));
+    assert!(opened.stdout.ends_with("201"), "{opened:#?}");
+    passed(0);
+    let folder = site.path("next");
+    per_task(2, 3).write(&folder);
+    guard
+        .cli(["policy", "apply", folder.to_str().expect("UTF-8")])
+        .ok();
+    passed(1);
+    guard.cli(["policy", "rollback"]).ok();
+    passed(0);
+}
+
+#[test]
+fn a_websocket_counts_once_and_who_is_only_observed_is_counted_and_let_through() {
+    let site = Site::new();
+    let server = Server::start(&site, "ws_server.py", &[]);
+    let rules = r#"@id("opens") @limit("1/day") forbid (principal, action == Action::"GET", resource)
+unless { context.limits.contains("opens") };"#;
+    let reach = format!(
+        "[[reach]]\nhost = \"origin.test:{}\"\nallow = [\"GET /**\"]\n",
+        server.port
+    );
+    let bundle = Bundle::new(1)
+        .agent("probe", &reach)
+        .agent("seen", &format!("mode = \"observe\"\n\n{reach}"))
+        .rules("opens", rules);
+    let guard = Guard::start(&site, &bundle);
+    let url = format!("wss://origin.test:{}/v1/open", server.port);
+    let open = |agent| python(&guard.agent(agent), "ws_client.py").arg(&url).run();
+    let echoed = "echoed 5\nechoed 2\nechoed 1000000\nclosed 1000";
+    assert_eq!(open("probe").ok().stdout, echoed);
+    let refused = open("probe").ok().stdout;
+    assert!(
+        refused.starts_with("refused 403") && refused.contains("rate-limited"),
+        "{refused}"
+    );
+    for _ in 0..2 {
+        assert_eq!(open("seen").ok().stdout, echoed);
+    }
+    let records = guard.requests();
+    let said: Vec<_> = records
+        .iter()
+        .map(|it| (it.outcome(), it.text("/facts/limit.opens")))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ("allow", "1 of 1/day"),
+            ("deny", "1 of 1/day"),
+            ("allow", "1 of 1/day"),
+            ("observed", "1 of 1/day"),
+        ]
+    );
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::Policy;
-use super::decide::Outcome as Judged;
 use super::explain::why;
+use super::judge::Outcome as Judged;
 use super::question::{Parsed, Question};
 use super::refusal::Refusal;
 use crate::reason::DenyReason;

@@ -8,9 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::body::{Value, units};
 use super::compile::{CompiledAgent, CompiledRule};
-use super::decide::Reading;
 use super::evaluate::{Asked, evaluate};
 use super::facts::Values;
+use super::judge::Reading;
 use super::limit::{Charge, Counter, Key, KeySource, Limit, Per};
 use super::refusal::Refusal;
 use super::slice::Slice;

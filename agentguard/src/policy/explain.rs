@@ -7,10 +7,10 @@ use cedar_policy::{Effect, PolicySet};
 use serde::{Deserialize, Serialize};
 
 use super::compile::CompiledAgent;
-use super::decide::{Judgement, Outcome, shorthand, values};
 use super::diagnostic::nearest;
 use super::evaluate::{Asked, evaluate_one};
 use super::facts::Values;
+use super::judge::{Judgement, Outcome, shorthand, values};
 use super::question::Parsed;
 pub use super::question::{AskedTask, Question};
 use super::refusal::Refusal;

@@ -21,6 +21,7 @@ mod facts;
 mod gathered;
 mod glob;
 mod host;
+mod judge;
 pub mod key;
 mod lex;
 mod limit;

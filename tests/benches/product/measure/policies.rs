@@ -95,7 +95,11 @@ impl Measured {
             headers,
         };
         let block = made.policy.needs(&made.input()).body;
-        let body = block.map(|block| block.read(&made.headers, br#"{"amount": 12.5}"#, 1 << 20));
+        let body = block.map(|needed| {
+            needed
+                .block
+                .read(&made.headers, br#"{"amount": 12.5}"#, 1 << 20)
+        });
         made.gathered.body = body.unwrap_or_default();
         let decision = made.policy.decide(&made.input());
         match decision {
