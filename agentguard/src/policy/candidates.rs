@@ -53,7 +53,10 @@ impl<'b> Candidates<'b> {
         for (index, rule) in rules.of(agent) {
             match &rule.host {
                 HostScope::Any => found.everywhere.push(index),
-                HostScope::Is(host) => found.at.entry(host).or_default().push(index),
+                HostScope::Is(host) => {
+                    found.named.insert(host);
+                    found.at.entry(host).or_default().push(index);
+                }
             }
             found
                 .named

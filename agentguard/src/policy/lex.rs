@@ -33,6 +33,18 @@ pub(super) fn policies(text: &str) -> Vec<Vec<Token<'_>>> {
     found
 }
 
+/// White space that is not read as such here, and that Cedar takes for some: the two could read a text otherwise.
+pub(super) fn unusual_space(text: &str) -> Option<(usize, char)> {
+    let alone = |(offset, _): &(usize, &str)| text.as_bytes().get(offset + 1) != Some(&b'\n');
+    let carriage = text.match_indices('\r').find(alone).map(|it| it.0);
+    let strange = tokens(text).into_iter().find_map(|token| match token.kind {
+        Kind::Sign(sign) if !sign.bytes().all(|byte| byte.is_ascii_graphic()) => Some(token.offset),
+        _ => None,
+    });
+    let offset = carriage.into_iter().chain(strange).min()?;
+    Some((offset, text[offset..].chars().next()?))
+}
+
 fn tokens(text: &str) -> Vec<Token<'_>> {
     let bytes = text.as_bytes();
     let mut found = Vec::new();
@@ -233,6 +245,21 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert_eq!(annotations(&found[0]), [(8, "id")]);
         assert_eq!(found[1][0].kind, Kind::Word("forbid"));
+    }
+
+    #[test]
+    fn space_that_could_be_read_in_two_ways_is_found() {
+        let plain = "// ü\u{a0} \x0b\r\npermit\t(principal, \"\u{a0}\");\r\n";
+        assert_eq!(unusual_space(plain), None);
+        for (text, expected) in [
+            ("// a\rpermit", (4, '\r')),
+            ("permit;\r", (7, '\r')),
+            ("Host\u{a0}::\"x\"", (4, '\u{a0}')),
+            ("permit\x0b(", (6, '\x0b')),
+            ("a \u{2028}\r", (2, '\u{2028}')),
+        ] {
+            assert_eq!(unusual_space(text), Some(expected), "{text:?}");
+        }
     }
 
     #[test]

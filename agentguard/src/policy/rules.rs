@@ -125,8 +125,22 @@ pub(super) fn rules_file(report: &mut Report<'_>, file: u32) -> Vec<Rule> {
             return Vec::new();
         }
     };
+    if let Some((offset, found)) = lex::unusual_space(text) {
+        report.error_help(
+            Place::new(file, offset),
+            format!("{} stands outside of texts", found.escape_unicode()),
+            "write a space there, or end the line with a line feed",
+        );
+        return Vec::new();
+    }
+    let policies = lex::policies(text);
+    if policies.len() != set.num_of_policies() + set.num_of_templates() {
+        let at = Place::new(file, 0);
+        report.error(at, "its policies cannot be told apart: write each on lines of its own");
+        return Vec::new();
+    }
     let mut rules = Vec::new();
-    for (index, tokens) in lex::policies(text).into_iter().enumerate() {
+    for (index, tokens) in policies.into_iter().enumerate() {
         let at = Place::new(file, tokens.first().map_or(0, |token| token.offset));
         // Cedar's own numbering of a text's policies and templates.
         match set.policy(&PolicyId::new(format!("policy{index}"))) {
@@ -157,7 +171,7 @@ fn rule(report: &mut Report<'_>, at: Place, policy: &Policy, tokens: &[Token<'_>
         ),
         Some(_) => {}
     }
-    let literals = literals_of(report, at.file, tokens);
+    let literals = literals_of(report, at, policy, tokens);
     let (mut reads, routes) = reads_of(report, at.file, tokens);
     let windows = lex::windows(tokens).into_iter();
     let windows = windows.map(|(offset, name)| (Place::new(at.file, offset), name.to_owned()));
@@ -237,11 +251,29 @@ fn is_id(id: &str) -> bool {
     !of_shorthand && (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn literals_of(report: &mut Report<'_>, file: u32, tokens: &[Token<'_>]) -> Literals {
+fn literals_of(
+    report: &mut Report<'_>,
+    policy_at: Place,
+    policy: &Policy,
+    tokens: &[Token<'_>],
+) -> Literals {
     let mut found = Literals::default();
     let before = report.count();
-    for literal in lex::literals(tokens) {
-        let at = Place::new(file, literal.offset);
+    let written = lex::literals(tokens);
+    // Which rules can apply is told from them: none that Cedar knows may be missing.
+    for uid in policy.entity_literals() {
+        let kind = uid.type_name().basename();
+        let is_it = |it: &lex::Literal<'_>| it.entity_type == kind && it.id == eid(&uid);
+        if !written.iter().any(is_it) {
+            report.error_help(
+                policy_at,
+                format!("`{}` is not written as it is read", super::host::show(&uid.to_string())),
+                "write the id in plain characters, without escapes",
+            );
+        }
+    }
+    for literal in written {
+        let at = Place::new(policy_at.file, literal.offset);
         match literal.entity_type {
             "Agent" => found.agents.push((at, literal.id.to_owned())),
             "Host" => match HostPattern::parse(literal.id) {

@@ -373,6 +373,18 @@ fn one_mistake_gives_one_error_that_names_it() {
             "rules/r.cedar:2:40: `Host::\"H.example\"` is never a host's id | write `Host::\"h.example\"`",
         ),
         (
+            rule("// what may be\r@id(\"p\") permit (principal, action, resource);"),
+            "rules/r.cedar:1:15: \\u{d} stands outside of texts | write a space there, or end the line with a line feed",
+        ),
+        (
+            rule("@id(\"p\")\nforbid (principal, action, resource == Host\u{a0}::\"h.example\");"),
+            "rules/r.cedar:2:44: \\u{a0} stands outside of texts",
+        ),
+        (
+            rule("@id(\"p\")\nforbid (principal, action, resource) when { principal == Agent::\"\\u{61}\" };"),
+            "rules/r.cedar:1:1: `Agent::\"a\"` is not written as it is read",
+        ),
+        (
             rule("@id(\"p\") permit (principal, action, resource == Host::\"*.example\");"),
             "rules/r.cedar:1:1: policy can never apply: no request goes to `*.example` itself",
         ),
