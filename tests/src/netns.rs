@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use crate::client::{Client, Subject};
 use crate::guard::Guard;
 use crate::pki::serial;
 use crate::process::Running;
 use crate::site::Site;
-use crate::tools::{CLIENT_PATH, agentguard};
+use crate::tools::{CLIENT_PATH, PATIENCE, agentguard};
 
 pub struct Netns {
     name: String,
@@ -69,11 +70,26 @@ impl Netns {
         }
     }
 
-    /// What happens to devices here, told line by line.
+    /// What happens to devices here from now on, told line by line.
     pub fn monitor(&self) -> Running {
         let mut command = Command::new("ip");
         command.args(["-n", &self.name, "monitor", "link"]);
-        Running::spawn(&mut command)
+        let monitor = Running::spawn(&mut command);
+        let tgid = monitor.tgid().to_string();
+        let table = format!("/proc/{tgid}/net/netlink");
+        let listens = || {
+            let table = std::fs::read_to_string(&table).unwrap_or_default();
+            table.lines().skip(1).any(|line| {
+                let columns: Vec<&str> = line.split_whitespace().collect();
+                matches!(columns[..], [_, "0", port, groups, ..] if port == tgid && groups != "00000000")
+            })
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !listens() {
+            assert!(Instant::now() < deadline, "it does not listen");
+            std::thread::yield_now();
+        }
+        monitor
     }
 }
 

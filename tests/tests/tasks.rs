@@ -120,8 +120,8 @@ fn a_supervisors_task_narrows_until_it_ends() {
     assert_eq!(records[1].text("/intent"), "refund order 7");
     assert_eq!(records[1].0["facts"]["task.opened_by"], "supervisor");
     assert_eq!(records[0].text("/operator/user"), "root");
-    let hits = origin.hits();
-    assert!(!hits.is_empty());
+    let hits = origin.hits().len();
+    assert_eq!(hits, 7, "nothing that was refused has arrived");
 }
 
 #[test]
@@ -227,8 +227,8 @@ fn what_was_permitted_on_a_task_ends_with_it() {
     end(&guard, &id);
     let ended = Instant::now();
     socket.line(|line| line == "ended");
-    let ran = reader.finish();
     assert!(ended.elapsed() < AT_ONCE, "{:?}", ended.elapsed());
+    let ran = reader.finish();
     assert_ne!(ran.code(), 0, "the answer is not whole: {ran:#?}");
     drop(socket);
 
@@ -249,6 +249,76 @@ fn what_was_permitted_on_a_task_ends_with_it() {
     while !guard.audit().iter().any(is_over) {
         assert!(Instant::now() < deadline, "no record of the end");
     }
+}
+
+#[test]
+fn an_upload_and_an_answer_end_with_the_task_that_covers_them() {
+    let site = Site::new();
+    let mut shop = Server::start(&site, "grpc_server.py", &[]);
+    let mut events = Server::start(&site, "sse_server.py", &[]);
+    let mut others = Server::start(&site, "sse_server.py", &[]);
+    let policy = reach("origin.test", shop.port, &["POST /shop.Shop/**"])
+        + &reach("origin.test", events.port, &["GET /v1/events"])
+        + &reach("origin.test", others.port, &["GET /v1/events"]);
+    let bundle = Bundle::new(1)
+        .agent("parent", &policy)
+        .agent("probe", &format!("parent = \"parent\"\n\n{policy}"));
+    let guard = Guard::start(&site, &bundle);
+    let collects = format!("POST origin.test:{}/shop.Shop/Collect", shop.port);
+    let reads = format!("GET origin.test:{}/v1/events", events.port);
+    let first = start(&guard, &["--allow", &collects]);
+    let second = start(&guard, &["--allow", &reads]);
+    let parents = guard.cli(["task", "start", "parent", "--intent", "see to the shop"]);
+    let parents = parents.ok().stdout;
+
+    // Items of one call over HTTP/2, which nothing answers before the last of them.
+    let code = format!(
+        "
+import grpc, queue
+channel = grpc.secure_channel('origin.test:{}', grpc.ssl_channel_credentials())
+items = queue.Queue()
+call = channel.stream_unary('/shop.Shop/Collect').future(iter(items.get, None))
+call.add_done_callback(lambda call: print('ended', call.code().name, flush=True))
+for line in sys.stdin: items.put(line.strip().encode())",
+        shop.port
+    );
+    let mut caller = guard.agent("probe").python(&code).spawn();
+    caller.say("one");
+    shop.talk().line(|line| line == "item one");
+    let read = |port: u16| {
+        let url = format!("https://origin.test:{port}/v1/events");
+        let client = python(&guard.agent("probe"), "sse_client.py");
+        client.args(["requests", &url]).spawn()
+    };
+    let mut reader = read(events.port);
+    events.talk().line(|line| line.starts_with("request "));
+    events.talk().say("one");
+    reader.line(|line| line == "data: one");
+
+    end(&guard, &first);
+    caller.line(|line| line == "ended PERMISSION_DENIED");
+    caller.say("two");
+    shop.talk().line(|line| line == "over");
+    events.talk().say("two");
+    reader.line(|line| line == "data: two");
+    end(&guard, &second);
+    assert_ne!(reader.finish().code(), 0, "the answer is not whole");
+    caller.close_stdin();
+    caller.finish();
+    assert!(!shop.talk().heard().contains("item two"));
+
+    let mut reader = read(others.port);
+    others.talk().line(|line| line.starts_with("request "));
+    others.talk().say("three");
+    reader.line(|line| line == "data: three");
+    end(&guard, &parents);
+    assert_ne!(reader.finish().code(), 0, "the parent's has ended");
+    let records = guard.requests();
+    let reasons: Vec<_> = records
+        .iter()
+        .map(|it| (it.outcome(), it.reason()))
+        .collect();
+    assert_eq!(reasons, [("deny", "outside-task"); 3]);
 }
 
 /// Asks AgentGuard itself; the body, and the status as a last line.

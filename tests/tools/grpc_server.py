@@ -4,7 +4,7 @@ import sys
 from concurrent import futures
 
 import grpc
-from grpc_shop import CHAT, DELETE, GET, LIST, TRAILER
+from grpc_shop import CHAT, COLLECT, DELETE, GET, LIST, TRAILER
 
 
 def arrived(method, context):
@@ -29,10 +29,18 @@ class Shop(grpc.GenericRpcHandler):
             for request in requests:
                 yield b"heard " + request
 
+        def collect(requests, context):
+            arrived(method, context)
+            context.add_callback(lambda: print("over", flush=True))
+            for request in requests:
+                print("item", request.decode(), flush=True)
+            return b"collected"
+
         return {
             GET: grpc.unary_unary_rpc_method_handler(unary),
             DELETE: grpc.unary_unary_rpc_method_handler(unary),
             LIST: grpc.unary_stream_rpc_method_handler(stream),
+            COLLECT: grpc.stream_unary_rpc_method_handler(collect),
             CHAT: grpc.stream_stream_rpc_method_handler(chat),
         }.get(method)
 

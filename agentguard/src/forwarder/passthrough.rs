@@ -11,7 +11,7 @@ use super::identity::Target;
 use super::io::{Client, Peeked};
 use super::record::{Entry, micros};
 use super::sniff::Hello;
-use super::standing::{Asked, Standing};
+use super::standing::{Asked, Standing, still_decided};
 use super::tasks::Named;
 use super::terminate::{Alert, send_alert};
 use super::{Arrival, refuse, tunnel};
@@ -29,16 +29,25 @@ pub async fn carry(
     mut entry: Entry,
 ) {
     entry.resource = target.id();
-    let policy = arrival.forwarder.policy.load_full();
-    let judged = judge(arrival, &policy, &target, hello, &mut entry).await;
-    let (permit, mut held, gathered) = match judged {
-        Ok(judged) => judged,
-        Err((reason, detail)) => {
-            entry.refuse(reason, detail);
-            let (_, mut client) = stream.into_parts();
-            return send_alert(&mut client, &Alert::AccessDenied.bytes()).await;
+    let (forwarder, agent) = (arrival.forwarder.clone(), arrival.life.agent);
+    let (policy, permit, mut held, gathered) = loop {
+        let policy = forwarder.policy.load_full();
+        match judge(arrival, &policy, &target, hello, &mut entry).await {
+            Ok((permit, held, gathered))
+                if held.is_nothing()
+                    || still_decided(&forwarder, &policy, agent, &Named::Nothing, &gathered) =>
+            {
+                break (policy, permit, held, gathered);
+            }
+            Ok(_) => {}
+            Err((reason, detail)) => {
+                entry.refuse(reason, detail);
+                let (_, mut client) = stream.into_parts();
+                return send_alert(&mut client, &Alert::AccessDenied.bytes()).await;
+            }
         }
     };
+    let tasks = forwarder.situation.tasks.ends_of(permit.covered());
     let (head, mut client) = stream.into_parts();
     let upstreams = &arrival.forwarder.upstreams;
     held.settled = Settled::Kept;
@@ -64,9 +73,15 @@ pub async fn carry(
         drop(head);
         tunnel::splice(client, upstream, &passed).await
     };
-    let agent = arrival.life.agent;
-    let forwarder = arrival.forwarder.clone();
-    let standing = Standing::new(forwarder, policy, agent, target, Asked::Connect, gathered);
+    let standing = Standing::new(
+        forwarder,
+        policy,
+        agent,
+        target,
+        Asked::Connect,
+        gathered,
+        tasks,
+    );
     tunnel::carry(carried, entry, standing).await;
 }
 

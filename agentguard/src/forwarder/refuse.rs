@@ -118,7 +118,16 @@ impl Refusal {
                 outcome: Outcome::Error,
                 ..Self::protocol("the client broke off its request")
             },
+            UploadError::Over => Self::over(),
         }
+    }
+
+    /// What was permitted on a task that has ended before the answer began.
+    pub fn over() -> Self {
+        Self::new(
+            DenyReason::OutsideTask,
+            "The task that the request was permitted on has ended, and the request with it; what has been sent of it may have been done.",
+        )
     }
 
     pub fn protocol(detail: impl Into<String>) -> Self {

@@ -5,6 +5,7 @@ mod own;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::future::OptionFuture;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Version, header};
@@ -24,8 +25,8 @@ use super::identity::{self, Target};
 use super::record::{Entry, micros};
 use super::refuse::{self, About, Refusal, Shape};
 use super::relay::Answer;
-use super::standing::{Asked, Standing, Upgrade};
-use super::tasks::Named;
+use super::standing::{self, Asked, Standing, Upgrade};
+use super::tasks::{Ends, Named};
 use super::tunnel::{self, Tunnel, WebSocket};
 use super::upload::{self, Upload};
 use super::upstream::Call;
@@ -138,8 +139,7 @@ impl<'a> Exchange<'a> {
         let (permit, held, mut gathered) = loop {
             let gathered = self.gather(&parts, &target, &path, &named, body).await?;
             let (permit, held) = self.decide(&parts, &target, &path, &gathered).await?;
-            // Another bundle may have come while it was counted.
-            if held.is_nothing() || Arc::ptr_eq(&session.forwarder.policy.load(), &self.policy) {
+            if held.is_nothing() || self.still_decided(&named, &gathered) {
                 break (permit, held, gathered);
             }
             self.renew();
@@ -222,6 +222,13 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// Whether what was decided still is, after a wait.
+    fn still_decided(&self, named: &Named, gathered: &Gathered) -> bool {
+        let session = self.session;
+        let agent = session.life.agent;
+        standing::still_decided(&session.forwarder, &self.policy, agent, named, gathered)
+    }
+
     /// Takes the bundle that is in force now, after a wait.
     fn renew(&mut self) {
         self.policy = self.session.forwarder.policy.load_full();
@@ -241,9 +248,9 @@ impl<'a> Exchange<'a> {
         let limits = &forwarder.limits;
         loop {
             let agent = self.session.life.agent;
-            let held = |policy: &Policy| forwarder.situation.tasks.held(policy, agent, named);
+            let tasks = &forwarder.situation.tasks;
             let known = Gathered {
-                tasks: Some(held(&self.policy)),
+                tasks: Some(tasks.held(&self.policy, agent, named)),
                 ..Gathered::default()
             };
             let mut gathered = known.clone();
@@ -274,8 +281,7 @@ impl<'a> Exchange<'a> {
             if !asks.is_empty() {
                 gathered.lookups = forwarder.lookups.gather(&self.session.life, asks).await;
                 self.entry.latency.lookup += micros(started);
-                let renewed = !Arc::ptr_eq(&forwarder.policy.load(), &self.policy);
-                if renewed || known.tasks != Some(held(&self.policy)) {
+                if !self.still_decided(named, &known) {
                     self.renew();
                     continue;
                 }
@@ -330,8 +336,10 @@ impl<'a> Exchange<'a> {
             .flatten();
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
+        let tasks = session.forwarder.situation.tasks.ends_of(permit.covered());
+        let body = Upload::new(body, &self.entry.passed, tasks.over());
         let call = Call {
-            request: Request::from_parts(parts, Upload::new(body, &self.entry.passed)),
+            request: Request::from_parts(parts, body),
             scheme: session.entrance.scheme.clone(),
             authority,
             target,
@@ -341,7 +349,11 @@ impl<'a> Exchange<'a> {
         let upload = call.request.body().state();
         let upstreams = &session.forwarder.upstreams;
         held.settled = Settled::Kept;
-        let answer = match upstreams.send(&session.life, permit, call).await {
+        let sent = tokio::select! {
+            sent = upstreams.send(&session.life, permit, call) => sent,
+            Some(()) = OptionFuture::from(tasks.over()) => return self.refuse(Refusal::over(), None, busy),
+        };
+        let answer = match sent {
             Ok(answer) => answer,
             Err(fault) => {
                 if fault.unsent {
@@ -375,7 +387,7 @@ impl<'a> Exchange<'a> {
             session.becomes(Tunnel::WebSocket(Box::new(WebSocket {
                 client,
                 upstream,
-                standing: self.standing(place, Asked::Upgrade(upgrade), gathered),
+                standing: self.standing(place, Asked::Upgrade(upgrade), gathered, tasks),
                 entry: self.entry,
                 busy,
             })));
@@ -384,12 +396,12 @@ impl<'a> Exchange<'a> {
         headers::strip(&mut head.headers, false);
         // Another place or protocol to go to, which the agent cannot use.
         head.headers.remove(header::ALT_SVC);
-        let standing = self.standing(place, Asked::Answer, gathered);
+        let standing = self.standing(place, Asked::Answer, gathered, tasks);
         let body = Answer::upstream(body, answer.lease, self.entry, standing, busy);
         Response::from_parts(head, body)
     }
 
-    fn standing(&self, target: Target, asked: Asked, gathered: Gathered) -> Standing {
+    fn standing(&self, target: Target, asked: Asked, gathered: Gathered, tasks: Ends) -> Standing {
         let session = self.session;
         let judged = self.policy.clone();
         let forwarder = session.forwarder.clone();
@@ -400,6 +412,7 @@ impl<'a> Exchange<'a> {
             target,
             asked,
             gathered,
+            tasks,
         )
     }
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
+use futures_util::future::{BoxFuture, OptionFuture};
 use http::{HeaderMap, Method};
 use jiff::Timestamp;
-use tokio_util::sync::CancellationToken;
 
 use super::Forwarder;
 use super::identity::Target;
-use super::tasks::Named;
-use crate::policy::{Action, CanonicalPath, Decision, Gathered, Input, Policy};
+use super::tasks::{Ends, Named};
+use crate::policy::{Action, CanonicalPath, Decision, Gathered, Input, Policy, Tasks};
 use crate::reason::DenyReason;
 
 /// Said of what a new bundle ends, or the time.
@@ -29,8 +29,8 @@ pub struct Standing {
     asked: Asked,
     /// What was gathered for the decision that permitted it.
     gathered: Gathered,
-    /// Of the tasks that it was permitted on; over, it is, too.
-    tasks: Vec<CancellationToken>,
+    /// Of the tasks that it was permitted on.
+    tasks: Ends,
     why: DenyReason,
 }
 
@@ -61,10 +61,10 @@ impl Standing {
         target: Target,
         asked: Asked,
         gathered: Gathered,
+        tasks: Ends,
     ) -> Self {
-        let tasks = &forwarder.situation.tasks;
         Self {
-            tasks: tasks.ends_of(agent, gathered.tasks.as_ref()),
+            tasks,
             why: DenyReason::PolicyDenied,
             forwarder,
             judged,
@@ -77,7 +77,7 @@ impl Standing {
 
     /// Whether it may go on. Almost always the same bundle is in force, and nothing is judged.
     pub fn holds(&mut self) -> bool {
-        if self.is_over() {
+        if self.tasks.are_over() {
             self.why = DenyReason::OutsideTask;
             return false;
         }
@@ -99,7 +99,7 @@ impl Standing {
         // Tasks that have been opened since it was permitted hold it.
         let mut holds = self.holds() && self.judge();
         while holds {
-            let over = over(self.tasks.clone());
+            let over = self.tasks.over();
             holds = tokio::select! {
                 changed = applied.changed() => match changed {
                     Ok(()) => self.holds(),
@@ -108,8 +108,8 @@ impl Standing {
                 },
                 () = tokio::time::sleep(self.until_expiry()) => self.holds(),
                 () = situation.changed(self.agent, &self.gathered) => self.judge(),
-                Ok(()) = tasks.changed() => self.holds() && self.judge(),
-                () = over, if !self.tasks.is_empty() => self.holds(),
+                Ok(()) = tasks.changed() => self.holds() && (self.is_on_the_same_tasks() || self.judge()),
+                Some(()) = OptionFuture::from(over) => self.holds(),
             };
         }
     }
@@ -122,14 +122,20 @@ impl Standing {
         }
     }
 
-    /// Whether every task that it was permitted on has ended.
-    fn is_over(&self) -> bool {
-        !self.tasks.is_empty() && self.tasks.iter().all(CancellationToken::is_cancelled)
+    /// Resolves when the tasks that it was permitted on have ended; `None`: it was on none.
+    pub fn over(&self) -> Option<BoxFuture<'static, ()>> {
+        self.tasks.over()
     }
 
-    /// Resolves when they have; `None`: it was on none.
-    pub fn over(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
-        (!self.tasks.is_empty()).then(|| over(self.tasks.clone()))
+    /// How it stands to the tasks that are open now.
+    fn on_tasks(&self) -> Option<Tasks> {
+        let named = Named::of(self.gathered.tasks.as_ref());
+        let tasks = &self.forwarder.situation.tasks;
+        Some(tasks.held(&self.judged, self.agent, &named))
+    }
+
+    fn is_on_the_same_tasks(&self) -> bool {
+        self.gathered.tasks == self.on_tasks()
     }
 
     /// The wall clock counts, which may be set: it is looked at again before long.
@@ -149,17 +155,22 @@ impl Standing {
             return policy.reaches(self.agent, host, *port) || policy.observes(self.agent);
         }
         let situation = &self.forwarder.situation;
-        let named = Named::of(self.gathered.tasks.as_ref());
-        let tasks = situation.tasks.held(&self.judged, self.agent, &named);
-        self.gathered.tasks = Some(tasks);
+        self.gathered.tasks = self.on_tasks();
         let mut gathered = self.gathered.clone();
         let now = &mut gathered;
         self.with_input(|policy, input| situation.gather(policy, &input, now));
         self.gathered = gathered;
         let decide = |policy: &Policy, input: Input<'_>| policy.decide(&input);
         match self.with_input(decide) {
+            Decision::Permit(permit) => {
+                self.tasks = situation.tasks.ends_of(permit.covered());
+                true
+            }
             // What limits count of it has been taken.
-            Decision::Permit(_) | Decision::Limited(_) => true,
+            Decision::Limited(limited) => {
+                self.tasks = situation.tasks.ends_of(limited.covered());
+                true
+            }
             Decision::Deny(denial) => {
                 if denial.reason == DenyReason::OutsideTask {
                     self.why = denial.reason;
@@ -193,8 +204,16 @@ impl Standing {
     }
 }
 
-async fn over(tasks: Vec<CancellationToken>) {
-    for task in tasks {
-        task.cancelled_owned().await;
-    }
+/// Whether what was decided still is, after a wait: under the same bundle and on the same tasks.
+pub fn still_decided(
+    forwarder: &Forwarder,
+    policy: &Arc<Policy>,
+    agent: AgentId,
+    named: &Named,
+    gathered: &Gathered,
+) -> bool {
+    let tasks = &forwarder.situation.tasks;
+    Arc::ptr_eq(&forwarder.policy.load(), policy)
+        && !policy.is_expired(Timestamp::now())
+        && gathered.tasks == Some(tasks.held(policy, agent, named))
 }

@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, select_all};
 use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -12,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::link::frame::OpenTask;
-use crate::policy::{OnTask, OpenedBy, Policy, Task, Tasks as Held};
+use crate::policy::{Covered, OnTask, OpenedBy, Policy, Task, Tasks as Held};
 
 /// By which a request names the task that it is on. It goes no further.
 pub const HEADER: HeaderName = HeaderName::from_static("agentguard-task");
@@ -153,30 +155,53 @@ impl Tasks {
             .collect()
     }
 
-    /// What ends with the tasks that something was permitted on: it is over when all of them are.
-    pub fn ends_of(&self, agent: AgentId, held: Option<&Held>) -> Vec<CancellationToken> {
-        let ids: Vec<Uuid> = match held.map(|held| &held.own) {
-            Some(OnTask::In(task)) => vec![task.id],
-            Some(OnTask::OneOf(tasks)) => tasks.iter().map(|task| task.id).collect(),
-            Some(OnTask::None | OnTask::Wrong(_)) | None => return Vec::new(),
-        };
+    /// The end of what was permitted on them.
+    pub fn ends_of(&self, covered: &[Covered]) -> Ends {
         let all = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let open = all.get(&agent).map_or(&[][..], Vec::as_slice);
-        let end = |id: &Uuid| match open.iter().find(|it| it.task.id == *id) {
-            Some(it) => it.over.clone(),
-            // It has ended since.
-            None => {
-                let over = CancellationToken::new();
-                over.cancel();
-                over
-            }
-        };
-        ids.iter().map(end).collect()
+        let ends = covered.iter().map(|Covered { by, tasks }| {
+            let open = all.get(by).map_or(&[][..], Vec::as_slice);
+            let end = |id: &Uuid| match open.iter().find(|it| it.task.id == *id) {
+                Some(it) => it.over.clone(),
+                // It has ended since.
+                None => {
+                    let over = CancellationToken::new();
+                    over.cancel();
+                    over
+                }
+            };
+            tasks.iter().map(end).collect()
+        });
+        Ends(ends.collect())
     }
 
     /// Told when an agent has other tasks than before.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+}
+
+/// The ends of the tasks that something was permitted on: it is over when all that covered it for one agent are.
+#[derive(Clone, Default)]
+pub struct Ends(Vec<Vec<CancellationToken>>);
+
+impl Ends {
+    pub fn are_over(&self) -> bool {
+        let mut of = self.0.iter();
+        of.any(|ends| ends.iter().all(CancellationToken::is_cancelled))
+    }
+
+    /// Resolves when they are; `None`: it was permitted on none.
+    pub fn over(&self) -> Option<BoxFuture<'static, ()>> {
+        let of = self.0.iter().cloned().map(|ends| {
+            let all = async {
+                for end in ends {
+                    end.cancelled_owned().await;
+                }
+            };
+            all.boxed()
+        });
+        let of: Vec<_> = of.collect();
+        (!of.is_empty()).then(|| select_all(of).map(drop).boxed())
     }
 }
 
@@ -271,17 +296,30 @@ mod tests {
     #[tokio::test]
     async fn what_was_permitted_on_a_task_ends_with_it() {
         let (policy, tasks) = (Policy::nothing(), Tasks::default());
-        let ends = |held: &Held| tasks.ends_of(A, Some(held));
-        tasks.set(A, &[open(1, OpenedBy::Supervisor, 60)]).unwrap();
-        let held = tasks.held(&policy, A, &Named::Nothing);
-        let over = ends(&held).remove(0);
-        tasks.set(A, &[open(1, OpenedBy::Supervisor, 60)]).unwrap();
-        assert!(!over.is_cancelled(), "it goes on");
+        let on = |by, ids: &[u128]| Covered {
+            by,
+            tasks: ids.iter().copied().map(Uuid::from_u128).collect(),
+        };
+        let one = |id| open(id, OpenedBy::Supervisor, 60);
+        assert!(tasks.ends_of(&[]).over().is_none() && !tasks.ends_of(&[]).are_over());
+        tasks.set(A, &[one(1), one(2)]).unwrap();
+        tasks.set(B, &[one(3)]).unwrap();
+        let first = tasks.ends_of(&[on(A, &[1])]);
+        let either = tasks.ends_of(&[on(A, &[1, 2])]);
+        let both = tasks.ends_of(&[on(A, &[1, 2]), on(B, &[3])]);
+        tasks.set(A, &[one(1), one(2)]).unwrap();
+        assert!(!first.are_over(), "it goes on");
+        tasks.set(A, &[one(2)]).unwrap();
+        assert!(first.are_over() && !either.are_over() && !both.are_over());
+        assert!(tasks.ends_of(&[on(A, &[1])]).are_over(), "ended before");
+        let over = both.over().unwrap();
+        tasks.set(B, &[]).unwrap();
+        over.await;
+        assert!(both.are_over() && !either.are_over());
         tasks.set(A, &[]).unwrap();
-        assert!(over.is_cancelled() && ends(&held)[0].is_cancelled());
-        tasks.set(A, &[open(2, OpenedBy::Agent, 1)]).unwrap();
-        let held = tasks.held(&policy, A, &Named::Nothing);
-        ends(&held).remove(0).cancelled().await;
+        either.over().unwrap().await;
+        tasks.set(A, &[open(4, OpenedBy::Agent, 1)]).unwrap();
+        tasks.ends_of(&[on(A, &[4])]).over().unwrap().await;
         assert_eq!(tasks.held(&policy, A, &Named::Nothing).own, OnTask::None);
     }
 

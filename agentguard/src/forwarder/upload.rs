@@ -9,6 +9,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -17,6 +19,7 @@ use super::body::{Held, RequestBody};
 use super::clock::Busy;
 use super::life::Life;
 use super::record::Passed;
+use super::standing;
 
 /// How much of a refused request's body is read, so that the client gets to read why, and for how long.
 const DRAIN_BYTES: u64 = 16 << 20;
@@ -26,6 +29,8 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 pub struct Upload {
     inner: Source,
     state: UploadState,
+    /// The end of the tasks that it is permitted on.
+    over: Option<BoxFuture<'static, ()>>,
 }
 
 enum Source {
@@ -55,6 +60,8 @@ pub enum UploadError {
     /// It is not what HTTP allows.
     Malformed(String),
     Gone,
+    /// The tasks that it was permitted on have ended.
+    Over,
 }
 
 impl Upload {
@@ -62,6 +69,7 @@ impl Upload {
         Self {
             inner: Source::Empty,
             state: UploadState::finished(),
+            over: None,
         }
     }
 
@@ -69,10 +77,15 @@ impl Upload {
         Self {
             inner: Source::Lost,
             state: UploadState::finished(),
+            over: None,
         }
     }
 
-    pub fn new(body: RequestBody, passed: &Arc<Passed>) -> Self {
+    pub fn new(
+        body: RequestBody,
+        passed: &Arc<Passed>,
+        over: Option<BoxFuture<'static, ()>>,
+    ) -> Self {
         let inner = match body {
             RequestBody::Streamed(body) if !body.is_end_stream() => Source::Client(body),
             RequestBody::Held(held) if !held.is_spent() => Source::Held(held),
@@ -84,6 +97,7 @@ impl Upload {
                 passed: passed.clone(),
                 end: Arc::default(),
             },
+            over,
         }
     }
 
@@ -141,13 +155,21 @@ impl From<&hyper::Error> for UploadError {
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = io::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
+        if let Some(over) = &mut this.over
+            && over.poll_unpin(cx).is_ready()
+        {
+            this.over = None;
+            this.inner = Source::Lost;
+            this.state.end.error.get_or_init(|| UploadError::Over);
+            return Poll::Ready(Some(Err(io::Error::other(standing::CUT))));
+        }
         let body = match &mut this.inner {
             Source::Client(body) => body,
             Source::Held(held) => {
@@ -187,7 +209,7 @@ impl Body for Upload {
             }
             None => this.state.end.done.store(true, Ordering::Relaxed),
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
     }
 
     fn is_end_stream(&self) -> bool {

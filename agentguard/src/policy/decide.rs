@@ -1,27 +1,35 @@
 //! The decision: default deny, forbid overrides, and whatever cannot be evaluated is refused.
 
 use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::explain::why;
 use super::facts::bounded;
 use super::judge::{Judgement, Outcome};
 use super::permit::{Limited, Permit};
 use super::refusal::{Refusal, detail, who_and_what};
+use super::task::{Outside, outside};
 use super::{Decision, Denial, Input, Policy};
 use crate::reason::DenyReason;
 
 impl Policy {
     pub fn decide(&self, input: &Input<'_>) -> Decision {
         let judgement = self.judge(input);
+        let permit = |ids: BTreeSet<String>, facts| {
+            let tasks = input.gathered.tasks.as_ref();
+            let covered = tasks.map(|tasks| tasks.covered(input, &judgement.does));
+            Permit::new(
+                input.agent,
+                input.host.clone(),
+                input.port,
+                ids.into_iter().collect(),
+                facts,
+                covered.unwrap_or_default(),
+            )
+        };
         match judgement.outcome {
             Outcome::Permitted { ids, charges } => {
-                let permit = Permit::new(
-                    input.agent,
-                    input.host.clone(),
-                    input.port,
-                    ids.into_iter().collect(),
-                    judgement.facts,
-                );
+                let permit = permit(ids, judgement.facts);
                 if charges.is_empty() {
                     return Decision::Permit(permit);
                 }
@@ -44,9 +52,8 @@ impl Policy {
                 };
                 let observed = judgement.agent.is_some_and(|agent| agent.agent.observe);
                 if observed && refusal.is_the_rules() {
-                    let host = input.host.clone();
-                    let permit = Permit::observed(input.agent, host, input.port, denial);
-                    return Decision::Permit(permit);
+                    let permit = permit(BTreeSet::new(), BTreeMap::new());
+                    return Decision::Permit(permit.observed(denial));
                 }
                 Decision::Deny(denial)
             }
@@ -68,8 +75,30 @@ impl Policy {
         first.unwrap_or_else(|| refusal.reason())
     }
 
-    /// The one way to every decision and explanation: what the agent may, and everyone it acts for.
+    /// The one way to every decision and explanation.
     pub(super) fn judge(&self, input: &Input<'_>) -> Judgement<'_> {
+        let mut judgement = self.judge_as_all(input);
+        let observed = judgement.agent.is_some_and(|agent| agent.agent.observe);
+        // What a supervisor has narrowed is narrow for an agent that policy only observes, too.
+        if let Outcome::Refused(refusal) = &judgement.outcome
+            && observed
+            && refusal.is_the_rules()
+            && let Some(why) = self.narrowed(input, &judgement.does)
+        {
+            judgement.outcome = Outcome::Refused(Refusal::Outside(why));
+        }
+        judgement
+    }
+
+    /// How a task that is open keeps the agent, or one that it acts for, from it, whatever rules say.
+    fn narrowed(&self, input: &Input<'_>, does: &BTreeSet<&str>) -> Option<Outside> {
+        let everyone = std::iter::once(&input.agent).chain(self.above(input.agent));
+        let mut whys = everyone.filter_map(|id| outside(*id, self.agents.get(id)?, input, does));
+        whys.find(|why| *why != Outside::None)
+    }
+
+    /// What the agent may, and everyone it acts for.
+    fn judge_as_all(&self, input: &Input<'_>) -> Judgement<'_> {
         let mut judgement = self.judge_as(input.agent, input);
         let gathered = input.gathered;
         let needs = LazyCell::new(|| self.needs(input));

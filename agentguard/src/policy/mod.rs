@@ -62,7 +62,7 @@ pub use self::limit::{Charge, Counter, Key, Limit, Room, Span};
 pub use self::path::CanonicalPath;
 pub use self::permissions::Permissions;
 pub use self::permit::{Limited, Permit};
-pub use self::task::{OnTask, OpenedBy, Task, Tasks, Terms, is_reserved};
+pub use self::task::{Covered, OnTask, OpenedBy, Task, Tasks, Terms, is_reserved};
 pub use self::time::Moment;
 use crate::reason::DenyReason;
 

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::Denial;
 use super::host::HostName;
 use super::limit::{Charge, Room};
+use super::task::Covered;
 use crate::reason::DenyReason;
 
 /// The right to send one request to one host. Only a decision makes one, and `upstream` consumes it.
@@ -19,6 +20,7 @@ pub struct Permit {
     port: u16,
     policies: Vec<String>,
     facts: BTreeMap<String, String>,
+    covered: Vec<Covered>,
     observed: Option<Denial>,
 }
 
@@ -29,6 +31,7 @@ impl Permit {
         port: u16,
         policies: Vec<String>,
         facts: BTreeMap<String, String>,
+        covered: Vec<Covered>,
     ) -> Self {
         Self {
             agent,
@@ -36,17 +39,18 @@ impl Permit {
             port,
             policies,
             facts,
+            covered,
             observed: None,
         }
     }
 
     /// For an agent that is only observed: what would have been denied.
-    pub(super) fn observed(agent: AgentId, host: HostName, port: u16, denial: Denial) -> Self {
+    pub(super) fn observed(self, denial: Denial) -> Self {
         Self {
             policies: denial.policies.clone(),
             facts: denial.facts.clone(),
             observed: Some(denial),
-            ..Self::new(agent, host, port, Vec::new(), BTreeMap::new())
+            ..self
         }
     }
 
@@ -70,6 +74,11 @@ impl Permit {
     /// Ids of the policies that permitted, or would have denied.
     pub fn policies(&self) -> &[String] {
         &self.policies
+    }
+
+    /// The tasks that it ends with.
+    pub fn covered(&self) -> &[Covered] {
+        &self.covered
     }
 
     /// What rules read.
@@ -99,6 +108,11 @@ impl Limited {
     /// Ids of the policies that permit.
     pub fn policies(&self) -> &[String] {
         self.permit.policies()
+    }
+
+    /// As [`Permit::covered`].
+    pub fn covered(&self) -> &[Covered] {
+        self.permit.covered()
     }
 
     /// `room`: what the counters say of [`Self::charges`].
@@ -156,10 +170,7 @@ impl Limited {
         // Rules that nobody could ask have not said no.
         let judged = !matches!(room, Room::Unavailable(_));
         if self.observed && judged {
-            let Permit {
-                agent, host, port, ..
-            } = self.permit;
-            return Ok(Permit::observed(agent, host, port, denial));
+            return Ok(self.permit.observed(denial));
         }
         Err(denial)
     }

@@ -85,7 +85,6 @@ impl Refusal {
             | Self::WrongMode
             | Self::Unknown(_)
             | Self::Failed(_)
-            // What a supervisor has narrowed is narrow for an agent that policy only observes, too.
             | Self::Outside(_) => false,
         }
     }

@@ -136,7 +136,10 @@ pub(super) fn rules_file(report: &mut Report<'_>, file: u32) -> Vec<Rule> {
     let policies = lex::policies(text);
     if policies.len() != set.num_of_policies() + set.num_of_templates() {
         let at = Place::new(file, 0);
-        report.error(at, "its policies cannot be told apart: write each on lines of its own");
+        report.error(
+            at,
+            "its policies cannot be told apart: write each on lines of its own",
+        );
         return Vec::new();
     }
     let mut rules = Vec::new();
@@ -267,7 +270,10 @@ fn literals_of(
         if !written.iter().any(is_it) {
             report.error_help(
                 policy_at,
-                format!("`{}` is not written as it is read", super::host::show(&uid.to_string())),
+                format!(
+                    "`{}` is not written as it is read",
+                    super::host::show(&uid.to_string())
+                ),
                 "write the id in plain characters, without escapes",
             );
         }

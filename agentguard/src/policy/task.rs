@@ -98,6 +98,13 @@ pub enum OnTask {
     Wrong(String),
 }
 
+/// Tasks of one agent that cover what was permitted: when the last of them ends, it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Covered {
+    pub by: AgentId,
+    pub tasks: Vec<Uuid>,
+}
+
 /// Why a request is on no task that it may be on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outside {
@@ -164,15 +171,10 @@ impl Task {
         !self.scope.is_empty()
     }
 
-    /// `does`: what the request does; of a passed connection nothing is known of it.
+    /// `does`: what the request does; empty where that is not known, as of a passed connection.
     fn covers(&self, input: &Input<'_>, does: &BTreeSet<&str>) -> bool {
-        let scope = match input.action {
-            Action::Connect => self.scope.is_empty(),
-            Action::Request { .. } => {
-                self.scope.is_empty() || does.iter().all(|it| self.scope.contains(it))
-            }
-        };
-        scope && (self.allow.is_empty() || self.allows(input))
+        let known = !does.is_empty() && does.iter().all(|it| self.scope.contains(it));
+        (self.scope.is_empty() || known) && (self.allow.is_empty() || self.allows(input))
     }
 
     fn allows(&self, input: &Input<'_>) -> bool {
@@ -277,6 +279,27 @@ impl Tasks {
             OnTask::In(task) => Some(task),
             OnTask::None | OnTask::OneOf(_) | OnTask::Wrong(_) => None,
         }
+    }
+}
+
+impl Tasks {
+    /// Those that cover the request, of the agent and of each above it that has tasks.
+    pub(super) fn covered(&self, input: &Input<'_>, does: &BTreeSet<&str>) -> Vec<Covered> {
+        let own = match &self.own {
+            OnTask::In(task) => std::slice::from_ref(task),
+            OnTask::OneOf(open) => open,
+            OnTask::None | OnTask::Wrong(_) => &[],
+        };
+        let above = self.above.iter().map(|(by, open)| (*by, &open[..]));
+        let all = std::iter::once((input.agent, own)).chain(above);
+        let covered = all.filter(|(_, open)| !open.is_empty()).map(|(by, open)| {
+            let covering = open.iter().filter(|task| task.covers(input, does));
+            Covered {
+                by,
+                tasks: covering.map(|task| task.id).collect(),
+            }
+        });
+        covered.collect()
     }
 }
 

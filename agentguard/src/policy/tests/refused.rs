@@ -381,7 +381,9 @@ fn one_mistake_gives_one_error_that_names_it() {
             "rules/r.cedar:2:44: \\u{a0} stands outside of texts",
         ),
         (
-            rule("@id(\"p\")\nforbid (principal, action, resource) when { principal == Agent::\"\\u{61}\" };"),
+            rule(
+                "@id(\"p\")\nforbid (principal, action, resource) when { principal == Agent::\"\\u{61}\" };",
+            ),
             "rules/r.cedar:1:1: `Agent::\"a\"` is not written as it is read",
         ),
         (

@@ -234,3 +234,80 @@ fn a_limit_per_task_counts_each_of_a_supervisors_and_all_else_together() {
     let own = OnTask::In(task(OpenedBy::Agent, &[], &[]));
     assert_eq!((counted(own), counted(OnTask::None)), (None, None));
 }
+
+#[test]
+fn an_observed_agent_is_held_to_a_supervisors_task_all_the_same() {
+    let forbid = "@id(\"no\") forbid (principal, action, resource == Host::\"h\") when { context.path == \"/no\" };";
+    let sources = bundle(&format!("mode = \"observe\"\n{AGENT}"), forbid);
+    let (policy, a) = (compile(&sources), ids(&sources)["a"]);
+    for (request, allow, scope, expected) in [
+        (
+            "POST https://evil/",
+            &["GET h/v1/**"][..],
+            &[][..],
+            "outside-task",
+        ),
+        ("POST https://evil/", &["POST evil/"], &[], "allow"),
+        ("GET https://h/no", &["GET h/v1/**"], &[], "outside-task"),
+        ("GET https://h/no", &["GET h/**"], &[], "allow"),
+        ("GET https://h/no", &[], &["read"], "allow"),
+        ("GET https://h/no", &[], &["write"], "outside-task"),
+        // What requests do there is not known.
+        ("GET https://evil/", &[], &["read"], "outside-task"),
+        (
+            "connect https://evil/",
+            &["GET h/v1/**"],
+            &[],
+            "outside-task",
+        ),
+        ("GET https://evil/", &[], &[], "allow"),
+    ] {
+        let said = decided(&policy, a, request, supervisors(allow, scope));
+        assert_eq!(said, expected, "{request} {allow:?} {scope:?}");
+    }
+    let wrong = on(OnTask::Wrong("a task of another's".into()));
+    assert_eq!(
+        decided(&policy, a, "GET https://evil/", wrong),
+        "outside-task"
+    );
+    assert_eq!(decided(&policy, a, "GET https://evil/", None), "allow");
+}
+
+#[test]
+fn what_is_permitted_ends_with_the_tasks_that_cover_it() {
+    let child =
+        "[agent]\nname = \"b\"\nowner = \"o@example.com\"\nrisk = \"low\"\nparent = \"a\"\n";
+    let mut sources = bundle(AGENT, "");
+    sources
+        .files
+        .insert("agents/b.toml".into(), format!("{child}{AGENT}"));
+    let (policy, ids) = (compile(&sources), ids(&sources));
+    let of = |number: u128, allow: &str| {
+        let terms = Terms {
+            intent: "refund order 7".into(),
+            allow: vec![allow.into()],
+            ..Terms::default()
+        };
+        Arc::new(Task::new(Uuid::from_u128(number), OpenedBy::Supervisor, &terms).unwrap())
+    };
+    let mut asked = Asked::new("GET https://h/one", &[]);
+    asked.gathered.tasks = Some(Tasks {
+        own: OnTask::OneOf(vec![
+            of(1, "GET h/one"),
+            of(2, "GET h/two"),
+            of(3, "ANY h/**"),
+        ]),
+        above: [(ids["a"], vec![of(4, "ANY h/**"), of(5, "ANY p/**")])].into(),
+    });
+    let Decision::Permit(permit) = policy.decide(&asked.input(ids["b"])) else {
+        panic!("refused");
+    };
+    let covered = permit.covered().iter().map(|it| {
+        let tasks: Vec<_> = it.tasks.iter().map(Uuid::as_u128).collect();
+        (it.by, tasks)
+    });
+    assert_eq!(
+        covered.collect::<Vec<_>>(),
+        [(ids["b"], vec![1, 3]), (ids["a"], vec![4])]
+    );
+}
