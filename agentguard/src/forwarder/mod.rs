@@ -62,7 +62,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-pub use self::standing::CUT;
+pub use self::standing::{CUT, OVER};
 
 use self::accept::Arrival;
 use self::asks::Asks;

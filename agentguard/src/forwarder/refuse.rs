@@ -17,6 +17,7 @@ use super::io::{Client, Peeked};
 use super::record::Entry;
 use super::relay::Answer;
 use super::sniff::SniffError;
+use super::standing;
 use super::terminate::{Alert, TerminateError, send_alert};
 use super::upload::UploadError;
 use crate::audit::record::{ApprovalInfo, Outcome};
@@ -124,10 +125,7 @@ impl Refusal {
 
     /// What was permitted on a task that has ended before the answer began.
     pub fn over() -> Self {
-        Self::new(
-            DenyReason::OutsideTask,
-            "The task that the request was permitted on has ended, and the request with it; what has been sent of it may have been done.",
-        )
+        Self::new(DenyReason::OutsideTask, standing::OVER)
     }
 
     pub fn protocol(detail: impl Into<String>) -> Self {

@@ -17,6 +17,8 @@ use crate::reason::DenyReason;
 
 /// Said of what a new bundle ends, or the time.
 pub const CUT: &str = "permitted, and cut when the policy did not any more";
+/// Said of what has not been answered when its task ends.
+pub const OVER: &str = "The task that the request was permitted on has ended, and the request with it; what has been sent of it may have been done.";
 /// Between two looks at the clock where a bundle expires.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 

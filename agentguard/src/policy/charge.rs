@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use cedar_policy::Entities;
+use http::HeaderName;
 use sha2::{Digest as _, Sha256};
 
 use super::body::{Value, units};
@@ -15,6 +16,25 @@ use super::limit::{Charge, Counter, Key, KeySource, Limit, Per};
 use super::refusal::Refusal;
 use super::slice::Slice;
 use super::{Action, Input, OpenedBy, Policy, Tasks};
+
+/// Headers that tell one attempt from the next; `…-` is the beginning of names.
+const OF_AN_ATTEMPT: [&str; 15] = [
+    "amz-sdk-request",
+    "b3",
+    "baggage",
+    "date",
+    "sentry-trace",
+    "traceparent",
+    "tracestate",
+    "x-amzn-trace-id",
+    "x-b3-",
+    "x-cloud-trace-context",
+    "x-correlation-id",
+    "x-datadog-",
+    "x-request-id",
+    "x-retry-",
+    "x-stainless-",
+];
 
 /// As if nothing had room.
 static NONE: BTreeSet<String> = BTreeSet::new();
@@ -42,11 +62,7 @@ impl Policy {
 
     /// Whether every one of the rules is a limit.
     pub(super) fn are_limits(&self, ids: &BTreeSet<String>) -> bool {
-        let is_limit = |id: &String| {
-            let mut rules = self.rules.iter();
-            rules.any(|rule| rule.id == *id && rule.limit.is_some())
-        };
-        !ids.is_empty() && ids.iter().all(is_limit)
+        !ids.is_empty() && ids.iter().all(|id| self.limit(id).is_some())
     }
 
     /// The limits that would forbid the request if they had no room, and what it takes of each.
@@ -141,7 +157,7 @@ fn key(from: &KeySource, input: &Input<'_>, values: &Values) -> Option<Key> {
         scheme,
         path,
         query,
-        ..
+        headers,
     } = &input.action
     else {
         return None;
@@ -155,6 +171,20 @@ fn key(from: &KeySource, input: &Input<'_>, values: &Values) -> Option<Key> {
     for part in [method, scheme, &*host, path.as_str(), query.unwrap_or("")] {
         request.update(part.len().to_be_bytes());
         request.update(part);
+    }
+    let of_an_attempt = |name: &str| {
+        let mut known = OF_AN_ATTEMPT.iter();
+        known.any(|known| *known == name || known.ends_with('-') && name.starts_with(known))
+    };
+    // Whose account it is, for one, may stand in any other.
+    let names: BTreeSet<&str> = headers.keys().map(HeaderName::as_str).collect();
+    for name in names.into_iter().filter(|name| !of_an_attempt(name)) {
+        for value in headers.get_all(name) {
+            for part in [name.as_bytes(), value.as_bytes()] {
+                request.update(part.len().to_be_bytes());
+                request.update(part);
+            }
+        }
     }
     request.update(input.gathered.body_sha256?);
     Some(Key {

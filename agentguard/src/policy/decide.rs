@@ -150,6 +150,10 @@ impl Policy {
                 Outcome::Refused(Refusal::Approval { ids, roles }) => {
                     judgement.outcome.needs_too(ids, roles);
                 }
+                // As it is told when they are charged.
+                Outcome::Refused(refusal @ Refusal::Forbidden(ids)) if self.are_limits(ids) => {
+                    judgement.outcome = Outcome::Refused(refusal.clone());
+                }
                 // What is wrong with the request itself is told as such.
                 Outcome::Refused(refusal @ Refusal::Unknown(_)) => {
                     judgement.outcome = Outcome::Refused(refusal.clone());

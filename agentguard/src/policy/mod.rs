@@ -329,8 +329,7 @@ impl Policy {
 
     /// What the rule limits, if it does.
     pub fn limit(&self, rule: &str) -> Option<&Limit> {
-        let mut rules = self.rules.iter();
-        rules.find(|it| it.id == rule)?.limit.as_ref()
+        self.rules[*self.by_id.get(rule)?].limit.as_ref()
     }
 
     /// Whom the agent acts for, the nearest first.

@@ -18,10 +18,12 @@ const MAX_INTENT: usize = 1024;
 /// Entries of `allow`, and bytes of all of them together.
 const MAX_ALLOW: (usize, usize) = (64, 8192);
 
-/// Facts of a record: who has opened the task, how many are open of which none is named, and by what they narrow.
+/// Facts of a record: who has opened the task, how many are open of which none is named, by what they narrow, and what is
+/// named that is no task of the agent's.
 pub(super) const OPENED_BY: &str = "task.opened_by";
 pub(super) const OPEN: &str = "task.open";
 pub(super) const NARROWS: &str = "task.narrows";
+pub(super) const WRONG: &str = "task.wrong";
 
 /// Who has opened a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -264,10 +266,15 @@ impl Tasks {
             () => None,
         };
         let open = matches!(self.own, OnTask::OneOf(_)).then(|| own.len().to_string());
+        let wrong = match &self.own {
+            OnTask::Wrong(named) => Some(named.clone()),
+            OnTask::None | OnTask::In(_) | OnTask::OneOf(_) => None,
+        };
         let facts = [
             (OPENED_BY, opened_by.map(str::to_owned)),
             (OPEN, open),
             (NARROWS, narrows.map(str::to_owned)),
+            (WRONG, wrong),
         ];
         let facts = facts.into_iter();
         facts.filter_map(|(name, value)| Some((name.to_owned(), value?)))

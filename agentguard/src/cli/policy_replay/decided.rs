@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Line;
-use crate::forwarder::CUT;
+use crate::forwarder::{CUT, OVER};
 use crate::policy::Policy;
 use crate::policy::replay::{Missing, Outcome, Then};
 use crate::reason::DenyReason;
@@ -29,7 +29,8 @@ pub fn decided<'l>(
         then: Then::All,
         exhausted: &[],
     };
-    let cut = line.detail.as_deref() == Some(CUT);
+    let detail = line.detail.as_deref();
+    let cut = detail == Some(CUT) || detail == Some(OVER);
     let outcome = match line.outcome.as_ref() {
         "allow" if line.policies.is_empty() => return Err(NOT_BY_RULES),
         "allow" => return Ok(permitted),
@@ -53,14 +54,17 @@ pub fn decided<'l>(
         DenyReason::ApprovalRequired,
         DenyReason::OutsideHours,
         DenyReason::UntrustedNetwork,
-        DenyReason::RateLimited,
     ];
+    // Everyone has been asked before anything is counted; without a rule, nothing could be.
+    let by_limit = reason == slug(DenyReason::RateLimited) && !line.policies.is_empty();
     // A task that leaves it out is nothing that rules decide.
     let by_forbid = reason == slug(DenyReason::OutsideTask) && !line.policies.is_empty();
     // What has been judged has its path among its facts; a connection has none.
     let judged = line.request.is_none() || facts.contains_key("path");
     let then = if unread.into_iter().map(slug).any(|it| it == reason) {
         Then::Nobody
+    } else if by_limit {
+        Then::All
     } else if (by_forbid || by_rules.into_iter().map(slug).any(|it| it == reason)) && judged
         // Operators stop agents for the same reasons.
         || reason == slug(DenyReason::AgentSuspended) && facts.contains_key("path")
@@ -74,10 +78,7 @@ pub fn decided<'l>(
         outcome,
         reason,
         then,
-        exhausted: match reason == slug(DenyReason::RateLimited) {
-            true => &line.policies,
-            false => &[],
-        },
+        exhausted: if by_limit { &line.policies } else { &[] },
     })
 }
 
@@ -151,6 +152,19 @@ mod tests {
                 "approval-required Own",
             ),
             (
+                r#""outcome":"deny","reason":"rate-limited""#,
+                by[0],
+                r#"{"path":"/"}"#,
+                "deny All",
+            ),
+            // Nothing could be counted.
+            (
+                r#""outcome":"deny","reason":"rate-limited""#,
+                by[1],
+                r#"{"path":"/"}"#,
+                "-",
+            ),
+            (
                 r#""outcome":"deny","reason":"body-too-large""#,
                 by[1],
                 "{}",
@@ -186,12 +200,14 @@ mod tests {
             let text = line(outcome, policies, facts);
             assert_eq!(taken(&text, Some(&enforced)), expected, "{text}");
         }
-        let cut = format!(r#""outcome":"deny","reason":"policy-denied","detail":"{CUT}""#);
-        let cut = line(&cut, by[0], r#"{"path":"/"}"#);
-        assert_eq!(taken(&cut, Some(&enforced)), "allow All");
-        // What was let through and cut may have been observed.
-        assert_eq!(taken(&cut, None), "-");
-        assert_eq!(taken(&cut, Some(&bundle("mode = \"observe\"\n"))), "-");
+        for (reason, detail) in [("policy-denied", CUT), ("outside-task", OVER)] {
+            let cut = format!(r#""outcome":"deny","reason":"{reason}","detail":"{detail}""#);
+            let cut = line(&cut, by[0], r#"{"path":"/"}"#);
+            assert_eq!(taken(&cut, Some(&enforced)), "allow All");
+            // What was let through and cut may have been observed.
+            assert_eq!(taken(&cut, None), "-");
+            assert_eq!(taken(&cut, Some(&bundle("mode = \"observe\"\n"))), "-");
+        }
     }
 
     fn bundle(mode: &str) -> Policy {

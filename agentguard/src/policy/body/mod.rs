@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use http::HeaderMap;
 
-pub(super) use self::decimal::units;
+pub(super) use self::decimal::{decimal, units};
 use self::media::Kind;
 use super::glob::PathPattern;
 use crate::reason::DenyReason;
@@ -268,7 +268,7 @@ fn from_text(name: &str, kind: FieldType, text: &str) -> Result<Value, Fault> {
 
 fn from_number(name: &str, kind: FieldType, text: &str) -> Result<Value, Fault> {
     let value = match kind {
-        FieldType::Decimal => decimal::decimal(text).map(Value::Decimal),
+        FieldType::Decimal => decimal(text).map(Value::Decimal),
         FieldType::Long => decimal::long(text).map(Value::Long),
         FieldType::String | FieldType::Bool | FieldType::Strings => None,
     };

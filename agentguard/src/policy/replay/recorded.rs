@@ -8,12 +8,12 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::Missing;
-use crate::policy::body::{Body, Field, FieldType, Fields, Value};
+use crate::policy::body::{Body, Field, FieldType, Fields, Value, decimal};
 use crate::policy::facts::{MAX_VALUE, SECRET_HEADERS, SECRET_PARAMETERS, read_name};
 use crate::policy::lookup::Lookup;
 use crate::policy::reads::{Names, Reads};
 use crate::policy::requests::NeededBody;
-use crate::policy::task::{NARROWS, OPEN, OPENED_BY};
+use crate::policy::task::{NARROWS, OPEN, OPENED_BY, WRONG};
 use crate::policy::{
     AgentSituation, Input, Needs, OnTask, OpenedBy, Policy, Task, Tasks, Terms, schema,
 };
@@ -131,7 +131,7 @@ impl Recorded<'_> {
             whole(text)?;
             let value = match field.kind {
                 FieldType::String => Some(Value::String(text.clone())),
-                FieldType::Decimal => Some(Value::Decimal(text.clone())),
+                FieldType::Decimal => decimal(text).map(Value::Decimal),
                 FieldType::Long => text.parse().ok().map(Value::Long),
                 FieldType::Bool => text.parse().ok().map(Value::Bool),
                 // Its texts are joined, and may have in them what they are joined with.
@@ -173,6 +173,9 @@ impl Recorded<'_> {
             // What was permitted was in it.
             Some("allow") if self.then == Then::All => {}
             Some(_) => return Err(Missing::Task),
+        }
+        if has(WRONG).is_some() {
+            return Err(Missing::Task);
         }
         let task = |id: Uuid, by: OpenedBy, intent: &str| {
             let terms = Terms {

@@ -20,6 +20,7 @@ struct Record {
     method: &'static str,
     host: &'static str,
     task: Option<(&'static str, &'static str)>,
+    exhausted: Vec<String>,
 }
 
 fn record<const N: usize>(facts: [(&str, &str); N]) -> Record {
@@ -29,6 +30,7 @@ fn record<const N: usize>(facts: [(&str, &str); N]) -> Record {
         method: "POST",
         host: "h",
         task: None,
+        exhausted: Vec::new(),
     }
 }
 
@@ -45,7 +47,7 @@ impl Record {
             path: "/x",
             facts: &self.facts,
             task: self.task,
-            exhausted: &[],
+            exhausted: &self.exhausted,
             then: self.then,
         };
         let replayed = new.replay(&recorded, old)?;
@@ -160,6 +162,8 @@ fn a_body_is_known_where_the_same_fields_were_read() {
     assert_eq!(by(note, &there("note")), Err(Missing::Secret));
     let list = record([("body.list", "a, b")]);
     assert_eq!(by(list, &there("list")), Err(Missing::Body));
+    let garbled = paid("12.5.0");
+    assert_eq!(garbled.by(&new, Some(&old)), Err(Missing::Body));
 }
 
 #[test]
@@ -292,4 +296,36 @@ fn what_was_looked_up_is_known_where_the_same_was() {
     let mut failed = record([("lookup_failed", "t.example: no")]);
     failed.then = Then::Nobody;
     assert_eq!(failed.by(&asking, Some(&asking)), Err(Missing::Ambiguous));
+}
+
+#[test]
+fn a_limit_of_whom_the_agent_acts_for_is_told_as_when_it_was_charged() {
+    let rules =
+        "@id(\"few\") @limit(\"2/hour\") forbid (principal == Agent::\"p\", action, resource)
+unless { context.limits.contains(\"few\") };";
+    let agent = |name: &str, more: &str| {
+        format!(
+            "[agent]\nname = \"{name}\"\nowner = \"o@example.com\"\nrisk = \"low\"\n{more}{HOST}allow = [\"ANY /**\"]\n"
+        )
+    };
+    let mut sources = bundle("", rules);
+    let of = [("p", ""), ("a", "parent = \"p\"\n")];
+    for (name, more) in of {
+        let path = format!("agents/{name}.toml");
+        sources.files.insert(path, agent(name, more));
+    }
+    let policy = compile(&sources);
+    let full = Record {
+        exhausted: vec!["few".into()],
+        ..record([])
+    };
+    assert_eq!(record([]).by(&policy, Some(&policy)), Ok("allow"));
+    assert_eq!(full.by(&policy, Some(&policy)), Ok("rate-limited"));
+}
+
+#[test]
+fn what_named_no_task_of_its_own_is_not_taken_again() {
+    let plain = rules(PLAIN);
+    let wrong = record([("task.wrong", "its task by what is no id")]);
+    assert_eq!(wrong.by(&plain, Some(&plain)), Err(Missing::Task));
 }

@@ -130,6 +130,52 @@ fn a_request_takes_of_the_limits_that_it_needs() {
 }
 
 #[test]
+fn a_request_is_the_same_again_but_for_what_tells_attempts_apart() {
+    let sources = limited(RULES);
+    let (policy, ids) = (compile(&sources), ids(&sources));
+    let key = |url: &str, headers: &[(&str, &str)], body: &str| {
+        let json = [("content-type", "application/json")];
+        let mut asked = Asked::new(url, &[&json[..], headers].concat());
+        let needed = policy.needs(&asked.input(ids["a"])).body.unwrap();
+        asked.gathered.body = needed.block.read(&asked.headers, body.as_bytes(), 1 << 20);
+        asked.gathered.body_sha256 = Some(Sha256::digest(body).into());
+        match policy.decide(&asked.input(ids["a"])) {
+            Decision::Limited(limited) => {
+                let key = limited.charges().iter().find_map(|charge| charge.key);
+                key.expect("it has one").request
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let (url, body) = ("POST https://h/orders", r#"{"amount": 2, "order": "x"}"#);
+    let first = key(url, &[("authorization", "one"), ("x-b3-spanid", "1")], body);
+    let again = [
+        ("x-request-id", "7"),
+        ("authorization", "one"),
+        ("date", "now"),
+    ];
+    assert_eq!(key(url, &again, body), first);
+    let other = r#"{"amount": 2, "order": "x", "for": "me"}"#;
+    for (url, headers, body) in [
+        (url, &[("authorization", "two")][..], body),
+        (url, &[("authorization", "one"), ("account", "b")], body),
+        (
+            url,
+            &[("authorization", "one"), ("authorization", "b")],
+            body,
+        ),
+        (
+            "POST https://h/orders?to=b",
+            &[("authorization", "one")],
+            body,
+        ),
+        (url, &[("authorization", "one")], other),
+    ] {
+        assert_ne!(key(url, headers, body), first, "{url} {headers:?} {body}");
+    }
+}
+
+#[test]
 fn only_an_answer_makes_a_permit() {
     let sources = limited(RULES);
     let (policy, ids) = (compile(&sources), ids(&sources));
