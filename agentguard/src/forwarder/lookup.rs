@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use agentguard_common::abi::AgentId;
 use futures_util::FutureExt as _;
-use futures_util::future::{WeakShared, join_all};
+use futures_util::future::{Shared, WeakShared, join_all, ready};
 use http::StatusCode;
 use lru::LruCache;
 use tokio::sync::Semaphore;
@@ -35,7 +37,14 @@ struct State {
     kept: LruCache<Ask, Kept>,
     kept_bytes: usize,
     /// The same question is asked once, however many wait for the answer; when nobody does any more, it ends.
-    asking: HashMap<Ask, WeakShared<Asking>>,
+    asking: HashMap<Ask, Vec<Question>>,
+}
+
+struct Question {
+    by: AgentId,
+    /// It waits for no room any more.
+    begun: Arc<AtomicBool>,
+    asking: WeakShared<Asking>,
 }
 
 type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
@@ -76,42 +85,65 @@ impl Lookups {
     }
 
     async fn answer(self: &Arc<Self>, life: &Arc<Life>, ask: Ask) -> Answer {
-        let asking = {
-            let mut state = self.state.lock().expect(UNPOISONED);
-            if let Some(answer) = state.kept(&ask) {
-                return answer;
-            }
-            state.asking.retain(|_, asking| asking.upgrade().is_some());
-            match state.asking.get(&ask).and_then(WeakShared::upgrade) {
-                Some(asking) => asking,
-                None => {
-                    let asking: Asking = Box::pin(self.clone().asked(life.clone(), ask.clone()));
-                    let asking = asking.shared();
-                    let weak = asking.downgrade().expect("it has not been polled");
-                    state.asking.insert(ask, weak);
-                    asking
-                }
-            }
-        };
-        asking.await
+        let (asking, by) = self.join(life, &ask);
+        let answer = asking.await;
+        if answer.is_ok() || by == life.agent {
+            return answer;
+        }
+        // It may have been late for another agent only, which had waited before.
+        let (own, _) = self.join(life, &ask);
+        own.await
     }
+
+    /// A question that is under way, or a new one, and whose it is. That of another agent is not waited for before it is
+    /// asked: it may have much to ask.
+    fn join(self: &Arc<Self>, life: &Arc<Life>, ask: &Ask) -> (Shared<Asking>, AgentId) {
+        let mut state = self.state.lock().expect(UNPOISONED);
+        if let Some(answer) = state.kept(ask) {
+            let asking: Asking = Box::pin(ready(answer));
+            return (asking.shared(), life.agent);
+        }
+        state.asking.retain(|_, questions| {
+            questions.retain(|question| question.asking.upgrade().is_some());
+            !questions.is_empty()
+        });
+        let questions = state.asking.entry(ask.clone()).or_default();
+        let fits = |it: &&Question| it.by == life.agent || it.begun.load(Ordering::Relaxed);
+        let known = questions.iter().find(fits);
+        if let Some((asking, by)) = known.and_then(|it| Some((it.asking.upgrade()?, it.by))) {
+            return (asking, by);
+        }
+        let begun = Arc::<AtomicBool>::default();
+        let asking: Asking = Box::pin(self.clone().asked(life.clone(), ask.clone(), begun.clone()));
+        let asking = asking.shared();
+        questions.push(Question {
+            by: life.agent,
+            begun,
+            asking: asking.downgrade().expect("it has not been polled"),
+        });
+        (asking, life.agent)
+    }
+
     /// One question and its end.
-    async fn asked(self: Arc<Self>, life: Arc<Life>, ask: Ask) -> Answer {
+    async fn asked(self: Arc<Self>, life: Arc<Life>, ask: Ask, begun: Arc<AtomicBool>) -> Answer {
         let deadline = ask.service.deadline;
-        let answer = timeout(deadline, self.ask(&life, &ask)).await;
+        let answer = timeout(deadline, self.ask(&life, &ask, &begun)).await;
         let answer = answer.unwrap_or_else(|_| {
             let late = format!("it did not answer within {} ms", deadline.as_millis());
             Err(ask.failed(&late, &late))
         });
         let mut state = self.state.lock().expect(UNPOISONED);
-        state.asking.remove(&ask);
+        if let Some(questions) = state.asking.get_mut(&ask) {
+            questions.retain(|it| !Arc::ptr_eq(&it.begun, &begun));
+        }
         state.keep(ask, &answer);
         answer
     }
 
-    async fn ask(&self, life: &Life, ask: &Ask) -> Answer {
+    async fn ask(&self, life: &Life, ask: &Ask, begun: &AtomicBool) -> Answer {
         let _own = life.lookups.acquire().await;
         let _room = self.room.acquire().await;
+        begun.store(true, Ordering::Relaxed);
         match self.fetcher.fetch(ask).await {
             Ok(fetched) if fetched.status == StatusCode::OK => {
                 ask.read(&fetched.headers, &fetched.body)

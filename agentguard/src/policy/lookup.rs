@@ -124,8 +124,7 @@ impl Lookup {
                 Piece::Text(text) => target.push_str(text),
                 Piece::Value { of, in_path } => {
                     let value = self.value(of, agent, input).map_err(failed)?;
-                    let steps = *in_path && matches!(&*value, "." | "..");
-                    if value.is_empty() || steps {
+                    if value.is_empty() || *in_path && is_a_step(&value) {
                         return Err(failed(Fault::unavailable(format!(
                             "{} of the request cannot be asked about",
                             of.named()
@@ -301,6 +300,12 @@ impl Source {
             Self::Owner => "the agent's owner".into(),
         }
     }
+}
+
+/// Whether a server that decodes before it follows dots would take it for another path.
+fn is_a_step(value: &str) -> bool {
+    let mut segments = value.split(['/', '\\']);
+    segments.any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
 
 fn only(name: &str) -> Names {

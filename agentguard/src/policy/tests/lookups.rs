@@ -108,8 +108,8 @@ fn a_service_is_asked_with_what_the_request_has() {
     let line = "POST https://h/v1/customers/7?why=x%2Fy";
     let whole = [("x-r", "1&2")];
     assert_eq!(
-        asks(line, &whole, r#"{"kind":"../k"}"#),
-        Ok("http://t.example:8080/7/..%2Fk/x%2Fy?o=o%40example.com&r=1%262".into())
+        asks(line, &whole, r#"{"kind":"..k/l"}"#),
+        Ok("http://t.example:8080/7/..k%2Fl/x%2Fy?o=o%40example.com&r=1%262".into())
     );
     let cases = [
         (
@@ -128,6 +128,30 @@ fn a_service_is_asked_with_what_the_request_has() {
             line,
             &whole,
             r#"{"kind":".."}"#,
+            "field `kind` of the body of the request cannot",
+        ),
+        (
+            line,
+            &whole,
+            r#"{"kind":"../k"}"#,
+            "field `kind` of the body of the request cannot",
+        ),
+        (
+            line,
+            &whole,
+            r#"{"kind":"k/.."}"#,
+            "field `kind` of the body of the request cannot",
+        ),
+        (
+            line,
+            &whole,
+            r#"{"kind":"k\\.\\l"}"#,
+            "field `kind` of the body of the request cannot",
+        ),
+        (
+            line,
+            &whole,
+            r#"{"kind":"..;v=1/k"}"#,
             "field `kind` of the body of the request cannot",
         ),
         (
