@@ -101,7 +101,8 @@ urgent = {{ type = \"bool\", at = \"{prefix}urgent\" }}\n"
         (
             "rules/r.cedar",
             "@id(\"r\") forbid (principal, action == Action::\"POST\", resource == Host::\"h\")
-            when { context.body has region && context.body.region == \"nowhere\" };",
+            when { context.body has region && context.body.region == \"nowhere\"
+                && (context.body has amount || context.body has urgent || context.body has n) };",
         ),
     ]);
     Policy::compile(&sources, &ids(&sources)).unwrap_or_else(|why| panic!("{why:?}"))
@@ -200,10 +201,9 @@ fn same_as_json<'f>(body: &[u8], fact: impl Fn(&str) -> Option<&'f str>) {
                     .is_some_and(|(ours, theirs)| (ours - theirs).abs() <= theirs.abs() * 1e-12)
             }
             "n" => {
-                let number = theirs
-                    .as_i64()
-                    .or_else(|| theirs.as_f64().map(|number| number as i64));
-                number.is_some_and(|number| number.to_string() == ours) || theirs.as_i64().is_none()
+                let ours: i64 = ours.parse().expect("a long");
+                let whole = theirs.as_i64();
+                whole.map_or(theirs.as_f64() == Some(ours as f64), |it| it == ours)
             }
             "urgent" => theirs
                 .as_bool()

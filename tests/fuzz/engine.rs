@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Seconds for each target.
@@ -27,6 +28,8 @@ pub struct Target {
     words: &'static [&'static str],
     /// Panics if the input is treated wrongly; answers with what kind of an input it is.
     check: fn(&[u8]) -> String,
+    /// What is tried, and since when.
+    tried: Arc<Mutex<(Instant, Vec<u8>)>>,
 }
 
 impl Target {
@@ -57,6 +60,7 @@ impl Target {
             inputs,
             words,
             check,
+            tried: Arc::new(Mutex::new((Instant::now(), Vec::new()))),
         }
     }
 
@@ -66,6 +70,7 @@ impl Target {
         let seconds = number(SECONDS).unwrap_or(DEFAULT_SECONDS);
         let until = Instant::now() + Duration::from_secs(seconds);
         let mut random = Random(seed | 1);
+        self.watch(seed);
         let (mut kinds, mut count) = (HashSet::new(), 0u64);
         for input in self.inputs.clone() {
             kinds.insert(self.kind(&input, seed));
@@ -84,42 +89,50 @@ impl Target {
         );
     }
 
-    fn kind(&self, input: &[u8], seed: u64) -> String {
-        let started = Instant::now();
-        let found = catch_unwind(AssertUnwindSafe(|| (self.check)(input)));
-        let slow = started.elapsed() > MAX_TIME;
-        match found {
-            Ok(kind) if !slow => kind,
-            found => {
-                let kept = self.keep(input);
-                println!(
-                    "{}: {SEED}={seed}; the input is in {}: move it to tests/fuzz/seeds/{}",
-                    self.name,
-                    kept.display(),
-                    self.name
-                );
-                match found {
-                    Ok(_) => panic!("the input takes {:?}", started.elapsed()),
-                    Err(panic) => resume_unwind(panic),
+    /// Names an input that takes too long, from which the check may never return.
+    fn watch(&self, seed: u64) {
+        let (name, tried) = (self.name, Arc::downgrade(&self.tried));
+        std::thread::spawn(move || {
+            while let Some(tried) = tried.upgrade() {
+                let (since, input) = tried.lock().expect("unpoisoned").clone();
+                drop(tried);
+                if since.elapsed() > MAX_TIME {
+                    eprintln!("an input takes more than {MAX_TIME:?}");
+                    tell(name, seed, &input);
+                    std::process::abort();
                 }
+                std::thread::park_timeout(MAX_TIME / 10);
             }
-        }
+        });
     }
 
-    fn keep(&self, input: &[u8]) -> PathBuf {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .join("fuzz")
-            .join(self.name);
-        let mut name = String::new();
-        for byte in input.iter().take(8) {
-            let _ = write!(name, "{byte:02x}");
-        }
-        let path = folder.join(format!("{name}-{}", input.len()));
-        fs::create_dir_all(&folder)
-            .and_then(|()| fs::write(&path, input))
-            .expect("written");
-        path
+    fn kind(&self, input: &[u8], seed: u64) -> String {
+        *self.tried.lock().expect("unpoisoned") = (Instant::now(), input.to_vec());
+        let found = catch_unwind(AssertUnwindSafe(|| (self.check)(input)));
+        found.unwrap_or_else(|panic| {
+            tell(self.name, seed, input);
+            resume_unwind(panic)
+        })
     }
+}
+
+/// Keeps the input, and says where.
+fn tell(name: &str, seed: u64, input: &[u8]) {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("fuzz")
+        .join(name);
+    let mut file = String::new();
+    for byte in input.iter().take(8) {
+        let _ = write!(file, "{byte:02x}");
+    }
+    let path = folder.join(format!("{file}-{}", input.len()));
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::write(&path, input))
+        .expect("written");
+    eprintln!(
+        "{name}: {SEED}={seed}; the input is in {}: move it to tests/fuzz/seeds/{name}",
+        path.display()
+    );
 }
 
 /// xorshift64*: the same numbers for the same seed.
