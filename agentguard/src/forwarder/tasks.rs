@@ -192,8 +192,9 @@ impl Ends {
 
     /// Resolves when they are; `None`: it was permitted on none.
     pub fn over(&self) -> Option<BoxFuture<'static, ()>> {
-        let of = self.0.iter().cloned().map(|ends| {
-            let all = async {
+        let of = self.0.iter().map(|ends| {
+            let ends = ends.clone();
+            let all = async move {
                 for end in ends {
                     end.cancelled_owned().await;
                 }
