@@ -4,40 +4,33 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::count::{Count, Keyed};
 use crate::policy::{Charge, Counter, Key, Room};
 
 /// Counters of one agent, which has one for each host or task where a limit is per those.
 const MAX_COUNTERS: usize = 1024;
-/// Keys that one counter tells apart while they count.
+/// Keys that one agent's counters tell apart together while they count.
 const MAX_KEYS: usize = 10_000;
-
-/// A key's value, as its digest.
-type Digest = [u8; 16];
 
 #[derive(Debug, Default)]
 pub struct Counters {
     all: BTreeMap<Counter, Count>,
-    /// How many each agent has.
-    of: HashMap<Option<String>, usize>,
+    /// What each agent has.
+    of: HashMap<Option<String>, Share>,
+    /// Counters that were looked through for what is over.
+    #[cfg(test)]
+    pub visited: usize,
 }
 
-#[derive(Debug, Default)]
-struct Count {
-    /// Until when → how much.
-    entries: BTreeMap<i64, u64>,
-    keys: HashMap<Digest, Keyed>,
-}
-
-/// What one key has been charged for.
+/// What one agent has of the counters.
 #[derive(Debug)]
-struct Keyed {
-    until: i64,
-    amount: u64,
-    request: Digest,
-    /// Requests with it that are under way.
-    holders: u32,
-    /// One of them has gone out.
-    kept: bool,
+struct Share {
+    counters: usize,
+    keys: usize,
+    /// None of its counters is over before.
+    counter_over: i64,
+    /// None of its keys is.
+    key_over: i64,
 }
 
 /// What a request that is under way has taken of one counter.
@@ -101,13 +94,7 @@ impl Counters {
         }
         let (mut parts, mut changes, mut used) = (Vec::new(), Vec::new(), Vec::new());
         for (charge, until) in charges.iter().zip(untils) {
-            let count = match self.all.get_mut(&charge.counter) {
-                Some(count) => count,
-                None => {
-                    *self.of.entry(charge.counter.agent.clone()).or_default() += 1;
-                    self.all.entry(charge.counter.clone()).or_default()
-                }
-            };
+            let (share, count) = self.share(&charge.counter);
             let known = charge.key.and_then(|key| count.keys.get_mut(&key.value));
             let known = known.filter(|known| known.until > now);
             let until = match known {
@@ -116,7 +103,8 @@ impl Counters {
                     known.until
                 }
                 None => {
-                    *count.entries.entry(until).or_default() += charge.amount;
+                    share.counter_over = share.counter_over.min(until);
+                    count.add(until, charge.amount);
                     if let Some(key) = charge.key {
                         let keyed = Keyed {
                             until,
@@ -125,7 +113,8 @@ impl Counters {
                             holders: 1,
                             kept: false,
                         };
-                        count.keys.insert(key.value, keyed);
+                        share.key_over = share.key_over.min(keyed.until);
+                        share.keys += usize::from(count.insert(key.value, keyed));
                     }
                     changes.push(Change::Taken(Amount {
                         counter: charge.counter.clone(),
@@ -162,45 +151,58 @@ impl Counters {
             used,
             until,
         };
+        let agent = &charge.counter.agent;
+        // Those before it may be new as well.
+        let before = index as usize;
         if !self.all.contains_key(&charge.counter) {
-            let agent = &charge.counter.agent;
-            let count = |of: &HashMap<_, usize>| of.get(agent).copied().unwrap_or(0);
-            if count(&self.of) >= MAX_COUNTERS {
-                self.forget_what_is_over(now);
+            if self.has(agent).0 + before >= MAX_COUNTERS {
+                self.forget_what_is_over(agent, now);
             }
-            if count(&self.of) >= MAX_COUNTERS {
+            if self.has(agent).0 + before >= MAX_COUNTERS {
                 return Err(Room::Unavailable(format!(
                     "more than {MAX_COUNTERS} hosts and tasks are counted for one agent"
                 )));
             }
-            return match charge.amount > charge.most {
-                true => Err(full(0, None)),
-                false => Ok(until),
-            };
         }
-        let count = self.all.get_mut(&charge.counter).expect("looked for");
-        count.settle(now, now.saturating_add(charge.longest() * 2), until);
+        if let Some(count) = self.all.get_mut(&charge.counter) {
+            let far = now.saturating_add(charge.longest().saturating_mul(2));
+            if count.settle(now, far, until)
+                && let Some(share) = self.of.get_mut(agent)
+            {
+                share.counter_over = share.counter_over.min(until);
+                share.key_over = share.key_over.min(until);
+            }
+        }
         if let Some(key) = charge.key {
-            match count.keys.get(&key.value).filter(|known| known.until > now) {
+            let known = self.all.get(&charge.counter);
+            let known = known.and_then(|count| count.keys.get(&key.value));
+            match known.filter(|known| known.until > now) {
                 Some(known) if known.request == key.request => return Ok(until),
                 Some(_) => return Err(Room::Reused { charge: index }),
                 None => {}
             }
-            if count.keys.len() >= MAX_KEYS {
-                count.keys.retain(|_, known| known.until > now);
+            if self.has(agent).1 + before >= MAX_KEYS {
+                self.forget_what_is_over(agent, now);
             }
-            if count.keys.len() >= MAX_KEYS {
-                let first = count.keys.values().map(|known| known.until).min();
-                return Err(full(count.used(), first));
+            if self.has(agent).1 + before >= MAX_KEYS {
+                let used = self.all.get(&charge.counter).map_or(0, Count::used);
+                let first = self.of.get(agent).map(|share| share.key_over);
+                return Err(full(used, first));
             }
         }
+        let Some(count) = self.all.get(&charge.counter) else {
+            return match charge.amount > charge.most {
+                true => Err(full(0, None)),
+                false => Ok(until),
+            };
+        };
         let used = count.used();
         if used.saturating_add(charge.amount) <= charge.most {
             return Ok(until);
         }
         let mut left = used;
         let again = count.entries.iter().find_map(|(until, amount)| {
-            left -= amount;
+            left = left.saturating_sub(*amount);
             (left.saturating_add(charge.amount) <= charge.most).then_some(*until)
         });
         Err(full(used, again))
@@ -222,7 +224,8 @@ impl Counters {
             if keyed.holders > 0 || keyed.kept {
                 return None;
             }
-            self.all.get_mut(&part.counter)?.keys.remove(&key.value);
+            self.all.get_mut(&part.counter)?.keys.remove(&key.value)?;
+            self.of.get_mut(&part.counter.agent)?.keys -= 1;
         }
         let change = Amount {
             counter: part.counter.clone(),
@@ -231,7 +234,17 @@ impl Counters {
             key: part.key,
         };
         self.all.get_mut(&part.counter)?.subtract(&change);
+        self.forget_if_empty(&part.counter);
         Some(Change::GivenBack(change))
+    }
+
+    fn forget_if_empty(&mut self, counter: &Counter) {
+        if self.all.get(counter).is_some_and(Count::is_empty) {
+            self.all.remove(counter);
+            if let Some(share) = self.of.get_mut(&counter.agent) {
+                share.counters -= 1;
+            }
+        }
     }
 
     fn keyed(&mut self, part: &Part) -> Option<&mut Keyed> {
@@ -244,18 +257,15 @@ impl Counters {
     /// What the journal says, in its order.
     pub fn replay(&mut self, change: Change) {
         let (Change::Taken(amount) | Change::GivenBack(amount) | Change::Key(amount)) = &change;
-        if !self.all.contains_key(&amount.counter) {
-            *self.of.entry(amount.counter.agent.clone()).or_default() += 1;
-        }
-        let count = self.all.entry(amount.counter.clone()).or_default();
+        let (share, count) = self.share(&amount.counter);
+        share.counter_over = share.counter_over.min(amount.until);
         match &change {
-            Change::Taken(amount) => {
-                let sum = count.entries.entry(amount.until).or_default();
-                *sum = sum.saturating_add(amount.amount);
-            }
+            Change::Taken(amount) => count.add(amount.until, amount.amount),
             Change::GivenBack(amount) => {
                 count.subtract(amount);
-                amount.key.map(|key| count.keys.remove(&key.value));
+                let key = amount.key.and_then(|key| count.keys.remove(&key.value));
+                share.keys -= usize::from(key.is_some());
+                self.forget_if_empty(&amount.counter);
                 return;
             }
             Change::Key(_) => {}
@@ -269,13 +279,17 @@ impl Counters {
                 holders: 0,
                 kept: true,
             };
-            count.keys.insert(key.value, keyed);
+            share.key_over = share.key_over.min(keyed.until);
+            share.keys += usize::from(count.insert(key.value, keyed));
         }
     }
 
     /// What makes the same counters of none.
     pub fn snapshot(&mut self, now: i64) -> Vec<Change> {
-        self.forget_what_is_over(now);
+        let agents: Vec<_> = self.of.keys().cloned().collect();
+        for agent in agents {
+            self.forget_what_is_over(&agent, now);
+        }
         let mut changes = Vec::new();
         for (counter, count) in &self.all {
             let amount = |until: i64, amount: u64, key| Amount {
@@ -298,15 +312,69 @@ impl Counters {
         changes
     }
 
-    fn forget_what_is_over(&mut self, now: i64) {
-        for count in self.all.values_mut() {
+    /// The counter, and what its agent has.
+    fn share(&mut self, counter: &Counter) -> (&mut Share, &mut Count) {
+        let share = self.of.entry(counter.agent.clone()).or_insert(Share {
+            counters: 0,
+            keys: 0,
+            counter_over: i64::MAX,
+            key_over: i64::MAX,
+        });
+        let count = self.all.entry(counter.clone()).or_insert_with(|| {
+            share.counters += 1;
+            Count::default()
+        });
+        (share, count)
+    }
+
+    /// How many counters and keys.
+    fn has(&self, agent: &Option<String>) -> (usize, usize) {
+        let share = self.of.get(agent);
+        share.map_or((0, 0), |share| (share.counters, share.keys))
+    }
+
+    /// Of this agent alone, and only if there can be any: nobody waits for what another has.
+    fn forget_what_is_over(&mut self, agent: &Option<String>, now: i64) {
+        let Some(share) = self.of.get_mut(agent) else {
+            return;
+        };
+        if share.counter_over.min(share.key_over) > now {
+            return;
+        }
+        let first = Counter {
+            agent: agent.clone(),
+            rule: String::new(),
+            unit: String::new(),
+            host: None,
+            task: None,
+        };
+        let (mut keys, mut counter_over, mut key_over) = (0, i64::MAX, i64::MAX);
+        let mut over = Vec::new();
+        let its = self.all.range_mut(first..);
+        for (counter, count) in its.take_while(|(counter, _)| counter.agent == *agent) {
+            #[cfg(test)]
+            {
+                self.visited += 1;
+            }
             count.settle(now, i64::MAX, i64::MAX);
             count.keys.retain(|_, known| known.until > now);
+            keys += count.keys.len();
+            let last = count.entries.last_key_value().map(|(until, _)| *until);
+            let untils = count.keys.values().map(|known| known.until);
+            key_over = untils.clone().min().unwrap_or(i64::MAX).min(key_over);
+            match last.into_iter().chain(untils).max() {
+                Some(last) => counter_over = counter_over.min(last),
+                None => over.push(counter.clone()),
+            }
         }
-        self.all.retain(|_, count| !count.entries.is_empty());
-        self.of.clear();
-        for counter in self.all.keys() {
-            *self.of.entry(counter.agent.clone()).or_default() += 1;
+        for counter in &over {
+            self.all.remove(counter);
+        }
+        share.counters -= over.len();
+        share.keys = keys;
+        (share.counter_over, share.key_over) = (counter_over, key_over);
+        if share.counters == 0 {
+            self.of.remove(agent);
         }
     }
 
@@ -321,42 +389,10 @@ impl Counters {
             let next = *counts.clone().next()?.0;
             Some(Used {
                 counter: counter.clone(),
-                used: counts.map(|(_, amount)| amount).sum(),
+                used: counts.fold(0, |sum, (_, amount)| sum.saturating_add(*amount)),
                 next,
             })
         });
         used.collect()
-    }
-}
-
-impl Count {
-    fn used(&self) -> u64 {
-        self.entries
-            .values()
-            .fold(0, |sum, amount| sum.saturating_add(*amount))
-    }
-
-    /// Drops what does not count any more. What would count beyond `far` was charged by a clock that has been set back
-    /// since: it counts to `until`, as if it were charged now.
-    fn settle(&mut self, now: i64, far: i64, until: i64) {
-        self.entries = self.entries.split_off(&now.saturating_add(1));
-        if far == i64::MAX {
-            return;
-        }
-        for (_, amount) in self.entries.split_off(&far) {
-            *self.entries.entry(until).or_default() += amount;
-        }
-        for keyed in self.keys.values_mut().filter(|keyed| keyed.until >= far) {
-            keyed.until = until;
-        }
-    }
-
-    fn subtract(&mut self, amount: &Amount) {
-        if let Some(sum) = self.entries.get_mut(&amount.until) {
-            *sum = sum.saturating_sub(amount.amount);
-            if *sum == 0 {
-                self.entries.remove(&amount.until);
-            }
-        }
     }
 }

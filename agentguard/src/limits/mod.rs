@@ -3,6 +3,7 @@
 //!
 //! [`counters`] is pure, [`journal`] is its file, and [`Ledger`] the thread that has both.
 
+mod count;
 pub mod counters;
 mod journal;
 mod ledger;

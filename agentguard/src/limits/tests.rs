@@ -163,6 +163,49 @@ fn memory_is_bounded_and_closed_when_it_is_full() {
     let refused = (0..20_000).find(|key| taken(&mut counters, NOW, &keyed(*key)).is_err());
     assert_eq!(refused, Some(10_000));
     assert!(taken(&mut counters, NOW, &keyed(7)).is_ok(), "a retry");
+    // Of all its counters together, and of nobody else's.
+    let at = |rule: &str, agent: Option<&str>, key: usize| {
+        let mut charge = keyed(key);
+        charge.counter.rule = rule.into();
+        charge.counter.agent = agent.map(Into::into);
+        charge
+    };
+    let first = full(&taken(&mut counters, NOW, &at("s", Some("a"), 0)));
+    assert_eq!(first, budget(0, None).until(NOW));
+    taken(&mut counters, NOW, &at("s", Some("b"), 0)).unwrap();
+    taken(&mut counters, NOW, &at("s", None, 0)).unwrap();
+    taken(&mut counters, first.unwrap(), &at("s", Some("a"), 0)).unwrap();
+}
+
+#[test]
+fn nobody_waits_for_what_another_agent_has() {
+    let mut counters = Counters::default();
+    let at = |agent: &str, host: usize| {
+        let mut charge = rate(1, MINUTE);
+        charge.counter.agent = Some(agent.into());
+        charge.counter.host = Some(format!("h{host}"));
+        charge
+    };
+    for host in 0..1024 {
+        taken(&mut counters, NOW, &at("a", host)).unwrap();
+        taken(&mut counters, NOW, &at("b", host)).unwrap();
+    }
+    for host in 1024..2000 {
+        taken(&mut counters, NOW, &at("a", host)).unwrap_err();
+    }
+    assert_eq!(counters.visited, 0, "none is over");
+    taken(&mut counters, NOW + 61_000, &at("a", 2000)).unwrap();
+    assert_eq!(counters.visited, 1024, "its own alone");
+    // As many as before, and as many keys, once what is over is gone.
+    for host in 0..1023 {
+        taken(&mut counters, NOW + 61_000, &at("a", host)).unwrap();
+    }
+    taken(&mut counters, NOW + 61_000, &at("a", 1024)).unwrap_err();
+    // What is given back leaves its place at once.
+    for host in 1024..3000 {
+        let part = taken(&mut counters, NOW, &at("c", host)).unwrap();
+        counters.give_back(&part).unwrap();
+    }
 }
 
 #[test]
