@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use agentguard_common::abi::{AgentId, Forwarder};
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::forwarder::{Ask, Desired, Dropped, Reply, Status};
 use super::namespaces::Entering;
@@ -17,12 +19,14 @@ use super::state::Shared;
 use super::tasks;
 use crate::limits;
 use crate::link::channel::{self, Receiver};
-use crate::link::frame::{ToDaemon, ToForwarder};
+use crate::link::frame::{TaskChange, TaskFault, ToDaemon, ToForwarder};
 use crate::policy::{Charge, Room};
 use crate::sys;
 
 /// How long a new forwarder may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(20);
+/// What may wait for the forwarder to take it.
+const QUEUE: usize = 65_536;
 /// How long one that was told to stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
@@ -33,7 +37,11 @@ pub enum Ended {
 
 /// Takes frames, and descriptors that go with them.
 #[derive(Clone)]
-struct Out(mpsc::UnboundedSender<(ToForwarder, Vec<OwnedFd>)>);
+struct Out {
+    queue: mpsc::Sender<(ToForwarder, Vec<OwnedFd>)>,
+    /// It does not take them.
+    stuck: CancellationToken,
+}
 
 impl Out {
     fn send(&self, frame: ToForwarder) {
@@ -42,7 +50,9 @@ impl Out {
 
     fn send_with(&self, frame: ToForwarder, descriptors: Vec<OwnedFd>) {
         // Without the task the link is closed, which ends the session.
-        let _ = self.0.send((frame, descriptors));
+        if let Err(TrySendError::Full(_)) = self.queue.try_send((frame, descriptors)) {
+            self.stuck.cancel();
+        }
     }
 }
 
@@ -89,8 +99,11 @@ impl Session {
         let (mut sender, mut frames) =
             channel::open::<ToForwarder, ToDaemon>(ours).map_err(|e| e.to_string())?;
         // A task of its own: two sides that wait for room in each other's socket would wait for ever.
-        let (out, mut queued) = mpsc::unbounded_channel::<(ToForwarder, Vec<OwnedFd>)>();
-        let out = Out(out);
+        let (out, mut queued) = mpsc::channel::<(ToForwarder, Vec<OwnedFd>)>(QUEUE);
+        let out = Out {
+            queue: out,
+            stuck: CancellationToken::new(),
+        };
         tokio::spawn(async move {
             while let Some((frame, descriptors)) = queued.recv().await {
                 if sender.send_with(&frame, &descriptors).await.is_err() {
@@ -149,7 +162,7 @@ impl Session {
             out,
             frames,
             waiting: Waiting::default(),
-            ledger: shared.ledger.session(),
+            ledger: shared.ledger.session().await,
         })
     }
 
@@ -173,6 +186,9 @@ impl Session {
                     Ok(None) => return Ended::Failed(self.how_it_ended()),
                     Err(error) => return Ended::Failed(error.to_string()),
                 },
+                () = self.out.stuck.cancelled() => {
+                    return Ended::Failed("it does not take what it is told".into());
+                }
                 Ok(()) = desired.audit.changed() => {
                     let available = *desired.audit.borrow_and_update();
                     self.out.send(ToForwarder::AuditAvailable(available));
@@ -245,21 +261,14 @@ impl Session {
                 token,
                 agent,
                 change,
-            } => {
-                // It tells the forwarder, which this session does: not to be waited for here.
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    let changed = tasks::change_own(&shared, agent, change).await;
-                    shared.forwarder.tell(Ask::Changed(token, changed)).await;
-                });
-            }
+            } => self.change_task(shared, token, agent, change),
             ToDaemon::Flushed { token } => {
                 if let Some(reply) = self.waiting.flushes.remove(&token) {
                     let _ = reply.send(Ok(()));
                 }
             }
-            ToDaemon::Charge { token, charges } => self.charge(shared, token, charges),
-            ToDaemon::Settle { token, settled } => self.ledger.settle(token, settled),
+            ToDaemon::Charge { token, charges } => self.charge(shared, token, charges).await,
+            ToDaemon::Settle { token, settled } => self.ledger.settle(token, settled).await,
             ToDaemon::Applied { digest } => {
                 for (wanted, reply) in std::mem::take(&mut self.waiting.policy) {
                     if wanted == digest {
@@ -286,7 +295,22 @@ impl Session {
         }
     }
 
-    fn charge(&self, shared: &Shared, token: u64, charges: Vec<Charge>) {
+    fn change_task(&self, shared: &Arc<Shared>, token: Uuid, agent: AgentId, change: TaskChange) {
+        let Some(place) = shared.tasks.place() else {
+            let result = Err(TaskFault::Failed);
+            self.out.send(ToForwarder::TaskChanged { token, result });
+            return;
+        };
+        // It tells the forwarder, which this session does: not to be waited for here.
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let changed = tasks::change_own(&shared, agent, change).await;
+            shared.forwarder.tell(Ask::Changed(token, changed)).await;
+            drop(place);
+        });
+    }
+
+    async fn charge(&self, shared: &Shared, token: u64, charges: Vec<Charge>) {
         let out = self.out.clone();
         let known = {
             let registry = super::lock(&shared.registry);
@@ -295,7 +319,7 @@ impl Session {
         };
         let answer = move |room| out.send(ToForwarder::Charged { token, room });
         match known {
-            true => self.ledger.take(token, charges, answer),
+            true => self.ledger.take(token, charges, answer).await,
             false => answer(Room::Unavailable("an agent is not known here".into())),
         }
     }

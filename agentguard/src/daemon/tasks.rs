@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use super::enrol::may_start;
@@ -27,6 +27,8 @@ use crate::sys::user;
 
 /// The clock is looked at this often at least: it may be set.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Changes of agents' own tasks that may be under way at once: an agent makes one at a time.
+const MAX_CHANGES: usize = 64;
 /// How long the forwarder may take to know of a change.
 const FORWARDER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -61,6 +63,7 @@ pub struct Handle {
     book: Mutex<Book>,
     /// One change at a time, so that the forwarder is told of them in their order.
     turn: tokio::sync::Mutex<()>,
+    changes: Arc<Semaphore>,
     changed: Notify,
 }
 
@@ -69,8 +72,14 @@ impl Handle {
         Self {
             book: Mutex::new(book),
             turn: tokio::sync::Mutex::default(),
+            changes: Arc::new(Semaphore::new(MAX_CHANGES)),
             changed: Notify::new(),
         }
+    }
+
+    /// For a change of an agent's own; `None`: there are too many under way.
+    pub fn place(&self) -> Option<OwnedSemaphorePermit> {
+        self.changes.clone().try_acquire_owned().ok()
     }
 
     pub fn list(&self) -> Vec<TaskLine> {
@@ -345,4 +354,22 @@ async fn record(shared: &Shared, operation: Operation, line: &TaskLine, uid: u32
         bundle,
     };
     shared.records.append(vec![Item::Operator(done)]).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handle(dir: &tempfile::TempDir) -> Handle {
+        Handle::new(Book::open(&dir.path().join("tasks.json")).unwrap())
+    }
+
+    #[test]
+    fn agents_changes_are_bounded() {
+        let handle = handle(&tempfile::tempdir().unwrap());
+        let mut places: Vec<_> = (0..MAX_CHANGES).map(|_| handle.place().unwrap()).collect();
+        assert!(handle.place().is_none());
+        places.pop();
+        assert!(handle.place().is_some());
+    }
 }

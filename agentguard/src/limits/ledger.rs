@@ -3,18 +3,22 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 
 use super::counters::{Change, Counters, Part, Used};
 use super::journal::{Journal, JournalError};
 use crate::link::frame::Settled;
 use crate::policy::{Charge, Room};
 
-/// Requests that may be under way at once.
-const MAX_HELD: usize = 65_536;
+/// Requests that may be under way at once, and the bytes that their counters' names may have.
+const MAX_HELD: (usize, usize) = (65_536, 64 << 20);
+/// What may wait to be counted; over it those who ask wait, too.
+const QUEUE: usize = 1024;
+/// Bytes of one counter's names, and of all that one request is charged for.
+const MAX_NAMES: (usize, usize) = (4096, 64 * 1024);
 /// What is written together, at most.
 const BATCH: usize = 1024;
 
@@ -30,6 +34,7 @@ enum Ask {
 struct Taking {
     key: Key,
     charges: Vec<Charge>,
+    bytes: usize,
     reply: Reply,
 }
 
@@ -54,6 +59,8 @@ struct State {
 pub struct Session {
     id: u64,
     asks: Sender<Ask>,
+    /// A place in the queue for its end.
+    end: Option<OwnedPermit<Ask>>,
 }
 
 impl Ledger {
@@ -62,7 +69,7 @@ impl Ledger {
     /// # Errors
     /// There is no thread to be had.
     pub fn start(path: &Path) -> std::io::Result<Self> {
-        let (asks, asked) = channel();
+        let (asks, asked) = mpsc::channel(QUEUE);
         let mut state = State::default();
         let journal = match Journal::open(path, now()) {
             Ok((journal, counters)) => {
@@ -79,10 +86,11 @@ impl Ledger {
             state: state.clone(),
             journal,
             held: HashMap::new(),
+            held_bytes: 0,
         };
         std::thread::Builder::new()
             .name("limits".into())
-            .spawn(move || writer.run(&asked))?;
+            .spawn(move || writer.run(asked))?;
         Ok(Self {
             asks,
             state,
@@ -90,11 +98,8 @@ impl Ledger {
         })
     }
 
-    pub fn session(&self) -> Session {
-        Session {
-            id: self.sessions.fetch_add(1, Ordering::Relaxed),
-            asks: self.asks.clone(),
-        }
+    pub async fn session(&self) -> Session {
+        Session::new(self.sessions.fetch_add(1, Ordering::Relaxed), &self.asks).await
     }
 
     /// Why requests with limits are refused, if they are.
@@ -109,29 +114,46 @@ impl Ledger {
 }
 
 impl Session {
-    pub fn take(
+    // The thread ends only with the daemon: until then there is somebody to send to.
+    async fn new(id: u64, asks: &Sender<Ask>) -> Self {
+        Self {
+            id,
+            asks: asks.clone(),
+            end: asks.clone().reserve_owned().await.ok(),
+        }
+    }
+
+    /// Waits while too many wait already.
+    pub async fn take(
         &self,
         token: u64,
         charges: Vec<Charge>,
         reply: impl FnOnce(Room) + Send + 'static,
     ) {
+        let Some(bytes) = weigh(&charges) else {
+            let why = "the names of its limits are too long to be counted".to_owned();
+            return reply(Room::Unavailable(why));
+        };
         let taking = Taking {
             key: (self.id, token),
             charges,
+            bytes,
             reply: Box::new(reply),
         };
-        // The thread ends only with the daemon.
-        let _ = self.asks.send(Ask::Take(taking));
+        let _ = self.asks.send(Ask::Take(taking)).await;
     }
 
-    pub fn settle(&self, token: u64, settled: Settled) {
-        let _ = self.asks.send(Ask::Settle((self.id, token), settled));
+    pub async fn settle(&self, token: u64, settled: Settled) {
+        let settle = Ask::Settle((self.id, token), settled);
+        let _ = self.asks.send(settle).await;
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let _ = self.asks.send(Ask::Forget(self.id));
+        if let Some(place) = self.end.take() {
+            place.send(Ask::Forget(self.id));
+        }
     }
 }
 
@@ -147,14 +169,21 @@ impl State {
 struct Writer {
     state: Arc<Mutex<State>>,
     journal: Option<Journal>,
-    held: HashMap<Key, Vec<Part>>,
+    held: HashMap<Key, Held>,
+    held_bytes: usize,
+}
+
+/// What a request that is under way has taken.
+struct Held {
+    parts: Vec<Part>,
+    bytes: usize,
 }
 
 impl Writer {
-    fn run(mut self, asked: &Receiver<Ask>) {
-        while let Ok(first) = asked.recv() {
-            let rest = asked.try_iter().take(BATCH - 1);
-            let asks: Vec<Ask> = std::iter::once(first).chain(rest).collect();
+    fn run(mut self, mut asked: Receiver<Ask>) {
+        while let Some(first) = asked.blocking_recv() {
+            let rest = std::iter::from_fn(|| asked.try_recv().ok());
+            let asks = std::iter::once(first).chain(rest).take(BATCH).collect();
             self.answer(asks);
         }
     }
@@ -179,7 +208,8 @@ impl Writer {
             false => self.write(&mut journal, &batch),
         };
         self.journal = Some(journal);
-        let mut state = lock(&self.state);
+        let state = self.state.clone();
+        let mut state = lock(&state);
         match &written {
             Err(error) => state.note(Some(error)),
             Ok(()) if !batch.changes.is_empty() => state.note(None),
@@ -187,7 +217,7 @@ impl Writer {
         }
         for (key, reply, mut room) in batch.replies {
             if let (Err(error), Room::Taken(_)) = (&written, &room) {
-                for part in self.held.remove(&key).into_iter().flatten() {
+                for part in self.release(&key) {
                     state.counters.give_back(&part);
                 }
                 room = Room::Unavailable(error.to_string());
@@ -205,23 +235,41 @@ impl Writer {
         Ok(())
     }
 
+    fn release(&mut self, key: &Key) -> Vec<Part> {
+        let Some(held) = self.held.remove(key) else {
+            return Vec::new();
+        };
+        self.held_bytes -= held.bytes;
+        held.parts
+    }
+
+    fn is_full(&self, bytes: usize) -> bool {
+        self.held.len() >= MAX_HELD.0 || self.held_bytes + bytes > MAX_HELD.1
+    }
+
     fn count(&mut self, ask: Ask, batch: &mut Batch) {
-        let counters = &mut lock(&self.state).counters;
+        let state = self.state.clone();
+        let counters = &mut lock(&state).counters;
         match ask {
-            Ask::Take(Taking { key, reply, .. }) if self.held.len() >= MAX_HELD => {
-                let why = format!("more than {MAX_HELD} requests with limits are under way");
+            Ask::Take(Taking {
+                key, reply, bytes, ..
+            }) if self.is_full(bytes) || self.held.contains_key(&key) => {
+                let why = "too many requests with limits are under way".to_owned();
                 batch.replies.push((key, reply, Room::Unavailable(why)));
             }
             Ask::Take(Taking {
                 key,
                 charges,
+                bytes,
                 reply,
             }) => {
                 let room = match counters.take(now(), &charges) {
                     Ok(taken) => {
                         batch.durable |= charges.iter().any(Charge::is_budget);
                         batch.changes.extend(taken.changes);
-                        self.held.insert(key, taken.parts);
+                        let parts = taken.parts;
+                        self.held.insert(key, Held { parts, bytes });
+                        self.held_bytes += bytes;
                         Room::Taken(taken.used)
                     }
                     Err(room) => room,
@@ -229,7 +277,7 @@ impl Writer {
                 batch.replies.push((key, reply, room));
             }
             Ask::Settle(key, settled) => {
-                for part in self.held.remove(&key).into_iter().flatten() {
+                for part in self.release(&key) {
                     let back = match settled {
                         Settled::Kept => false,
                         Settled::Refused => part.is_budget,
@@ -242,12 +290,13 @@ impl Writer {
                     }
                 }
             }
-            Ask::Forget(session) => self.held.retain(|(of, _), parts| {
-                if *of == session {
-                    parts.iter().for_each(|part| counters.keep(part));
+            Ask::Forget(session) => {
+                let its = self.held.extract_if(|(of, _), _| *of == session);
+                for (_, held) in its {
+                    self.held_bytes -= held.bytes;
+                    held.parts.iter().for_each(|part| counters.keep(part));
                 }
-                *of != session
-            }),
+            }
         }
     }
 }
@@ -261,6 +310,19 @@ struct Batch {
     replies: Vec<(Key, Reply, Room)>,
 }
 
+/// Bytes of the names that are kept with what is charged; `None`: there are more than may be.
+fn weigh(charges: &[Charge]) -> Option<usize> {
+    charges.iter().try_fold(0usize, |sum, charge| {
+        let counter = &charge.counter;
+        let more = [&counter.agent, &counter.host, &counter.task];
+        let more = more.into_iter().flatten().map(String::len).sum::<usize>();
+        let names = counter.rule.len() + counter.unit.len() + more;
+        let rest = charge.text.len() + charge.zone.as_ref().map_or(0, String::len);
+        let sum = sum + names + rest + size_of::<Charge>();
+        (names <= MAX_NAMES.0 && sum <= MAX_NAMES.1).then_some(sum)
+    })
+}
+
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     // Counters are changed one whole request at a time.
     state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -268,4 +330,29 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 fn now() -> i64 {
     Timestamp::now().as_millisecond()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn who_asks_waits_for_a_place_and_the_end_has_one() {
+        let (asks, mut asked) = mpsc::channel(QUEUE);
+        let session = Session::new(7, &asks).now_or_never().expect("a place");
+        for token in 1..QUEUE {
+            let taking = session.take(token as u64, Vec::new(), |_| {});
+            assert!(taking.now_or_never().is_some(), "{token}");
+        }
+        assert!(session.take(0, Vec::new(), |_| {}).now_or_never().is_none());
+        assert!(session.settle(0, Settled::Kept).now_or_never().is_none());
+        drop((session, asks));
+        let mut last = None;
+        while let Some(ask) = asked.blocking_recv() {
+            last = Some(ask);
+        }
+        assert!(matches!(last, Some(Ask::Forget(7))));
+    }
 }

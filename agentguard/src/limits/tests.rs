@@ -246,9 +246,15 @@ fn what_a_crash_cut_off_is_dropped_and_what_is_damaged_is_an_error() {
     assert!(used(&dropped).is_err());
 }
 
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(future)
+}
+
 fn ask(session: &super::Session, token: u64, charge: Charge) -> Room {
     let (tell, told) = channel();
-    session.take(token, vec![charge], move |room| tell.send(room).unwrap());
+    let answer = move |room| tell.send(room).unwrap();
+    wait(session.take(token, vec![charge], answer));
     told.recv().unwrap()
 }
 
@@ -260,15 +266,16 @@ fn many_at_once_never_take_more_than_there_is() {
         let (tell, told) = channel();
         std::thread::scope(|scope| {
             for thread in 0..8 {
-                let session = ledger.session();
+                let session = wait(ledger.session());
                 let tell = tell.clone();
                 scope.spawn(move || {
                     for token in 0..20 {
                         let tell = tell.clone();
                         let answer = move |room| tell.send(room).unwrap();
                         let charge = rate(100, 86_400_000);
-                        session.take(from + thread * 100 + token, vec![charge], answer);
-                        session.settle(from + thread * 100 + token, Settled::Refused);
+                        let token = from + thread * 100 + token;
+                        wait(session.take(token, vec![charge], answer));
+                        wait(session.settle(token, Settled::Refused));
                     }
                 });
             }
@@ -282,20 +289,66 @@ fn many_at_once_never_take_more_than_there_is() {
     assert_eq!(take(&Ledger::start(&path).unwrap(), 0), 100);
     assert_eq!(take(&Ledger::start(&path).unwrap(), 5000), 0);
     let ledger = Ledger::start(&path).unwrap();
-    let session = ledger.session();
+    let session = wait(ledger.session());
     let spend = |amount| Charge {
         span: Span::Month,
         ..budget(amount, None)
     };
     assert!(matches!(ask(&session, 1, spend(90_000)), Room::Taken(_)));
     assert!(matches!(ask(&session, 2, spend(20_000)), Room::Full { .. }));
-    session.settle(1, Settled::Refused);
+    wait(session.settle(1, Settled::Refused));
     assert!(matches!(ask(&session, 3, spend(20_000)), Room::Taken(_)));
     // A forwarder that is gone may have sent what it held.
     drop(session);
-    let session = ledger.session();
+    let session = wait(ledger.session());
     assert!(matches!(ask(&session, 3, spend(90_000)), Room::Full { .. }));
     assert_eq!(ledger.trouble(), None);
+}
+
+#[test]
+fn whatever_a_forwarder_asks_the_counting_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::start(&dir.path().join("limits.log")).unwrap();
+    let session = wait(ledger.session());
+    let most = Charge {
+        most: u64::MAX,
+        amount: u64::MAX,
+        ..rate(1, MINUTE)
+    };
+    let mut long = rate(1, MINUTE);
+    long.counter.rule = "r".repeat(5000);
+    let far = |ms| Charge {
+        most: 5,
+        ..rate(5, ms)
+    };
+    let nowhere = Charge {
+        zone: Some("../../etc/passwd".into()),
+        ..budget(1, None)
+    };
+    let strange = [
+        most,
+        long,
+        far(0),
+        far(u64::MAX),
+        far(i64::MAX as u64),
+        far(9_000_000_000_000_000_000),
+        nowhere,
+    ];
+    for (token, charge) in (0..).zip(strange.iter().chain(&strange)) {
+        ask(&session, token, charge.clone());
+    }
+    let many = vec![rate(5, MINUTE); 1000];
+    let (tell, told) = channel();
+    wait(session.take(50, many, move |room| tell.send(room).unwrap()));
+    assert!(matches!(told.recv(), Ok(Room::Unavailable(_))));
+    // What is under way already is not taken twice.
+    let once = ask(&session, 0, rate(5, 2 * MINUTE));
+    assert!(matches!(once, Room::Unavailable(_)), "{once:?}");
+    assert!(matches!(
+        ask(&session, 60, rate(5, 3 * MINUTE)),
+        Room::Taken(_)
+    ));
+    assert!(!ledger.of("a").is_empty());
 }
 
 #[test]
@@ -304,7 +357,7 @@ fn what_cannot_be_written_is_refused() {
     let path = dir.path().join("limits.log");
     std::fs::write(&path, "something else\n").unwrap();
     let ledger = Ledger::start(&path).unwrap();
-    let room = ask(&ledger.session(), 1, rate(5, MINUTE));
+    let room = ask(&wait(ledger.session()), 1, rate(5, MINUTE));
     assert!(matches!(room, Room::Unavailable(why) if why.contains("damaged in line 1")));
     assert!(ledger.trouble().is_some());
     assert_eq!(std::fs::read(&path).unwrap(), b"something else\n");

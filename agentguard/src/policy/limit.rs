@@ -308,7 +308,10 @@ impl Charge {
     /// The longest that anything of it can count, milliseconds.
     pub fn longest(&self) -> i64 {
         match self.span {
-            Span::Rolling(ms) => i64::try_from(ms + ms / 60 + 1).unwrap_or(i64::MAX),
+            Span::Rolling(ms) => {
+                let ms = ms.saturating_add(ms / 60).saturating_add(1);
+                i64::try_from(ms).unwrap_or(i64::MAX)
+            }
             // A day may have 25 hours.
             Span::Day => 26 * 3_600_000,
             Span::Month => (31 * 24 + 2) * 3_600_000,
