@@ -23,7 +23,7 @@ pub struct Charges {
 #[derive(Default)]
 struct State {
     last: u64,
-    awaited: HashMap<u64, oneshot::Sender<Room>>,
+    awaited: HashMap<u64, oneshot::Sender<(Room, Held)>>,
 }
 
 /// What a request holds of its limits. Dropped, the daemon is told what has become of it.
@@ -55,31 +55,27 @@ impl Charges {
             token,
             charges: limited.charges().to_vec(),
         });
-        let room = match timeout(PATIENCE, answer).await {
-            Ok(Ok(room)) => room,
+        let (room, held) = match timeout(PATIENCE, answer).await {
+            Ok(Ok(answered)) => answered,
             // Should it come after all, it is given back.
             _ => {
                 self.state.lock().expect(UNPOISONED).awaited.remove(&token);
-                Room::Unavailable("the daemon does not answer".into())
+                let silent = Room::Unavailable("the daemon does not answer".into());
+                (silent, Held::nothing())
             }
-        };
-        let held = Held {
-            of: matches!(room, Room::Taken(_)).then(|| (self.clone(), token)),
-            settled: Settled::Unsent,
         };
         limited.answered(&room).map(|permit| (permit, held))
     }
 
-    /// The daemon's answer.
-    pub fn arrived(&self, token: u64, room: Room) {
-        let awaited = self.state.lock().expect(UNPOISONED).awaited.remove(&token);
-        let unheard = match awaited {
-            Some(tell) => tell.send(room).err(),
-            None => Some(room),
+    /// The daemon's answer. Whoever waited for it may be gone, now or before it is heard: what was taken goes with it.
+    pub fn arrived(self: &Arc<Self>, token: u64, room: Room) {
+        let held = Held {
+            of: matches!(room, Room::Taken(_)).then(|| (self.clone(), token)),
+            settled: Settled::Unsent,
         };
-        if let Some(Room::Taken(_)) = unheard {
-            let settled = Settled::Unsent;
-            self.say(ToDaemon::Settle { token, settled });
+        let awaited = self.state.lock().expect(UNPOISONED).awaited.remove(&token);
+        if let Some(tell) = awaited {
+            let _ = tell.send((room, held));
         }
     }
 
@@ -109,5 +105,44 @@ impl Drop for Held {
             let settled = self.settled;
             charges.say(ToDaemon::Settle { token, settled });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_hears_is_given_back_once() {
+        let (said, mut heard) = mpsc::unbounded_channel();
+        let charges = Arc::new(Charges::new(said));
+        let wait_for = |token| {
+            let (tell, answer) = oneshot::channel();
+            let mut state = charges.state.lock().unwrap();
+            state.awaited.insert(token, tell);
+            answer
+        };
+        let mut settled = |token| match heard.try_recv() {
+            Ok(ToDaemon::Settle { token: of, settled }) => {
+                of == token && settled == Settled::Unsent
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => false,
+        };
+        let taken = || Room::Taken(vec![1]);
+        charges.arrived(1, taken());
+        assert!(settled(1), "nobody has waited");
+        drop(wait_for(2));
+        charges.arrived(2, taken());
+        assert!(settled(2), "gone before the answer");
+        let answer = wait_for(3);
+        charges.arrived(3, taken());
+        assert!(!settled(3), "held until it is heard");
+        drop(answer);
+        assert!(settled(3), "gone before it is heard");
+        let answer = wait_for(4);
+        charges.arrived(4, Room::Reused { charge: 0 });
+        drop(answer);
+        assert!(!settled(4), "nothing was taken");
     }
 }
