@@ -237,6 +237,12 @@ fn what_was_under_way_when_the_forwarder_died_stays_spent() {
     let small = r#"{"amount": 1}"#;
     let refused = order(&guard, "probe", server.port, "", small);
     assert_eq!(refused, ("403".to_owned(), "rate-limited".to_owned()));
+    let records = guard.requests();
+    let why = records
+        .last()
+        .expect("a record")
+        .text("/facts/limit_failed");
+    assert!(why.contains("is damaged in line 2"), "{why}");
     assert!(curl(&guard, "probe", &get, None).stdout.ends_with("201"));
     let status = guard.cli(["status", "--json"]).ok().json();
     let alarms = status["alarms"].to_string();

@@ -28,6 +28,9 @@ pub enum JournalError {
     Write { path: PathBuf, source: SysError },
     #[error("what limits have counted, `{}`, is damaged in line {line}: restore it, or move it away to count from nothing, and restart the daemon", path.display())]
     Damaged { path: PathBuf, line: usize },
+    /// What it was when the daemon started, which alone opens it.
+    #[error("{0}; mend that, and restart the daemon")]
+    Start(Box<Self>),
 }
 
 pub struct Journal {
@@ -43,8 +46,17 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the file, or starts one, and says what it has counted.
+    /// Opens the file, or starts one, and says what it has counted. Only the daemon's start does.
     pub fn open(path: &Path, now: i64) -> Result<(Self, Counters), JournalError> {
+        Self::read_and_write(path, now).map_err(|error| match error {
+            JournalError::Io { .. } | JournalError::Write { .. } => {
+                JournalError::Start(Box::new(error))
+            }
+            error => error,
+        })
+    }
+
+    fn read_and_write(path: &Path, now: i64) -> Result<(Self, Counters), JournalError> {
         let io = |call| {
             move |source| JournalError::Io {
                 call,

@@ -362,12 +362,22 @@ fn what_cannot_be_written_is_refused() {
     assert!(ledger.trouble().is_some());
     assert_eq!(std::fs::read(&path).unwrap(), b"something else\n");
 
+    // Nothing opens it again but a restart; what cannot be added to it is tried again with the next request.
+    let folder = dir.path().join("folder.log");
+    std::fs::create_dir(&folder).unwrap();
+    let trouble = Ledger::start(&folder).unwrap().trouble().unwrap();
+    assert!(
+        trouble.ends_with("; mend that, and restart the daemon"),
+        "{trouble}"
+    );
+
     let full = Path::new("/dev/full");
     let mut journal = Journal::open(&dir.path().join("other.log"), NOW).unwrap().0;
     journal.write_to(full);
     let taken = Counters::default().take(NOW, &[budget(1, None)]);
     let changes = taken.unwrap().changes;
-    assert!(journal.append(&changes, true).is_err());
+    let failed = journal.append(&changes, true).unwrap_err().to_string();
+    assert!(!failed.contains("restart"), "{failed}");
     assert!(journal.append(&changes, true).is_err());
 }
 

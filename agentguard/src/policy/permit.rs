@@ -6,6 +6,7 @@ use agentguard_common::abi::AgentId;
 use jiff::Timestamp;
 
 use super::Denial;
+use super::facts::bounded;
 use super::host::HostName;
 use super::limit::{Charge, Room};
 use super::task::Covered;
@@ -152,10 +153,13 @@ impl Limited {
                 self.charges.get(*charge as usize),
                 "has counted another request with the same key; do not use a key again for another request.".to_owned(),
             ),
-            Room::Unavailable(_) => (
-                None,
-                "cannot be counted on this host at the moment; do not retry before its operators have looked at it.".to_owned(),
-            ),
+            Room::Unavailable(why) => {
+                self.permit.facts.insert("limit_failed".into(), bounded(why));
+                (
+                    None,
+                    "cannot be counted on this host at the moment; do not retry before its operators have looked at it.".to_owned(),
+                )
+            }
         };
         let denial = Denial {
             reason: DenyReason::RateLimited,

@@ -217,7 +217,13 @@ fn only_an_answer_makes_a_permit() {
         let denial = ask(&policy).answered(&room).unwrap_err();
         assert_eq!(denial.reason, DenyReason::RateLimited, "{room:?}");
         assert!(!denial.detail.contains("disk"), "{}", denial.detail);
+        let why = denial.facts.get("limit_failed").map(String::as_str);
+        let expected = matches!(room, Room::Unavailable(_)).then_some("the disk is full");
+        assert_eq!(why, expected, "{room:?}");
     }
+    let long = Room::Unavailable("x".repeat(10_000));
+    let denial = ask(&policy).answered(&long).unwrap_err();
+    assert!(denial.facts["limit_failed"].len() < 400);
     let mut observed = sources;
     let manifest = observed.files.get_mut("bundle.toml").unwrap();
     manifest.insert_str(0, "mode = \"observe\"\n");
