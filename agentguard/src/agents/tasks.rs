@@ -10,7 +10,7 @@ use crate::control::api::TaskLine;
 use crate::policy::{OpenedBy, Task, Terms};
 use crate::sys::{SysError, file};
 
-/// Open tasks of one agent, and of all.
+/// Open tasks of one agent, and on a host of supervisors', and as many of agents' own: these leave no less room for those.
 const MAX_OPEN: (usize, usize) = (16, 1024);
 /// How long a task may be open, and how long it is if nothing is said, seconds.
 const MAX_SECONDS: u64 = 30 * 86_400;
@@ -108,10 +108,15 @@ impl Book {
         let (gone, mut kept): (Vec<_>, Vec<_>) =
             self.file.tasks.iter().cloned().partition(makes_way);
         let own = kept.iter().filter(|it| it.agent == wanted.agent).count();
-        if own >= MAX_OPEN.0 || kept.len() >= MAX_OPEN.1 {
+        let alike = kept.iter().filter(|it| it.opened_by == wanted.opened_by);
+        if own >= MAX_OPEN.0 || alike.count() >= MAX_OPEN.1 {
             let (own, all) = MAX_OPEN;
+            let whose = match wanted.opened_by {
+                OpenedBy::Supervisor => "of supervisors",
+                OpenedBy::Agent => "that agents have opened themselves",
+            };
             return Err(BookError::Full(format!(
-                "`{}` has {own} open tasks, or this host {all}: end one first",
+                "`{}` has {own} open tasks, or this host {all} {whose}: end one first",
                 wanted.agent
             )));
         }
@@ -192,6 +197,31 @@ mod tests {
         assert_eq!(again.tasks(), [other.clone(), first.clone()]);
         assert_eq!(again.end(|it| it.id == first.id).unwrap(), [first]);
         assert_eq!(Book::open(&path).unwrap().tasks(), [other]);
+    }
+
+    #[test]
+    fn agents_own_tasks_leave_supervisors_their_room() {
+        use OpenedBy::{Agent, Supervisor};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tasks.json");
+        let now = Timestamp::from_second(1000).unwrap();
+        let mut book = Book::open(&path).unwrap();
+        let (line, _) = book.add(wanted("a", Agent, None), now).unwrap();
+        // As if it had been there a thousand times: each is written whole.
+        let many = |opened_by| {
+            let line = TaskLine {
+                agent: "many".into(),
+                opened_by,
+                ..line.clone()
+            };
+            vec![line; MAX_OPEN.1]
+        };
+        for (full, other) in [(Agent, Supervisor), (Supervisor, Agent)] {
+            book.file.tasks = many(full);
+            let refused = book.add(wanted("b", full, None), now);
+            assert!(matches!(refused, Err(BookError::Full(_))), "{refused:?}");
+            book.add(wanted("b", other, None), now).unwrap();
+        }
     }
 
     #[test]
