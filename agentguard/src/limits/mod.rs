@@ -10,5 +10,4 @@ mod ledger;
 #[cfg(test)]
 mod tests;
 
-pub use self::journal::JournalError;
 pub use self::ledger::{Ledger, Session};
