@@ -1,29 +1,27 @@
 //! Tasks: opened and ended by supervisors or the agents themselves, kept on disk, known to the forwarder.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
-use super::enrol::may_start;
 use super::forwarder::Ask;
-use super::kill::suggest;
 use super::lock;
 use super::records::{Item, Operated};
 use super::state::Shared;
+use super::supervise;
 use crate::agents::registry::Registry;
 use crate::agents::tasks::{Book, BookError, Wanted};
 use crate::audit::record::{Operation, Outcome, TaskInfo};
-use crate::control::access;
 use crate::control::api::{TaskLine, TaskStart};
 use crate::link::frame::{OpenTask, TaskChange, TaskFault};
 use crate::policy::{OpenedBy, Terms};
 use crate::sys::peer::Peer;
-use crate::sys::user;
 
 /// The clock is looked at this often at least: it may be set.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -60,9 +58,10 @@ impl From<BookError> for TaskError {
 }
 
 pub struct Handle {
-    book: Mutex<Book>,
-    /// One change at a time, so that the forwarder is told of them in their order.
-    turn: tokio::sync::Mutex<()>,
+    /// Held for one change, until the forwarder has been told of it: so it is told of them in their order.
+    book: Arc<Mutex<Book>>,
+    /// What is in the book. Who looks does not wait for the disk.
+    open: ArcSwap<Vec<TaskLine>>,
     changes: Arc<Semaphore>,
     changed: Notify,
 }
@@ -70,8 +69,8 @@ pub struct Handle {
 impl Handle {
     pub fn new(book: Book) -> Self {
         Self {
-            book: Mutex::new(book),
-            turn: tokio::sync::Mutex::default(),
+            open: ArcSwap::from_pointee(book.tasks().to_vec()),
+            book: Arc::new(Mutex::new(book)),
             changes: Arc::new(Semaphore::new(MAX_CHANGES)),
             changed: Notify::new(),
         }
@@ -82,14 +81,30 @@ impl Handle {
         self.changes.clone().try_acquire_owned().ok()
     }
 
-    pub fn list(&self) -> Vec<TaskLine> {
-        lock(&self.book).tasks().to_vec()
+    /// Oldest first.
+    pub fn list(&self) -> Arc<Vec<TaskLine>> {
+        self.open.load_full()
+    }
+
+    /// Changes the book, off the runtime's workers: it is written.
+    async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Book) -> Result<T, TaskError> + Send + 'static,
+    ) -> Result<(OwnedMutexGuard<Book>, T), TaskError> {
+        let mut book = self.book.clone().lock_owned().await;
+        let changing = tokio::task::spawn_blocking(move || {
+            let changed = change(&mut book);
+            (book, changed)
+        });
+        let (book, changed) = changing.await.map_err(failed)?;
+        self.open.store(Arc::new(book.tasks().to_vec()));
+        Ok((book, changed?))
     }
 
     /// As a forwarder starts with them. Agents that the registry has forgotten have none.
     pub fn open(&self, registry: &Registry) -> BTreeMap<AgentId, Vec<OpenTask>> {
         let mut open = BTreeMap::new();
-        for line in lock(&self.book).tasks() {
+        for line in self.list().iter() {
             if let Some(id) = registry.id(&line.agent) {
                 let of: &mut Vec<_> = open.entry(id).or_default();
                 of.push(line.open());
@@ -102,14 +117,14 @@ impl Handle {
 /// Opens a task for a supervisor: root, the role `admin`, or who the agent's `start_by` lists.
 pub async fn start(
     shared: &Arc<Shared>,
-    peer: &Peer,
+    peer: &Arc<Peer>,
     start: TaskStart,
 ) -> Result<TaskLine, TaskError> {
-    may_supervise(shared, peer, &start.agent)?;
+    let by = supervise::name(shared, peer, start.agent.clone()).await?;
     let wanted = Wanted {
         agent: start.agent,
         opened_by: OpenedBy::Supervisor,
-        by: Some(user::name(peer.uid)),
+        by: Some(by),
         terms: Terms {
             intent: start.intent,
             allow: start.allow,
@@ -118,8 +133,8 @@ pub async fn start(
         seconds: start.for_s,
     };
     let (line, gone) = {
-        let _one_at_a_time = shared.tasks.turn.lock().await;
-        let added = lock(&shared.tasks.book).add(wanted, Timestamp::now())?;
+        let add = |book: &mut Book| Ok(book.add(wanted, Timestamp::now())?);
+        let (_told_in_order, added) = shared.tasks.change(add).await?;
         tell(shared, vec![added.0.agent.clone()]).await;
         added
     };
@@ -144,7 +159,7 @@ pub async fn start(
 /// [`start`], for a process that is to run on it.
 pub async fn start_for(
     shared: &Arc<Shared>,
-    peer: &Peer,
+    peer: &Arc<Peer>,
     task: TaskStart,
     tgid: u32,
 ) -> Result<TaskLine, TaskError> {
@@ -158,16 +173,17 @@ pub async fn start_for(
 }
 
 /// Ends a task for a supervisor; what was permitted on it is cut.
-pub async fn end(shared: &Arc<Shared>, peer: &Peer, id: Uuid) -> Result<TaskLine, TaskError> {
-    let known = shared.tasks.list().into_iter().find(|it| it.id == id);
+pub async fn end(shared: &Arc<Shared>, peer: &Arc<Peer>, id: Uuid) -> Result<TaskLine, TaskError> {
+    let known = shared.tasks.list();
+    let known = known.iter().find(|it| it.id == id);
     let unknown = || {
         TaskError::NotFound(format!(
             "no task `{id}` is open; `agentguard task list` has those that are"
         ))
     };
-    let known = known.ok_or_else(unknown)?;
-    may_supervise(shared, peer, &known.agent)?;
-    let ended = remove(shared, |it| it.id == id).await?;
+    let agent = known.ok_or_else(unknown)?.agent.clone();
+    supervise::name(shared, peer, agent).await?;
+    let ended = remove(shared, move |it| it.id == id).await?;
     settle(shared).await;
     // Somebody else, or its time, may have been first.
     let line = ended.into_iter().next().ok_or_else(unknown)?;
@@ -187,8 +203,9 @@ pub async fn change_own(
     let changed = match change {
         TaskChange::Open { terms, seconds } => open_own(shared, id, agent, terms, seconds).await,
         TaskChange::End { id } => {
-            let is_own =
-                |it: &TaskLine| it.id == id && it.agent == agent && it.opened_by == OpenedBy::Agent;
+            let is_own = move |it: &TaskLine| {
+                it.id == id && it.agent == agent && it.opened_by == OpenedBy::Agent
+            };
             let ended = remove(shared, is_own).await;
             let unknown =
                 || TaskError::NotFound("no task of this id is open for this agent".into());
@@ -225,26 +242,24 @@ async fn open_own(
         }
         Some(_) => {}
     }
-    let _one_at_a_time = shared.tasks.turn.lock().await;
-    let line = {
-        let mut book = lock(&shared.tasks.book);
-        if book
-            .of(&agent)
-            .any(|it| it.opened_by == OpenedBy::Supervisor)
-        {
-            return refused(
-                "a supervisor has opened a task for this agent, which holds for all that it does",
-            );
-        }
-        let wanted = Wanted {
-            agent: agent.clone(),
-            opened_by: OpenedBy::Agent,
-            by: None,
-            terms,
-            seconds,
-        };
-        book.add(wanted, Timestamp::now())?.0
+    let wanted = Wanted {
+        agent: agent.clone(),
+        opened_by: OpenedBy::Agent,
+        by: None,
+        terms,
+        seconds,
     };
+    let add = move |book: &mut Book| {
+        let supervised = |it: &TaskLine| it.opened_by == OpenedBy::Supervisor;
+        if book.of(&wanted.agent).any(supervised) {
+            return Err(TaskError::Refused(
+                "a supervisor has opened a task for this agent, which holds for all that it does"
+                    .into(),
+            ));
+        }
+        Ok(book.add(wanted, Timestamp::now())?.0)
+    };
+    let (_told_in_order, line) = shared.tasks.change(add).await?;
     tell(shared, vec![agent]).await;
     Ok(line)
 }
@@ -263,7 +278,11 @@ pub async fn serve(shared: Arc<Shared>) {
             () = tokio::time::sleep(wait) => {}
         }
         let now = Timestamp::now();
-        match remove(&shared, |it| it.ends_at <= now).await {
+        let is_over = move |it: &TaskLine| it.ends_at <= now;
+        if !shared.tasks.list().iter().any(is_over) {
+            continue;
+        }
+        match remove(&shared, is_over).await {
             Ok(ended) => {
                 for line in ended {
                     let detail = format!("its time was over at {}", line.ends_at);
@@ -281,10 +300,13 @@ pub async fn serve(shared: Arc<Shared>) {
 /// Takes them out of the book, and tells the forwarder.
 async fn remove(
     shared: &Arc<Shared>,
-    is: impl Fn(&TaskLine) -> bool + Send,
+    is: impl Fn(&TaskLine) -> bool + Send + 'static,
 ) -> Result<Vec<TaskLine>, TaskError> {
-    let _one_at_a_time = shared.tasks.turn.lock().await;
-    let gone = lock(&shared.tasks.book).end(is)?;
+    let end = move |book: &mut Book| Ok(book.end(is)?);
+    let (_told_in_order, gone) = shared.tasks.change(end).await?;
+    if gone.is_empty() {
+        return Ok(gone);
+    }
     let agents = gone.iter().map(|it| it.agent.clone()).collect();
     tell(shared, agents).await;
     Ok(gone)
@@ -296,10 +318,9 @@ async fn tell(shared: &Arc<Shared>, agents: Vec<String>) {
         let Some(id) = lock(&shared.registry).id(&agent) else {
             continue;
         };
-        let open = {
-            let book = lock(&shared.tasks.book);
-            book.of(&agent).map(TaskLine::open).collect()
-        };
+        let open = shared.tasks.list();
+        let its = open.iter().filter(|it| it.agent == agent);
+        let open = its.map(TaskLine::open).collect();
         shared.forwarder.tell(Ask::Tasks(id, open)).await;
     }
     shared.tasks.changed.notify_one();
@@ -315,30 +336,8 @@ async fn settle(shared: &Arc<Shared>) {
     }
 }
 
-fn may_supervise(shared: &Shared, peer: &Peer, agent: &str) -> Result<(), TaskError> {
-    let active = shared.active.load_full().ok_or_else(|| {
-        TaskError::Refused("no bundle is in force; `agentguard policy apply DIR` first".into())
-    })?;
-    let known = active.policy.agents().find(|it| it.name == agent);
-    let admin = access::is_admin(peer, &shared.config.roles);
-    match known {
-        Some(known) if admin || may_start(peer, &known.start_by, user::uid, user::gid) => Ok(()),
-        // It may have tasks from when the bundle had it.
-        None if admin && lock(&shared.tasks.book).of(agent).next().is_some() => Ok(()),
-        None => {
-            let hint = match suggest(agent, active.ids.keys()) {
-                Some(name) => format!(", did you mean `{name}`?"),
-                None => "; `agentguard agents` lists those of the bundle".into(),
-            };
-            Err(TaskError::NotFound(format!(
-                "unknown agent `{agent}`{hint}"
-            )))
-        }
-        Some(_) => Err(TaskError::Forbidden(format!(
-            "{} may not open or end tasks of `{agent}`: root, the role `admin`, and those in the agent's `start_by` may",
-            user::name(peer.uid)
-        ))),
-    }
+pub(super) fn failed(error: tokio::task::JoinError) -> TaskError {
+    TaskError::Failed(error.to_string())
 }
 
 async fn record(shared: &Shared, operation: Operation, line: &TaskLine, uid: u32, detail: String) {
@@ -357,19 +356,4 @@ async fn record(shared: &Shared, operation: Operation, line: &TaskLine, uid: u32
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn handle(dir: &tempfile::TempDir) -> Handle {
-        Handle::new(Book::open(&dir.path().join("tasks.json")).unwrap())
-    }
-
-    #[test]
-    fn agents_changes_are_bounded() {
-        let handle = handle(&tempfile::tempdir().unwrap());
-        let mut places: Vec<_> = (0..MAX_CHANGES).map(|_| handle.place().unwrap()).collect();
-        assert!(handle.place().is_none());
-        places.pop();
-        assert!(handle.place().is_some());
-    }
-}
+mod tests;

@@ -1,0 +1,55 @@
+//! Who opens, ends and sees whose tasks: root, the role `admin`, and whom the agent's `start_by` lists. Names and groups
+//! are looked up off the runtime's workers: they may come from elsewhere.
+
+use std::sync::Arc;
+
+use super::enrol::may_start;
+use super::kill::suggest;
+use super::state::Shared;
+use super::tasks::{TaskError, failed};
+use crate::control::access;
+use crate::sys::peer::Peer;
+use crate::sys::user;
+
+/// The caller's name.
+///
+/// # Errors
+/// It may not open or end tasks of this agent.
+pub async fn name(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    agent: String,
+) -> Result<String, TaskError> {
+    let (shared, peer) = (shared.clone(), peer.clone());
+    let looking = tokio::task::spawn_blocking(move || {
+        may(&shared, &peer, &agent)?;
+        Ok(user::name(peer.uid))
+    });
+    looking.await.map_err(failed)?
+}
+
+fn may(shared: &Shared, peer: &Peer, agent: &str) -> Result<(), TaskError> {
+    let active = shared.active.load_full().ok_or_else(|| {
+        TaskError::Refused("no bundle is in force; `agentguard policy apply DIR` first".into())
+    })?;
+    let known = active.policy.agents().find(|it| it.name == agent);
+    let admin = access::is_admin(peer, &shared.config.roles);
+    match known {
+        Some(known) if admin || may_start(peer, &known.start_by, user::uid, user::gid) => Ok(()),
+        // It may have tasks from when the bundle had it.
+        None if admin && shared.tasks.list().iter().any(|it| it.agent == agent) => Ok(()),
+        None => {
+            let hint = match suggest(agent, active.ids.keys()) {
+                Some(name) => format!(", did you mean `{name}`?"),
+                None => "; `agentguard agents` lists those of the bundle".into(),
+            };
+            Err(TaskError::NotFound(format!(
+                "unknown agent `{agent}`{hint}"
+            )))
+        }
+        Some(_) => Err(TaskError::Forbidden(format!(
+            "{} may not open or end tasks of `{agent}`: root, the role `admin`, and those in the agent's `start_by` may",
+            user::name(peer.uid)
+        ))),
+    }
+}
