@@ -254,16 +254,20 @@ async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Run) -> Result<Ans
     let running = tokio::task::spawn_blocking(move || enrol::run(&enrolling, &request, &caller));
     match running.await.map_err(internal)? {
         Ok((agent, mut started)) => {
+            let mut opened = None;
             if let Some(task) = task {
-                let (shared, peer) = (shared.clone(), peer.clone());
-                let opening =
-                    tokio::spawn(async move { tasks::start_for(&shared, &peer, task, tgid).await });
-                let opened = opening.await.map_err(internal)?.map_err(task_refusal)?;
-                started.task = Some(opened.id);
+                let opening = tasks::start_for(shared.clone(), peer.clone(), task, tgid);
+                let opening = tokio::spawn(opening).await;
+                let unheard = opening.map_err(internal)?.map_err(task_refusal)?;
+                started.task = Some(unheard.id);
+                opened = Some(unheard);
             }
             // Before its first instruction: no connect of it comes too early.
             shared.namespaces.settle(tgid).await;
             presence::started(shared, agent, peer).await;
+            if let Some(opened) = opened {
+                opened.is_told();
+            }
             Ok(json(&started))
         }
         Err(error @ RunError::NotFound(_)) => Err(Refusal::new(StatusCode::NOT_FOUND, error)),

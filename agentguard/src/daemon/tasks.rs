@@ -156,20 +156,53 @@ pub async fn start(
     Ok(line)
 }
 
+/// A task that is ended unless who asked for it is told: nobody else would end it.
+pub struct Unheard {
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+    pub id: Uuid,
+    told: bool,
+}
+
+impl Unheard {
+    pub fn is_told(mut self) {
+        self.told = true;
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        if self.told {
+            return;
+        }
+        let (shared, peer, id) = (self.shared.clone(), self.peer.clone(), self.id);
+        tokio::spawn(async move {
+            if let Err(error) = end(&shared, &peer, id).await {
+                tracing::warn!(%error, task = %id, "a task that nobody knows of stays open");
+            }
+        });
+    }
+}
+
 /// [`start`], for a process that is to run on it.
 pub async fn start_for(
-    shared: &Arc<Shared>,
-    peer: &Arc<Peer>,
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
     task: TaskStart,
     tgid: u32,
-) -> Result<TaskLine, TaskError> {
-    let line = start(shared, peer, task).await?;
+) -> Result<Unheard, TaskError> {
+    let line = start(&shared, &peer, task).await?;
     let info = TaskInfo {
         id: line.id,
         intent: line.intent.clone(),
     };
     lock(&shared.lineage).set_task(tgid, info);
-    Ok(line)
+    Ok(Unheard {
+        shared,
+        peer,
+        id: line.id,
+        told: false,
+    })
 }
 
 /// Ends a task for a supervisor; what was permitted on it is cut.

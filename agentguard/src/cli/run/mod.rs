@@ -75,10 +75,11 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
     };
     drop((go_read, error_write, slave));
     let child = Pid::from_raw(tgid.cast_signed());
-    let task = match label(arguments, config, tgid) {
+    let _task = match label(arguments, config, tgid) {
         Ok(started) => {
+            let task = started.task.map(|id| OpenTask { id, config });
             tell(&go_write, &started).map_err(|e| own(&e))?;
-            started.task
+            task
         }
         Err(failure) => {
             // Without a word the child ends by itself; this is for one that is stuck.
@@ -87,7 +88,6 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
             return Err(failure);
         }
     };
-    let _task = task.map(|id| OpenTask { id, config });
     drop(go_write);
     if let Some(failure) = child::failure(error_read) {
         let _ = waitpid(child, None);
