@@ -158,6 +158,16 @@ fn nothing_outside_a_task_where_one_is_required() {
         .expect("a record");
     assert_eq!(last.text("/intent"), "look around");
     assert_eq!(records.last().map(Record::action), Some("task-end"));
+    // With another one open and none named it is on neither, whatever it was started for.
+    let second = start(&guard, &[]);
+    assert_eq!(run("0").stdout, "200");
+    end(&guard, &second);
+    let records = guard.audit();
+    let last = records
+        .iter()
+        .rfind(|it| it.is_request())
+        .expect("a record");
+    assert!(last.0["task"].is_null(), "{last:#?}");
     let long = "x".repeat(1025);
     let refused = guard.cli(["run", "--agent", "probe", "--task", &long, "--", "true"]);
     assert_eq!(refused.code(), 125, "{refused:#?}");

@@ -182,12 +182,22 @@ impl Shared {
 
     /// Completes drafts by what the daemon knows of their agents and processes, and has them written.
     pub async fn record(&self, drafts: Vec<Draft>) {
-        self.record_of(drafts.into_iter().map(|draft| (draft, None)).collect())
-            .await;
+        let drafts = drafts.into_iter().map(|draft| (draft, None)).collect();
+        // What is on none of the open tasks for the forwarder is on none here.
+        self.complete(drafts, |draft| draft.action == "dns").await;
     }
 
-    /// As [`Self::record`], where a process may be given as it was at the time.
-    pub async fn record_of(&self, mut drafts: Vec<(Draft, Option<Process>)>) {
+    /// As [`Self::record`], of the kernel's, where a process may be given as it was at the time.
+    pub async fn record_of(&self, drafts: Vec<(Draft, Option<Process>)>) {
+        self.complete(drafts, |_| true).await;
+    }
+
+    /// `knows_no_tasks`: what has decided this does not look at tasks, so that it is on the one its process was started for.
+    async fn complete(
+        &self,
+        mut drafts: Vec<(Draft, Option<Process>)>,
+        knows_no_tasks: impl Fn(&Draft) -> bool + Send,
+    ) {
         // What the canary does is the daemon's own doing, and told when it goes wrong.
         drafts.retain(|(draft, _)| !draft.agent.is_canary());
         let items = {
@@ -208,12 +218,10 @@ impl Shared {
                 records::Item::Decision(Box::new(records::Decided {
                     agent: name.unwrap_or_else(|| records::unnamed(draft.agent)),
                     owner,
-                    // Without one of its own, that which its process was started for.
-                    task: draft
-                        .task
-                        .clone()
-                        .map(Arc::new)
-                        .or_else(|| lineage.task(draft.tgid, at)),
+                    task: match &draft.task {
+                        None if knows_no_tasks(&draft) => lineage.task(draft.tgid, at),
+                        task => task.clone().map(Arc::new),
+                    },
                     process: process
                         .or_else(|| lineage.process_or_look(draft.tgid, at, draft.agent)),
                     bundle: draft.bundle.as_ref().and_then(|digest| {
