@@ -462,6 +462,16 @@ print(requests.get('{rest}', headers={{'AgentGuard-Task': '{id}'}}).json()['type
         assert_eq!(problem["agent"], "probe", "{problem}");
     }
 
+    // A page in a browser of the agent's is not the agent.
+    let page = |header: &str| {
+        let more = ["-H", header, "-H", "Content-Type: text/plain"];
+        let more = [&more[..], &["--data-binary", r#"{"intent":"x"}"#]].concat();
+        curl(&guard, &tasks, &more)
+    };
+    for header in ["Origin: https://evil.example", "Sec-Fetch-Site: cross-site"] {
+        assert_eq!(page(header), "403 protocol-refused", "{header}");
+    }
+
     // A supervisor's task is not the agent's to end, and leaves no room for its own.
     let own = ask(&guard, "POST", &tasks, r#"{"intent":"by myself"}"#).1;
     let supervised = start(&guard, &[]);

@@ -1,6 +1,8 @@
 //! What agents ask AgentGuard itself, at its own name: their tasks, whether they may do something, and what they may at
 //! all. Each is answered about itself alone, and every question leaves its record like any request.
 
+mod page;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -112,6 +114,12 @@ impl Exchange<'_> {
     async fn ask(&mut self, parts: &Parts, body: &mut Incoming) -> Result<Said, Refusal> {
         let path = parts.uri.path();
         let task = path.strip_prefix(TASKS).and_then(|it| it.strip_prefix('/'));
+        if path != MAY && parts.method != Method::GET && page::asks(&parts.headers) {
+            return Err(wrong(
+                StatusCode::FORBIDDEN,
+                "a page of another site asks for this, in a browser: only the agent itself changes its tasks",
+            ));
+        }
         match (&parts.method, path, task) {
             (&Method::POST, TASKS, _) => {
                 let open: Open = self.read(body).await?;
