@@ -50,7 +50,7 @@ pub struct Search {
     /// GET, connect, dns, kill, …
     #[arg(long)]
     action: Option<String>,
-    /// allow, deny, killed or error
+    /// allow, observed, deny, approval-required, killed or error
     #[arg(long)]
     outcome: Option<String>,
     /// Part of the host or address

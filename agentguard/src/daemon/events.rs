@@ -199,7 +199,11 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         EventKind::Bind => "bind",
         EventKind::Socket => "socket",
         EventKind::Packet => "packet",
-        EventKind::Unix if refusal == Some(Refusal::UnixSocket) && unix::is_name_cache(event) => {
+        EventKind::Unix
+            if outcome == Outcome::Deny
+                && refusal == Some(Refusal::UnixSocket)
+                && unix::is_name_cache(event) =>
+        {
             return None;
         }
         EventKind::Unix if event.proto == Event::UNIX_SEND => "sendmsg",
@@ -489,6 +493,19 @@ mod tests {
             assert_eq!((draft.action.as_str(), draft.outcome), ("exec", outcome));
             assert_eq!(draft.reason.map(DenyReason::slug), slug);
         }
+    }
+
+    #[test]
+    fn the_name_cache_is_a_record_only_where_it_was_reached() {
+        let clock = Clock::now();
+        let socket = b"/var/run/nscd/socket";
+        let mut cache = event(EventKind::Unix, Refusal::UnixSocket as u32);
+        cache.path[..socket.len()].copy_from_slice(socket);
+        cache.path_len = u32::try_from(socket.len()).unwrap();
+        assert!(draft(&cache, false, &clock).is_none());
+        cache.reason |= 1 << 31;
+        let observed = draft(&cache, false, &clock).unwrap();
+        assert_eq!(observed.outcome, Outcome::Observed);
     }
 
     #[test]
