@@ -18,7 +18,7 @@ pub mod registration;
 pub mod startup;
 pub mod state;
 pub mod stop;
-mod supervise;
+pub mod supervise;
 pub mod tasks;
 mod unix;
 pub mod upstream;

@@ -132,7 +132,14 @@ fn nothing_outside_a_task_where_one_is_required() {
         "tasks = \"required\"\n\n{}",
         reach("origin.test", origin.port, &["GET /v1/**"])
     );
-    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let nobodys = format!(
+        "start_by = [\"user:nobody\"]\n\n{}",
+        reach("origin.test", origin.port, &["GET /v1/**"])
+    );
+    let bundle = Bundle::new(1)
+        .agent("probe", &policy)
+        .agent("nobodys", &nobodys);
+    let guard = Guard::start(&site, &bundle);
     let url = origin.url("/v1/x");
     assert_eq!(curl(&guard, &url, &[]), "403 outside-task");
     let id = start(&guard, &[]);
@@ -179,11 +186,20 @@ fn nothing_outside_a_task_where_one_is_required() {
         unknown.stderr.contains("did you mean `probe`?"),
         "{unknown:#?}"
     );
-    let nobody = site
-        .cli(["task", "start", "probe", "--intent", "x"])
-        .user(65534);
-    let refused = nobody.run();
+    let by = |user, words: &[&str]| site.cli(words).user(user).run();
+    let refused = by(65534, &["task", "start", "probe", "--intent", "x"]);
     assert_eq!(refused.code(), 5, "{refused:#?}");
+
+    // Who supervises an agent sees its tasks, and no others.
+    let others = start(&guard, &[]);
+    let own = by(65534, &["task", "start", "nobodys", "--intent", "x"]);
+    let own = own.ok().stdout;
+    let listed = by(65534, &["task", "list", "--json"]).ok().json();
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(listed[0]["id"], *own);
+    by(65534, &["task", "end", &own]).ok();
+    assert_eq!(by(65534, &["task", "end", &others]).code(), 5);
+    assert_eq!(by(65533, &["task", "list"]).code(), 5);
 }
 
 /// A WebSocket of the agent's that says `open`, and `ended`.

@@ -3,10 +3,10 @@
 //!
 //! | role | may |
 //! |---|---|
-//! | viewer | `status`, `agents`, `policy show`, `policy history`, `policy explain`, `audit` |
+//! | viewer | `status`, `agents`, `policy show`, `policy history`, `policy explain`, `audit`, `task list` |
 //! | responder | also `kill` and `revive` |
 //! | admin | also `task start` and `task end` for every agent, `policy apply` and `policy rollback`, and `agents suspend`, `activate`, `retire`, `reassign` |
-//! | anyone | `ca`; `run`, `task start` and `task end` of the agents whose `start_by` lists them |
+//! | anyone | `ca`; `run`, `task start`, `task end` and `task list` of the agents whose `start_by` lists them |
 //! | root | everything, `unload` included |
 
 use agentguard_common::abi::Label;
@@ -21,7 +21,7 @@ pub enum Verb {
     Trust,
     /// Judged further by the agent's `start_by`.
     Run,
-    /// Judged further by that, too, or [`is_admin`].
+    /// Judged further by that, too, or [`is_admin`]; looking at them by [`may_look`].
     Task,
     Look,
     Kill,
@@ -58,6 +58,10 @@ pub fn check<E>(
     if allowed(peer, verb, roles, user::gid) {
         return Ok(());
     }
+    Err(lacks(peer, verb))
+}
+
+fn lacks(peer: &Peer, verb: Verb) -> Refused {
     let needs = match verb {
         Verb::Trust | Verb::Run | Verb::Task | Verb::Unload => "root",
         Verb::Look => "root, or a [[roles]] entry in agentguard.toml with the role `viewer`",
@@ -66,10 +70,16 @@ pub fn check<E>(
             "root, or a [[roles]] entry in agentguard.toml with the role `admin`"
         }
     };
-    Err(Refused::NotAllowed {
-        user: user::name(peer.uid),
-        needs,
-    })
+    let user = user::name(peer.uid);
+    Refused::NotAllowed { user, needs }
+}
+
+/// Root, or who has the role `viewer`: for what others see a part of.
+pub fn may_look(peer: &Peer, roles: &[RoleGrant]) -> Result<(), Refused> {
+    match allowed(peer, Verb::Look, roles, user::gid) {
+        true => Ok(()),
+        false => Err(lacks(peer, Verb::Look)),
+    }
 }
 
 /// Root, or who has the role `admin`.
@@ -128,14 +138,18 @@ mod tests {
 
     #[test]
     fn the_permission_table() {
-        use Verb::{Apply, Kill, Look, Register, Run, Trust, Unload};
-        const VERBS: [Verb; 7] = [Trust, Run, Look, Kill, Register, Apply, Unload];
+        use Verb::{Apply, Kill, Look, Register, Run, Task, Trust, Unload};
+        const VERBS: [Verb; 8] = [Trust, Run, Task, Look, Kill, Register, Apply, Unload];
         for (uid, group, may) in [
             (0, 0, &VERBS[..]),
-            (1000, 99, &[Trust, Run][..]),
-            (1000, 10, &[Trust, Run, Look][..]),
-            (1000, 20, &[Trust, Run, Look, Kill][..]),
-            (1000, 30, &[Trust, Run, Look, Kill, Register, Apply][..]),
+            (1000, 99, &[Trust, Run, Task][..]),
+            (1000, 10, &[Trust, Run, Task, Look][..]),
+            (1000, 20, &[Trust, Run, Task, Look, Kill][..]),
+            (
+                1000,
+                30,
+                &[Trust, Run, Task, Look, Kill, Register, Apply][..],
+            ),
         ] {
             let peer = Peer::known(7, uid, vec![group]);
             for verb in VERBS {

@@ -23,7 +23,7 @@ use crate::daemon::kill::{self, KillError};
 use crate::daemon::registration::{self, ChangeError};
 use crate::daemon::state::Shared;
 use crate::daemon::tasks::{self, TaskError};
-use crate::daemon::{lock, presence, view};
+use crate::daemon::{lock, presence, supervise, view};
 use crate::policy::Sources;
 use crate::policy::explain::Question;
 use crate::sys::peer::Peer;
@@ -65,13 +65,13 @@ async fn serve(
     let path = request.uri().path().to_owned();
     let verb = match (request.method(), path.as_str()) {
         (&Method::GET, "/v1/ca") => Verb::Trust,
-        (&Method::GET, "/v1/status" | "/v1/agents" | "/v1/policy" | "/v1/audit" | "/v1/tasks") => {
-            Verb::Look
-        }
+        (&Method::GET, "/v1/status" | "/v1/agents" | "/v1/policy" | "/v1/audit") => Verb::Look,
         (&Method::GET, path) if path.starts_with(HISTORY) => Verb::Look,
         (&Method::POST, "/v1/policy/explain") => Verb::Look,
         (&Method::POST, "/v1/run") => Verb::Run,
-        (&Method::POST, "/v1/tasks" | "/v1/tasks/end") => Verb::Task,
+        (&Method::GET | &Method::POST, "/v1/tasks") | (&Method::POST, "/v1/tasks/end") => {
+            Verb::Task
+        }
         (&Method::POST, "/v1/kill" | "/v1/revive") => Verb::Kill,
         (&Method::POST, path) if registration::Verb::of(path).is_some() => Verb::Register,
         (&Method::POST, "/v1/policy" | "/v1/policy/rollback") => Verb::Apply,
@@ -102,7 +102,10 @@ async fn serve(
             put_in_force(shared, peer, Wanted::Earlier(serial)).await
         }
         (_, "/v1/policy/explain") => explain_policy(shared, body(request, BODY).await?),
-        (&Method::GET, "/v1/tasks") => Ok(json(&shared.tasks.list())),
+        (&Method::GET, "/v1/tasks") => {
+            let seen = supervise::seen(shared, peer).await.map_err(task_refusal)?;
+            Ok(json(&seen))
+        }
         (_, "/v1/tasks") => start_task(shared, peer, body(request, BODY).await?).await,
         (_, "/v1/tasks/end") => end_task(shared, peer, body(request, BODY).await?).await,
         (_, "/v1/run") => run(shared, peer, body(request, BODY).await?).await,

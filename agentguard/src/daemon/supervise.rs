@@ -1,6 +1,7 @@
 //! Who opens, ends and sees whose tasks: root, the role `admin`, and whom the agent's `start_by` lists. Names and groups
 //! are looked up off the runtime's workers: they may come from elsewhere.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::enrol::may_start;
@@ -8,6 +9,7 @@ use super::kill::suggest;
 use super::state::Shared;
 use super::tasks::{TaskError, failed};
 use crate::control::access;
+use crate::control::api::TaskLine;
 use crate::sys::peer::Peer;
 use crate::sys::user;
 
@@ -24,6 +26,30 @@ pub async fn name(
     let looking = tokio::task::spawn_blocking(move || {
         may(&shared, &peer, &agent)?;
         Ok(user::name(peer.uid))
+    });
+    looking.await.map_err(failed)?
+}
+
+/// The open tasks that the caller may see: all, or those of the agents that it supervises.
+///
+/// # Errors
+/// There is no such agent.
+pub async fn seen(shared: &Arc<Shared>, peer: &Arc<Peer>) -> Result<Vec<TaskLine>, TaskError> {
+    let (shared, peer) = (shared.clone(), peer.clone());
+    let looking = tokio::task::spawn_blocking(move || {
+        let mut open = shared.tasks.list().to_vec();
+        let Err(refused) = access::may_look(&peer, &shared.config.roles) else {
+            return Ok(open);
+        };
+        let active = shared.active.load_full();
+        let all = active.iter().flat_map(|active| active.policy.agents());
+        let its = all.filter(|it| may_start(&peer, &it.start_by, user::uid, user::gid));
+        let its: BTreeSet<&str> = its.map(|it| it.name.as_str()).collect();
+        if its.is_empty() {
+            return Err(TaskError::Forbidden(refused.to_string()));
+        }
+        open.retain(|it| its.contains(it.agent.as_str()));
+        Ok(open)
     });
     looking.await.map_err(failed)?
 }
