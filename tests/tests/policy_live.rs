@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use agentguard_tests::bundle::{direct, reach};
-use agentguard_tests::{Bundle, Guard, Running, Server, Site};
+use agentguard_tests::{Bundle, Guard, Nginx, Running, Server, Site};
 
 /// From the answer to `policy apply`.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -100,4 +100,41 @@ with connect("wss://origin.test:{}/v1/one", open_timeout=60) as connection:
     drop(held);
     let cut = guard.requests().pop().expect("a record");
     assert_eq!((cut.outcome(), cut.reason()), ("deny", "policy-denied"));
+}
+
+#[test]
+fn passed_through_connections_that_are_denied_now_are_cut() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let passed = |port: u16| {
+        format!(
+            "[[reach]]\nhost = \"origin.test:{port}\"\ntls = \"passthrough\"\nallow = [\"connect\"]\n"
+        )
+    };
+    let (gone, kept) = (passed(origin.port), passed(origin.port_http1));
+    let both = Bundle::new(1).agent("probe", &format!("{gone}{kept}"));
+    let guard = Guard::start(&site, &both);
+    let hold = |port: u16| {
+        let code = format!(
+            "import ssl
+raw = socket.create_connection(('origin.test', {port}))
+tls = ssl._create_unverified_context().wrap_socket(raw, server_hostname='origin.test')
+print('open', flush=True)
+try: print('ended', tls.recv(1), flush=True)
+except OSError as error: print('ended', error, flush=True)"
+        );
+        let mut held = guard.agent("probe").python(&code).spawn();
+        held.line(|line| line == "open");
+        held
+    };
+    let (mut ends, mut stays) = (hold(origin.port), hold(origin.port_http1));
+    apply(&site, &Bundle::new(2).agent("probe", &kept));
+    let applied = Instant::now();
+    ends.after("ended");
+    assert!(applied.elapsed() < AT_ONCE, "{:?}", applied.elapsed());
+    assert!(stays.is_running() && !stays.heard().contains("ended"));
+    let records = guard.audit();
+    let cut = records.iter().filter(|it| it.action() == "connect");
+    let cut: Vec<_> = cut.map(|it| (it.outcome(), it.reason())).collect();
+    assert_eq!(cut, [("deny", "policy-denied")], "{records:#?}");
 }

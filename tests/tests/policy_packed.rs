@@ -231,3 +231,30 @@ fn the_configured_bundle_may_be_packed() {
         (&7.into(), &"ops".into())
     );
 }
+
+#[test]
+fn what_a_key_signed_that_is_not_trusted_any_more_does_not_come_back() {
+    let site = Site::new();
+    let maker = Maker { site: &site };
+    let (key, public) = maker.keys("ops");
+    maker.trust(&public);
+    let guard = Guard::start(&site, &bundle(1));
+    let signed = maker.pack(&bundle(2), "signed.bundle", &key);
+    maker.policy(&["apply", text(&signed)]).ok();
+    let folder = site.path("third");
+    bundle(3).write(&folder);
+    maker.policy(&["apply", text(&folder)]).ok();
+    fs::remove_file(site.path("trust/ops.pub")).expect("there");
+    let serial = || guard.cli(["policy", "show", "--json"]).ok().json()["serial"].clone();
+    for words in [&["policy", "rollback"][..], &["policy", "rollback", "2"]] {
+        let refused = guard.cli(words);
+        assert_eq!(refused.code(), 3, "{refused:?}");
+        let why = "bundle 2 was signed by `ops` (";
+        assert!(refused.stderr.contains(why), "{refused:?}");
+        assert_eq!(serial(), 3);
+    }
+    guard.cli(["policy", "rollback", "1"]).ok();
+    maker.trust(&public);
+    guard.cli(["policy", "rollback", "2"]).ok();
+    assert_eq!(serial(), 2);
+}
