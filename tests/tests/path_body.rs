@@ -319,6 +319,57 @@ print(s.recv(65536).decode())
 }
 
 #[test]
+fn bodies_that_are_held_at_once_have_a_bound_together() {
+    let site = Site::new();
+    site.configure(|config| {
+        let forwarder = config["forwarder"].as_table_mut().expect("a table");
+        forwarder.insert("max_judged_body_bytes".into(), (1 << 20).into());
+        forwarder.insert("max_judged_bodies_bytes".into(), (1 << 20).into());
+    });
+    let mut shop = Shop::open(&site, "procurement", "api.supplier.example", "procurement");
+    // The second asks for room while the first has most of it, and again when that has gone on.
+    let code = format!(
+        r#"
+import json, ssl
+context = ssl.create_default_context()
+def begun(body):
+    s = context.wrap_socket(socket.create_connection(("origin.test", {port})), server_hostname="origin.test")
+    s.sendall(b"POST /v1/orders HTTP/1.1\r\nHost: origin.test:{port}\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(body))
+    return s
+def answer(s):
+    s.settimeout(60)
+    return s.recv(65536).decode()
+body = b'{{"amount": 12.5, "note": "' + b"x" * 700_000 + b'"}}'
+def send():
+    s = begun(body)
+    said = answer(s)
+    if "100 Continue" in said:
+        s.sendall(body)
+        said = answer(s)
+    return said
+first = begun(body)
+assert "100 Continue" in answer(first)
+first.sendall(body[:-1])
+refused = send()
+while "body-too-large" not in refused: refused = send()
+print(refused.split("\r\n\r\n", 1)[1])
+first.sendall(body[-1:])
+print(answer(first).split()[1], send().split()[1])
+"#,
+        port = shop.server.port
+    );
+    let agent = shop.guard.agent("procurement");
+    let said = agent.python_code(&code).ok().stdout;
+    assert!(
+        said.contains("no room for it beside those of other requests"),
+        "{said}"
+    );
+    assert!(said.ends_with("\n201 201"), "{said}");
+    assert!(shop.hits().len() >= 2);
+}
+
+#[test]
 fn infrastructure() {
     let site = Site::new();
     let mut shop = Shop::open(&site, "infrastructure", "api.cloud.example", "platform");
