@@ -33,6 +33,17 @@ fn gathered(policy: &Policy, input: &Input<'_>, body: &str, turn: usize) -> Gath
     }
 }
 
+const B: AgentId = AgentId(AgentId::FIRST + 1);
+
+/// The same with `b` acting for `a`.
+fn with_parent(sources: &Sources) -> Policy {
+    let mut sources = sources.clone();
+    let child = sources.files.get_mut("agents/b.toml").unwrap();
+    *child = child.replacen("risk = \"low\"\n", "risk = \"low\"\nparent = \"a\"\n", 1);
+    assert_eq!(ids(&sources)["b"], B);
+    compile(&sources)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         // `PROPTEST_CASES=8000` tries a thousand bundles.
@@ -43,6 +54,7 @@ proptest! {
     fn the_fast_answer_is_the_whole_sets(sources in bundle_sources()) {
         let (sources, policy) = settle(sources);
         let reference = Reference::new(&sources);
+        let delegated = with_parent(&sources);
         for agent in policy.agents.keys().copied() {
             for (index, (host, port)) in NAMES.into_iter().enumerate() {
                 for (turn, path) in PATHS.into_iter().enumerate() {
@@ -68,6 +80,21 @@ proptest! {
                         continue;
                     }
                     let whole = reference.answer(&question);
+                    // Whoever acts for another may what both may.
+                    let permitted = whole.is_ok()
+                        && (agent != B || reference.answer(&question.of("a")).is_ok());
+                    asked.gathered = gathered(&delegated, &asked.input(agent), body, turn);
+                    let mut input = asked.input(agent);
+                    if connects {
+                        input.action = Action::Connect;
+                    }
+                    let as_child = answer(&delegated, &input);
+                    if as_child != Err(vec!["body-ambiguous".into()]) {
+                        prop_assert_eq!(
+                            as_child.is_ok(), permitted, "{:?} {} {}:{}{}{} {:?} {} {:?}\n{:#?}",
+                            agent, method, host, port, path, query, headers, body, asked.gathered, sources
+                        );
+                    }
                     prop_assert_eq!(
                         fast, whole, "{:?} {} {}:{}{}{} {:?} {} {:?}\n{:#?}",
                         agent, method, host, port, path, query, headers, body, asked.gathered, sources

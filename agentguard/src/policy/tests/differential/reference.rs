@@ -50,6 +50,11 @@ impl<'q> Question<'q> {
             body: serde_json::from_str(body).unwrap_or_default(),
         }
     }
+
+    /// The same, asked by another.
+    pub fn of(self, agent: &'q str) -> Self {
+        Self { agent, ..self }
+    }
 }
 
 /// What the policies say to all readings of a request.
