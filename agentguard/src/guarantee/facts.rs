@@ -35,6 +35,8 @@ pub struct Facts {
     /// Something without which nothing can be attached, and its remedy.
     pub missing: Option<(String, String)>,
     pub bpf_lsm: bool,
+    /// An LSM program that is entered again before it has ended may be left out.
+    pub leaves_lsm_out: bool,
     /// The kernel has the hooks of Unix sockets (Linux 6.7).
     pub unix_hooks: bool,
     /// Why digests of executables are not known, if they are not.
@@ -66,6 +68,7 @@ impl Facts {
             programs: kernel::programs(),
             missing: missing(),
             bpf_lsm: kernel::lsm().is_ok(),
+            leaves_lsm_out: kernel::leaves_lsm_out(),
             unix_hooks: kernel::has_unix_hooks(),
             no_digests: kernel::digests().err(),
             unprotected: None,

@@ -208,15 +208,22 @@ fn builds_lsm(facts: &Facts, hooks: &[&str]) -> bool {
     })
 }
 
-fn with_lsm(hooks: &[&str]) -> Row {
+fn with_lsm(facts: &Facts, hooks: &[&str]) -> Row {
     let why = format!("LSM hooks: {}", hooks.join(" "));
+    if facts.leaves_lsm_out {
+        let why = format!(
+            "{why}, which this kernel leaves out when one is entered again on the same CPU before it has ended"
+        );
+        let remedy = "Linux 6.1.54 or later, or boot with preempt=voluntary";
+        return (Holds::Open, why, Some(remedy.into()));
+    }
     (Holds::Enforced, why, None)
 }
 
 /// Without the hooks: what then is possible, and what would change it.
 fn by_lsm(facts: &Facts, hooks: &[&str], without: &str) -> Row {
     if has_lsm(facts, hooks) {
-        return with_lsm(hooks);
+        return with_lsm(facts, hooks);
     }
     if !builds_lsm(facts, hooks) {
         let why = format!("this version does not judge it; {without}");
@@ -272,7 +279,7 @@ fn address_families(facts: &Facts) -> Row {
 
 fn exec(facts: &Facts) -> Row {
     if has_lsm(facts, &["bprm_check_security"]) {
-        return with_lsm(&["bprm_check_security"]);
+        return with_lsm(facts, &["bprm_check_security"]);
     }
     if !builds_lsm(facts, &["bprm_check_security"]) {
         let why = "this version does not judge executables";
@@ -357,7 +364,7 @@ fn io_uring(facts: &Facts) -> Row {
 
 fn terminal(facts: &Facts) -> Row {
     if has_lsm(facts, &["file_ioctl"]) {
-        return with_lsm(&["file_ioctl"]);
+        return with_lsm(facts, &["file_ioctl"]);
     }
     if facts.tiocsti_disabled {
         let why = "dev.tty.legacy_tiocsti = 0";

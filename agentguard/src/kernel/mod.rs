@@ -37,7 +37,7 @@ pub use exec::{ExecFile, ExecRules};
 pub use load::OBJECT;
 pub use origin::OriginMaps;
 pub use pin::{cgroup_root, ensure_bpffs};
-pub use probe::{fits, lsm};
+pub use probe::{fits, leaves_lsm_out, lsm};
 pub use protected::Protected;
 pub use rules::Rule;
 

@@ -3,6 +3,8 @@
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 
+use aya::util::KernelVersion;
+
 use super::{KernelError, bpf, btf};
 
 /// `bpf_loop` came with 5.17; 6.1 is the oldest kernel tested.
@@ -92,6 +94,26 @@ fn refuse_this_thread() -> [u64; 8] {
     ]
 }
 
+/// Whether an LSM program that is entered again on the same CPU before it has ended is left out, and may be entered so.
+/// Up to 6.1.53 the trampoline leaves it out (`prog->active` in `__bpf_prog_enter`); under full preemption another task may
+/// come by meanwhile.
+pub fn leaves_lsm_out() -> bool {
+    let modes = std::fs::read_to_string("/sys/kernel/debug/sched/preempt").ok();
+    let build =
+        nix::sys::utsname::uname().map(|name| name.version().to_string_lossy().into_owned());
+    let version = KernelVersion::current();
+    version.is_ok_and(|version| left_out(version, modes.as_deref(), &build.unwrap_or_default()))
+}
+
+/// `modes`: as the scheduler tells them, the one that holds in parentheses; else what the kernel was built for counts.
+fn left_out(version: KernelVersion, modes: Option<&str>, build: &str) -> bool {
+    let full = match modes {
+        Some(modes) => modes.contains("(full)"),
+        None => build.contains("PREEMPT"),
+    };
+    full && version < KernelVersion::new(6, 1, 54)
+}
+
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
@@ -99,12 +121,29 @@ fn version(release: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::version;
+    use super::*;
 
     #[test]
     fn versions() {
         assert_eq!(version("6.18.44-fc-v657"), Some((6, 18)));
         assert_eq!(version("5.10.0-28-cloud-amd64"), Some((5, 10)));
         assert_eq!(version("mainline"), None);
+    }
+
+    #[test]
+    fn programs_are_left_out_only_by_an_old_kernel_that_preempts_itself() {
+        let (old, new) = (KernelVersion::new(6, 1, 53), KernelVersion::new(6, 1, 54));
+        let dynamic = "#1 SMP PREEMPT_DYNAMIC Debian 6.1.52-1";
+        for (version, modes, build, expected) in [
+            (old, Some("none voluntary (full)"), dynamic, true),
+            (old, Some("none (voluntary) full"), dynamic, false),
+            (old, None, dynamic, true),
+            (old, None, "#1 SMP Debian 6.1.52-1", false),
+            (new, Some("none voluntary (full)"), dynamic, false),
+            (KernelVersion::new(6, 12, 1), None, dynamic, false),
+        ] {
+            let found = left_out(version, modes, build);
+            assert_eq!(found, expected, "{version:?} {modes:?} {build}");
+        }
     }
 }

@@ -43,6 +43,7 @@ fn facts(hooks: &[&'static str]) -> Facts {
         programs: PROGRAMS.to_vec(),
         missing: None,
         bpf_lsm: false,
+        leaves_lsm_out: false,
         unix_hooks: true,
         no_digests: None,
         unprotected: None,
@@ -136,6 +137,28 @@ fn each_fact_moves_its_row() {
         ..all
     };
     assert_eq!(holds(&failed, "canary"), Holds::Open);
+}
+
+#[test]
+fn nothing_holds_by_lsm_where_its_programs_may_be_left_out() {
+    let lsm = [
+        "lsm_bprm_check_security",
+        "lsm_unix_stream_connect",
+        "lsm_unix_may_send",
+    ];
+    let sound = facts(&[&CGROUP_HOOKS, &lsm[..]].concat());
+    let leaky = Facts {
+        leaves_lsm_out: true,
+        ..sound.clone()
+    };
+    for id in ["exec", "exec-scripts", "unix-sockets"] {
+        assert_eq!(holds(&sound, id), Holds::Enforced, "{id}");
+        assert_eq!(holds(&leaky, id), Holds::Open, "{id}");
+    }
+    assert_eq!(holds(&leaky, "tcp"), Holds::Enforced);
+    let all = judge(&leaky);
+    let row = all.iter().find(|row| row.id == "exec").unwrap();
+    assert!(row.remedy.as_deref().unwrap().contains("6.1.54"), "{row:?}");
 }
 
 #[test]
