@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
     bpf_probe_read_kernel, bpf_probe_read_user,
 };
 
-use crate::maps::{EVENTS, Scratch, count, exec_event, scratch};
+use crate::maps::{EVENTS, ExecDesk, Scratch, count};
 use crate::task::{Task, Unreadable, at, current_tgid, read};
 
 /// What a socket event is about.
@@ -137,23 +137,27 @@ fn head_only(kind: EventKind, finding: Finding, agent: AgentId, who: &Who, what:
 
 /// An event with the path that is in the scratch.
 #[inline(always)]
-pub fn with_path(kind: EventKind, finding: Finding, agent: AgentId, who: &Who) {
+pub fn with_path(
+    scratch: *mut Scratch,
+    kind: EventKind,
+    finding: Finding,
+    agent: AgentId,
+    who: &Who,
+) {
     let Some(mut bytes) = EVENTS.reserve_bytes(size_of::<Event>(), 0) else {
         count(Counter::RingFull);
         return;
     };
     let event: *mut Event = bytes.as_mut_ptr().cast();
     fill(event, kind, finding, agent, who, &What::default());
-    if let Some(scratch) = scratch() {
-        // SAFETY: both are PATH_LEN bytes long. A failed read zeroes the destination.
-        unsafe {
-            bpf_probe_read_kernel(
-                (&raw mut (*event).path).cast(),
-                PATH_LEN as u32,
-                (&raw const (*scratch).path).cast(),
-            )
-        };
-    }
+    // SAFETY: both are PATH_LEN bytes long. A failed read zeroes the destination.
+    unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut (*event).path).cast(),
+            PATH_LEN as u32,
+            (&raw const (*scratch).path).cast(),
+        )
+    };
     bytes.submit(0);
 }
 
@@ -184,11 +188,11 @@ pub fn unix(finding: Finding, agent: AgentId, what: &What, name: &UnixName) {
     bytes.submit(0);
 }
 
-/// An exec that has been judged, with the path and the working folder that are in the scratch, and the arguments of the
-/// new image. Tracepoints only.
+/// An exec that has been judged, with the path and the working folder that are in the desk's scratch, and the arguments of
+/// the new image.
 #[inline(always)]
 pub fn judged_exec(
-    scratch: *mut Scratch,
+    desk: *mut ExecDesk,
     finding: Finding,
     agent: AgentId,
     who: &Who,
@@ -196,16 +200,15 @@ pub fn judged_exec(
     private: bool,
     before: bool,
 ) {
-    let Some(event) = exec_event() else {
-        return;
-    };
+    // SAFETY: a member of a map's value.
+    let (scratch, event) = unsafe { (&raw mut (*desk).scratch, &raw mut (*desk).event) };
     fill_exec(event, Some(scratch), finding, agent, who, cwd_len);
     let (flags, (len, total)) = match arguments(event, private) {
         Ok(found) if private => (ExecEvent::PRIVATE, found),
         Ok(found) => (0, found),
         Err(Unreadable) => (ExecEvent::UNSEEN, (0, 0)),
     };
-    // SAFETY: this CPU's, and tracepoints never nest.
+    // SAFETY: the desk is this program's alone meanwhile.
     let fields = unsafe { &mut *event };
     fields.flags = flags | if before { ExecEvent::BEFORE } else { 0 };
     fields.arguments_len = len;

@@ -6,7 +6,7 @@ use agentguard_common::abi::{
 use agentguard_common::glob::{Bytes, Match, Step};
 use aya_ebpf::helpers::generated::bpf_loop;
 
-use crate::maps::{CGROUPS, IDENTIFY, Scratch, config, scratch};
+use crate::maps::{CGROUPS, IDENTIFY, Scratch, config};
 use crate::path;
 use crate::task::{Task, Unreadable};
 
@@ -38,6 +38,7 @@ pub fn in_force() -> IdentifyHead {
 /// The label that `task` gets, if it changes. On success the executable's path is in the scratch if `path_len` is not 0.
 #[inline(always)]
 pub fn identify(
+    scratch: *mut Scratch,
     head: IdentifyHead,
     task: Task,
     cgroup: u64,
@@ -48,8 +49,7 @@ pub fn identify(
         return Ok(None);
     }
     let first = u32::from(head.bank & 1) * MAX_IDENTIFY;
-    let scratch = scratch().ok_or(Unreadable)?;
-    // SAFETY: an element of this CPU's, which nobody else uses meanwhile.
+    // SAFETY: the scratch is this program's alone meanwhile.
     let scan = unsafe { &mut (*scratch).scan };
     *scan = Scan {
         at: Match::default(),
@@ -61,12 +61,13 @@ pub fn identify(
         agent: label.agent,
         found: AgentId::NONE,
     };
-    // SAFETY: `scan_task` has bpf_loop's callback signature.
+    let mut context = scratch;
+    // SAFETY: `scan_task` has bpf_loop's callback signature and takes such a context.
     unsafe {
         bpf_loop(
             MAX_STEPS,
             scan_task as *mut core::ffi::c_void as *mut _,
-            core::ptr::null_mut(),
+            (&raw mut context).cast(),
             0,
         )
     };
@@ -84,11 +85,11 @@ pub fn identify(
 
 /// Walks the executable's path if a block in force looks at it.
 #[inline(always)]
-pub fn path_for(head: IdentifyHead, task: Task) -> Result<u32, Unreadable> {
+pub fn path_for(scratch: *mut Scratch, head: IdentifyHead, task: Task) -> Result<u32, Unreadable> {
     if head.keys & Identify::EXE as u8 == 0 {
         return Ok(0);
     }
-    path::executable(task)
+    path::executable(scratch, task)
 }
 
 #[inline(always)]
@@ -103,9 +104,8 @@ fn cgroup_mask(cgroup: u64, bank: u8) -> u64 {
 
 /// The mask of one bank for a cgroup whose path is the `text_len` bytes in the scratch.
 #[inline(always)]
-pub fn mask_of(bank: u32, text_len: u32) -> Result<u64, Unreadable> {
+pub fn mask_of(scratch: *mut Scratch, bank: u32, text_len: u32) -> Result<u64, Unreadable> {
     let first = bank * MAX_IDENTIFY;
-    let scratch = scratch().ok_or(Unreadable)?;
     // SAFETY: as in `identify`.
     let scan = unsafe { &mut (*scratch).scan };
     *scan = Scan {
@@ -118,12 +118,13 @@ pub fn mask_of(bank: u32, text_len: u32) -> Result<u64, Unreadable> {
         agent: AgentId::NONE,
         found: AgentId::NONE,
     };
+    let mut context = scratch;
     // SAFETY: as in `identify`.
     unsafe {
         bpf_loop(
             MAX_STEPS,
             scan_cgroup as *mut core::ffi::c_void as *mut _,
-            core::ptr::null_mut(),
+            (&raw mut context).cast(),
             0,
         )
     };
@@ -134,8 +135,8 @@ pub fn mask_of(bank: u32, text_len: u32) -> Result<u64, Unreadable> {
 }
 
 /// `bpf_loop` callback: one step of one block's exe pattern, or of getting to the next block.
-extern "C" fn scan_task(_index: u32, _ctx: *mut core::ffi::c_void) -> i64 {
-    one_step(|block, scan, path| {
+extern "C" fn scan_task(_index: u32, context: *mut core::ffi::c_void) -> i64 {
+    one_step(context, |block, scan, path| {
         let step = if !concerns(block, scan) {
             Step::No
         } else if block.keys & Identify::EXE == 0 {
@@ -155,8 +156,8 @@ extern "C" fn scan_task(_index: u32, _ctx: *mut core::ffi::c_void) -> i64 {
 }
 
 /// `bpf_loop` callback: one step of one block's cgroup pattern, or of getting to the next block.
-extern "C" fn scan_cgroup(_index: u32, _ctx: *mut core::ffi::c_void) -> i64 {
-    one_step(|block, scan, path| {
+extern "C" fn scan_cgroup(_index: u32, context: *mut core::ffi::c_void) -> i64 {
+    one_step(context, |block, scan, path| {
         let step = if block.keys & Identify::CGROUP == 0 {
             Step::No
         } else {
@@ -169,12 +170,14 @@ extern "C" fn scan_cgroup(_index: u32, _ctx: *mut core::ffi::c_void) -> i64 {
     })
 }
 
-/// 1 at the end of the blocks, else 0 to be called again.
+/// 1 at the end of the blocks, else 0 to be called again. `context` points to a pointer to the scratch.
 #[inline(always)]
-fn one_step(step: impl FnOnce(&Identify, &mut Scan, &[u8; PATH_LEN]) -> Step) -> i64 {
-    let Some(scratch) = scratch() else {
-        return 1;
-    };
+fn one_step(
+    context: *mut core::ffi::c_void,
+    step: impl FnOnce(&Identify, &mut Scan, &[u8; PATH_LEN]) -> Step,
+) -> i64 {
+    // SAFETY: that of `identify` or `mask_of`.
+    let scratch = unsafe { *context.cast::<*mut Scratch>() };
     // SAFETY: as in `identify`.
     let Scratch { scan, path, .. } = unsafe { &mut *scratch };
     if scan.block >= scan.end {

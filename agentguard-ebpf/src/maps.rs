@@ -71,15 +71,18 @@ pub static CGROUPS: HashMap<u64, CgroupMask, 16384> = HashMap::new();
 pub static EVENTS: RingBuf<Event, { 2 << 20 }> = RingBuf::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
-/// For the tracepoints, which run with preemption off and never nest.
+/// For the tracepoints that the kernel calls with interrupts off, which never nest.
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+/// For the two programs at an exec. Since Linux 7.0 each can be preempted, by one of the above and by the other.
+#[btf_map]
+static EXEC_DESKS: PerCpuArray<ExecDesk, 2> = PerCpuArray::new();
+/// The exec that the first of the two has dealt with last on this CPU.
+#[btf_map]
+pub static EXEC_DONE: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// For the LSM programs, which can be preempted by one another.
 #[btf_map]
 static TASK_SCRATCH: TaskScratch = TaskScratch::new();
-/// Where a tracepoint puts an exec together: of the arguments only as many bytes as there are go into the ring.
-#[btf_map]
-static EXEC_EVENT: PerCpuArray<ExecEvent, 1> = PerCpuArray::new();
 #[btf_map]
 pub static MARKS: Marks = Marks::new();
 
@@ -108,14 +111,22 @@ pub struct Scratch {
     pub observed_as: u32,
 }
 
+/// What a program at an exec works on.
+#[repr(C)]
+pub struct ExecDesk {
+    pub scratch: Scratch,
+    /// Where the event is put together: of the arguments only as many bytes as there are go into the ring.
+    pub event: ExecEvent,
+}
+
 #[inline(always)]
 pub fn scratch() -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(0)
 }
 
 #[inline(always)]
-pub fn exec_event() -> Option<*mut ExecEvent> {
-    EXEC_EVENT.get_ptr_mut(0)
+pub fn exec_desk(number: u32) -> Option<*mut ExecDesk> {
+    EXEC_DESKS.get_ptr_mut(number)
 }
 
 /// The calling task's own, made when it first needs one.

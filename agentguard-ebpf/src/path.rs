@@ -3,7 +3,7 @@
 use agentguard_common::abi::PATH_LEN;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel};
 
-use crate::maps::{Scratch, scratch};
+use crate::maps::Scratch;
 use crate::task::{Task, Unreadable, at, read};
 
 /// Components and mounts a walk follows.
@@ -36,8 +36,7 @@ pub struct Found {
 
 /// Puts the path of `task`'s executable into `Scratch::path` and answers its length; 0 for a task without one.
 #[inline(always)]
-pub fn executable(task: Task) -> Result<u32, Unreadable> {
-    let scratch = scratch().ok_or(Unreadable)?;
+pub fn executable(scratch: *mut Scratch, task: Task) -> Result<u32, Unreadable> {
     match executable_file(task)? {
         0 => Ok(0),
         file => Ok(of_file(scratch, file)?.len),

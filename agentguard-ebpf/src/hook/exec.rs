@@ -11,51 +11,87 @@ use aya_ebpf::programs::RawTracePointContext;
 use crate::emit::{self, Who};
 use crate::exec_rules::{Judgement, Rules};
 use crate::identify::{identify, in_force, path_for};
-use crate::maps::{Scratch, count, is_killed, label_of, scratch, set_label, task_scratch};
+use crate::maps::{
+    EXEC_DONE, ExecDesk, Scratch, count, exec_desk, is_killed, label_of, set_label, task_scratch,
+};
 use crate::path;
-use crate::task::{Task, Unreadable, current_tgid, has_lsm};
+use crate::task::{Task, Unreadable, at, current_tgid, has_lsm, read};
 
 const SIGKILL: u32 = 9;
 
 /// `exec_binprm`, once the new image is in place and its credentials are committed.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn exec(_ctx: RawTracePointContext) {
+    on_exec(exec_desk(0));
+    if let Some(done) = EXEC_DONE.get_ptr_mut(0) {
+        // SAFETY: this CPU's. Who preempts this program may overwrite it, and then the backstop has more to do.
+        unsafe { done.write_volatile(this_one().unwrap_or(0)) };
+    }
+}
+
+/// For an exec at which the kernel left [`exec`] out. Since Linux 7.0 a tracepoint's programs can be preempted, and until one
+/// goes on it is left out on its CPU (`prog->active` in `__bpf_trace_run`).
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn exec_backstop(_ctx: RawTracePointContext) {
+    // SAFETY: as in `exec`.
+    let done = EXEC_DONE
+        .get_ptr(0)
+        .map_or(0, |done| unsafe { done.read_volatile() });
+    if done == 0 || this_one().ok() != Some(done) {
+        on_exec(exec_desk(1));
+    }
+}
+
+/// What tells the calling task's exec from every other.
+#[inline(always)]
+fn this_one() -> Result<u64, Unreadable> {
+    let task = Task::current();
+    let number: u64 = read(task.0, at!(task_self_exec_id))?;
+    Ok((u64::from(current_tgid()) << 32) | (number & u64::from(u32::MAX)))
+}
+
+#[inline(always)]
+fn on_exec(desk: Option<*mut ExecDesk>) {
     let tgid = current_tgid();
     let label = label_of(tgid);
     let head = in_force();
-    let done = if label.agent == AgentId::NONE {
-        let done = unlabelled(tgid, head);
-        if done.is_err() {
-            emit::unread(tgid);
+    let done = match desk {
+        Some(desk) if label.agent == AgentId::NONE => {
+            // SAFETY: a member of a map's value.
+            unlabelled(tgid, head, unsafe { &raw mut (*desk).scratch })
         }
-        done
-    } else {
-        match (Rules::of(label.agent), scratch()) {
-            (None, _) => unjudged(tgid, label, head),
-            (Some(rules), Some(scratch)) => judged(tgid, label, head, &rules, scratch),
-            (Some(_), None) => {
+        Some(desk) => match Rules::of(label.agent) {
+            // SAFETY: as above.
+            None => unjudged(tgid, label, head, unsafe { &raw mut (*desk).scratch }),
+            Some(rules) => judged(tgid, label, head, &rules, desk),
+        },
+        None => {
+            if label.agent != AgentId::NONE {
                 kill(tgid, label);
-                Err(Unreadable)
             }
+            Err(Unreadable)
         }
     };
     if let Err(unreadable) = done {
+        if label.agent == AgentId::NONE {
+            emit::unread(tgid);
+        }
         count(unreadable.into());
     }
 }
 
 /// The exec that makes a process an agent's is not judged: the identify block names the file.
 #[inline(always)]
-fn unlabelled(tgid: u32, head: IdentifyHead) -> Result<(), Unreadable> {
+fn unlabelled(tgid: u32, head: IdentifyHead, scratch: *mut Scratch) -> Result<(), Unreadable> {
     if head.len == 0 {
         return Ok(());
     }
     let task = Task::current();
     // Blocks that do not look at the path are judged without it.
-    let path = path_for(head, task);
+    let path = path_for(scratch, head, task);
     let path_len = *path.as_ref().unwrap_or(&0);
     let cgroup = task.cgroup()?;
-    let Some(label) = identify(head, task, cgroup, Label::default(), path_len)? else {
+    let Some(label) = identify(scratch, head, task, cgroup, Label::default(), path_len)? else {
         return path.map(|_| ());
     };
     set_label(tgid, label);
@@ -63,24 +99,29 @@ fn unlabelled(tgid: u32, head: IdentifyHead) -> Result<(), Unreadable> {
         kill(tgid, label);
     }
     let who = Who::current(task, path_len);
-    emit::with_path(EventKind::Exec, held(label), label.agent, &who);
+    emit::with_path(scratch, EventKind::Exec, held(label), label.agent, &who);
     Ok(())
 }
 
 /// A process of an agent without exec rules.
 #[inline(always)]
-fn unjudged(tgid: u32, before: Label, head: IdentifyHead) -> Result<(), Unreadable> {
+fn unjudged(
+    tgid: u32,
+    before: Label,
+    head: IdentifyHead,
+    scratch: *mut Scratch,
+) -> Result<(), Unreadable> {
     if must_die(before) {
         kill(tgid, before);
     }
     let task = Task::current();
-    let path_len = path::executable(task).unwrap_or_else(|unreadable| {
+    let path_len = path::executable(scratch, task).unwrap_or_else(|unreadable| {
         count(unreadable.into());
         0
     });
-    let label = moved(tgid, task, before, head, path_len)?;
+    let label = moved(task, before, head, path_len, scratch)?;
     let who = Who::current(task, path_len);
-    emit::with_path(EventKind::Exec, held(label), label.agent, &who);
+    emit::with_path(scratch, EventKind::Exec, held(label), label.agent, &who);
     Ok(())
 }
 
@@ -91,9 +132,11 @@ fn judged(
     before: Label,
     head: IdentifyHead,
     rules: &Rules,
-    scratch: *mut Scratch,
+    desk: *mut ExecDesk,
 ) -> Result<(), Unreadable> {
     let task = Task::current();
+    // SAFETY: a member of a map's value.
+    let scratch = unsafe { &raw mut (*desk).scratch };
     let cwd_len = path::working_folder(scratch, task);
     let judgement = match judge(task, rules, scratch) {
         Ok(judgement) => judgement,
@@ -116,7 +159,7 @@ fn judged(
     if refused || must_die(before) {
         kill(tgid, before);
     }
-    let label = moved(tgid, task, before, head, path_len).unwrap_or(before);
+    let label = moved(task, before, head, path_len, scratch).unwrap_or(before);
     let mut who = Who::current(task, path_len);
     let mut finding = match held(label) {
         Finding::Allowed => judged,
@@ -128,12 +171,12 @@ fn judged(
     };
     if let Some((refusal, from)) = kept {
         // Of the image; what follows is of the file that it came by.
-        emit::with_path(EventKind::Exec, finding, label.agent, &who);
+        emit::with_path(scratch, EventKind::Exec, finding, label.agent, &who);
         who.path_len = take_path(scratch, from);
         finding = Finding::Observed(refusal);
     }
     emit::judged_exec(
-        scratch,
+        desk,
         finding,
         label.agent,
         &who,
@@ -186,15 +229,16 @@ fn judge(task: Task, rules: &Rules, scratch: *mut Scratch) -> Result<Judgement, 
 /// The label of an agent's process after identification.
 #[inline(always)]
 fn moved(
-    tgid: u32,
     task: Task,
     before: Label,
     head: IdentifyHead,
     path_len: u32,
+    scratch: *mut Scratch,
 ) -> Result<Label, Unreadable> {
-    let Some(label) = identify(head, task, task.cgroup()?, before, path_len)? else {
+    let Some(label) = identify(scratch, head, task, task.cgroup()?, before, path_len)? else {
         return Ok(before);
     };
+    let tgid = current_tgid();
     set_label(tgid, label);
     if must_die(label) {
         kill(tgid, label);

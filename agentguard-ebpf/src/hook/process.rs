@@ -32,10 +32,11 @@ fn count_unreadable(result: Result<(), Unreadable>) {
     }
 }
 
-/// `kernel_clone`, before `wake_up_new_task`: (parent = the caller, child).
-#[raw_tracepoint(tracepoint = "sched_process_fork")]
+/// `wake_up_new_task`, in the parent, before the child can be chosen to run: (child). Its run queue is locked, and interrupts
+/// are off; at `sched_process_fork` Linux 7.0 may leave a program out.
+#[raw_tracepoint(tracepoint = "sched_wakeup_new")]
 pub fn fork(ctx: RawTracePointContext) {
-    count_unreadable(on_fork(Task(arg(&ctx, 1))));
+    count_unreadable(on_fork(Task(arg(&ctx, 0))));
 }
 
 #[inline(always)]
@@ -101,6 +102,12 @@ fn looks_at_cgroups() -> bool {
 /// `do_exit`, after the caller has been counted out of `signal->live`: (task).
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn exit(_ctx: RawTracePointContext) {
+    count_unreadable(on_exit());
+}
+
+/// As [`exit`], which has left nothing to do unless the kernel left it out: as at an exec.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn exit_backstop(_ctx: RawTracePointContext) {
     count_unreadable(on_exit());
 }
 
@@ -170,10 +177,11 @@ fn enrol(task: Task, cgroup: u64) -> Result<(), Unreadable> {
         return Ok(());
     }
     let tgid = task.tgid()?;
+    let scratch = scratch().ok_or(Unreadable)?;
     // As at exec.
-    let path = path_for(head, task);
+    let path = path_for(scratch, head, task);
     let path_len = *path.as_ref().unwrap_or(&0);
-    let Some(label) = identify(head, task, cgroup, label_of(tgid), path_len)? else {
+    let Some(label) = identify(scratch, head, task, cgroup, label_of(tgid), path_len)? else {
         return path.map(|_| ());
     };
     set_label(tgid, label);
@@ -185,7 +193,8 @@ fn enrol(task: Task, cgroup: u64) -> Result<(), Unreadable> {
         cgroup,
         path_len,
     };
-    emit::with_path(EventKind::Enrol, Finding::Allowed, label.agent, &who);
+    let finding = Finding::Allowed;
+    emit::with_path(scratch, EventKind::Enrol, finding, label.agent, &who);
     Ok(())
 }
 
@@ -220,7 +229,7 @@ fn on_mkdir(cgroup: u64, path: u64) -> Result<(), Unreadable> {
     }
     let len = len as u32 - 1;
     let mask = CgroupMask {
-        banks: [mask_of(0, len)?, mask_of(1, len)?],
+        banks: [mask_of(scratch, 0, len)?, mask_of(scratch, 1, len)?],
     };
     if mask != CgroupMask::default() {
         let id = cgroup_id(cgroup)?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
 use tokio::sync::Notify;
@@ -40,12 +41,45 @@ impl Unread {
     }
 }
 
-/// Looks at what the kernel could not read, until the daemon stops.
+/// Execs that no program may have seen.
+#[derive(Default)]
+struct Missed {
+    known: u64,
+}
+
+impl Missed {
+    /// Between two looks.
+    const EVERY: Duration = Duration::from_secs(1);
+
+    async fn more(&mut self, shared: &Shared) {
+        loop {
+            let missed = lock(&shared.kernel).missed_execs();
+            match missed {
+                Ok(Some(now)) if now > self.known => {
+                    self.known = now;
+                    return;
+                }
+                Ok(Some(_)) => tokio::time::sleep(Self::EVERY).await,
+                Ok(None) => return std::future::pending().await,
+                Err(error) => {
+                    let message = format!("execs that were missed cannot be told: {error}");
+                    tracing::error!("{message}");
+                    shared.alarm("unread", Some(message));
+                    return std::future::pending().await;
+                }
+            }
+        }
+    }
+}
+
+/// Looks at what the kernel could not read or has missed, until the daemon stops.
 pub async fn serve(shared: Arc<Shared>) {
+    let mut missed = Missed::default();
     loop {
         let tgids = tokio::select! {
             () = shared.stop.cancelled() => return,
             tgids = shared.unread.next() => tgids,
+            () = missed.more(&shared) => BTreeSet::from([0]),
         };
         if let Err(error) = look(&shared, tgids).await {
             let message = format!("processes that the kernel could not read: {error}");

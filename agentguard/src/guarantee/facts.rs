@@ -37,6 +37,8 @@ pub struct Facts {
     pub bpf_lsm: bool,
     /// An LSM program that is entered again before it has ended may be left out.
     pub leaves_lsm_out: bool,
+    /// A tracepoint's program may be left out (Linux 7.0).
+    pub preempts_tracepoints: bool,
     /// The kernel has the hooks of Unix sockets (Linux 6.7).
     pub unix_hooks: bool,
     /// Why digests of executables are not known, if they are not.
@@ -69,6 +71,7 @@ impl Facts {
             missing: missing(),
             bpf_lsm: kernel::lsm().is_ok(),
             leaves_lsm_out: kernel::leaves_lsm_out(),
+            preempts_tracepoints: kernel::preempts_tracepoints(),
             unix_hooks: kernel::has_unix_hooks(),
             no_digests: kernel::digests().err(),
             unprotected: None,
@@ -91,6 +94,7 @@ impl Facts {
         let taken = |name: &&&'static str| match name.split_once('_') {
             Some(("lsm", _)) => self.bpf_lsm,
             Some(("unix", _)) => self.unix_hooks,
+            Some((_, "backstop")) => self.preempts_tracepoints,
             _ => true,
         };
         let attached = |name: &&'static str| Hook {

@@ -75,7 +75,7 @@ fn row(id: &str, facts: &Facts) -> (&'static str, Row) {
     match id {
         "lineage" => (
             "every process of an agent's is known as the agent's",
-            hooks(&["fork", "exec", "exit"]),
+            lineage(facts),
         ),
         "tcp" => (
             "TCP connections go where the policy says",
@@ -242,6 +242,22 @@ fn lsm_remedy(facts: &Facts) -> Option<String> {
     })
 }
 
+fn lineage(facts: &Facts) -> Row {
+    let hooks = ["fork", "exec", "exit"];
+    if !facts.preempts_tracepoints {
+        return by_hooks(facts, &hooks);
+    }
+    let backed_up = ["fork", "exec", "exec_backstop", "exit", "exit_backstop"];
+    unattached(facts, &backed_up).unwrap_or_else(|| {
+        let why = format!(
+            "hooks: {}; this kernel may leave a program out at an exec, which a second one makes good, and the daemon \
+             looks at every process when it may have left out both",
+            backed_up.join(" ")
+        );
+        (Holds::Fallback, why, None)
+    })
+}
+
 fn listen(facts: &Facts) -> Row {
     let judged = ["bind4", "bind6", "egress"];
     unattached(facts, &judged).unwrap_or_else(|| {
@@ -286,8 +302,15 @@ fn exec(facts: &Facts) -> Row {
         return (Holds::Open, why.into(), None);
     }
     unattached(facts, &["exec"]).unwrap_or_else(|| {
-        let why = "the refused image is killed before its first instruction";
-        (Holds::Fallback, why.into(), lsm_remedy(facts))
+        let killed = "the refused image is killed before its first instruction";
+        if facts.preempts_tracepoints {
+            let why = format!(
+                "{killed}, but this kernel leaves a program out at an exec while one of another process is preempted on the \
+                 same CPU, which agents can bring about"
+            );
+            return (Holds::Open, why, lsm_remedy(facts));
+        }
+        (Holds::Fallback, killed.into(), lsm_remedy(facts))
     })
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use aya_obj::generated::bpf_insn;
+use aya_obj::generated::{bpf_insn, bpf_prog_info};
 
 use super::KernelError;
 
@@ -348,6 +348,20 @@ fn info<T: Default + Copy>(object: BorrowedFd<'_>) -> Result<T, KernelError> {
         })
         .map_err(|error| OBJ_GET_INFO_BY_FD.failed(error))?;
     Ok(info)
+}
+
+/// How often the kernel has left the program out because it had not ended on the same CPU.
+pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> Result<u64, KernelError> {
+    #[repr(transparent)]
+    #[derive(Clone, Copy)]
+    struct ProgInfo(bpf_prog_info);
+    impl Default for ProgInfo {
+        fn default() -> Self {
+            // SAFETY: integers only.
+            Self(unsafe { std::mem::zeroed() })
+        }
+    }
+    info(program).map(|ProgInfo(info)| info.recursion_misses)
 }
 
 pub(super) fn map_info(map: BorrowedFd<'_>) -> Result<MapInfo, KernelError> {

@@ -78,6 +78,7 @@ fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
         task_cred: at("task_struct", "cred", Pointer)?,
         task_cgroups: at("task_struct", "cgroups", Pointer)?,
         task_start_boottime: at("task_struct", "start_boottime", Integer(8))?,
+        task_self_exec_id: at("task_struct", "self_exec_id", Integer(8))?,
         signal_live: at("signal_struct", "live", Integer(4))?,
         mm_exe_file: at("mm_struct", "exe_file", Pointer)?,
         cred_uid: at("cred", "uid", Integer(4))?,

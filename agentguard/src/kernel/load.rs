@@ -2,7 +2,7 @@
 //! cgroup programs replaced in their links, tracepoint and LSM programs attached before the old ones go.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -22,6 +22,8 @@ pub static OBJECT: &[u8] =
 /// Where a program is attached.
 enum Place {
     RawTracepoint,
+    /// As [`Place::RawTracepoint`], behind the program of the same name, for what the kernel may keep from that.
+    Backstop,
     /// `enum bpf_attach_type`, at the root of the cgroup v2 hierarchy.
     Cgroup(u32),
     /// Where the kernel has BPF LSM; the program's name is `lsm_` and the hook's.
@@ -33,13 +35,15 @@ enum Place {
 /// What not every kernel can have.
 #[derive(Clone, Copy)]
 pub(super) struct Offered {
+    /// The kernel may leave a tracepoint's program out.
+    pub(super) backstops: bool,
     pub(super) lsm: bool,
     pub(super) digests: bool,
 }
 
 /// Every program by its name in the object, in the order of attaching: sockets are marked before anything is judged, and
 /// processes are enrolled last.
-const PROGRAMS: [(&str, Place); 47] = [
+const PROGRAMS: [(&str, Place); 49] = [
     ("sock_create", Place::Cgroup(2)),
     ("sock_release", Place::Cgroup(34)),
     ("connected", Place::Cgroup(3)),
@@ -55,6 +59,7 @@ const PROGRAMS: [(&str, Place); 47] = [
     ("bind4", Place::Cgroup(8)),
     ("bind6", Place::Cgroup(9)),
     ("exit", Place::RawTracepoint),
+    ("exit_backstop", Place::Backstop),
     ("fork", Place::RawTracepoint),
     ("cgroup_rmdir", Place::RawTracepoint),
     ("cgroup_mkdir", Place::RawTracepoint),
@@ -88,6 +93,7 @@ const PROGRAMS: [(&str, Place); 47] = [
     ("lsm_sb_mount", Place::Lsm),
     ("lsm_move_mount", Place::Lsm),
     ("exec", Place::RawTracepoint),
+    ("exec_backstop", Place::Backstop),
 ];
 
 /// The programs for a kernel that offers this.
@@ -96,6 +102,7 @@ fn programs(offered: Offered) -> impl Iterator<Item = (&'static str, &'static Pl
         .iter()
         .map(|(name, place)| (*name, place))
         .filter(move |(_, place)| match place {
+            Place::Backstop => offered.backstops,
             Place::Lsm => offered.lsm,
             Place::Digest => offered.digests,
             Place::RawTracepoint | Place::Cgroup(_) => true,
@@ -120,9 +127,9 @@ pub(super) fn all() -> Vec<&'static str> {
 
 fn tracepoint(program: &str) -> &str {
     match program {
-        "fork" => "sched_process_fork",
-        "exec" => "sched_process_exec",
-        "exit" => "sched_process_exit",
+        "fork" => "sched_wakeup_new",
+        "exec" | "exec_backstop" => "sched_process_exec",
+        "exit" | "exit_backstop" => "sched_process_exit",
         other => other,
     }
 }
@@ -133,6 +140,8 @@ pub(super) struct Loaded {
     pub(super) offered: Offered,
     /// The kernel has the hooks of Unix sockets.
     pub(super) unix: bool,
+    /// The program behind the one at an exec, where there is one.
+    pub(super) backstop: Option<OwnedFd>,
 }
 
 /// Loads, takes over, attaches and pins everything; after an error what has been attached stays so.
@@ -186,7 +195,7 @@ pub(super) fn load(
         let program = program.fd().map_err(|error| refused(name, error))?.as_fd();
         let link = folders.links.join(name);
         match place {
-            Place::RawTracepoint => {
+            Place::RawTracepoint | Place::Backstop => {
                 let new = bpf::attach_raw_tracepoint(program, tracepoint(name))?;
                 pin::replace(&new, &link)?;
             }
@@ -202,12 +211,17 @@ pub(super) fn load(
     let maps = Maps::open(&folders.maps)?;
     maps.set_config(ConfigSlot::Daemon, u64::from(std::process::id()))?;
     let unix = !unix.is_empty();
+    let backstop = match offered.backstops {
+        true => Some(descriptor(program(&mut object, "exec_backstop")?)?),
+        false => None,
+    };
     drop(object);
     give_back_memory();
     Ok(Loaded {
         maps,
         offered,
         unix,
+        backstop,
     })
 }
 
@@ -263,6 +277,19 @@ fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, Kern
     object
         .program_mut(name)
         .ok_or_else(|| KernelError::Object(format!("no program {name}")))
+}
+
+/// A descriptor that outlives the object.
+fn descriptor(program: &Program) -> Result<OwnedFd, KernelError> {
+    let fd = program
+        .fd()
+        .map_err(|error| KernelError::Object(chain(&error)))?;
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| KernelError::Call {
+            call: "fcntl",
+            source,
+        })
 }
 
 fn load_program(
@@ -353,7 +380,7 @@ pub(super) fn hooks(folders: &Folders, offered: Offered, unix: bool) -> Vec<Hook
 fn is_attached(pin: &Path, place: &Place) -> bool {
     match place {
         Place::Cgroup(attach_type) => is_on_cgroup(pin, *attach_type),
-        Place::RawTracepoint => link_info(pin).is_some(),
+        Place::RawTracepoint | Place::Backstop => link_info(pin).is_some(),
         Place::Lsm | Place::Digest => {
             link_info(pin).is_some_and(|info| info.cgroup_id as u32 == bpf::LSM_MAC)
         }

@@ -37,7 +37,7 @@ pub use exec::{ExecFile, ExecRules};
 pub use load::OBJECT;
 pub use origin::OriginMaps;
 pub use pin::{cgroup_root, ensure_bpffs};
-pub use probe::{fits, leaves_lsm_out, lsm};
+pub use probe::{fits, leaves_lsm_out, lsm, preempts_tracepoints};
 pub use protected::Protected;
 pub use rules::Rule;
 
@@ -90,6 +90,7 @@ pub struct Kernel {
     lsm: Result<(), String>,
     digests: bool,
     unix: bool,
+    backstop: Option<OwnedFd>,
     /// Keeps a second daemon out.
     _lock: Flock<File>,
 }
@@ -106,6 +107,7 @@ impl Kernel {
         let is_fresh = !load::is_any_pinned(&folders);
         let lsm = lsm();
         let offered = Offered {
+            backstops: preempts_tracepoints(),
             lsm: lsm.is_ok(),
             digests: digests().is_ok(),
         };
@@ -114,6 +116,7 @@ impl Kernel {
             maps,
             offered,
             unix,
+            backstop,
         } = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
@@ -132,6 +135,7 @@ impl Kernel {
             lsm,
             digests: offered.digests,
             unix,
+            backstop,
             _lock: lock,
         };
         match kernel.hooks().iter().find(|hook| !hook.attached) {
@@ -342,9 +346,18 @@ impl Kernel {
             .collect()
     }
 
+    /// How often the kernel may have kept an exec from both programs that look at it; `None` if it never does.
+    pub fn missed_execs(&self) -> Result<Option<u64>, KernelError> {
+        self.backstop
+            .as_ref()
+            .map(|program| bpf::recursion_misses(program.as_fd()))
+            .transpose()
+    }
+
     /// Every hook that this kernel can have.
     pub fn hooks(&self) -> Vec<Hook> {
         let offered = Offered {
+            backstops: preempts_tracepoints(),
             lsm: self.lsm(),
             digests: self.digests,
         };
@@ -396,6 +409,7 @@ pub enum UnixJudged {
 /// have are among them, not attached.
 pub fn hooks(pins: &Path) -> Vec<Hook> {
     let all = Offered {
+        backstops: true,
         lsm: true,
         digests: true,
     };

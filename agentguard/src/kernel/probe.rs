@@ -114,6 +114,12 @@ fn left_out(version: KernelVersion, modes: Option<&str>, build: &str) -> bool {
     full && version < KernelVersion::new(6, 1, 54)
 }
 
+/// Whether the programs of a tracepoint can be preempted, and are left out on that CPU until they have ended: since Linux 7.0
+/// `__DECLARE_TRACE` calls them under SRCU and no longer with preemption off.
+pub fn preempts_tracepoints() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(7, 0, 0))
+}
+
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))

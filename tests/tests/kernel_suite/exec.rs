@@ -1,8 +1,10 @@
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use agentguard::kernel::{ExecFile, ExecRules};
 use agentguard_common::abi::{Event, EventKind};
 use agentguard_common::verdict::Refusal;
+use agentguard_tests::attempt::Programs;
 
 use crate::harness::*;
 
@@ -318,4 +320,24 @@ fn lsm_programs_are_in_force_wherever_the_kernel_runs_them() {
             kernel.lsm()
         );
     }
+}
+
+/// Linux 7.0 may leave out a tracepoint's program: another makes that good.
+#[test]
+fn no_exec_is_missed_in_a_storm_of_them() {
+    const PROCESSES: usize = 2500;
+    let mut host = Host::new();
+    let programs = Programs::new();
+    let said = host.run(&format!(
+        "say(subprocess.run(['{}', '{PROCESSES}', '0', '/bin/true'], capture_output=True, text=True).stdout)",
+        programs.c("forks").display()
+    ));
+    assert_eq!(said, "wrong 0");
+    let seen = host
+        .events()
+        .iter()
+        .filter(|event| event.agent == AGENT && event.kind == EventKind::Exec as u32);
+    let seen: HashSet<u32> = seen.map(|event| event.tgid).collect();
+    assert_eq!(seen.len(), PROCESSES + 1);
+    assert_eq!(host.counter("ring_full"), 0);
 }

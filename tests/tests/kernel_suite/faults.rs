@@ -344,10 +344,14 @@ fn load_with(layout: &Layout) -> Ebpf {
         .unwrap();
     sock_create.load().unwrap();
     sock_create.attach(root, CgroupAttachMode::Single).unwrap();
-    for name in ["exit", "fork", "exec"] {
+    for (name, tracepoint) in [
+        ("exit", "sched_process_exit"),
+        ("fork", "sched_wakeup_new"),
+        ("exec", "sched_process_exec"),
+    ] {
         let program: &mut RawTracePoint = object.program_mut(name).unwrap().try_into().unwrap();
         program.load().unwrap();
-        program.attach(&format!("sched_process_{name}")).unwrap();
+        program.attach(tracepoint).unwrap();
     }
     object
 }

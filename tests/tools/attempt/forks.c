@@ -1,5 +1,5 @@
-// TOTAL WANTED: starts TOTAL children, a few at a time, each of which makes a raw socket and ends; says how many of them got
-// another answer than WANTED (an errno, 0 for success; -1 does not try).
+// TOTAL WANTED [PROGRAM]: starts TOTAL children, a few at a time, each of which makes a raw socket and ends, or executes
+// PROGRAM; says how many of them got another answer than WANTED (an errno, 0 for success; -1 does not try).
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -10,12 +10,14 @@
 
 enum { AT_ONCE = 16 };
 
-static int attempt(void) {
+static int attempt(char *program) {
+    if (program)
+        return execv(program, (char *[]){program, NULL}), errno;
     return socket(AF_INET, SOCK_RAW, IPPROTO_ICMP) < 0 ? errno : 0;
 }
 
 int main(int count, char **words) {
-    if (count != 3)
+    if (count != 3 && count != 4)
         return 2;
     int total = atoi(words[1]), wanted = atoi(words[2]), started = 0, ended = 0, wrong = 0;
     while (ended < total) {
@@ -24,7 +26,7 @@ int main(int count, char **words) {
             if (child < 0)
                 return 3;
             if (child == 0)
-                _exit(wanted >= 0 && attempt() != wanted);
+                _exit(wanted >= 0 && attempt(words[3]) != wanted);
             started++;
         }
         int status;

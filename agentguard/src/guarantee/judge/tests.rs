@@ -44,6 +44,7 @@ fn facts(hooks: &[&'static str]) -> Facts {
         missing: None,
         bpf_lsm: false,
         leaves_lsm_out: false,
+        preempts_tracepoints: false,
         unix_hooks: true,
         no_digests: None,
         unprotected: None,
@@ -159,6 +160,21 @@ fn nothing_holds_by_lsm_where_its_programs_may_be_left_out() {
     let all = judge(&leaky);
     let row = all.iter().find(|row| row.id == "exec").unwrap();
     assert!(row.remedy.as_deref().unwrap().contains("6.1.54"), "{row:?}");
+}
+
+#[test]
+fn where_tracepoints_can_be_preempted_execs_are_judged_by_lsm_alone() {
+    let preempting = |hooks: &[&[&'static str]]| Facts {
+        preempts_tracepoints: true,
+        ..facts(&hooks.concat())
+    };
+    let backstops = ["exec_backstop", "exit_backstop"];
+    let without = preempting(&[&CGROUP_HOOKS, &backstops]);
+    assert_eq!(holds(&without, "exec"), Holds::Open);
+    assert_eq!(holds(&without, "lineage"), Holds::Fallback);
+    let with = preempting(&[&CGROUP_HOOKS, &backstops, &["lsm_bprm_check_security"]]);
+    assert_eq!(holds(&with, "exec"), Holds::Enforced);
+    assert_eq!(holds(&preempting(&[&CGROUP_HOOKS]), "lineage"), Holds::Open);
 }
 
 #[test]
