@@ -56,7 +56,15 @@ impl Missed {
             let missed = lock(&shared.kernel).missed_execs();
             match missed {
                 Ok(Some(now)) if now > self.known => {
+                    let more = now - self.known;
                     self.known = now;
+                    tracing::error!(
+                        more,
+                        "the kernel left out programs: execs may not have been seen"
+                    );
+                    let message =
+                        format!("up to {now} execs were not seen, and the audit log may lack them");
+                    shared.alarm("missed execs", Some(message));
                     return;
                 }
                 Ok(Some(_)) => tokio::time::sleep(Self::EVERY).await,
