@@ -8,7 +8,7 @@ use agentguard_common::abi::AgentId;
 
 use super::presence::Presences;
 use crate::audit::record::{Process, TaskInfo};
-use crate::sys::process::Snapshot;
+use crate::sys::process::{self, Snapshot};
 
 /// How long an ended process stays known, ns.
 const KEPT_NS: u64 = 120_000_000_000;
@@ -104,6 +104,16 @@ impl Lineage {
         {
             if let Some((_, tgid, start)) = self.ended.pop_front() {
                 self.forget(tgid, start);
+            }
+        }
+    }
+
+    /// Ends what has ended and no event has told of: it was lost, or the kernel made none.
+    pub fn look_for_ended(&mut self, now_ns: u64) {
+        for tgid in self.all_running() {
+            let start = self.living(tgid).map(|entry| entry.start_ns);
+            if !start.is_some_and(|start_ns| process::runs(tgid, start_ns)) {
+                self.exited(tgid, now_ns);
             }
         }
     }
@@ -315,6 +325,32 @@ mod tests {
             cgroup: "/x".into(),
             start_ns,
         }
+    }
+
+    #[test]
+    fn what_has_ended_unseen_is_found() {
+        let tgid = std::process::id();
+        let own = Snapshot::of(tgid).unwrap();
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        let mut lineage = Lineage::default();
+        lineage.adopted(&own, A);
+        lineage.forked(ROOT, tgid, A, own.start_ns);
+        lineage.adopted(&Snapshot::of(ended.id()).unwrap(), A);
+        // It ends without being reaped.
+        nix::sys::wait::waitid(
+            nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(ended.id() as i32)),
+            nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT,
+        )
+        .unwrap();
+        lineage.look_for_ended(own.start_ns + 1);
+        assert_eq!(lineage.running(A), [tgid]);
+        ended.wait().unwrap();
+
+        // Somebody else's by now.
+        let mut lineage = Lineage::default();
+        lineage.forked(tgid, ROOT, A, own.start_ns - 1_000_000_000);
+        lineage.look_for_ended(own.start_ns + 1);
+        assert!(lineage.running(A).is_empty());
     }
 
     #[test]

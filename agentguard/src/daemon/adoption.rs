@@ -41,7 +41,7 @@ impl Unread {
     }
 }
 
-/// Execs that no program may have seen.
+/// Execs and ends of processes that no program may have seen.
 #[derive(Default)]
 struct Missed {
     known: u64,
@@ -53,24 +53,25 @@ impl Missed {
 
     async fn more(&mut self, shared: &Shared) {
         loop {
-            let missed = lock(&shared.kernel).missed_execs();
+            let missed = lock(&shared.kernel).missed();
             match missed {
                 Ok(Some(now)) if now > self.known => {
                     let more = now - self.known;
                     self.known = now;
                     tracing::error!(
                         more,
-                        "the kernel left out programs: execs may not have been seen"
+                        "the kernel left out programs: an exec or the end of a process may not have been seen"
                     );
-                    let message =
-                        format!("up to {now} execs were not seen, and the audit log may lack them");
-                    shared.alarm("missed execs", Some(message));
+                    let message = format!(
+                        "up to {now} execs and ends of processes were not seen: the audit log may lack execs"
+                    );
+                    shared.alarm("missed", Some(message));
                     return;
                 }
                 Ok(Some(_)) => tokio::time::sleep(Self::EVERY).await,
                 Ok(None) => return std::future::pending().await,
                 Err(error) => {
-                    let message = format!("execs that were missed cannot be told: {error}");
+                    let message = format!("what the kernel has missed cannot be told: {error}");
                     tracing::error!("{message}");
                     shared.alarm("unread", Some(message));
                     return std::future::pending().await;
@@ -180,7 +181,8 @@ fn adopt_now(shared: &Shared) -> Result<Vec<(Snapshot, AgentId)>, String> {
     Ok(adopted)
 }
 
-/// Everything labelled now is in the lineage: after a restart the labels are older than this daemon.
+/// Everything labelled now is in the lineage, and nothing that has ended: after a restart the labels are older than this
+/// daemon, and events can be lost.
 fn refresh(shared: &Shared) -> Result<(), String> {
     for seen in adopt::scan() {
         let label = lock(&shared.kernel).label(seen.tgid);
@@ -189,6 +191,7 @@ fn refresh(shared: &Shared) -> Result<(), String> {
             lock(&shared.lineage).adopted(&seen, agent);
         }
     }
+    lock(&shared.lineage).look_for_ended(process::boottime_ns());
     shared.presence.changed();
     Ok(())
 }

@@ -250,8 +250,8 @@ fn lineage(facts: &Facts) -> Row {
     let backed_up = ["fork", "exec", "exec_backstop", "exit", "exit_backstop"];
     unattached(facts, &backed_up).unwrap_or_else(|| {
         let why = format!(
-            "hooks: {}; this kernel may leave a program out at an exec, which a second one makes good, and the daemon \
-             looks at every process when it may have left out both",
+            "hooks: {}; this kernel may leave a program out at an exec or an end, which a second one makes good, and \
+             the daemon looks at every process when it may have left out both",
             backed_up.join(" ")
         );
         (Holds::Fallback, why, None)

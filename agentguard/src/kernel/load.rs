@@ -140,8 +140,8 @@ pub(super) struct Loaded {
     pub(super) offered: Offered,
     /// The kernel has the hooks of Unix sockets.
     pub(super) unix: bool,
-    /// The program behind the one at an exec, where there is one.
-    pub(super) backstop: Option<OwnedFd>,
+    /// The programs behind others, where there are any.
+    pub(super) backstops: Vec<OwnedFd>,
 }
 
 /// Loads, takes over, attaches and pins everything; after an error what has been attached stays so.
@@ -211,17 +211,19 @@ pub(super) fn load(
     let maps = Maps::open(&folders.maps)?;
     maps.set_config(ConfigSlot::Daemon, u64::from(std::process::id()))?;
     let unix = !unix.is_empty();
-    let backstop = match offered.backstops {
-        true => Some(descriptor(program(&mut object, "exec_backstop")?)?),
-        false => None,
-    };
+    let mut backstops = Vec::new();
+    for (name, place) in programs(offered) {
+        if matches!(place, Place::Backstop) {
+            backstops.push(descriptor(program(&mut object, name)?)?);
+        }
+    }
     drop(object);
     give_back_memory();
     Ok(Loaded {
         maps,
         offered,
         unix,
-        backstop,
+        backstops,
     })
 }
 

@@ -90,7 +90,7 @@ pub struct Kernel {
     lsm: Result<(), String>,
     digests: bool,
     unix: bool,
-    backstop: Option<OwnedFd>,
+    backstops: Vec<OwnedFd>,
     /// Keeps a second daemon out.
     _lock: Flock<File>,
 }
@@ -116,7 +116,7 @@ impl Kernel {
             maps,
             offered,
             unix,
-            backstop,
+            backstops,
         } = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
@@ -135,7 +135,7 @@ impl Kernel {
             lsm,
             digests: offered.digests,
             unix,
-            backstop,
+            backstops,
             _lock: lock,
         };
         match kernel.hooks().iter().find(|hook| !hook.attached) {
@@ -346,12 +346,14 @@ impl Kernel {
             .collect()
     }
 
-    /// How often the kernel may have kept an exec from both programs that look at it; `None` if it never does.
-    pub fn missed_execs(&self) -> Result<Option<u64>, KernelError> {
-        self.backstop
-            .as_ref()
+    /// How often the kernel may have kept an exec or the end of a process from both programs that look at it; `None` if it
+    /// never does.
+    pub fn missed(&self) -> Result<Option<u64>, KernelError> {
+        let each = self.backstops.iter();
+        let sum = each
             .map(|program| bpf::recursion_misses(program.as_fd()))
-            .transpose()
+            .sum::<Result<u64, _>>()?;
+        Ok((!self.backstops.is_empty()).then_some(sum))
     }
 
     /// Every hook that this kernel can have.

@@ -112,6 +112,24 @@ pub fn has_terminal(tgid: u32) -> bool {
     tty.is_some_and(|tty| tty != "0")
 }
 
+/// Whether the thread group still runs that began at `start_ns`, to the precision of `/proc`. One that waits to be reaped
+/// does not.
+pub fn runs(tgid: u32, start_ns: u64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{tgid}/stat")).unwrap_or_default();
+    let Some((_, fields)) = stat.rsplit_once(')') else {
+        return false;
+    };
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let number = |at: usize| -> Option<u64> { fields.get(at)?.parse().ok() };
+    let (Some(threads), Some(ticks)) = (number(17), number(19)) else {
+        return false;
+    };
+    // The leader of a group may end before its other threads.
+    let is_over = threads <= 1 && matches!(fields.first(), Some(&("Z" | "X")));
+    let tick = 1_000_000_000 / clock_ticks();
+    !is_over && ticks.saturating_mul(tick).abs_diff(start_ns) < tick
+}
+
 /// Every thread group there is now.
 pub fn all() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {

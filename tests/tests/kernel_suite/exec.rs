@@ -338,7 +338,7 @@ fn no_exec_is_missed_unnoticed_in_a_storm_of_them() {
         .iter()
         .filter(|event| event.agent == AGENT && event.kind == EventKind::Exec as u32);
     let seen = seen.map(|event| event.tgid).collect::<HashSet<u32>>().len();
-    let missed = host.kernel().missed_execs().unwrap().unwrap_or(0);
+    let missed = host.kernel().missed().unwrap().unwrap_or(0);
     let all = PROCESSES + 1;
     assert_eq!(host.counter("ring_full"), 0);
     assert!(
