@@ -38,6 +38,7 @@ pub(super) struct Targets {
     permitted_unix: Bound,
     /// And not these.
     forbidden: TcpListener,
+    forbidden_v6: Option<TcpListener>,
     forbidden_udp: UdpSocket,
     forbidden_unix: Bound,
     pub(super) origin: Origin,
@@ -55,13 +56,15 @@ impl Targets {
     /// `account`: whose the canary is, and the socket files.
     pub(super) fn open(runtime: &Path, account: &Account) -> io::Result<Self> {
         let local = (Ipv4Addr::LOCALHOST, 0);
+        // Where the host has no `::1`, nothing permitted can be there. Both listen, or they could have one port.
+        let listen_v6 = || TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).ok();
         let targets = Self {
             permitted: TcpListener::bind(local)?,
-            // Where the host has no `::1`, nothing permitted can be there.
-            permitted_v6: TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).ok(),
+            permitted_v6: listen_v6(),
             permitted_udp: UdpSocket::bind(local)?,
             permitted_unix: Bound::at(runtime.join(PERMITTED_UNIX), account)?,
             forbidden: TcpListener::bind(local)?,
+            forbidden_v6: listen_v6(),
             forbidden_udp: UdpSocket::bind(local)?,
             forbidden_unix: Bound::at(runtime.join(FORBIDDEN_UNIX), account)?,
             origin: Origin::start()?,
@@ -130,6 +133,10 @@ impl Targets {
             self.forbidden_udp.local_addr()?,
         );
         let v6 = |addr: SocketAddr| SocketAddr::new(Ipv6Addr::LOCALHOST.into(), addr.port());
+        let no_v6 = match &self.forbidden_v6 {
+            Some(listener) => listener.local_addr()?,
+            None => v6(no),
+        };
         let mapped = |addr: SocketAddr| match addr.ip() {
             IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), addr.port()),
             IpAddr::V6(_) => addr,
@@ -139,7 +146,7 @@ impl Targets {
         let (datagram4, datagram6) = ("datagram over IPv4", "datagram over IPv6");
         let mut all = vec![
             (ipv4, false, Attempt::Connect(no)),
-            (ipv6, false, Attempt::Connect(v6(no))),
+            (ipv6, false, Attempt::Connect(no_v6)),
             (over_mapped, false, Attempt::Connect(mapped(no))),
             (datagram4, false, Attempt::Send(no_udp)),
             (datagram6, false, Attempt::Send(v6(no_udp))),
@@ -202,6 +209,7 @@ impl Targets {
             Some(&self.permitted),
             self.permitted_v6.as_ref(),
             Some(&self.forbidden),
+            self.forbidden_v6.as_ref(),
         ];
         all.into_iter().flatten()
     }
