@@ -8,6 +8,8 @@ import sys
 import threading
 import urllib.parse
 
+say = threading.Lock()
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -25,7 +27,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
         kind = self.headers.get("content-type", "-").replace(" ", "")
-        print("hit", self.command, self.path, kind, len(body), hashlib.sha256(body).hexdigest(), flush=True)
+        digest = hashlib.sha256(body).hexdigest()
+        with say:
+            print("hit", self.command, self.path, kind, len(body), digest, flush=True)
         query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
         status = query.get("status", ["201"])[0]
         if status == "never":
