@@ -62,10 +62,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// `None` if there is no such process any more.
     pub fn of(tgid: u32) -> Option<Self> {
-        let dir = format!("/proc/{tgid}");
-        let stat = fs::read_to_string(format!("{dir}/stat")).ok()?;
-        // The command name is in parentheses and may hold anything, parentheses too.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let fields = stat(tgid)?;
         let ticks: u64 = fields.get(19)?.parse().ok()?;
         Some(Self {
             tgid,
@@ -76,6 +73,13 @@ impl Snapshot {
             start_ns: ticks.saturating_mul(1_000_000_000 / clock_ticks()),
         })
     }
+}
+
+/// The fields of `/proc/TGID/stat` behind the command name, which is in parentheses and may hold anything, parentheses too.
+fn stat(tgid: u32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{tgid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(fields.split_whitespace().map(str::to_owned).collect())
 }
 
 fn exe(tgid: u32) -> String {
@@ -106,26 +110,21 @@ pub fn uid(tgid: u32) -> Option<u32> {
 
 /// Whether it has a controlling terminal.
 pub fn has_terminal(tgid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{tgid}/stat")).unwrap_or_default();
-    let fields = stat.rsplit_once(')').map(|(_, fields)| fields);
-    let tty = fields.and_then(|fields| fields.split_whitespace().nth(4));
-    tty.is_some_and(|tty| tty != "0")
+    stat(tgid).is_some_and(|fields| fields.get(4).is_some_and(|tty| tty != "0"))
 }
 
 /// Whether the thread group still runs that began at `start_ns`, to the precision of `/proc`. One that waits to be reaped
 /// does not.
 pub fn runs(tgid: u32, start_ns: u64) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{tgid}/stat")).unwrap_or_default();
-    let Some((_, fields)) = stat.rsplit_once(')') else {
+    let Some(fields) = stat(tgid) else {
         return false;
     };
-    let fields: Vec<&str> = fields.split_whitespace().collect();
     let number = |at: usize| -> Option<u64> { fields.get(at)?.parse().ok() };
     let (Some(threads), Some(ticks)) = (number(17), number(19)) else {
         return false;
     };
     // The leader of a group may end before its other threads.
-    let is_over = threads <= 1 && matches!(fields.first(), Some(&("Z" | "X")));
+    let is_over = threads <= 1 && matches!(fields.first().map(String::as_str), Some("Z" | "X"));
     let tick = 1_000_000_000 / clock_ticks();
     !is_over && ticks.saturating_mul(tick).abs_diff(start_ns) < tick
 }
