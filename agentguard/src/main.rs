@@ -1,7 +1,11 @@
 //! The `agentguard` command.
 
+#![forbid(unsafe_code)]
+
+mod cli;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    agentguard::cli::main()
+    cli::main()
 }

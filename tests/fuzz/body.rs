@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use agentguard::policy::{CanonicalPath, Policy};
+use agentguard_policy::{CanonicalPath, Policy};
 use http::{HeaderMap, HeaderValue, header};
 use serde_json::Value;
 

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use agentguard::policy::store::{Trust, read};
-use agentguard::policy::{Policy, Sources};
+use agentguard_bundle::store::{Trust, read};
+use agentguard_policy::{Policy, Sources};
 
 use super::policy::ids;
 use super::shorthand::{acts, kind};

@@ -1,6 +1,6 @@
 //! A path has one form, which stays what it is, and in which nothing is left that servers read differently.
 
-use agentguard::policy::CanonicalPath;
+use agentguard_policy::CanonicalPath;
 
 pub const SEEDS: &[&[u8]] = &[
     b"/",

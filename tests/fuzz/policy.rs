@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use agentguard::policy::{
+use agentguard_common::abi::AgentId;
+use agentguard_policy::{
     Action, CanonicalPath, Decision, Gathered, HostName, Input, Permit, Policy, Sources,
 };
-use agentguard_common::abi::AgentId;
 use http::HeaderMap;
 
 pub fn sources(files: &[(&str, &str)]) -> Sources {

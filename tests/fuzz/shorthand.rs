@@ -1,6 +1,6 @@
 //! An entry of `allow` decides as the Cedar policy does that it is said to stand for.
 
-use agentguard::policy::{CanonicalPath, Policy, acts_on_terminal, lower};
+use agentguard_policy::{CanonicalPath, Policy, acts_on_terminal, lower};
 use http::HeaderMap;
 
 use super::policy::{Request, ids, sources};

@@ -54,7 +54,7 @@ struct Absent {
 impl Standings {
     pub fn of_this_kernel() -> Self {
         let uname = nix::sys::utsname::uname().expect("it has no errors");
-        let has_lsm = agentguard::kernel::lsm().is_ok();
+        let has_lsm = agentguard_kernel::lsm().is_ok();
         Self::of(&uname.release().to_string_lossy(), has_lsm)
     }
 

@@ -125,7 +125,7 @@ fn no_way_around() {
         assert_eq!(outcome, "ran", "without AgentGuard: {name}");
     }
     let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &exec("")));
-    let lsm = agentguard::kernel::lsm().is_ok();
+    let lsm = agentguard_kernel::lsm().is_ok();
     for uid in [0, 1000] {
         let before = execs(&guard).len();
         let on = tries(&guard.agent("probe"), uid);
@@ -177,7 +177,7 @@ fn a_script_of_an_allowed_interpreter() {
     let ran = run(&|program| guard.agent("probe").client(program));
     let records = execs(&guard);
     let last = records.last().expect("an exec");
-    if agentguard::kernel::lsm().is_ok() {
+    if agentguard_kernel::lsm().is_ok() {
         assert_eq!(ran.stdout, "", "{ran:#?}");
         assert_eq!(
             (last.outcome(), Path::new(last.resource())),

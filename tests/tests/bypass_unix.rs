@@ -43,7 +43,7 @@ enum Judged {
 impl Judged {
     fn here() -> Self {
         match Standings::of_this_kernel().of_attempt("a unix socket", User::Root) {
-            Standing::Closed if agentguard::kernel::lsm().is_ok() => Self::AsBound,
+            Standing::Closed if agentguard_kernel::lsm().is_ok() => Self::AsBound,
             Standing::Closed => Self::AsWritten,
             _ => Self::Never,
         }

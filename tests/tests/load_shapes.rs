@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use agentguard::kernel::{Kernel, cgroup_root};
+use agentguard_kernel::{Kernel, cgroup_root};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::loaded_programs;
 

@@ -248,7 +248,7 @@ fn what_the_kernel_alone_would_refuse_is_let_through_and_recorded() {
             found.iter().all(|it| it.outcome() == "observed"),
             "{how}: {found:#?}"
         );
-        let expected = match how.ends_with('-') && agentguard::kernel::lsm().is_ok() {
+        let expected = match how.ends_with('-') && agentguard_kernel::lsm().is_ok() {
             // The hook knows no port yet.
             true => vec!["bind", "packet"],
             false if how.ends_with('-') => vec!["packet"],
@@ -282,7 +282,7 @@ fn what_the_kernel_alone_would_refuse_is_let_through_and_recorded() {
         .ok();
     for (way, _, action, resource) in ways.all() {
         let says = if way.starts_with("exec") || way.starts_with("memory") {
-            if agentguard::kernel::lsm().is_ok() {
+            if agentguard_kernel::lsm().is_ok() {
                 "error EPERM"
             } else {
                 "ok -9"

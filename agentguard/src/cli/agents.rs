@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+use agentguard_control::api::{AgentLine, Change, Changed, DoneView, LimitView};
+use agentguard_control::client::Client;
+use agentguard_daemon::kill::suggest;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
@@ -9,9 +12,6 @@ use super::kill::show as show_cut;
 use super::status::duration;
 use super::table::{fields, table};
 use super::{Failure, print, print_json};
-use crate::control::api::{AgentLine, Change, Changed, DoneView, LimitView};
-use crate::control::client::Client;
-use crate::daemon::kill::suggest;
 
 #[derive(Debug, Args)]
 pub struct Arguments {

@@ -7,15 +7,15 @@ use std::path::Path;
 use std::pin::pin;
 use std::process::ExitCode;
 
+use agentguard_audit::search::Filter;
+use agentguard_audit::verify::verify;
+use agentguard_daemon::config::Config;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use futures_util::{Stream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 
 use self::table::Table;
-use crate::audit::search::Filter;
-use crate::audit::verify::verify;
-use crate::config::Config;
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {

@@ -5,10 +5,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use agentguard_daemon::tls::ca::Info;
 use clap::Subcommand;
 use jiff::Timestamp;
-
-use crate::tls::ca::Info;
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+use agentguard_daemon::canary::process as canary;
+use agentguard_sys::spawn;
+
 use super::Failure;
-use crate::canary;
-use crate::sys::spawn;
 
 pub fn run() -> Result<ExitCode, Failure> {
     let [link] = spawn::inherited().ok_or_else(|| {

@@ -3,11 +3,11 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use agentguard_daemon::config::Config;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
-use crate::config::Config;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -45,6 +45,6 @@ pub fn run(arguments: &Arguments, config: Config) -> Result<ExitCode, Failure> {
         Format::Text => log.with_ansi(colour).with_target(false).init(),
         Format::Json => log.json().flatten_event(true).init(),
     }
-    crate::daemon::run(config)?;
+    agentguard_daemon::run(config)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,15 +3,16 @@
 
 use std::process::ExitCode;
 
+use agentguard_control::api::Status;
+use agentguard_control::client::Client;
+use agentguard_daemon::config::Config;
+use agentguard_daemon::guarantee::{Facts, judge};
+use agentguard_record::guarantee::{Guarantee, Holds};
 use clap::Args;
 use serde::Serialize;
 
 use super::table::{Colour, coloured, fields};
 use super::{Failure, client_runtime, print, print_json};
-use crate::config::Config;
-use crate::control::api::Status;
-use crate::control::client::Client;
-use crate::guarantee::{Facts, Guarantee, Holds, judge};
 
 #[derive(Debug, Args)]
 pub struct Arguments {

@@ -3,8 +3,8 @@
 use std::fmt::Display;
 use std::process::ExitCode;
 
-use crate::control::client::ClientError;
-use crate::daemon::StartError;
+use agentguard_control::client::ClientError;
+use agentguard_daemon::StartError;
 
 #[derive(Debug)]
 pub struct Failure {

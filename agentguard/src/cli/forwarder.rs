@@ -1,11 +1,16 @@
 //! The forwarder process, started by the daemon with its three descriptors.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use agentguard_common::abi::{FlowKey, Origin};
+use agentguard_forwarder::Inherited;
+use agentguard_forwarder::origin::OriginSource;
+use agentguard_kernel::OriginMaps;
+use agentguard_sys::spawn;
 
 use super::Failure;
-use crate::forwarder::{self, Inherited};
-use crate::sys::spawn;
 
 pub fn run() -> Result<ExitCode, Failure> {
     let [link, accepted, flows] = spawn::inherited().ok_or_else(|| {
@@ -16,16 +21,28 @@ pub fn run() -> Result<ExitCode, Failure> {
     })?;
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::INFO)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .init();
     let inherited = Inherited {
         link,
-        accepted,
-        flows,
+        origins: Arc::new(Maps(OriginMaps::from_fds(accepted, flows))),
     };
-    forwarder::run(inherited)?;
+    agentguard_forwarder::run(inherited)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `ACCEPTED` and `FLOWS`, read-only.
+struct Maps(OriginMaps);
+
+impl OriginSource for Maps {
+    fn accepted(&self, cookie: u64) -> io::Result<Option<Origin>> {
+        self.0.accepted(cookie)
+    }
+
+    fn datagram(&self, key: &FlowKey) -> io::Result<Option<Origin>> {
+        self.0.datagram(key)
+    }
 }

@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
+use agentguard_control::api::{Cut, Named, Target};
+use agentguard_control::client::Client;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::{Failure, print, print_json};
-use crate::control::api::{Cut, Named, Target};
-use crate::control::client::Client;
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]

@@ -23,11 +23,11 @@ mod unload;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use agentguard_control::client::Client;
+use agentguard_daemon::config::Config;
 use clap::{Parser, Subcommand};
 
 pub use self::fail::Failure;
-use crate::config::Config;
-use crate::control::client::Client;
 
 /// Decides, at the moment of the action and outside the agent, what an AI agent may do.
 #[derive(Debug, Parser)]
@@ -129,7 +129,7 @@ async fn ask_the_daemon(verb: Verb, config: &Config) -> Result<ExitCode, Failure
         }
         Verb::Ca(command) => {
             let info = client.get("/v1/ca").await?;
-            let bundle = crate::daemon::trust_bundle(&config.paths.runtime);
+            let bundle = agentguard_daemon::trust_bundle(&config.paths.runtime);
             Ok(ca::run(&command, &info, &bundle)?)
         }
         Verb::Unload(arguments) => unload::run(&arguments, config, &client).await,

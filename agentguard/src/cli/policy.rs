@@ -3,6 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use agentguard_bundle::pack;
+use agentguard_bundle::store::{self, Trust};
+use agentguard_control::api::{Bundle, InForce, Rollback};
+use agentguard_control::client::{Client, ClientError};
+use agentguard_daemon::config::Config;
+use agentguard_policy::cases::Tested;
+use agentguard_policy::explain::{AskedTask, Explanation, Question};
+use agentguard_policy::{OpenedBy, Policy, Sources, Terms};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -13,13 +21,6 @@ use super::table::{Colour, coloured};
 use super::{
     Failure, policy_offline, policy_pack, policy_replay, policy_show, print, print_json, table,
 };
-use crate::config::Config;
-use crate::control::api::{Bundle, InForce, Rollback};
-use crate::control::client::{Client, ClientError};
-use crate::policy::cases::Tested;
-use crate::policy::explain::{AskedTask, Explanation, Question};
-use crate::policy::store::{self, Trust};
-use crate::policy::{OpenedBy, Policy, Sources, Terms, pack};
 
 /// A bundle that is not valid, or was refused.
 pub(super) const INVALID: u8 = 3;

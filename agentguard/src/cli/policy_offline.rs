@@ -2,6 +2,8 @@
 //! get, and why. Needs no daemon.
 
 mod cases;
+#[cfg(test)]
+mod damaged;
 mod errors;
 mod explanation;
 mod layout;
@@ -10,16 +12,16 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use agentguard_bundle::pack::Signer;
+use agentguard_bundle::store::{self, Loaded, StoreError, Trust};
 use agentguard_common::abi::AgentId;
+use agentguard_policy::{Diagnostic, Policy, Reassigned, Sources};
 use serde_json::{Value, json};
 
 pub use self::cases::{changes_text, tested_text};
 pub use self::errors::diagnostics_text;
 pub use self::explanation::explanation_text;
 use self::layout::{count, paint, printable};
-use crate::policy::pack::Signer;
-use crate::policy::store::{self, Loaded, StoreError, Trust};
-use crate::policy::{Diagnostic, Policy, Reassigned, Sources};
 
 /// A bundle, read and compiled.
 pub struct Checked {
@@ -102,7 +104,7 @@ impl Checked {
 mod tests {
     use super::layout::WIDTH;
     use super::*;
-    use crate::policy::explain::Question;
+    use agentguard_policy::explain::Question;
 
     fn checked(files: &[(&str, &str)]) -> Checked {
         let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use agentguard_bundle::key::{PublicKey, SecretKey};
+use agentguard_bundle::pack::{self, Contents, PackError};
+use agentguard_bundle::store;
+use agentguard_sys::file::write_atomically;
 use clap::Args;
 use rcgen::{KeyPair, PKCS_ED25519};
 use serde_json::json;
@@ -14,10 +18,6 @@ use zeroize::Zeroizing;
 use super::policy::{INVALID, valid};
 use super::status::short;
 use super::{Failure, print, print_json};
-use crate::policy::key::{PublicKey, SecretKey};
-use crate::policy::pack::{self, Contents, PackError};
-use crate::policy::store;
-use crate::sys::file::write_atomically;
 
 /// Bytes of a private key's file.
 const MAX_KEY: u64 = 4096;

@@ -9,6 +9,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use agentguard_audit::scan::Scan;
+use agentguard_bundle::history::History;
+use agentguard_daemon::agents::registry::Registry;
+use agentguard_daemon::audit_dir;
+use agentguard_daemon::config::Paths;
+use agentguard_policy::replay::{Missing, Recorded};
+use agentguard_policy::{HostName, Policy};
 use clap::Args;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -19,13 +26,6 @@ use self::tally::Tally;
 use super::audit::when;
 use super::policy::valid;
 use super::{Failure, policy_offline, print, print_json};
-use crate::agents::registry::Registry;
-use crate::audit::scan::Scan;
-use crate::config::Paths;
-use crate::daemon::audit_dir;
-use crate::daemon::history::History;
-use crate::policy::replay::{Missing, Recorded};
-use crate::policy::{HostName, Policy};
 
 #[derive(Debug, Args)]
 pub struct Replay {

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
+use agentguard_bundle::pack::{self, Signer};
+use agentguard_bundle::store::{self, Trust};
+use agentguard_control::api::{InForce, Past};
+use agentguard_control::client::Client;
 use serde_json::json;
 
 use super::policy::INVALID;
 use super::status::short;
 use super::table::{fields, table};
 use super::{Failure, print, print_json};
-use crate::control::api::{InForce, Past};
-use crate::control::client::Client;
-use crate::policy::pack::{self, Signer};
-use crate::policy::store::{self, Trust};
 
 type Files = BTreeMap<String, String>;
 

@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
+use agentguard_control::api::Status;
+use agentguard_control::client::Client;
+use agentguard_record::guarantee::{Guarantee, Holds};
 use clap::Args;
 use jiff::Timestamp;
 
 use super::table::{Colour, coloured, fields};
 use super::{Failure, print, print_json};
-use crate::control::api::Status;
-use crate::control::client::Client;
-use crate::guarantee::{Guarantee, Holds};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -146,7 +146,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::control::api::{AgentCounts, AuditView, ForwarderView, HookView};
+    use agentguard_control::api::{AgentCounts, AuditView, ForwarderView, HookView};
 
     #[test]
     fn durations_have_two_units() {

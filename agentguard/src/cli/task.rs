@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use agentguard_control::api::{TaskEnd, TaskLine, TaskStart};
+use agentguard_control::client::Client;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::json;
@@ -10,8 +12,6 @@ use uuid::Uuid;
 use super::status::duration;
 use super::table::table;
 use super::{Failure, print, print_json};
-use crate::control::api::{TaskEnd, TaskLine, TaskStart};
-use crate::control::client::Client;
 
 #[derive(Debug, Args)]
 pub struct Arguments {

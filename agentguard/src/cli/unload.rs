@@ -4,14 +4,14 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use agentguard_control::client::{Client, ClientError};
+use agentguard_daemon::config::Config;
+use agentguard_kernel::Kernel;
+use agentguard_sys::lock::{Taken, holder};
+use agentguard_sys::process;
 use clap::Args;
 
 use super::{Failure, print};
-use crate::config::Config;
-use crate::control::client::{Client, ClientError};
-use crate::kernel::Kernel;
-use crate::sys::lock::{Taken, holder};
-use crate::sys::process;
 
 /// How long a daemon may take to stop.
 const LIMIT: Duration = Duration::from_secs(40);

@@ -1,9 +1,9 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use agentguard::kernel::Rule;
 use agentguard_common::abi::{EventKind, Label};
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::Rule;
 
 use crate::harness::*;
 

@@ -1,10 +1,10 @@
 use std::io::Read as _;
 use std::net::{IpAddr, TcpListener};
 
-use agentguard::kernel::{OriginMaps, Rule};
-use agentguard::sys::socket::netns_cookie;
 use agentguard_common::abi::{EventKind, Forwarder, Origin};
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::{OriginMaps, Rule};
+use agentguard_sys::socket::netns_cookie;
 
 use crate::harness::*;
 

@@ -1,8 +1,8 @@
 //! Exec rules with digests. Where none can be known they hold closed.
 
-use agentguard::kernel::{ExecFile, ExecRules};
 use agentguard_common::abi::EventKind;
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::{ExecFile, ExecRules};
 use sha2::{Digest as _, Sha256};
 
 use crate::harness::*;
@@ -96,7 +96,7 @@ fn expected(host: &mut Host) -> (&'static str, &'static str) {
 fn digests_are_known_wherever_there_is_lsm() {
     let mut host = Host::new();
     let kernel = host.kernel();
-    let found = agentguard::kernel::digests();
+    let found = agentguard_kernel::digests();
     assert_eq!(found.is_ok(), kernel.lsm(), "{found:?}");
     assert_eq!(kernel.knows_digests(), kernel.lsm());
     let hooks = kernel.hooks();

@@ -1,10 +1,10 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use agentguard::kernel::Rule;
-use agentguard::sys::socket::netns_cookie;
 use agentguard_common::abi::{EventKind, FlowKey};
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::Rule;
+use agentguard_sys::socket::netns_cookie;
 
 use crate::harness::*;
 

@@ -1,9 +1,9 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use agentguard::kernel::{ExecFile, ExecRules};
 use agentguard_common::abi::{Event, EventKind};
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::{ExecFile, ExecRules};
 use agentguard_tests::attempt::Programs;
 
 use crate::harness::*;

@@ -3,7 +3,6 @@
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use agentguard::kernel::{OBJECT, Rule, cgroup_root, layout};
 use agentguard_common::abi::{
     AgentId, ConfigSlot, Event, EventKind, FlowKey, Identify, IdentifyHead, Label, Origin,
     PATH_LEN, VERSION,
@@ -12,6 +11,7 @@ use agentguard_common::counter::Counter;
 use agentguard_common::layout::Layout;
 use agentguard_common::net::Addr;
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::{OBJECT, Rule, cgroup_root, layout};
 use agentguard_tests::attempt::{Programs, User, processes};
 use agentguard_tests::standing::{Standing, Standings};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};

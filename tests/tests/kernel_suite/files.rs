@@ -1,9 +1,9 @@
 //! The daemon's own files: no agent changes them or reads its secrets, whatever its user and whatever name it finds for them.
 //! Without BPF LSM there is nothing to try.
 
-use agentguard::kernel::Protected;
 use agentguard_common::abi::{EventKind, Tamper};
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::Protected;
 
 use crate::harness::*;
 

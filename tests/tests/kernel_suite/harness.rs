@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use agentguard::kernel::{Events, Kernel, OriginMaps, Rule, cgroup_root};
-use agentguard::sys::socket::netns_cookie;
 use agentguard_common::abi::{AgentId, Event, EventKind, Forwarder, Label};
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::{Events, Kernel, OriginMaps, Rule, cgroup_root};
+use agentguard_sys::socket::netns_cookie;
 
 pub const AGENT: AgentId = AgentId(2);
 pub const OTHER: AgentId = AgentId(3);

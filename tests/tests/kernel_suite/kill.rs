@@ -3,9 +3,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
-use agentguard::kernel::Rule;
 use agentguard_common::abi::{AgentId, EventKind, Label, TAG_PORT};
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::Rule;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, connect, socket,
 };

@@ -1,5 +1,5 @@
-use agentguard::sys::socket::netns_cookie;
 use agentguard_common::abi::{Forwarder, VERSION};
+use agentguard_sys::socket::netns_cookie;
 use aya::maps::{Array, Map, MapData};
 
 use crate::harness::*;

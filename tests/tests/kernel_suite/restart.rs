@@ -1,5 +1,5 @@
-use agentguard::kernel::{Kernel, KernelError, Rule, cgroup_root};
 use agentguard_common::abi::AgentId;
+use agentguard_kernel::{Kernel, KernelError, Rule, cgroup_root};
 
 use crate::harness::*;
 
@@ -155,7 +155,7 @@ fn the_forwarders_descriptors_cannot_write() {
     let result = unsafe { libc::syscall(libc::SYS_bpf, 2, attr.as_ptr(), 32) };
     let error = std::io::Error::last_os_error().raw_os_error();
     assert_eq!((result, error), (-1, Some(libc::EPERM)));
-    let origins = agentguard::kernel::OriginMaps::from_fds(maps.accepted, maps.flows);
+    let origins = agentguard_kernel::OriginMaps::from_fds(maps.accepted, maps.flows);
     assert_eq!(origins.accepted(7).unwrap(), None);
 }
 

@@ -1,6 +1,6 @@
-use agentguard::kernel::Rule;
 use agentguard_common::abi::EventKind;
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::Rule;
 
 use crate::harness::*;
 

@@ -1,6 +1,6 @@
-use agentguard::kernel::UnixJudged;
 use agentguard_common::abi::{Event, EventKind, UnixName};
 use agentguard_common::verdict::Refusal;
+use agentguard_kernel::UnixJudged;
 
 use crate::harness::*;
 

@@ -2,9 +2,8 @@
 
 use std::fmt::Write;
 
+use agentguard_audit::line::View;
 use serde_json::Value;
-
-use crate::audit::line::View;
 
 const COLUMNS: usize = 100;
 const NAMES: [&str; 6] = ["TIME", "AGENT", "ACTION", "RESOURCE", "OUTCOME", "REASON"];

@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
+use agentguard_policy::cases::{Answer, Change, Expected, Tested};
+
 use super::layout::{WIDTH, clip, count, paint, printable, wrap};
 use crate::cli::table::table;
-use crate::policy::cases::{Answer, Change, Expected, Tested};
 
 /// Every case that does not hold, then one line that sums up.
 pub fn tested_text(tested: &[Tested<'_>], colour: bool) -> String {

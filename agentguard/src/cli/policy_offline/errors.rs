@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use agentguard_policy::{Diagnostic, Sources, acts_on_terminal};
+
 use super::layout::{WIDTH, count, paint, printable, wrap};
-use crate::policy::{Diagnostic, Sources, acts_on_terminal};
 
 /// Every error with its line, then one line that sums them up.
 pub fn diagnostics_text(sources: &Sources, found: &[Diagnostic], colour: bool) -> String {

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use agentguard_policy::explain::{Explanation, Met, Verdict};
+
 use super::layout::{WIDTH, clip, paint, printable, wrap};
-use crate::policy::explain::{Explanation, Met, Verdict};
 
 /// Policies without effect that an explanation lists.
 const MAX_SILENT: usize = 12;

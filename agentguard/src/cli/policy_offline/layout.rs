@@ -1,6 +1,6 @@
 //! Lines of human output: width, colour, and nothing that acts on a terminal.
 
-use crate::policy::acts_on_terminal;
+use agentguard_policy::acts_on_terminal;
 
 /// Columns of human output.
 pub(super) const WIDTH: usize = 100;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use agentguard_forwarder::{CUT, OVER};
+use agentguard_policy::Policy;
+use agentguard_policy::replay::{Missing, Outcome, Then};
+use agentguard_record::DenyReason;
+
 use super::Line;
-use crate::forwarder::{CUT, OVER};
-use crate::policy::Policy;
-use crate::policy::replay::{Missing, Outcome, Then};
-use crate::reason::DenyReason;
 
 /// What rules decided, whatever became of it.
 pub struct Decided<'l> {
@@ -100,7 +101,7 @@ fn ended(line: &Line<'_>, old: Option<&Policy>) -> Result<(), &'static str> {
 mod tests {
     use super::*;
     use crate::cli::policy_offline;
-    use crate::policy::Sources;
+    use agentguard_policy::Sources;
 
     #[test]
     fn only_what_rules_decided_is_taken_again() {

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use agentguard_policy::replay::{Outcome, Recorded, Replayed};
+use agentguard_record::DenyReason;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
 use super::Line;
 use crate::cli::table::table;
-use crate::policy::replay::{Outcome, Recorded, Replayed};
-use crate::reason::DenyReason;
 
 /// Kinds of changes that are told apart.
 const MAX_GROUPS: usize = 10_000;

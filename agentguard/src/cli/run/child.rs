@@ -6,11 +6,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
+use agentguard_control::api::Started;
+use agentguard_daemon::upstream::SYSTEM_BUNDLES;
+use agentguard_sys::{SysError, mount, privilege, pty, signal};
+
 use super::{As, OWN_FAILURE, environment, floor};
 use crate::cli::Failure;
-use crate::control::api::Started;
-use crate::daemon::upstream::SYSTEM_BUNDLES;
-use crate::sys::{SysError, mount, privilege, pty, signal};
 
 /// CMD is there and cannot be executed, or its exec was refused.
 const NOT_EXECUTABLE: u8 = 126;

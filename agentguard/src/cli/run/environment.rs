@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use agentguard_sys::user::Account;
+
 use crate::cli::ca;
-use crate::sys::user::Account;
 
 /// Other spellings and folders by which clients would find other anchors than those of the variables that are set.
 const REMOVED: [&str; 4] = [

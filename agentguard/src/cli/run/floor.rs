@@ -1,9 +1,8 @@
 //! The system calls that nothing below `agentguard run` makes: ways out that the hooks do not see, into processes that are
 //! nobody's, or to what takes the hooks away. A program that needs one runs with `privileges = "keep"`.
 
+use agentguard_sys::seccomp::{Filter, Is, Rule, Test};
 use libc::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, EPERM};
-
-use crate::sys::seccomp::{Filter, Is, Rule, Test};
 
 /// `SOCK_TYPE_MASK` (`include/linux/net.h`): the rest are flags.
 const SOCK_TYPE: u32 = 0xf;

@@ -10,6 +10,12 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitCode;
 
+use agentguard_control::api::{Run, Started, TaskEnd, TaskLine};
+use agentguard_control::client::Client;
+use agentguard_daemon::config::Config;
+use agentguard_sys::signal::Signals;
+use agentguard_sys::user::{self, Account};
+use agentguard_sys::{process, pty, socket};
 use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
@@ -18,12 +24,6 @@ use uuid::Uuid;
 
 use self::child::Plan;
 use super::{Failure, client_runtime};
-use crate::config::Config;
-use crate::control::api::{Run, Started, TaskEnd, TaskLine};
-use crate::control::client::Client;
-use crate::sys::signal::Signals;
-use crate::sys::user::{self, Account};
-use crate::sys::{process, pty, socket};
 
 /// Exit status for a failure of `run` itself: CMD has not run.
 pub const OWN_FAILURE: u8 = 125;

@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
+use agentguard_sys::pty::{self, RawMode};
+use agentguard_sys::signal::{Pending, Signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::Terminal;
-use crate::sys::pty::{self, RawMode};
-use crate::sys::signal::{Pending, Signals};
 
 const BUFFER: usize = 16 * 1024;
 

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Instant;
 
-use agentguard::policy::{
+use agentguard_common::abi::AgentId;
+use agentguard_policy::{
     Action, CanonicalPath, Decision, Gathered, HostName, Input, Policy, Sources,
 };
-use agentguard_common::abi::AgentId;
 use anyhow::{anyhow, bail};
 use http::{HeaderMap, HeaderValue};
 

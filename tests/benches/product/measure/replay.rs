@@ -5,12 +5,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use agentguard::audit::Log;
-use agentguard::audit::record::{
+use agentguard_audit::Durability;
+use agentguard_audit::Log;
+use agentguard_common::abi::AgentId;
+use agentguard_record::{
     Context, Draft, Entry, Latency, Outcome, Process, RequestInfo, UpstreamInfo,
 };
-use agentguard::config::Durability;
-use agentguard_common::abi::AgentId;
 use agentguard_tests::bundle::reach;
 use agentguard_tests::tools::agentguard;
 use agentguard_tests::{Bundle, Site};

@@ -1,0 +1,208 @@
+use std::fs;
+use std::io::Write;
+
+use agentguard_record::DenyReason;
+use agentguard_record::Entry;
+use agentguard_record::{Operation, Operator, Outcome};
+use uuid::Uuid;
+
+use super::*;
+use crate::Durability;
+use crate::Log;
+use crate::fixture::{append, draft, files, filled};
+
+fn resources(lines: &[String]) -> Vec<String> {
+    lines
+        .iter()
+        .map(|line| {
+            serde_json::from_str::<View<'_>>(line)
+                .unwrap()
+                .resource
+                .into_owned()
+        })
+        .collect()
+}
+
+/// Six records of different kinds, in small segments.
+fn mixed(dir: &Path) {
+    let mut log = Log::open_sized(dir, Durability::Batched, 1000).unwrap();
+    for (at, (action, resource, outcome, reason)) in [
+        ("GET", "api.example", Outcome::Allow, None),
+        (
+            "POST",
+            "api.example",
+            Outcome::Deny,
+            Some(DenyReason::PolicyDenied),
+        ),
+        (
+            "dns",
+            "evil.example",
+            Outcome::Deny,
+            Some(DenyReason::PolicyDenied),
+        ),
+        (
+            "connect",
+            "10.0.0.1:22",
+            Outcome::Deny,
+            Some(DenyReason::PolicyDenied),
+        ),
+        (
+            "GET",
+            "api.example:8443",
+            Outcome::Killed,
+            Some(DenyReason::AgentKilled),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut draft = draft(resource);
+        draft.time_us += at as i64 * 1_000_000;
+        draft.action = action.into();
+        draft.outcome = outcome;
+        draft.reason = reason;
+        draft.decision = Uuid::from_u128((at as u128 + 1) << 120);
+        append(&mut log, &draft);
+    }
+    let kill = Operator {
+        uid: 0,
+        user: Some("root"),
+        operation: Operation::Kill,
+        agent: Some("planner"),
+        resource: "planner",
+        outcome: Outcome::Allow,
+        detail: "drill",
+        bundle: None,
+    };
+    log.append(Entry::Operator(&kill)).unwrap();
+}
+
+#[test]
+fn filters() {
+    let dir = tempfile::tempdir().unwrap();
+    mixed(dir.path());
+    for (query, expected) in [
+        (
+            "",
+            "api.example api.example evil.example 10.0.0.1:22 api.example:8443 planner",
+        ),
+        ("agent=planner", "planner"),
+        ("agent=plan", ""),
+        ("action=get", "api.example api.example:8443"),
+        ("action=kill", "planner"),
+        ("outcome=deny", "api.example evil.example 10.0.0.1:22"),
+        ("outcome=killed", "api.example:8443"),
+        ("resource=8443", "api.example:8443"),
+        ("outcome=deny&resource=api", "api.example"),
+        ("text=drill", "planner"),
+        (
+            "text=policy%2Ddenied",
+            "api.example evil.example 10.0.0.1:22",
+        ),
+        ("limit=2", "api.example:8443 planner"),
+        ("limit=0", ""),
+        ("limit=1&action=GET", "api.example:8443"),
+        ("limit=9&outcome=allow&follow=true", "api.example planner"),
+        (
+            "since=2026-01-01T00:00:03Z&until=2026-01-01T00:00:04.2Z",
+            "10.0.0.1:22 api.example:8443",
+        ),
+        ("until=2026-01-01T00:00:00.123456Z", ""),
+        (
+            "until=2026-01-01T01:00:01.2%2B01:00",
+            "api.example api.example",
+        ),
+        ("id=03", "evil.example"),
+    ] {
+        let found = search(dir.path(), &Filter::from_query(query).unwrap()).unwrap();
+        assert_eq!(resources(&found).join(" "), expected, "{query}");
+    }
+}
+
+#[test]
+fn bad_queries_are_named() {
+    for (query, expected) in [
+        ("agnet=a", "unknown search key `agnet`"),
+        ("limit=many", "`limit=many` cannot be read: a number"),
+        (
+            "since=yesterday",
+            "`since=yesterday` cannot be read: a time",
+        ),
+    ] {
+        let error = Filter::from_query(query).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_filter_survives_its_query() {
+    let filter = Filter {
+        agent: Some("a&b=c".into()),
+        text: Some("ü %2F +".into()),
+        since: Some("2026-01-01T00:00:00.5Z".parse().unwrap()),
+        limit: Some(3),
+        ..Filter::default()
+    };
+    assert_eq!(Filter::from_query(&filter.to_query()).unwrap(), filter);
+}
+
+#[test]
+fn long_lines_and_many_segments_are_read_backwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open_sized(dir.path(), Durability::Batched, 900_000).unwrap();
+    let names: Vec<String> = (0..40)
+        .map(|n| format!("{n}-{}", "x".repeat(if n % 3 == 0 { 300_000 } else { n })))
+        .collect();
+    for name in &names {
+        append(&mut log, &draft(name));
+    }
+    assert!(files(dir.path()).len() > 3);
+    let found = search(dir.path(), &Filter::default()).unwrap();
+    assert_eq!(resources(&found), names);
+}
+
+#[test]
+fn what_is_being_written_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 2, u64::MAX);
+    let path = files(dir.path()).remove(0);
+    let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
+    for partial in ["{", "\"time\":\"2026"] {
+        file.write_all(partial.as_bytes()).unwrap();
+        let found = search(dir.path(), &Filter::default()).unwrap();
+        assert_eq!(resources(&found), ["h1.example", "h2.example"]);
+    }
+}
+
+#[tokio::test]
+async fn following_misses_and_repeats_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open_sized(dir.path(), Durability::Batched, 2000).unwrap();
+    for n in 0..5 {
+        append(&mut log, &draft(&n.to_string()));
+    }
+    let mut head = log.head();
+    let seen = *head.borrow_and_update();
+    // Appended between the head and the search: must come once.
+    append(&mut log, &draft("5"));
+    let filter = Filter::from_query("limit=3").unwrap();
+    let (last, mut follow) = tail(dir.path(), &filter, seen).unwrap();
+    assert_eq!(resources(&last), ["3", "4"]);
+
+    let writer = std::thread::spawn(move || {
+        for n in 6..500 {
+            append(&mut log, &draft(&n.to_string()));
+        }
+    });
+    let mut found = Vec::new();
+    while found.last().is_none_or(|last| last != "499") {
+        let lines = follow.read().unwrap();
+        found.extend(resources(&lines));
+        if lines.is_empty() {
+            head.changed().await.unwrap();
+        }
+    }
+    writer.join().unwrap();
+    let expected: Vec<String> = (5..500).map(|n| n.to_string()).collect();
+    assert_eq!(found, expected);
+}

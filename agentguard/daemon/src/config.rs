@@ -1,0 +1,414 @@
+//! `agentguard.toml`: read once at start, every key checked. A key nobody knows is an error, never ignored.
+
+mod error;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use agentguard_audit::Durability;
+use agentguard_link::frame::Limits;
+use agentguard_record::guarantee;
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+
+pub use self::error::ConfigError;
+
+/// Where the configuration is if neither `--config` nor `AGENTGUARD_CONFIG` says.
+pub const DEFAULT_PATH: &str = "/etc/agentguard/agentguard.toml";
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub paths: Paths,
+    pub policy: PolicySection,
+    pub forwarder: Forwarder,
+    pub upstream: UpstreamSection,
+    pub audit: Audit,
+    pub canary: Canary,
+    pub host: Host,
+    pub network: Network,
+    pub roles: Vec<RoleGrant>,
+    /// The file it was read from.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
+}
+
+/// `[paths]`; all absolute.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Paths {
+    pub state: PathBuf,
+    pub runtime: PathBuf,
+    pub pins: PathBuf,
+    pub trust: PathBuf,
+    /// `auto`, or where the cgroup v2 hierarchy is mounted.
+    pub cgroup: PathBuf,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            state: "/var/lib/agentguard".into(),
+            runtime: "/run/agentguard".into(),
+            pins: "/sys/fs/bpf/agentguard".into(),
+            trust: "/etc/agentguard/trust".into(),
+            cgroup: "auto".into(),
+        }
+    }
+}
+
+impl Paths {
+    pub fn control_socket(&self) -> PathBuf {
+        self.runtime.join("control.sock")
+    }
+
+    /// `None`: find it in `/proc/mounts`.
+    pub fn cgroup_root(&self) -> Option<&Path> {
+        (self.cgroup != Path::new("auto")).then_some(self.cgroup.as_path())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicySection {
+    /// The bundle in force until one has been applied.
+    pub bundle: PathBuf,
+    /// Guarantees a bundle may require that this host may lack.
+    pub accept_gaps: Vec<String>,
+}
+
+impl Default for PolicySection {
+    fn default() -> Self {
+        Self {
+            bundle: "/etc/agentguard/policies".into(),
+            accept_gaps: Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Forwarder {
+    /// Must exist, and is not root.
+    pub user: String,
+    /// 0: chosen at start.
+    pub port: u16,
+    /// 1 to 1,000,000.
+    pub max_connections: u32,
+    /// 1,024 to 1,048,576.
+    pub max_header_bytes: u32,
+    /// Milliseconds, 100 to 3,600,000; also the three below.
+    pub head_timeout_ms: u32,
+    pub upstream_connect_timeout_ms: u32,
+    pub upstream_head_timeout_ms: u32,
+    pub idle_timeout_ms: u32,
+    /// Of a request's body that a rule reads, as it is sent and decoded: 1,024 to 67,108,864.
+    pub max_judged_body_bytes: u32,
+    /// Of all such bodies at one time: 1,048,576 to 4,294,967,295.
+    pub max_judged_bodies_bytes: u32,
+    /// How long a client may take to send one, milliseconds, 100 to 3,600,000.
+    pub judged_body_timeout_ms: u32,
+}
+
+impl Default for Forwarder {
+    fn default() -> Self {
+        Self {
+            user: "agentguard".into(),
+            port: 0,
+            max_connections: 4096,
+            max_header_bytes: 65_536,
+            head_timeout_ms: 15_000,
+            upstream_connect_timeout_ms: 10_000,
+            upstream_head_timeout_ms: 300_000,
+            idle_timeout_ms: 120_000,
+            max_judged_body_bytes: 1 << 20,
+            max_judged_bodies_bytes: 64 << 20,
+            judged_body_timeout_ms: 30_000,
+        }
+    }
+}
+
+impl Forwarder {
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_connections: self.max_connections,
+            max_header_bytes: self.max_header_bytes,
+            head_timeout_ms: self.head_timeout_ms,
+            upstream_connect_timeout_ms: self.upstream_connect_timeout_ms,
+            upstream_head_timeout_ms: self.upstream_head_timeout_ms,
+            idle_timeout_ms: self.idle_timeout_ms,
+            max_judged_body_bytes: self.max_judged_body_bytes,
+            max_judged_bodies_bytes: self.max_judged_bodies_bytes,
+            judged_body_timeout_ms: self.judged_body_timeout_ms,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamSection {
+    /// PEM files with trust anchors besides the system's.
+    pub roots: Vec<PathBuf>,
+    /// Besides `/etc/hosts` and DNS, and before them.
+    pub hosts: BTreeMap<String, Addresses>,
+    /// Empty: those of `/etc/resolv.conf`. An address without a port means port 53.
+    pub resolvers: Vec<Resolver>,
+    /// Of the addresses refused otherwise: loopback, link-local, private, metadata, multicast, unspecified.
+    pub allow_addresses: Vec<IpNet>,
+}
+
+/// One address or a list of them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "an IP address, or a list of them, in quotes")]
+pub enum Addresses {
+    One(IpAddr),
+    Many(Vec<IpAddr>),
+}
+
+impl Addresses {
+    pub fn to_vec(&self) -> Vec<IpAddr> {
+        match self {
+            Self::One(one) => vec![*one],
+            Self::Many(many) => many.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolver(pub SocketAddr);
+
+impl<'de> Deserialize<'de> for Resolver {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse()
+            .or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53)))
+            .map(Self)
+            .map_err(|_| {
+                serde::de::Error::custom(format!(
+                    "`{text}` is not an address such as \"192.0.2.53\" or \"192.0.2.53:53\""
+                ))
+            })
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    pub durability: Durability,
+}
+
+/// The daemon's own attempts at what must be refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Canary {
+    /// Seconds between two, 1 to 86,400.
+    pub every_s: u32,
+    pub on_failure: OnFailure,
+}
+
+impl Default for Canary {
+    fn default() -> Self {
+        Self {
+            every_s: 30,
+            on_failure: OnFailure::Close,
+        }
+    }
+}
+
+/// What rules can know of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Host {
+    /// `context.host.labels`.
+    pub labels: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// Networks that are trusted, any of them: `context.network.trusted`.
+    pub trusted: Vec<TrustedNetwork>,
+}
+
+/// One network: all keys that are there hold, and one is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrustedNetwork {
+    /// An interface of this name is up; the next two are of it.
+    pub interface: Option<String>,
+    /// The host has an address in this range.
+    pub source: Option<IpNet>,
+    /// A default route goes to this address.
+    pub gateway: Option<IpAddr>,
+    /// The resolver's configuration searches this domain.
+    pub domain: Option<String>,
+}
+
+/// What a failure does besides the alarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// Every agent is held, as by a kill, until one passes.
+    Close,
+    Alarm,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoleGrant {
+    pub group: String,
+    pub role: Role,
+}
+
+/// What a caller of the control API who is not root may do; each may also do what the ones before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Viewer,
+    Responder,
+    Admin,
+}
+
+impl Config {
+    /// Reads `explicit`, which must be there, or the default file, which need not.
+    pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = explicit.unwrap_or(Path::new(DEFAULT_PATH));
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Self {
+                file: Some(path.to_owned()),
+                ..Self::parse(path, &text)?
+            }),
+            Err(e) if explicit.is_none() && e.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self =
+            toml::from_str(text).map_err(|e| ConfigError::from_toml(path, text, &e))?;
+        config
+            .check()
+            .map_err(|(key, message)| ConfigError::at_key(path, text, key, message))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        for (key, path) in [
+            ("state", &self.paths.state),
+            ("runtime", &self.paths.runtime),
+            ("pins", &self.paths.pins),
+            ("trust", &self.paths.trust),
+            ("bundle", &self.policy.bundle),
+        ] {
+            if !path.is_absolute() {
+                return Err((key, format!("`{}` is not an absolute path", path.display())));
+            }
+        }
+        if self.paths.cgroup_root().is_some_and(|p| !p.is_absolute()) {
+            let cgroup = self.paths.cgroup.display();
+            return Err((
+                "cgroup",
+                format!("`{cgroup}` is neither `auto` nor an absolute path"),
+            ));
+        }
+        for gap in &self.policy.accept_gaps {
+            if !guarantee::IDS.contains(&gap.as_str()) {
+                let hint = guarantee::nearest(gap).map_or_else(
+                    || format!("there are {}", guarantee::IDS.join(", ")),
+                    |near| format!("did you mean `{near}`?"),
+                );
+                return Err(("accept_gaps", format!("unknown guarantee `{gap}`; {hint}")));
+            }
+        }
+        let f = &self.forwarder;
+        if f.user.is_empty() || f.user == "root" || f.user == "0" {
+            return Err((
+                "user",
+                "the forwarder runs as a user of its own, never as root".into(),
+            ));
+        }
+        for (key, value, min, max, unit) in [
+            (
+                "max_connections",
+                f.max_connections,
+                1,
+                1_000_000,
+                "connections",
+            ),
+            (
+                "max_header_bytes",
+                f.max_header_bytes,
+                1024,
+                1_048_576,
+                "bytes",
+            ),
+            (
+                "head_timeout_ms",
+                f.head_timeout_ms,
+                100,
+                3_600_000,
+                "milliseconds",
+            ),
+            (
+                "upstream_connect_timeout_ms",
+                f.upstream_connect_timeout_ms,
+                100,
+                3_600_000,
+                "milliseconds",
+            ),
+            (
+                "upstream_head_timeout_ms",
+                f.upstream_head_timeout_ms,
+                100,
+                3_600_000,
+                "milliseconds",
+            ),
+            (
+                "max_judged_body_bytes",
+                f.max_judged_body_bytes,
+                1024,
+                64 << 20,
+                "bytes",
+            ),
+            (
+                "max_judged_bodies_bytes",
+                f.max_judged_bodies_bytes,
+                1 << 20,
+                u32::MAX,
+                "bytes",
+            ),
+            (
+                "judged_body_timeout_ms",
+                f.judged_body_timeout_ms,
+                100,
+                3_600_000,
+                "milliseconds",
+            ),
+            (
+                "idle_timeout_ms",
+                f.idle_timeout_ms,
+                100,
+                3_600_000,
+                "milliseconds",
+            ),
+            ("every_s", self.canary.every_s, 1, 86_400, "seconds"),
+        ] {
+            if !(min..=max).contains(&value) {
+                return Err((
+                    key,
+                    format!("{value} is not between {min} and {max} {unit}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! The control API: HTTP/1.1 and JSON on a Unix socket, every caller judged by what the kernel says of it.
+//!
+//! `GET /v1/status` · `/v1/agents` · `/v1/policy` · `/v1/ca` · `/v1/tasks` · `/v1/audit?…` (lines of JSON; `follow=true` goes on);
+//! `POST /v1/run` · `/v1/tasks` · `/v1/tasks/end` · `/v1/kill` · `/v1/revive` · `/v1/policy` · `/v1/policy/explain` · `/v1/unload`. Types are in [`api`],
+//! who may do what in [`access`].
+
+pub mod access;
+mod answer;
+mod records;
+mod route;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentguard_common::abi::Label;
+use agentguard_sys::peer::Peer;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use crate::state::Shared;
+
+/// Connections at once of root, and of everyone else together, agents with root among them: nobody can lock root out.
+const CONNECTIONS: (usize, usize) = (64, 64);
+/// How long a caller may take to send a request's head.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on the control socket `{}`: {source}", path.display())]
+pub struct ListenError {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// The socket is everyone's to connect to: each request is judged, and refused ones are answered.
+pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
+    let failed = |source| ListenError {
+        path: path.to_owned(),
+        source,
+    };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves until the daemon stops.
+pub async fn serve(shared: Arc<Shared>, listener: UnixListener) {
+    let (root, others) = (
+        Arc::new(Semaphore::new(CONNECTIONS.0)),
+        Arc::new(Semaphore::new(CONNECTIONS.1)),
+    );
+    let connections = tokio_util::task::TaskTracker::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Too many files, mostly: the next accept may work, a busy loop would not help it.
+                    tracing::warn!(%error, "cannot accept on the control socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = shared.stop.cancelled() => break,
+        };
+        let peer = match Peer::of(&stream) {
+            Ok(peer) => peer,
+            Err(error) => {
+                tracing::warn!(%error, "a caller of the control socket cannot be known");
+                continue;
+            }
+        };
+        let label = crate::lock(&shared.kernel).label(peer.tgid);
+        let is_agent = label.map_or(true, |label| label != Label::default());
+        let permits = if peer.uid == 0 && !is_agent {
+            &root
+        } else {
+            &others
+        };
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            tracing::warn!(uid = peer.uid, "too many connections to the control socket");
+            continue;
+        };
+        let shared = shared.clone();
+        connections.spawn(async move {
+            serve_caller(shared, stream, peer).await;
+            drop(permit);
+        });
+    }
+    connections.close();
+    // Answers under way, that of an unload among them.
+    let _ = tokio::time::timeout(Duration::from_secs(2), connections.wait()).await;
+}
+
+async fn serve_caller(shared: Arc<Shared>, stream: UnixStream, peer: Peer) {
+    let peer = Arc::new(peer);
+    let stop = shared.stop.clone();
+    let service = service_fn(move |request| {
+        let (shared, peer) = (shared.clone(), peer.clone());
+        async move { Ok::<_, std::convert::Infallible>(route::answer(&shared, &peer, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = &mut connection => served,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "control connection");
+    }
+}

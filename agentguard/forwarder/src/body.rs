@@ -1,0 +1,184 @@
+//! Bodies that a rule reads: held until they are whole, judged, and sent on as they came. Everything else is streamed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentguard_link::frame::Limits;
+use agentguard_record::DenyReason;
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::refuse::Refusal;
+use super::upload::UploadError;
+
+/// Bytes that one permit of [`Room`] stands for.
+const UNIT: usize = 4096;
+
+/// The memory that all held bodies together may take.
+pub struct Room {
+    free: Arc<Semaphore>,
+}
+
+impl Room {
+    pub fn new(limits: &Limits) -> Self {
+        let units = (limits.max_judged_bodies_bytes as usize).div_ceil(UNIT);
+        Self {
+            free: Arc::new(Semaphore::new(units)),
+        }
+    }
+}
+
+/// A request's body on its way.
+pub enum RequestBody {
+    Streamed(Incoming),
+    Held(Held),
+    /// It is not sent on, and nothing of it is left to be read.
+    Spent,
+}
+
+/// A whole body.
+pub struct Held {
+    bytes: Bytes,
+    trailers: Option<HeaderMap>,
+    /// Given back when the body is gone.
+    room: Vec<OwnedSemaphorePermit>,
+}
+
+impl RequestBody {
+    /// Takes the whole body in. Refused, what is left of it stays here to be drained.
+    pub async fn hold(&mut self, limits: &Limits, room: &Room) -> Result<(), Refusal> {
+        let Self::Streamed(body) = self else {
+            return Ok(());
+        };
+        let limit = limits.max_judged_body_bytes as usize;
+        if body.size_hint().lower() > limit as u64 {
+            return Err(too_large(limit));
+        }
+        let wait = limits.judged_body_timeout_ms;
+        let held = tokio::time::timeout(
+            Duration::from_millis(wait.into()),
+            collect(body, limit, room),
+        );
+        match held.await {
+            Ok(Ok(held)) => *self = Self::Held(held),
+            Ok(Err(Stopped::Refused(refusal))) => return Err(*refusal),
+            Ok(Err(Stopped::Broken(error))) => {
+                *self = Self::Spent;
+                return Err(Refusal::upload(&error));
+            }
+            Err(_) => {
+                return Err(Refusal::new(
+                    DenyReason::BodyUnreadable,
+                    format!(
+                        "a rule reads the request's body, and it did not come whole within {wait} ms"
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is left to be read of a body that is not sent on.
+    pub fn rest(self) -> Option<Incoming> {
+        match self {
+            Self::Streamed(body) => Some(body),
+            Self::Held(_) | Self::Spent => None,
+        }
+    }
+
+    /// The bytes, as far as they are here.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Held(held) => &held.bytes,
+            Self::Streamed(_) | Self::Spent => &[],
+        }
+    }
+
+    /// Whether all there is of it is in [`Self::bytes`].
+    pub fn is_known(&self) -> bool {
+        match self {
+            Self::Held(_) => true,
+            Self::Streamed(body) => body.is_end_stream(),
+            Self::Spent => false,
+        }
+    }
+}
+
+impl Held {
+    /// The next frame to be sent on.
+    pub fn next(&mut self) -> Option<Frame<Bytes>> {
+        if !self.bytes.is_empty() {
+            return Some(Frame::data(std::mem::take(&mut self.bytes)));
+        }
+        self.trailers.take().map(Frame::trailers)
+    }
+
+    pub fn is_spent(&self) -> bool {
+        self.bytes.is_empty() && self.trailers.is_none()
+    }
+
+    /// Exact where there are no trailers, which only a body of unknown length can have in HTTP/1.1.
+    pub fn size_hint(&self) -> SizeHint {
+        match self.trailers {
+            Some(_) => SizeHint::default(),
+            None => SizeHint::with_exact(self.bytes.len() as u64),
+        }
+    }
+}
+
+enum Stopped {
+    Refused(Box<Refusal>),
+    Broken(UploadError),
+}
+
+async fn collect(body: &mut Incoming, limit: usize, room: &Room) -> Result<Held, Stopped> {
+    let mut held = Held {
+        bytes: Bytes::new(),
+        trailers: None,
+        room: Vec::new(),
+    };
+    let mut bytes = BytesMut::new();
+    let mut taken = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Stopped::Broken(UploadError::from(&error)))?;
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                held.trailers = frame.into_trailers().ok();
+                continue;
+            }
+        };
+        if bytes.len() + data.len() > limit {
+            return Err(Stopped::Refused(Box::new(too_large(limit))));
+        }
+        bytes.extend_from_slice(&data);
+        let units = bytes.len().div_ceil(UNIT);
+        if units > taken {
+            let more = u32::try_from(units - taken).unwrap_or(u32::MAX);
+            let free = room.free.clone().try_acquire_many_owned(more);
+            let full = |_| Stopped::Refused(Box::new(no_room()));
+            held.room.push(free.map_err(full)?);
+            taken = units;
+        }
+    }
+    held.bytes = bytes.freeze();
+    Ok(held)
+}
+
+fn too_large(limit: usize) -> Refusal {
+    Refusal::new(
+        DenyReason::BodyTooLarge,
+        format!("a rule reads the request's body, and it is longer than {limit} bytes"),
+    )
+}
+
+fn no_room() -> Refusal {
+    Refusal::new(
+        DenyReason::BodyTooLarge,
+        "a rule reads the request's body, and at the moment there is no room for it beside those of other requests",
+    )
+}

@@ -1,0 +1,199 @@
+//! The agents' DNS. Answers A and AAAA for names that a reach entry covers and nothing else, so that a query's name is
+//! no way out; upstream is asked only after the policy was.
+
+mod serve;
+mod verdict;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use agentguard_common::abi::Origin;
+use agentguard_policy::{HostName, Policy, is_reserved};
+use agentguard_record::DenyReason;
+use agentguard_record::{Draft, Latency, Outcome, RequestInfo};
+use hickory_proto::op::Query;
+use hickory_proto::rr::RecordType;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use self::verdict::Verdict;
+use self::wire::{encode, parse};
+use super::resolve::{Family, Resolver};
+
+pub use serve::{Counters, Server};
+
+/// How a query came, which bounds its answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    Udp,
+    Tcp,
+}
+
+/// What goes back, and what is recorded. The record is sent first.
+#[derive(Debug)]
+pub struct Answer {
+    /// `None` where an answer would be wrong: to what is no query.
+    pub bytes: Option<Vec<u8>>,
+    pub record: Draft,
+}
+
+/// Whether a name may be resolved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Covered {
+    /// It is AgentGuard's own.
+    Own,
+    Yes,
+    No,
+    /// It would not be, and its agent is only observed.
+    Observed,
+}
+
+/// Decides `query` and answers it. `refused`: the agent may do nothing at all now (killed, no audit), and why.
+pub async fn answer(
+    query: &[u8],
+    transport: Transport,
+    origin: &Origin,
+    refused: Option<DenyReason>,
+    policy: &Policy,
+    resolver: &Resolver,
+) -> Answer {
+    let stale = || {
+        policy
+            .is_expired(Timestamp::now())
+            .then_some(DenyReason::PolicyStale)
+    };
+    let refused = refused.or_else(stale);
+    let observes = policy.observes(origin.agent);
+    let covers = |name: &HostName| match policy.may_resolve(origin.agent, name) {
+        _ if is_reserved(name) => Covered::Own,
+        true => Covered::Yes,
+        false if observes => Covered::Observed,
+        false => Covered::No,
+    };
+    let mut answer = respond(query, transport, origin, refused, covers, resolver).await;
+    answer.record.bundle = Some(policy.meta().digest.clone());
+    answer
+}
+
+async fn respond(
+    query: &[u8],
+    transport: Transport,
+    origin: &Origin,
+    refused: Option<DenyReason>,
+    covers: impl Fn(&HostName) -> Covered,
+    resolver: &Resolver,
+) -> Answer {
+    let started = Instant::now();
+    let mut record = blank(origin);
+    let message = match parse(query) {
+        Ok(message) => message,
+        Err(fault) => {
+            let verdict = fault.verdict();
+            let bytes = fault.bytes(query);
+            finish(&mut record, &verdict, started);
+            return Answer { bytes, record };
+        }
+    };
+    let question = &message.queries[0];
+    let shown = shown(question);
+    record.resource.clone_from(&shown);
+    record.request = Some(RequestInfo {
+        scheme: "dns".into(),
+        host: shown.clone(),
+        port: origin.port,
+        method: question.query_type().to_string(),
+        path: String::new(),
+        status: 0,
+    });
+
+    let name = HostName::parse(&shown)
+        .ok()
+        .filter(|name| name.ip().is_none());
+    let covered = name.as_ref().map_or(Covered::No, &covers);
+    record.latency.decide = micros(started);
+    let verdict = match (refused, name) {
+        (Some(reason), _) => Verdict::stopped(reason),
+        (None, Some(_)) if covered == Covered::Own => Verdict::own(question.query_type()),
+        (None, Some(name)) if covered != Covered::No => {
+            let found = look_up(&name, question.query_type(), resolver).await;
+            match covered {
+                Covered::Observed => found.observed(),
+                _ => found,
+            }
+        }
+        (None, _) => Verdict::uncovered(),
+    };
+    finish(&mut record, &verdict, started);
+    let bytes = encode(&message, &verdict, transport);
+    Answer { bytes, record }
+}
+
+async fn look_up(name: &HostName, kind: RecordType, resolver: &Resolver) -> Verdict {
+    let family = match kind {
+        RecordType::A => Family::V4,
+        RecordType::AAAA => Family::V6,
+        _ => return Verdict::other_type(),
+    };
+    match resolver.family(name, family).await {
+        Ok(resolved) => Verdict::resolved(&resolved),
+        Err(error) => Verdict::failed(&error),
+    }
+}
+
+/// The asked name as it is judged and recorded: lower case, without the trailing dot, odd bytes escaped.
+fn shown(question: &Query) -> String {
+    let ascii = question.name().to_lowercase().to_ascii();
+    match ascii.strip_suffix('.') {
+        Some("") | None => ascii,
+        Some(name) => name.to_owned(),
+    }
+}
+
+fn blank(origin: &Origin) -> Draft {
+    Draft {
+        time_us: now_us(),
+        decision: Uuid::now_v7(),
+        agent: origin.agent,
+        tgid: origin.tgid,
+        action: "dns".into(),
+        resource: String::new(),
+        request: None,
+        task: None,
+        facts: BTreeMap::new(),
+        outcome: Outcome::Deny,
+        policies: Vec::new(),
+        reason: None,
+        detail: None,
+        bundle: None,
+        approval: Vec::new(),
+        upstream: None,
+        bytes_up: 0,
+        bytes_down: 0,
+        latency: Latency::default(),
+    }
+}
+
+fn finish(record: &mut Draft, verdict: &Verdict, started: Instant) {
+    if let Some(request) = &mut record.request {
+        request.status = u16::from(verdict.code);
+    }
+    record.outcome = verdict.outcome;
+    record.reason = verdict.reason;
+    record.detail = Some(verdict.detail.clone());
+    record.latency.total = micros(started);
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn now_us() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! The resolver's sockets: datagrams attributed by their flow, streams that the forwarder accepted for port 53.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agentguard_common::abi::{AgentId, FlowKey, Origin};
+use agentguard_common::net::Addr;
+use agentguard_policy::Policy;
+use agentguard_record::DenyReason;
+use agentguard_record::Draft;
+use arc_swap::ArcSwap;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UdpSocket;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+
+use super::{Answer, Transport, answer};
+use crate::resolve::Resolver;
+
+/// Datagrams of one agent that may wait for upstream at once.
+const PENDING_PER_AGENT: usize = 64;
+/// How long a stream may be idle between queries (RFC 7766 section 6.2.3).
+const STREAM_IDLE: Duration = Duration::from_secs(10);
+/// Larger than any query needs to be: what is longer is truncated and found malformed.
+const DATAGRAM_BYTES: usize = 4096;
+
+/// Whether an agent may do anything now: killed, or not recordable.
+pub type Gate = Box<dyn Fn(AgentId) -> Option<DenyReason> + Send + Sync>;
+
+/// Datagrams that were dropped without an answer.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// No flow: nobody knows who sent it.
+    pub unattributed: AtomicU64,
+    /// More than [`PENDING_PER_AGENT`] of one agent are pending.
+    pub overload: AtomicU64,
+}
+
+/// What every query is judged with.
+pub struct Server {
+    pub policy: Arc<ArcSwap<Policy>>,
+    pub resolver: Arc<Resolver>,
+    pub records: mpsc::Sender<Draft>,
+    pub gate: Gate,
+    pub counters: Counters,
+    pending: Mutex<HashMap<AgentId, Arc<Semaphore>>>,
+}
+
+impl Server {
+    pub fn new(
+        policy: Arc<ArcSwap<Policy>>,
+        resolver: Arc<Resolver>,
+        records: mpsc::Sender<Draft>,
+        gate: Gate,
+    ) -> Self {
+        Self {
+            policy,
+            resolver,
+            records,
+            gate,
+            counters: Counters::default(),
+            pending: Mutex::default(),
+        }
+    }
+
+    /// Answers datagrams until the socket fails. `socket` is bound to one address, so that answers come from the
+    /// address that was asked; `netns`: `SO_NETNS_COOKIE` of the socket; `origins`:
+    /// [`OriginSource::datagram`](crate::origin::OriginSource::datagram).
+    pub async fn serve_datagrams(
+        self: Arc<Self>,
+        socket: UdpSocket,
+        netns: u64,
+        origins: impl Fn(&FlowKey) -> io::Result<Option<Origin>>,
+    ) -> io::Result<()> {
+        let local = socket.local_addr()?;
+        let socket = Arc::new(socket);
+        let mut buffer = vec![0; DATAGRAM_BYTES];
+        loop {
+            let (length, peer) = match socket.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                // An ICMP error for an earlier answer to a client that has gone.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+                Err(error) => return Err(error),
+            };
+            let origin = match origins(&flow(netns, peer, local)) {
+                Ok(Some(origin)) => origin,
+                Ok(None) | Err(_) => {
+                    self.counters.unattributed.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+            };
+            let Some(slot) = self.slot(origin.agent) else {
+                self.counters.overload.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
+            let (server, socket) = (self.clone(), socket.clone());
+            let query = buffer[..length].to_vec();
+            tokio::spawn(async move {
+                if let Some(bytes) = server.judge(&query, Transport::Udp, &origin).await {
+                    // The client may be gone.
+                    let _ = socket.send_to(&bytes, peer).await;
+                }
+                drop(slot);
+            });
+        }
+    }
+
+    /// Answers queries on one accepted stream, in their order, until the client is done (RFC 7766).
+    pub async fn serve_stream<S>(&self, mut io: S, origin: &Origin) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut query = Vec::new();
+        loop {
+            let mut length = [0; 2];
+            match timeout(STREAM_IDLE, io.read_exact(&mut length)).await {
+                Err(_idle) => return Ok(()),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Ok(read) => read?,
+            };
+            query.resize(usize::from(u16::from_be_bytes(length)), 0);
+            match timeout(STREAM_IDLE, io.read_exact(&mut query)).await {
+                Err(_slow) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(read) => read?,
+            };
+            let Some(bytes) = self.judge(&query, Transport::Tcp, origin).await else {
+                return Ok(());
+            };
+            let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
+            let mut framed = length.to_be_bytes().to_vec();
+            framed.extend_from_slice(&bytes);
+            io.write_all(&framed).await?;
+        }
+    }
+
+    /// The answer, after its record is on its way: what cannot be recorded is not answered.
+    async fn judge(&self, query: &[u8], transport: Transport, origin: &Origin) -> Option<Vec<u8>> {
+        let policy = self.policy.load_full();
+        let refused = (self.gate)(origin.agent);
+        let Answer { bytes, record } =
+            answer(query, transport, origin, refused, &policy, &self.resolver).await;
+        self.records.send(record).await.ok()?;
+        bytes
+    }
+
+    fn slot(&self, agent: AgentId) -> Option<OwnedSemaphorePermit> {
+        let mut pending = self
+            .pending
+            .lock()
+            .expect("nothing panics with the lock held");
+        let slots = pending
+            .entry(agent)
+            .or_insert_with(|| Arc::new(Semaphore::new(PENDING_PER_AGENT)));
+        slots.clone().try_acquire_owned().ok()
+    }
+}
+
+/// The key under which the kernel filed the datagram at egress.
+fn flow(netns: u64, peer: SocketAddr, local: SocketAddr) -> FlowKey {
+    FlowKey {
+        netns,
+        local: Addr::from(peer.ip()),
+        remote: Addr::from(local.ip()),
+        local_port: peer.port(),
+        remote_port: local.port(),
+        proto: libc::IPPROTO_UDP as u32,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,277 @@
+use std::collections::BTreeMap;
+
+use agentguard_policy::Sources;
+use agentguard_record::Outcome;
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc::Receiver;
+
+use super::*;
+use crate::resolve::stub::{Script, Stub};
+
+const ZONE: &[(&str, Script)] = &[
+    ("api.test", Script::Addresses(60, &["192.0.2.10"])),
+    ("a.below.test", Script::Addresses(60, &["192.0.2.11"])),
+    ("slow.below.test", Script::Silent(RecordType::A, &[])),
+];
+const AGENT: AgentId = AgentId(2);
+
+fn policy() -> Policy {
+    let files = [
+        ("bundle.toml", "name = \"t\"\nserial = 1\n"),
+        (
+            "agents/p.toml",
+            "[agent]\nname = \"p\"\nowner = \"o@x.example\"\nrisk = \"low\"\n\
+             [[reach]]\nhost = \"api.test:8443\"\nallow = [\"GET /**\"]\n\
+             [[reach]]\nhost = \"*.below.test\"\nallow = [\"GET /**\"]\n",
+        ),
+    ];
+    let files = files.map(|(path, text)| (path.to_owned(), text.to_owned()));
+    let sources = Sources {
+        files: files.into(),
+    };
+    let agents = BTreeMap::from([("p".to_owned(), AGENT)]);
+    Policy::compile(&sources, &agents).unwrap()
+}
+
+async fn server() -> (Arc<Server>, Receiver<Draft>, Stub) {
+    let stub = Stub::start(ZONE).await;
+    let resolver = Resolver::new(&stub.upstream(&[])).unwrap();
+    let (sender, records) = mpsc::channel(100);
+    let gate: Gate = Box::new(|agent| (agent == AgentId(3)).then_some(DenyReason::AgentKilled));
+    let policy = Arc::new(ArcSwap::from_pointee(policy()));
+    let server = Server::new(policy, Arc::new(resolver), sender, gate);
+    (Arc::new(server), records, stub)
+}
+
+fn query(id: u16, name: &str) -> Vec<u8> {
+    let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+    message.to_vec().unwrap()
+}
+
+fn shown(bytes: &[u8]) -> (u16, ResponseCode, usize) {
+    let message = Message::from_vec(bytes).unwrap();
+    (message.id, message.response_code, message.answers.len())
+}
+
+fn origin(agent: AgentId) -> Origin {
+    Origin {
+        agent,
+        tgid: 7,
+        port: 53,
+        ..Origin::default()
+    }
+}
+
+/// Serves datagrams on loopback; the flows of `known` ports are agent 2's, killed agent 3's at `killed`.
+async fn serve(server: &Arc<Server>, known: Vec<u16>, killed: Vec<u16>) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let local = socket.local_addr().unwrap();
+    let loopback = Addr::from_v4([127, 0, 0, 1]);
+    let origins = move |key: &FlowKey| {
+        assert_eq!(
+            (key.netns, key.proto, key.remote_port),
+            (9, 17, local.port())
+        );
+        assert_eq!((key.local, key.remote), (loopback, loopback));
+        let of = |ports: &[u16], agent| ports.contains(&key.local_port).then(|| origin(agent));
+        Ok(of(&known, AGENT).or(of(&killed, AgentId(3))))
+    };
+    tokio::spawn(server.clone().serve_datagrams(socket, 9, origins));
+    local
+}
+
+async fn client() -> (UdpSocket, u16) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
+}
+
+#[tokio::test]
+async fn datagrams_are_answered_by_their_flow_and_the_policy() {
+    let (server, mut records, stub) = server().await;
+    let ((agent, a), (killed, k), (stranger, _)) = (client().await, client().await, client().await);
+    let at = serve(&server, vec![a], vec![k]).await;
+    stranger.send_to(&query(1, "api.test."), at).await.unwrap();
+    let cases = [
+        (
+            &agent,
+            "api.test.",
+            ResponseCode::NoError,
+            1,
+            Outcome::Allow,
+            None,
+        ),
+        (
+            &agent,
+            "a.below.test.",
+            ResponseCode::NoError,
+            1,
+            Outcome::Allow,
+            None,
+        ),
+        (
+            &agent,
+            "below.test.",
+            ResponseCode::NXDomain,
+            0,
+            Outcome::Deny,
+            Some(DenyReason::PolicyDenied),
+        ),
+        (
+            &agent,
+            "x.api.test.",
+            ResponseCode::NXDomain,
+            0,
+            Outcome::Deny,
+            Some(DenyReason::PolicyDenied),
+        ),
+        (
+            &killed,
+            "api.test.",
+            ResponseCode::NXDomain,
+            0,
+            Outcome::Deny,
+            Some(DenyReason::AgentKilled),
+        ),
+    ];
+    for (id, (socket, name, code, answers, outcome, reason)) in (2..).zip(cases) {
+        socket.send_to(&query(id, name), at).await.unwrap();
+        let mut buffer = [0; 512];
+        let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+        assert_eq!(
+            (from, shown(&buffer[..length])),
+            (at, (id, code, answers)),
+            "{name}"
+        );
+        // The record was there before the answer.
+        let record = records.try_recv().unwrap();
+        assert_eq!((record.outcome, record.reason), (outcome, reason), "{name}");
+        assert_eq!(
+            (record.resource.as_str(), record.tgid),
+            (name.trim_end_matches('.'), 7)
+        );
+        assert_eq!(
+            record.bundle.as_deref(),
+            Some(server.policy.load().meta().digest.as_str())
+        );
+    }
+    assert_eq!(server.counters.unattributed.load(Ordering::Relaxed), 1);
+    assert!(
+        records.try_recv().is_err(),
+        "what nobody sent is not recorded as someone's"
+    );
+    assert_eq!(stub.asked(), ["A api.test.", "A a.below.test."]);
+}
+
+#[tokio::test]
+async fn one_agents_pending_queries_are_bounded() {
+    let (server, _records, _stub) = server().await;
+    let (agent, port) = client().await;
+    let at = serve(&server, vec![port], Vec::new()).await;
+    for id in 0..=PENDING_PER_AGENT as u16 {
+        agent
+            .send_to(&query(id, "slow.below.test."), at)
+            .await
+            .unwrap();
+    }
+    agent.send_to(&query(999, "api.test."), at).await.unwrap();
+    while server.counters.overload.load(Ordering::Relaxed) < 2 {
+        tokio::task::yield_now().await;
+    }
+    // Another agent is served meanwhile.
+    assert!(server.slot(AgentId(5)).is_some());
+}
+
+#[tokio::test]
+async fn without_a_record_there_is_no_answer() {
+    let (server, records, _stub) = server().await;
+    drop(records);
+    let bytes = server
+        .judge(&query(1, "api.test."), Transport::Udp, &origin(AGENT))
+        .await;
+    assert_eq!(bytes, None);
+}
+
+fn framed(queries: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for query in queries {
+        bytes.extend((query.len() as u16).to_be_bytes());
+        bytes.extend(query);
+    }
+    bytes
+}
+
+async fn read(io: &mut DuplexStream) -> Vec<u8> {
+    let length = io.read_u16().await.unwrap();
+    let mut bytes = vec![0; usize::from(length)];
+    io.read_exact(&mut bytes).await.unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn a_stream_carries_many_queries_however_they_are_cut() {
+    let (server, mut records, _stub) = server().await;
+    let sent = framed(&[
+        query(1, "api.test."),
+        query(2, "evil.example."),
+        query(3, "a.below.test."),
+    ]);
+    for cut in 0..=sent.len() {
+        let (mut client, end) = tokio::io::duplex(4096);
+        let origin = origin(AGENT);
+        let serving = server.serve_stream(end, &origin);
+        let asking = async {
+            client.write_all(&sent[..cut]).await.unwrap();
+            tokio::task::yield_now().await;
+            client.write_all(&sent[cut..]).await.unwrap();
+            let mut answers = Vec::new();
+            for _ in 0..3 {
+                answers.push(shown(&read(&mut client).await));
+            }
+            drop(client);
+            answers
+        };
+        let (served, answers) = tokio::join!(serving, asking);
+        served.unwrap();
+        let expected = [
+            (1, ResponseCode::NoError, 1),
+            (2, ResponseCode::NXDomain, 0),
+            (3, ResponseCode::NoError, 1),
+        ];
+        assert_eq!(answers, expected, "cut at {cut}");
+        for _ in 0..3 {
+            records.try_recv().unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_ends() {
+    let (server, mut records, _stub) = server().await;
+    let whole = framed(&[query(1, "api.test.")]);
+    for (cut, clean, recorded) in [
+        (0, true, 0),
+        (1, true, 0),
+        (2, false, 0),
+        (whole.len() - 1, false, 0),
+    ] {
+        let (mut client, end) = tokio::io::duplex(4096);
+        client.write_all(&whole[..cut]).await.unwrap();
+        drop(client);
+        let served = server.serve_stream(end, &origin(AGENT)).await;
+        assert_eq!(served.is_ok(), clean, "cut at {cut}");
+        assert_eq!(records.len(), recorded);
+    }
+    // What is no query is not answered, and ends the stream.
+    let (mut client, end) = tokio::io::duplex(4096);
+    client.write_all(&[0, 0]).await.unwrap();
+    server.serve_stream(end, &origin(AGENT)).await.unwrap();
+    assert_eq!(
+        records.try_recv().unwrap().reason,
+        Some(DenyReason::ProtocolRefused)
+    );
+    assert!(client.read_u16().await.is_err());
+}

@@ -1,0 +1,161 @@
+//! How a query ends: what the agent is told and what is recorded.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use agentguard_record::DenyReason;
+use agentguard_record::Outcome;
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{RData, RecordType};
+
+use crate::resolve::{ResolveError, Resolved};
+
+/// Nobody's (RFC 5737): whatever an agent connects to comes to the forwarder, and goes no further with that name.
+const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Seconds.
+const OWN_TTL: u32 = 60;
+
+const UNCOVERED: &str = "no reach entry of this agent covers the name";
+
+/// Extended errors (RFC 8914 section 4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub(super) enum Extended {
+    Blocked = 15,
+    NoReachableAuthority = 22,
+    NetworkError = 23,
+}
+
+/// How one query ends.
+pub(super) struct Verdict {
+    pub(super) code: ResponseCode,
+    pub(super) answers: Vec<(RData, u32)>,
+    pub(super) extended: Option<(Extended, &'static str)>,
+    pub(super) outcome: Outcome,
+    pub(super) reason: Option<DenyReason>,
+    pub(super) detail: String,
+}
+
+impl Verdict {
+    pub(super) fn new(
+        code: ResponseCode,
+        outcome: Outcome,
+        reason: Option<DenyReason>,
+        detail: &str,
+    ) -> Self {
+        Self {
+            code,
+            answers: Vec::new(),
+            extended: None,
+            outcome,
+            reason,
+            detail: detail.to_owned(),
+        }
+    }
+
+    fn saying(mut self, extended: Extended, text: &'static str) -> Self {
+        self.extended = Some((extended, text));
+        self
+    }
+
+    pub(super) fn resolved(found: &Resolved) -> Self {
+        let ttl = u32::try_from(found.ttl.as_secs()).unwrap_or(u32::MAX);
+        let shown: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+        let mut verdict = Self::new(
+            ResponseCode::NoError,
+            Outcome::Allow,
+            None,
+            &format!("answered with {}", shown.join(", ")),
+        );
+        verdict.answers = found
+            .addresses
+            .iter()
+            .map(|ip| (RData::from(*ip), ttl))
+            .collect();
+        verdict
+    }
+
+    /// Of the name at which agents find AgentGuard.
+    pub(super) fn own(kind: RecordType) -> Self {
+        if !matches!(kind, RecordType::A | RecordType::AAAA) {
+            return Self::other_type();
+        }
+        let detail = "AgentGuard's own name";
+        let mut verdict = Self::new(ResponseCode::NoError, Outcome::Allow, None, detail);
+        if kind == RecordType::A {
+            verdict.answers = vec![(RData::from(IpAddr::V4(OWN)), OWN_TTL)];
+        }
+        verdict
+    }
+
+    pub(super) fn failed(error: &ResolveError) -> Self {
+        let detail = error.to_string();
+        let new = |code, outcome, reason| Self::new(code, outcome, reason, &detail);
+        let (no_error, servfail) = (ResponseCode::NoError, ResponseCode::ServFail);
+        match error {
+            ResolveError::NotFound(_) => new(ResponseCode::NXDomain, Outcome::Allow, None),
+            ResolveError::NoAddress(_) => new(no_error, Outcome::Allow, None),
+            // Not SERVFAIL, which resolvers retry elsewhere.
+            ResolveError::Refused { .. } => new(
+                no_error,
+                Outcome::Deny,
+                Some(DenyReason::UpstreamUnreachable),
+            )
+            .saying(
+                Extended::Blocked,
+                "every address of this name is refused on this host",
+            ),
+            ResolveError::Timeout(_) => {
+                new(servfail, Outcome::Error, Some(DenyReason::UpstreamTimeout)).saying(
+                    Extended::NoReachableAuthority,
+                    "no resolver answered in time",
+                )
+            }
+            ResolveError::Failed { .. } | ResolveError::NoResolvers(_) => new(
+                servfail,
+                Outcome::Error,
+                Some(DenyReason::UpstreamUnreachable),
+            )
+            .saying(Extended::NetworkError, "the host's resolvers failed"),
+        }
+    }
+
+    /// Of a name that would not have been looked up, were its agent not only observed.
+    pub(super) fn observed(mut self) -> Self {
+        if self.outcome == Outcome::Allow {
+            self.outcome = Outcome::Observed;
+            self.reason = Some(DenyReason::PolicyDenied);
+            self.detail = format!("{UNCOVERED}; {}", self.detail);
+        }
+        self
+    }
+
+    pub(super) fn uncovered() -> Self {
+        Self::new(
+            ResponseCode::NXDomain,
+            Outcome::Deny,
+            Some(DenyReason::PolicyDenied),
+            UNCOVERED,
+        )
+        .saying(Extended::Blocked, "no rule lets this agent reach this name")
+    }
+
+    pub(super) fn other_type() -> Self {
+        Self::new(
+            ResponseCode::NoError,
+            Outcome::Deny,
+            Some(DenyReason::PolicyDenied),
+            "only A and AAAA are answered",
+        )
+        .saying(Extended::Blocked, "only A and AAAA are answered")
+    }
+
+    pub(super) fn stopped(reason: DenyReason) -> Self {
+        Self::new(
+            ResponseCode::NXDomain,
+            Outcome::Deny,
+            Some(reason),
+            reason.title(),
+        )
+        .saying(Extended::Blocked, reason.title())
+    }
+}

@@ -1,0 +1,87 @@
+//! Where connections come in: the forwarder's own listeners, and those of other network namespaces that it was handed.
+//! What is accepted inside goes out by sockets of the forwarder's own namespace.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use agentguard_link::frame::ToDaemon;
+use agentguard_link::listen::{Bound, Sockets};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::origin::OriginSource;
+use super::outbox::Outbox;
+use super::{Forwarder, accept};
+
+/// The namespaces that are served, by cookie.
+pub struct Doors {
+    forwarder: Arc<Forwarder>,
+    origins: Arc<dyn OriginSource>,
+    outbox: Outbox,
+    /// Connections at once, in all of them together.
+    places: Arc<Semaphore>,
+    open: HashMap<u64, CancellationToken>,
+}
+
+impl Doors {
+    pub fn new(forwarder: Arc<Forwarder>, origins: Arc<dyn OriginSource>, outbox: Outbox) -> Self {
+        let places = forwarder.limits.max_connections as usize;
+        Self {
+            forwarder,
+            origins,
+            outbox,
+            places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
+            open: HashMap::new(),
+        }
+    }
+
+    /// Accepts and answers on these sockets of a namespace, in the place of earlier ones.
+    pub fn open(&mut self, netns: u64, bound: Bound) -> io::Result<()> {
+        self.close(netns);
+        let stop = CancellationToken::new();
+        for sockets in bound.serve()? {
+            self.serve(netns, sockets, &stop);
+        }
+        self.open.insert(netns, stop);
+        Ok(())
+    }
+
+    pub fn close(&mut self, netns: u64) {
+        if let Some(stop) = self.open.remove(&netns) {
+            stop.cancel();
+        }
+    }
+
+    fn serve(&self, netns: u64, sockets: Sockets, stop: &CancellationToken) {
+        let accepting = accept::accept(
+            self.forwarder.clone(),
+            sockets.tcp,
+            self.origins.clone(),
+            self.places.clone(),
+            stop.clone(),
+        );
+        let origins = self.origins.clone();
+        let dns = self.forwarder.dns.clone();
+        let answering = dns.serve_datagrams(sockets.udp, netns, move |key| origins.datagram(key));
+        let (outbox, stop) = (self.outbox.clone(), stop.clone());
+        tokio::spawn(async move {
+            let error = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                error = accepting => error,
+                Err(error) = answering => error,
+            };
+            tracing::error!(%error, netns, "a listener is gone");
+            outbox.say(ToDaemon::Lost { netns });
+        });
+    }
+}
+
+impl Drop for Doors {
+    fn drop(&mut self) {
+        for stop in self.open.values() {
+            stop.cancel();
+        }
+    }
+}

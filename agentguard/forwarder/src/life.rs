@@ -1,0 +1,204 @@
+//! An agent's life in the forwarder, from its first connection until it is stopped: everything opened for it hangs on it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
+
+use agentguard_common::abi::AgentId;
+use agentguard_record::DenyReason;
+use hyper::rt::Executor;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::lookup;
+use super::upstream::pool::Pool;
+
+/// One agent, until it is killed or stopped otherwise. What comes when it may go on is another life.
+pub struct Life {
+    pub agent: AgentId,
+    /// Why it was stopped, once it was.
+    killed: OnceLock<DenyReason>,
+    cut: CancellationToken,
+    tasks: TaskTracker,
+    connections: AtomicU32,
+    /// One change of its tasks at a time.
+    pub changing: tokio::sync::Mutex<()>,
+    /// Upstream connections kept for reuse: never shared with another agent.
+    pub pool: Pool,
+    /// Room for what its requests have other services asked.
+    pub lookups: Semaphore,
+}
+
+impl Life {
+    fn new(agent: AgentId) -> Self {
+        Self {
+            agent,
+            killed: OnceLock::new(),
+            cut: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            connections: AtomicU32::new(0),
+            changing: tokio::sync::Mutex::default(),
+            pool: Pool::default(),
+            lookups: Semaphore::new(lookup::PER_AGENT),
+        }
+    }
+
+    /// The forwarder's, for what it does as itself.
+    pub fn own() -> Arc<Self> {
+        Arc::new(Self::new(AgentId::NONE))
+    }
+
+    pub fn killed(&self) -> bool {
+        self.killed.get().is_some()
+    }
+
+    /// Why it was stopped, if it was.
+    pub fn why(&self) -> Option<DenyReason> {
+        self.killed.get().copied()
+    }
+
+    /// Runs `task` until it ends or the agent is killed, whichever is first; the kill waits for it to be gone.
+    pub async fn hold<T>(&self, task: impl Future<Output = T>) -> Option<T> {
+        let _tracked = self.tasks.token();
+        tokio::select! {
+            biased;
+            () = self.cut.cancelled() => None,
+            value = task => Some(value),
+        }
+    }
+
+    /// [`Self::hold`] on a task of its own.
+    pub fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let life = self.clone();
+        tokio::spawn(async move { life.hold(task).await });
+    }
+
+    fn kill(&self, why: DenyReason) {
+        // Of several reasons the first has ended what there was.
+        let _ = self.killed.set(why);
+        self.end();
+    }
+
+    fn end(&self) {
+        self.cut.cancel();
+        self.pool.clear();
+        self.tasks.close();
+    }
+}
+
+/// Runs what hyper spawns for as long as the agent lives.
+#[derive(Clone)]
+pub struct OfLife(pub Arc<Life>);
+
+impl<F> Executor<F> for OfLife
+where
+    F: Future + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(async move {
+            task.await;
+        });
+    }
+}
+
+/// Counts one client connection of an agent for as long as it is held.
+pub struct Counted {
+    life: Arc<Life>,
+    lives: Arc<Lives>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.life.connections.fetch_sub(1, Ordering::Relaxed);
+        self.lives.changed.notify_one();
+    }
+}
+
+/// Every agent that has been seen.
+#[derive(Default)]
+pub struct Lives {
+    by_agent: RwLock<HashMap<AgentId, Arc<Life>>>,
+    /// Woken when a number of connections changes.
+    pub changed: Notify,
+}
+
+impl Lives {
+    pub fn of(&self, agent: AgentId) -> Arc<Life> {
+        if let Some(life) = self.by_agent.read().expect(UNPOISONED).get(&agent) {
+            return life.clone();
+        }
+        let mut lives = self.by_agent.write().expect(UNPOISONED);
+        lives
+            .entry(agent)
+            .or_insert_with(|| Arc::new(Life::new(agent)))
+            .clone()
+    }
+
+    pub fn count(self: &Arc<Self>, life: &Arc<Life>) -> Counted {
+        life.connections.fetch_add(1, Ordering::Relaxed);
+        self.changed.notify_one();
+        Counted {
+            life: life.clone(),
+            lives: self.clone(),
+        }
+    }
+
+    /// Cuts everything of the agents at once. The future resolves when it is gone.
+    pub fn kill(&self, agents: &BTreeMap<AgentId, DenyReason>) -> impl Future<Output = ()> + use<> {
+        let kill = |(agent, why): (&AgentId, &DenyReason)| {
+            let life = self.of(*agent);
+            life.kill(*why);
+            life
+        };
+        gone(agents.iter().map(kill).collect())
+    }
+
+    /// Cuts everything there is, which is no kill.
+    pub fn end(&self) -> impl Future<Output = ()> + use<> {
+        let lives: Vec<_> = self
+            .by_agent
+            .read()
+            .expect(UNPOISONED)
+            .values()
+            .cloned()
+            .collect();
+        for life in &lives {
+            life.end();
+        }
+        gone(lives)
+    }
+
+    pub fn revive(&self, agents: &[AgentId]) {
+        let mut lives = self.by_agent.write().expect(UNPOISONED);
+        for agent in agents {
+            if lives.get(agent).is_some_and(|life| life.killed()) {
+                lives.remove(agent);
+            }
+        }
+    }
+
+    /// Live client connections, of agents that have any.
+    pub fn connections(&self) -> BTreeMap<AgentId, u32> {
+        let lives = self.by_agent.read().expect(UNPOISONED);
+        lives
+            .values()
+            .map(|life| (life.agent, life.connections.load(Ordering::Relaxed)))
+            .filter(|(_, connections)| *connections != 0)
+            .collect()
+    }
+
+    pub fn each(&self, mut visit: impl FnMut(&Life)) {
+        for life in self.by_agent.read().expect(UNPOISONED).values() {
+            visit(life);
+        }
+    }
+}
+
+async fn gone(lives: Vec<Arc<Life>>) {
+    for life in lives {
+        life.tasks.wait().await;
+    }
+}
+
+const UNPOISONED: &str = "nothing panics with the lock held";

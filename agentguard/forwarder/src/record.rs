@@ -1,0 +1,231 @@
+//! The record of one decision on its way to the daemon: a place in the queue is taken before the decision, so that no
+//! decision is taken that cannot be recorded, and none is forgotten.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use agentguard_common::abi::Origin;
+use agentguard_policy::{Gathered, Permit, Tasks};
+use agentguard_record::DenyReason;
+use agentguard_record::{Draft, Latency, Outcome, TaskInfo};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::life::Life;
+
+/// Decisions that may be open or waiting to be sent at once; over it agents are refused with `audit-unavailable`.
+pub const QUEUE: usize = 65_536;
+
+/// Where entries are opened.
+pub struct Records {
+    queue: mpsc::Sender<Draft>,
+    available: AtomicBool,
+    /// Refusals that could not be recorded because nothing could.
+    pub unrecorded: AtomicU64,
+}
+
+/// Bytes of bodies or tunnels that have passed, while they pass.
+#[derive(Debug, Default)]
+pub struct Passed {
+    pub up: AtomicU64,
+    pub down: AtomicU64,
+}
+
+/// An open record. Completing it sends it; dropping it sends it as aborted, so no early return loses it.
+pub struct Entry {
+    place: Option<mpsc::OwnedPermit<Draft>>,
+    draft: Option<Box<Draft>>,
+    pub passed: Arc<Passed>,
+    observed: bool,
+    started: Instant,
+    life: Arc<Life>,
+}
+
+impl Records {
+    pub fn new(queue: mpsc::Sender<Draft>) -> Self {
+        Self {
+            queue,
+            available: AtomicBool::new(true),
+            unrecorded: AtomicU64::new(0),
+        }
+    }
+
+    /// What the daemon says of its log.
+    pub fn set_available(&self, available: bool) {
+        self.available.store(available, Ordering::Relaxed);
+    }
+
+    /// Whether a decision can be recorded now.
+    pub fn available(&self) -> bool {
+        self.available.load(Ordering::Relaxed)
+    }
+
+    /// For what records on its own.
+    pub fn queue(&self) -> mpsc::Sender<Draft> {
+        self.queue.clone()
+    }
+
+    /// Opens the record of something `origin` is about to do. `None`: there is no place for it, refuse.
+    pub fn open(&self, life: &Arc<Life>, origin: &Origin) -> Option<Entry> {
+        let Ok(place) = self.queue.clone().try_reserve_owned() else {
+            self.unrecorded.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        let now = now();
+        let draft = Draft {
+            time_us: i64::try_from(now.as_micros()).unwrap_or(i64::MAX),
+            decision: decision_id(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
+            agent: origin.agent,
+            tgid: origin.tgid,
+            action: "connect".into(),
+            resource: String::new(),
+            request: None,
+            task: None,
+            facts: BTreeMap::new(),
+            outcome: Outcome::Error,
+            policies: Vec::new(),
+            reason: None,
+            detail: None,
+            bundle: None,
+            approval: Vec::new(),
+            upstream: None,
+            bytes_up: 0,
+            bytes_down: 0,
+            latency: Latency::default(),
+        };
+        Some(Entry {
+            place: Some(place),
+            draft: Some(Box::new(draft)),
+            passed: Arc::default(),
+            observed: false,
+            started: Instant::now(),
+            life: life.clone(),
+        })
+    }
+}
+
+impl Entry {
+    /// What it records begins now: what came before was waiting for it.
+    pub fn restart(&mut self) {
+        self.started = Instant::now();
+        self.time_us = i64::try_from(now().as_micros()).unwrap_or(i64::MAX);
+    }
+
+    /// The task that a decision is taken on.
+    pub fn on_task(&mut self, gathered: &Gathered) {
+        let task = gathered.tasks.as_ref().and_then(Tasks::task);
+        self.task = task.map(|task| TaskInfo {
+            id: task.id,
+            intent: task.intent.clone(),
+        });
+    }
+
+    /// What `permit` says of the decision.
+    pub fn permitted(&mut self, permit: &Permit) {
+        self.policies = permit.policies().to_vec();
+        self.facts = permit.facts().clone();
+        if let Some(denial) = permit.would_deny() {
+            self.observed = true;
+            self.reason = Some(denial.reason);
+            self.detail = Some(denial.detail.clone());
+        }
+    }
+
+    /// Ends it as a refusal.
+    pub fn refuse(mut self, reason: DenyReason, detail: impl Into<String>) {
+        self.reason = Some(reason);
+        self.detail = Some(detail.into());
+        self.complete(Outcome::Deny);
+    }
+
+    /// Ends it as something that failed and was nobody's decision.
+    pub fn fail(mut self, reason: Option<DenyReason>, detail: impl Into<String>) {
+        self.reason = reason;
+        self.detail = Some(detail.into());
+        self.complete(Outcome::Error);
+    }
+
+    pub fn complete(mut self, outcome: Outcome) {
+        self.send(outcome);
+    }
+
+    /// Another will record what there is to record. The only way out without a record.
+    pub fn hand_over(mut self) {
+        self.place = None;
+    }
+
+    fn send(&mut self, outcome: Outcome) {
+        let (Some(place), Some(mut draft)) = (self.place.take(), self.draft.take()) else {
+            return;
+        };
+        draft.outcome = match outcome {
+            Outcome::Error | Outcome::Allow if self.life.killed() => Outcome::Killed,
+            Outcome::Allow if self.observed => Outcome::Observed,
+            outcome => outcome,
+        };
+        draft.bytes_up = self.passed.up.load(Ordering::Relaxed);
+        draft.bytes_down = self.passed.down.load(Ordering::Relaxed);
+        draft.latency.total = micros(self.started);
+        place.send(*draft);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.place.is_none() {
+            return;
+        }
+        if let Some(why) = self.life.why() {
+            self.reason = Some(why);
+            self.detail = Some("cut when the agent was stopped".into());
+            self.send(Outcome::Error);
+        } else {
+            self.detail.get_or_insert_with(|| "aborted".into());
+            self.send(Outcome::Error);
+        }
+    }
+}
+
+impl Deref for Entry {
+    type Target = Draft;
+
+    fn deref(&self) -> &Draft {
+        self.draft.as_ref().expect("there until it is sent")
+    }
+}
+
+impl DerefMut for Entry {
+    fn deref_mut(&mut self) -> &mut Draft {
+        self.draft.as_mut().expect("there until it is sent")
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// Whole microseconds since `start`.
+pub fn micros(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A UUIDv7. Its random part is a keyed hash of a counter: unique, not secret, and no system call.
+fn decision_id(unix_ms: u64) -> Uuid {
+    thread_local! {
+        static KEYS: (RandomState, RandomState) = (RandomState::new(), RandomState::new());
+        static COUNT: Cell<u64> = const { Cell::new(0) };
+    }
+    let count = COUNT.with(|count| count.replace(count.get().wrapping_add(1)));
+    let (high, low) = KEYS.with(|(a, b)| (a.hash_one(count), b.hash_one(count)));
+    let mut random = [0; 10];
+    random[..8].copy_from_slice(&high.to_ne_bytes());
+    random[8..].copy_from_slice(&low.to_ne_bytes()[..2]);
+    uuid::Builder::from_unix_timestamp_millis(unix_ms, &random).into_uuid()
+}

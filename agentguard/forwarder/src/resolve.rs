@@ -1,0 +1,324 @@
+//! Names to addresses for the upstream leg: the hosts map, then DNS, then [`address`](super::address)'s check. Opens no
+//! file; what an agent's own resolver says plays no part.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use agentguard_link::frame::Upstream;
+use agentguard_policy::HostName;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{Name, RData};
+use tokio::time::timeout;
+
+use super::address::{Allowed, Refused};
+
+/// How long one try at one resolver may take. There are two, and the whole look-up ends after three times as long.
+const TRY: Duration = Duration::from_secs(2);
+/// How long the other family may lag behind the first usable answer (RFC 8305 section 3).
+const GRACE: Duration = Duration::from_millis(50);
+/// Bounds on how long an answer is believed, whatever its TTL says.
+const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(30);
+/// What the hosts map says holds as long as the process; agents are told this.
+const HOSTS_TTL: Duration = Duration::from_secs(60);
+/// Responses kept.
+const CACHE_RESPONSES: u64 = 4096;
+
+/// The forwarder's only way from a name to addresses. Shared by every connection.
+pub struct Resolver {
+    hosts: BTreeMap<String, Vec<IpAddr>>,
+    allowed: Allowed,
+    dns: Option<TokioResolver>,
+    /// For one look-up.
+    patience: Duration,
+}
+
+/// Addresses that may be dialled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resolved {
+    /// Never empty; canonical (no IPv4-mapped), without repetition, the families interleaved from IPv6 on (RFC 8305
+    /// section 4).
+    pub addresses: Vec<IpAddr>,
+    /// How much longer the answer may be believed: 1 to 300 s.
+    pub ttl: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ResolveError {
+    #[error("`{0}` does not exist (NXDOMAIN)")]
+    NotFound(String),
+    #[error("`{0}` has no address")]
+    NoAddress(String),
+    #[error("no resolver answered for `{0}` in time")]
+    Timeout(String),
+    #[error("the resolvers failed for `{name}`: {cause}")]
+    Failed { name: String, cause: String },
+    #[error(
+        "`{0}` is not in the hosts map and no resolver is configured: set `upstream.resolvers` or fill /etc/resolv.conf"
+    )]
+    NoResolvers(String),
+    /// Every address it has is refused.
+    #[error("`{name}` has only addresses that may not be dialled: {} (`upstream.allow_addresses` lists exceptions)", list(.refused))]
+    Refused {
+        name: String,
+        refused: Vec<(IpAddr, Refused)>,
+    },
+}
+
+impl Resolver {
+    /// # Errors
+    /// What hickory says when it cannot be built.
+    pub fn new(upstream: &Upstream) -> Result<Self, ResolveError> {
+        Self::with_patience(upstream, TRY)
+    }
+
+    /// `patience`: how long one try at one resolver may take; a look-up may take three times as long.
+    fn with_patience(upstream: &Upstream, patience: Duration) -> Result<Self, ResolveError> {
+        let dns = match upstream.resolvers.as_slice() {
+            [] => None,
+            servers => Some(
+                build(servers, patience).map_err(|error| ResolveError::Failed {
+                    name: ".".into(),
+                    cause: error.to_string(),
+                })?,
+            ),
+        };
+        Ok(Self {
+            hosts: upstream.hosts.clone(),
+            allowed: Allowed::new(&upstream.allow_addresses),
+            dns,
+            patience: patience * 3,
+        })
+    }
+
+    /// Where to dial for `host`: both families, only addresses that may be dialled.
+    pub async fn addresses(&self, host: &HostName) -> Result<Vec<IpAddr>, ResolveError> {
+        if let Some(known) = self.known(host) {
+            return self.dialable(host, known, HOSTS_TTL).map(|it| it.addresses);
+        }
+        let (v4, v6) = both(self.ask(host, Family::V4), self.ask(host, Family::V6)).await;
+        let found = match (v4, v6) {
+            (Ok((mut a, ttl_a)), Ok((b, ttl_b))) => {
+                a.extend(b);
+                (a, ttl_a.min(ttl_b))
+            }
+            (Ok(found), Err(_)) | (Err(_), Ok(found)) => found,
+            (Err(a), Err(b)) => return Err(more_telling(a, b)),
+        };
+        self.dialable(host, found.0, found.1).map(|it| it.addresses)
+    }
+
+    /// One family's addresses of `host`, as an agent that asks for A or AAAA may see them.
+    pub async fn family(&self, host: &HostName, family: Family) -> Result<Resolved, ResolveError> {
+        let (found, ttl) = match self.known(host) {
+            Some(known) => (known, HOSTS_TTL),
+            None => self.ask(host, family).await?,
+        };
+        let of_family: Vec<IpAddr> = found.into_iter().filter(|ip| family.has(ip)).collect();
+        if of_family.is_empty() {
+            return Err(ResolveError::NoAddress(host.as_str().into()));
+        }
+        self.dialable(host, of_family, ttl)
+    }
+
+    /// Whether `ip` may be dialled at all.
+    pub fn check_address(&self, ip: IpAddr) -> Result<(), Refused> {
+        self.allowed.check(ip)
+    }
+
+    /// What needs no DNS: a literal, or an entry of the hosts map.
+    fn known(&self, host: &HostName) -> Option<Vec<IpAddr>> {
+        match host.ip() {
+            Some(ip) => Some(vec![ip.to_canonical()]),
+            None => self
+                .hosts
+                .get(host.as_str())
+                .map(|ips| ips.iter().map(IpAddr::to_canonical).collect()),
+        }
+    }
+
+    async fn ask(
+        &self,
+        host: &HostName,
+        family: Family,
+    ) -> Result<(Vec<IpAddr>, Duration), ResolveError> {
+        let name = host.as_str();
+        let Some(dns) = &self.dns else {
+            return Err(ResolveError::NoResolvers(name.into()));
+        };
+        let mut fqdn = Name::from_ascii(name).map_err(|error| ResolveError::Failed {
+            name: name.into(),
+            cause: error.to_string(),
+        })?;
+        fqdn.set_fqdn(true);
+        let asked = async {
+            match family {
+                Family::V4 => dns.ipv4_lookup(fqdn).await,
+                Family::V6 => dns.ipv6_lookup(fqdn).await,
+            }
+        };
+        match timeout(self.patience, asked).await {
+            Err(_elapsed) => Err(ResolveError::Timeout(name.into())),
+            Ok(Err(error)) => Err(explain(name, &error)),
+            Ok(Ok(lookup)) => {
+                let found: Vec<IpAddr> = ips(&lookup).collect();
+                if found.is_empty() {
+                    return Err(ResolveError::NoAddress(name.into()));
+                }
+                let left = lookup
+                    .valid_until()
+                    .saturating_duration_since(Instant::now());
+                Ok((found, left.clamp(TTL.0, TTL.1)))
+            }
+        }
+    }
+
+    fn dialable(
+        &self,
+        host: &HostName,
+        found: Vec<IpAddr>,
+        ttl: Duration,
+    ) -> Result<Resolved, ResolveError> {
+        let (mut v4, mut v6, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        for ip in found {
+            let of_family = if ip.is_ipv4() { &mut v4 } else { &mut v6 };
+            match self.check_address(ip) {
+                Ok(()) if !of_family.contains(&ip) => of_family.push(ip),
+                Ok(()) => {}
+                Err(why) => refused.push((ip, why)),
+            }
+        }
+        let addresses = interleave(v6, v4);
+        if addresses.is_empty() {
+            let name = host.as_str().to_owned();
+            return Err(match refused.is_empty() {
+                true => ResolveError::NoAddress(name),
+                false => ResolveError::Refused { name, refused },
+            });
+        }
+        Ok(Resolved { addresses, ttl })
+    }
+}
+
+impl Family {
+    fn has(self, ip: &IpAddr) -> bool {
+        ip.is_ipv4() == (self == Self::V4)
+    }
+}
+
+fn build(servers: &[SocketAddr], patience: Duration) -> Result<TokioResolver, NetError> {
+    let servers = servers.iter().map(|server| {
+        let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
+        for connection in &mut connections {
+            connection.port = server.port();
+        }
+        NameServerConfig::new(server.ip(), true, connections)
+    });
+    let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    let options = builder.options_mut();
+    options.use_hosts_file = ResolveHosts::Never;
+    options.timeout = patience;
+    options.attempts = 1;
+    options.try_tcp_on_error = true;
+    options.cache_size = CACHE_RESPONSES;
+    options.positive_min_ttl = Some(TTL.0);
+    options.positive_max_ttl = Some(TTL.1);
+    options.negative_min_ttl = Some(TTL.0);
+    options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
+    builder.build()
+}
+
+fn ips(lookup: &Lookup) -> impl Iterator<Item = IpAddr> {
+    lookup
+        .answers()
+        .iter()
+        .filter_map(|record| match &record.data {
+            RData::A(a) => Some(IpAddr::V4(a.0)),
+            RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0).to_canonical()),
+            _ => None,
+        })
+}
+
+fn explain(name: &str, error: &NetError) -> ResolveError {
+    let name = name.to_owned();
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
+            ResponseCode::NXDomain => ResolveError::NotFound(name),
+            _ => ResolveError::NoAddress(name),
+        },
+        NetError::Timeout => ResolveError::Timeout(name),
+        other => ResolveError::Failed {
+            name,
+            cause: other.to_string(),
+        },
+    }
+}
+
+/// Both answers; once one is usable, the other has [`GRACE`] left.
+async fn both<T>(
+    a: impl Future<Output = Result<T, ResolveError>>,
+    b: impl Future<Output = Result<T, ResolveError>>,
+) -> (Result<T, ResolveError>, Result<T, ResolveError>) {
+    let late = || Err(ResolveError::Timeout(String::new()));
+    tokio::pin!(a, b);
+    tokio::select! {
+        first = &mut a => match first {
+            Ok(found) => (Ok(found), timeout(GRACE, b).await.unwrap_or_else(|_| late())),
+            Err(error) => (Err(error), b.await),
+        },
+        first = &mut b => match first {
+            Ok(found) => (timeout(GRACE, a).await.unwrap_or_else(|_| late()), Ok(found)),
+            Err(error) => (a.await, Err(error)),
+        },
+    }
+}
+
+/// Of two failures the one that says more about the name.
+fn more_telling(a: ResolveError, b: ResolveError) -> ResolveError {
+    let rank = |error: &ResolveError| match error {
+        ResolveError::NotFound(_) => 0,
+        ResolveError::Refused { .. } => 1,
+        ResolveError::NoResolvers(_) => 2,
+        ResolveError::Failed { .. } => 3,
+        ResolveError::Timeout(_) => 4,
+        ResolveError::NoAddress(_) => 5,
+    };
+    if rank(&b) < rank(&a) { b } else { a }
+}
+
+fn interleave(a: Vec<IpAddr>, b: Vec<IpAddr>) -> Vec<IpAddr> {
+    let mut all = Vec::with_capacity(a.len() + b.len());
+    let (mut a, mut b) = (a.into_iter(), b.into_iter());
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) => return all,
+            (x, y) => all.extend(x.into_iter().chain(y)),
+        }
+    }
+}
+
+fn list(refused: &[(IpAddr, Refused)]) -> String {
+    let each: Vec<String> = refused
+        .iter()
+        .map(|(ip, why)| format!("{ip} ({why})"))
+        .collect();
+    each.join(", ")
+}
+
+#[cfg(test)]
+pub(super) mod stub;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! Ends the agent's TLS connection with a leaf for the name it asked for.
+
+use std::time::Duration;
+
+use agentguard_policy::HostName;
+use rustls::ProtocolVersion;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::io::{Client, Peeked};
+use super::leaf::{LeafError, Leaves};
+
+/// How long a client may take to read an alert.
+const ALERT: Duration = Duration::from_millis(200);
+
+/// Fatal alerts that the forwarder sends itself (RFC 8446 section 6.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Alert {
+    AccessDenied = 49,
+    InternalError = 80,
+    UnrecognizedName = 112,
+}
+
+impl Alert {
+    /// As a record of its own: type `alert`, `legacy_record_version` 1.2, two bytes, level `fatal`.
+    pub fn bytes(self) -> [u8; 7] {
+        [21, 3, 3, 0, 2, 2, self as u8]
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TerminateError {
+    #[error(transparent)]
+    Leaf(#[from] LeafError),
+    #[error("the daemon did not give a certificate for `{0}` in time")]
+    LeafTimeout(String),
+    #[error("TLS with the client: {0}")]
+    Handshake(std::io::Error),
+    #[error("the client did not finish the TLS handshake in time")]
+    HandshakeTimeout,
+}
+
+/// A terminated connection.
+pub struct Terminated {
+    pub stream: Box<TlsStream<Peeked<Client>>>,
+    /// Whether HTTP/2 was negotiated; else it is HTTP/1.1.
+    pub http2: bool,
+}
+
+/// Hands the client a leaf for `name` and finishes the handshake; each of the two within `limit`.
+pub async fn terminate(
+    leaves: &Leaves,
+    name: &HostName,
+    mut stream: Peeked<Client>,
+    limit: Duration,
+) -> Result<Terminated, TerminateError> {
+    let config = match timeout(limit, leaves.config(name.as_str())).await {
+        Ok(Ok(config)) => config,
+        failed => {
+            send_alert(&mut stream, &Alert::InternalError.bytes()).await;
+            return Err(match failed {
+                Ok(Err(error)) => error.into(),
+                _ => TerminateError::LeafTimeout(name.as_str().to_owned()),
+            });
+        }
+    };
+    let handshake = TlsAcceptor::from(config).accept(stream);
+    let stream = timeout(limit, handshake)
+        .await
+        .map_err(|_| TerminateError::HandshakeTimeout)?
+        .map_err(TerminateError::Handshake)?;
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok(Terminated {
+        stream: Box::new(stream),
+        http2,
+    })
+}
+
+/// Tells the client why in TLS's own words. It may be gone: nothing depends on it.
+pub async fn send_alert(stream: &mut (impl AsyncWrite + Unpin), alert: &[u8]) {
+    let send = async {
+        stream.write_all(alert).await?;
+        stream.shutdown().await
+    };
+    let _ = timeout(ALERT, send).await;
+}
+
+/// `TLSv1.3`, as audit records have it.
+pub fn version(negotiated: Option<ProtocolVersion>) -> &'static str {
+    match negotiated {
+        Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+        Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "TLS",
+    }
+}

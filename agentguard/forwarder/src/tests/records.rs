@@ -1,0 +1,202 @@
+//! Records on their way: none is lost, none is taken that has no place, all are sent in order and in batches.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentguard_common::abi::{AgentId, Origin};
+use agentguard_link::channel;
+use agentguard_link::frame::{ToDaemon, ToForwarder};
+use agentguard_record::DenyReason;
+use agentguard_record::{Draft, Outcome};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::rig::{AGENT, Rig, ask};
+use crate::Inbox;
+use crate::life::Lives;
+use crate::outbox::Outbox;
+use crate::record::Records;
+
+fn book(places: usize) -> (Records, Arc<Lives>, mpsc::Receiver<Draft>) {
+    let (queue, drafts) = mpsc::channel(places);
+    (Records::new(queue), Arc::default(), drafts)
+}
+
+#[tokio::test]
+async fn an_entry_that_is_dropped_is_recorded_as_aborted_or_killed() {
+    let (records, lives, mut drafts) = book(4);
+    let life = lives.of(AGENT);
+    drop(records.open(&life, &Origin::default()));
+    let draft = drafts.try_recv().unwrap();
+    assert_eq!(
+        (draft.outcome, draft.detail.as_deref()),
+        (Outcome::Error, Some("aborted"))
+    );
+    let entry = records.open(&life, &Origin::default());
+    lives
+        .kill(&[(AGENT, DenyReason::AgentOrphaned)].into())
+        .await;
+    drop(entry);
+    let draft = drafts.try_recv().unwrap();
+    assert_eq!(
+        (draft.outcome, draft.reason),
+        (Outcome::Killed, Some(DenyReason::AgentOrphaned))
+    );
+}
+
+#[tokio::test]
+async fn decisions_without_a_place_are_not_taken() {
+    let (records, lives, mut drafts) = book(2);
+    let life = lives.of(AGENT);
+    let open = || records.open(&life, &Origin::default());
+    let (first, second) = (open().unwrap(), open().unwrap());
+    assert!(
+        open().is_none(),
+        "places are taken when the decision is, not when it ends"
+    );
+    assert_ne!(first.decision, second.decision);
+    first.complete(Outcome::Allow);
+    assert!(open().is_none());
+    drafts.try_recv().unwrap();
+    assert!(open().is_some());
+    drop(drafts);
+    assert!(open().is_none(), "nobody listens");
+}
+
+#[tokio::test]
+async fn everything_said_goes_after_the_records_completed_before() {
+    let (near, far) = channel::pair().unwrap();
+    let (sender, _orders) = channel::open::<ToDaemon, ToForwarder>(near).unwrap();
+    let (_daemon, mut heard) = channel::open::<ToForwarder, ToDaemon>(far).unwrap();
+    let (records, lives, drafts) = book(10_000);
+    let (wanted, names) = mpsc::unbounded_channel();
+    let inbox = Inbox {
+        records: drafts,
+        names,
+        asked: mpsc::unbounded_channel().1,
+    };
+    let outbox = Outbox::start(sender, inbox, lives.clone());
+    let life = lives.of(AgentId(9));
+    for index in 0..2_000 {
+        let mut entry = records.open(&life, &Origin::default()).unwrap();
+        // Half of them too long to fit into one frame together.
+        entry.resource = format!(
+            "{index}:{}",
+            "x".repeat(if index % 2 == 0 { 20_000 } else { 10 })
+        );
+        entry.complete(Outcome::Allow);
+    }
+    outbox.say(ToDaemon::Flushed { token: 5 });
+    wanted.send("origin.test".into()).unwrap();
+    let (mut got, mut frames, mut flushed) = (0, 0, false);
+    let mut asked = false;
+    while !(flushed && asked) {
+        match timeout(Duration::from_secs(20), heard.receive())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+        {
+            ToDaemon::Records(drafts) => {
+                frames += 1;
+                for draft in drafts {
+                    assert!(draft.resource.starts_with(&format!("{got}:")), "in order");
+                    got += 1;
+                }
+            }
+            ToDaemon::Flushed { token: 5 } => {
+                assert_eq!(got, 2_000);
+                flushed = true;
+            }
+            ToDaemon::WantLeaf { name } => asked = name == "origin.test",
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(frames < 100, "{frames} frames for 2,000 records");
+    // Without being asked to, soon.
+    records
+        .open(&life, &Origin::default())
+        .unwrap()
+        .complete(Outcome::Deny);
+    let frame = timeout(Duration::from_secs(5), heard.receive())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(matches!(frame, Some(ToDaemon::Records(drafts)) if drafts.len() == 1));
+    let counted = lives.count(&life);
+    let frame = timeout(Duration::from_secs(5), heard.receive())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(matches!(frame, Some(ToDaemon::Connections(it)) if it[&AgentId(9)] == 1));
+    drop(counted);
+    outbox.finish().await;
+    drop(heard);
+}
+
+#[tokio::test]
+async fn dns_over_tcp_is_answered_and_recorded_per_query() {
+    let rig = Rig::new().await;
+    let mut client = rig.connect(53).await;
+    // A query for origin.test A, and one for a name that nothing covers.
+    for (name, rcode) in [("origin", 0), ("secrets", 3)] {
+        let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, name.len() as u8];
+        query.extend_from_slice(name.as_bytes());
+        query.extend_from_slice(b"\x04test\x00\x00\x01\x00\x01");
+        client.write_u16(query.len() as u16).await.unwrap();
+        client.write_all(&query).await.unwrap();
+        let length = client.read_u16().await.unwrap();
+        let mut answer = vec![0; length.into()];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer[3] & 15, rcode, "{name}");
+    }
+    drop(client);
+    let actions = [rig.record().await.action, rig.record().await.action];
+    assert_eq!(actions, ["dns", "dns"]);
+    drop(rig.connect(53).await);
+    assert_eq!(
+        rig.record().await.detail.unwrap(),
+        "the connection ended before a query"
+    );
+    assert!(rig.records().is_empty());
+}
+
+#[tokio::test]
+async fn one_leaf_is_asked_for_once_whoever_wants_it() {
+    let rig = Rig::new().await;
+    let port = rig.origin.port;
+    let connecting = (0..20).map(|_| rig.tls_to("origin.test", port, &["http/1.1"]));
+    for client in futures_util::future::join_all(connecting).await {
+        client.unwrap();
+    }
+    assert_eq!(rig.leaves_issued(), 1);
+    rig.tls_to("other.test", port, &[]).await.unwrap();
+    rig.tls_to("origin.test", port, &[]).await.unwrap();
+    assert_eq!(rig.leaves_issued(), 2);
+}
+
+#[tokio::test]
+async fn upstream_connections_are_kept_per_agent_and_swept() {
+    let rig = Rig::new().await;
+    let get = format!("GET /ok/x HTTP/1.1\r\nHost: {}\r\n\r\n", rig.authority());
+    for _ in 0..3 {
+        // Each over a connection of the client's own.
+        let mut client = rig.tls(&["http/1.1"]).await;
+        assert_eq!(ask(&mut client, &get).await.status, 200);
+    }
+    let opened = || {
+        rig.origin
+            .seen
+            .connections
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    assert_eq!(opened(), 1);
+    rig.forwarder.lives.of(AGENT).pool.sweep();
+    let mut client = rig.tls(&["http/1.1"]).await;
+    assert_eq!(ask(&mut client, &get).await.status, 200);
+    assert_eq!(opened(), 1, "what is fresh stays");
+    rig.forwarder.lives.of(AGENT).pool.clear();
+    assert_eq!(ask(&mut client, &get).await.status, 200);
+    assert_eq!(opened(), 2);
+}

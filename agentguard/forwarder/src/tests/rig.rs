@@ -1,0 +1,430 @@
+//! A forwarder with a bundle, a CA and one origin server behind it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agentguard_common::abi::{AgentId, FlowKey, Origin};
+use agentguard_common::net::Addr;
+use agentguard_link::frame::{CanaryOrigin, Leaf, Limits, PolicyUpdate, Start, Upstream};
+use agentguard_policy::Sources;
+use agentguard_record::Draft;
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use super::super::origin::OriginSource;
+use super::super::{Forwarder, accept};
+use super::origin::TestOrigin;
+
+pub const AGENT: AgentId = AgentId(2);
+pub const HOST: &str = "origin.test";
+
+pub struct Rig {
+    pub forwarder: Arc<Forwarder>,
+    pub origin: TestOrigin,
+    records: Mutex<tokio::sync::mpsc::Receiver<Draft>>,
+    roots: Arc<RootCertStore>,
+    places: Arc<Semaphore>,
+    issued: Arc<AtomicU64>,
+}
+
+/// What a rig is made with.
+pub struct Setup {
+    pub limits: Limits,
+    /// `{port}` is the origin's, `{plain}` its plain one's.
+    pub agent: &'static str,
+    pub max_connections: usize,
+    /// The origin's certificate has had its time.
+    pub expired: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            limits: Limits {
+                max_connections: 64,
+                max_header_bytes: 16 * 1024,
+                head_timeout_ms: 10_000,
+                upstream_connect_timeout_ms: 5_000,
+                upstream_head_timeout_ms: 10_000,
+                idle_timeout_ms: 60_000,
+                max_judged_body_bytes: 16 * 1024,
+                max_judged_bodies_bytes: 1 << 20,
+                judged_body_timeout_ms: 10_000,
+            },
+            agent: BUNDLE,
+            max_connections: 64,
+            expired: false,
+        }
+    }
+}
+
+pub const BUNDLE: &str = r#"
+[agent]
+name = "tester"
+owner = "owner@example.com"
+risk = "low"
+[[reach]]
+host = "origin.test:{port}"
+allow = ["ANY /ok/**", "GET /ok"]
+[[reach]]
+host = "plain.test:{plain}"
+allow = ["ANY /ok/**"]
+[[reach]]
+host = "pinned.test:{port}"
+tls = "passthrough"
+allow = ["connect"]
+[[reach]]
+host = "dead.test:{port}"
+allow = ["GET /ok/**"]
+[[reach]]
+host = "other.test:{port}"
+allow = ["GET /ok/**"]
+"#;
+
+impl Rig {
+    pub async fn new() -> Self {
+        Self::with(Setup::default()).await
+    }
+
+    pub async fn with(setup: Setup) -> Self {
+        let origin = TestOrigin::start(setup.expired).await;
+        let signer = Signer::new();
+        let mut roots = RootCertStore::empty();
+        roots.add(signer.certificate.clone()).unwrap();
+        let start = Start {
+            port: 0,
+            limits: setup.limits,
+            upstream: Upstream {
+                roots: vec![origin.root.clone()],
+                hosts: hosts(),
+                resolvers: vec![],
+                allow_addresses: vec!["127.0.0.0/8".parse().unwrap()],
+            },
+            killed: BTreeMap::new(),
+            policy: bundle(&origin, setup.agent),
+            canary: CanaryOrigin {
+                port: origin.port,
+                certificate: origin.root.clone(),
+            },
+            trusted_network: false,
+            host_labels: Vec::new(),
+            tasks: BTreeMap::new(),
+            presences: Default::default(),
+        };
+        let (forwarder, mut inbox) = Forwarder::new(start, |_, _, _| Ok(())).unwrap();
+        let weak = Arc::downgrade(&forwarder);
+        let issued = Arc::new(AtomicU64::new(0));
+        let count = issued.clone();
+        tokio::spawn(async move {
+            while let Some(name) = inbox.names.recv().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                match weak.upgrade() {
+                    Some(forwarder) => forwarder.leaves.arrived(&name, Ok(signer.issue(&name))),
+                    None => return,
+                }
+            }
+        });
+        Self {
+            forwarder,
+            origin,
+            records: Mutex::new(inbox.records),
+            roots: Arc::new(roots),
+            places: Arc::new(Semaphore::new(setup.max_connections)),
+            issued,
+        }
+    }
+
+    pub fn apply(&self, agent: &str) {
+        let update = bundle(&self.origin, agent);
+        let policy = super::super::orders::compile(&update).unwrap();
+        self.forwarder.policy.store(Arc::new(policy));
+        self.forwarder.applied.send_replace(());
+    }
+
+    /// A connection of the agent's to `port`, as the kernel would have redirected it.
+    pub async fn connect(&self, port: u16) -> TcpStream {
+        self.connect_as(Some(port)).await
+    }
+
+    pub async fn connect_as(&self, port: Option<u16>) -> TcpStream {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let origins: Arc<dyn OriginSource> = Arc::new(Fixed(port, AtomicU64::new(0)));
+        let (forwarder, places) = (self.forwarder.clone(), self.places.clone());
+        let accepting = accept::accept(forwarder, listener, origins, places, stop.clone());
+        tokio::spawn(accepting);
+        let socket = TcpStream::connect(addr).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket
+    }
+
+    pub async fn tls(&self, alpn: &[&str]) -> TlsStream<TcpStream> {
+        self.tls_to(HOST, self.origin.port, alpn).await.unwrap()
+    }
+
+    pub async fn tls_to(
+        &self,
+        name: &str,
+        port: u16,
+        alpn: &[&str],
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let socket = self.connect(port).await;
+        self.tls_over(socket, name, alpn).await
+    }
+
+    pub async fn tls_over<S>(&self, io: S, name: &str, alpn: &[&str]) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + tokio::io::AsyncWrite + Unpin,
+    {
+        let config = client_config(self.roots.clone(), alpn);
+        TlsConnector::from(Arc::new(config))
+            .connect(ServerName::try_from(name.to_owned()).unwrap(), io)
+            .await
+    }
+
+    /// An HTTP/2 connection over TLS.
+    pub async fn h2(&self) -> http2::SendRequest<Empty<Bytes>> {
+        let stream = self.tls(&["h2"]).await;
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let io = TokioIo::new(stream);
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    pub fn leaves_issued(&self) -> u64 {
+        self.issued.load(Ordering::Relaxed)
+    }
+
+    /// What agents trust.
+    pub fn roots(&self) -> Arc<RootCertStore> {
+        self.roots.clone()
+    }
+
+    /// `origin.test:port`, as requests have it.
+    pub fn authority(&self) -> String {
+        format!("{HOST}:{}", self.origin.port)
+    }
+
+    /// The next record; every test knows how many there must be.
+    pub async fn record(&self) -> Draft {
+        let next = std::future::poll_fn(|cx| self.records.lock().unwrap().poll_recv(cx));
+        tokio::time::timeout(Duration::from_secs(20), next)
+            .await
+            .expect("a record")
+            .unwrap()
+    }
+
+    /// What has been recorded up to now.
+    pub fn records(&self) -> Vec<Draft> {
+        let mut records = self.records.lock().unwrap();
+        std::iter::from_fn(|| records.try_recv().ok()).collect()
+    }
+}
+
+pub fn client_config(roots: Arc<RootCertStore>, alpn: &[&str]) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config
+}
+
+fn hosts() -> BTreeMap<String, Vec<std::net::IpAddr>> {
+    let local = vec![Ipv4Addr::LOCALHOST.into()];
+    ["origin.test", "plain.test", "pinned.test", "other.test"]
+        .into_iter()
+        .map(|name| (name.to_owned(), local.clone()))
+        .collect()
+}
+
+fn bundle(origin: &TestOrigin, agent: &str) -> PolicyUpdate {
+    let agent = agent
+        .replace("{port}", &origin.port.to_string())
+        .replace("{plain}", &origin.plain.to_string());
+    let files = [
+        (
+            "bundle.toml".to_owned(),
+            "name = \"test\"\nserial = 1\n".to_owned(),
+        ),
+        ("agents/tester.toml".to_owned(), agent),
+    ];
+    PolicyUpdate {
+        sources: Sources {
+            files: files.into_iter().collect(),
+        },
+        agents: BTreeMap::from([(AGENT, "tester".to_owned())]),
+        owners: BTreeMap::new(),
+    }
+}
+
+/// In the place of the daemon's certificate authority.
+struct Signer {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+}
+
+impl Signer {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let certificate = params.self_signed(&key).unwrap();
+        Self {
+            certificate: certificate.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    fn issue(&self, name: &str) -> Leaf {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        Leaf {
+            chain: vec![leaf.der().to_vec(), self.certificate.to_vec()],
+            key: key.serialize_der(),
+        }
+    }
+}
+
+/// Every connection is the agent's, to one port; `None`: nobody's.
+struct Fixed(Option<u16>, AtomicU64);
+
+impl OriginSource for Fixed {
+    fn accepted(&self, cookie: u64) -> io::Result<Option<Origin>> {
+        assert_ne!(
+            cookie,
+            self.1.swap(cookie, Ordering::Relaxed),
+            "cookies are unique"
+        );
+        Ok(self.0.map(|port| Origin {
+            agent: AGENT,
+            tgid: 77,
+            uid: 1000,
+            port,
+            proto: 6,
+            family: 4,
+            addr: Addr::from_v4([192, 0, 2, 1]),
+            time_ns: 1,
+        }))
+    }
+
+    fn datagram(&self, _: &FlowKey) -> io::Result<Option<Origin>> {
+        Ok(None)
+    }
+}
+
+/// One HTTP/1.1 answer as it came.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (have, value) = line.split_once(':')?;
+            have.eq_ignore_ascii_case(name).then_some(value.trim())
+        })
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub fn slug(&self) -> String {
+        let kind = self.json()["type"].as_str().unwrap().to_owned();
+        kind.strip_prefix("urn:agentguard:problem:")
+            .unwrap()
+            .to_owned()
+    }
+}
+
+/// Writes `request` and reads one answer.
+pub async fn ask<S>(stream: &mut S, request: impl AsRef<[u8]>) -> Reply
+where
+    S: AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    stream.write_all(request.as_ref()).await.unwrap();
+    stream.flush().await.unwrap();
+    reply(stream).await
+}
+
+/// Reads one answer: its head, and a body of known length or in chunks, or up to the end.
+pub async fn reply<S: AsyncRead + Unpin>(stream: &mut S) -> Reply {
+    let head = head(stream).await;
+    let status = head[9..12].parse().unwrap();
+    let mut reply = Reply {
+        status,
+        head,
+        body: Vec::new(),
+    };
+    if let Some(length) = reply.header("content-length") {
+        reply.body = vec![0; length.parse().unwrap()];
+        stream.read_exact(&mut reply.body).await.unwrap();
+    } else if reply.header("transfer-encoding") == Some("chunked") {
+        while let Some(chunk) = chunk(stream).await {
+            reply.body.extend(chunk);
+        }
+        while !line(stream).await.is_empty() {}
+    } else if status != 101 && status != 204 {
+        stream.read_to_end(&mut reply.body).await.unwrap();
+    }
+    reply
+}
+
+pub async fn head<S: AsyncRead + Unpin>(stream: &mut S) -> String {
+    let mut head = String::new();
+    loop {
+        let line = line(stream).await;
+        if line.is_empty() {
+            return head;
+        }
+        head.push_str(&line);
+        head.push('\n');
+    }
+}
+
+/// One chunk's data; `None` for the last.
+pub async fn chunk<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Vec<u8>> {
+    let length = usize::from_str_radix(&line(stream).await, 16).unwrap();
+    if length == 0 {
+        return None;
+    }
+    let mut data = vec![0; length];
+    stream.read_exact(&mut data).await.unwrap();
+    assert_eq!(line(stream).await, "");
+    Some(data)
+}
+
+pub async fn line<S: AsyncRead + Unpin>(stream: &mut S) -> String {
+    let mut line = Vec::new();
+    loop {
+        line.push(stream.read_u8().await.unwrap());
+        if line.ends_with(b"\r\n") {
+            line.truncate(line.len() - 2);
+            return String::from_utf8(line).unwrap();
+        }
+    }
+}

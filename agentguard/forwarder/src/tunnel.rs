@@ -1,0 +1,235 @@
+//! Connections that become tunnels: `CONNECT`, inside which everything begins anew, and WebSockets, whose bytes are
+//! passed on after the request was permitted and upstream agreed.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use agentguard_record::DenyReason;
+use agentguard_record::{Outcome, RequestInfo};
+use http::uri::Scheme;
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
+
+use super::accept;
+use super::clock::Busy;
+use super::http::Session;
+use super::identity::{self, Target};
+use super::io::Client;
+use super::record::{Entry, Passed};
+use super::refuse::{self, About, Refusal, Shape};
+use super::relay::Answer;
+use super::standing::{self, Standing};
+
+/// Bytes read at once, each way.
+const CHUNK: usize = 16 * 1024;
+
+/// What a connection is after its last HTTP answer.
+pub enum Tunnel {
+    Connect(Connect),
+    WebSocket(Box<WebSocket>),
+}
+
+/// The agent takes us for its proxy: what it sends now is for `target`.
+pub struct Connect {
+    client: OnUpgrade,
+    target: Target,
+    entry: Entry,
+}
+
+/// Upstream has agreed.
+pub struct WebSocket {
+    pub client: OnUpgrade,
+    pub upstream: OnUpgrade,
+    pub entry: Entry,
+    pub standing: Standing,
+    pub busy: Busy,
+}
+
+impl Connect {
+    /// What was opened, once the answer has been sent.
+    pub async fn open(self) -> Option<(Client, Target, Entry)> {
+        match self.client.await {
+            Ok(client) => {
+                let client = Client::Tunnel(TokioIo::new(client));
+                Some((client, self.target, self.entry))
+            }
+            Err(error) => {
+                self.entry
+                    .fail(None, format!("`CONNECT` was not completed: {error}"));
+                None
+            }
+        }
+    }
+}
+
+impl WebSocket {
+    /// Passes the bytes both ways until both sides have ended.
+    pub async fn pass(self) {
+        let Self {
+            client,
+            upstream,
+            entry,
+            standing,
+            busy: _busy,
+        } = self;
+        let (client, upstream) = match tokio::try_join!(client, upstream) {
+            Ok(sides) => sides,
+            Err(error) => return entry.fail(None, format!("the upgrade did not happen: {error}")),
+        };
+        let passed = entry.passed.clone();
+        let passing = splice(TokioIo::new(client), TokioIo::new(upstream), &passed);
+        carry(passing, entry, standing).await;
+    }
+}
+
+/// Lets bytes pass until both sides have ended or a new bundle does not permit it any more, and completes the record.
+pub async fn carry(
+    passing: impl Future<Output = io::Result<()>>,
+    mut entry: Entry,
+    mut standing: Standing,
+) {
+    tokio::select! {
+        passed = passing => {
+            if let Err(error) = passed {
+                entry.detail = Some(format!("the connection broke off: {error}"));
+            }
+            entry.complete(Outcome::Allow);
+        }
+        () = standing.lost() => entry.refuse(standing.reason(), standing::CUT),
+    }
+}
+
+/// Answers `CONNECT`: always with 200 where it is well-formed, since every request inside is judged, and refused in a way
+/// that clients can read.
+pub fn connect(session: &Arc<Session>, mut request: Request<Incoming>) -> Response<Answer> {
+    let client = hyper::upgrade::on(&mut request);
+    let (parts, _) = request.into_parts();
+    let refusal = if session.entrance.http2 || parts.version != Version::HTTP_11 {
+        "`CONNECT` in anything but HTTP/1.1"
+    } else if session.entrance.tunnel {
+        "`CONNECT` inside `CONNECT`"
+    } else if session.entrance.scheme == Scheme::HTTPS {
+        "`CONNECT` inside TLS"
+    } else {
+        ""
+    };
+    let target = match refusal {
+        "" => identity::connect_target(&parts),
+        refusal => Err(refusal.to_owned()),
+    };
+    let Some(mut entry) = session.entry() else {
+        let refusal = Refusal::new(DenyReason::AuditUnavailable, refuse::QUEUE_FULL);
+        return refuse_connect(session, None, &refusal);
+    };
+    match target {
+        Ok(target) => {
+            entry.resource = target.id();
+            session.becomes(Tunnel::Connect(Connect {
+                client,
+                target,
+                entry,
+            }));
+            Response::new(Answer::empty())
+        }
+        Err(detail) => {
+            entry.action = "CONNECT".into();
+            entry.resource = accept::place(&session.origin);
+            refuse_connect(session, Some(entry), &Refusal::protocol(detail))
+        }
+    }
+}
+
+fn refuse_connect(
+    session: &Arc<Session>,
+    entry: Option<Entry>,
+    refusal: &Refusal,
+) -> Response<Answer> {
+    let policy = session.forwarder.policy.load();
+    let shape = Shape {
+        grpc: false,
+        head: false,
+        close: !session.entrance.http2,
+    };
+    let about = About {
+        decision: entry
+            .as_ref()
+            .map_or(uuid::Uuid::nil(), |entry| entry.decision),
+        agent: &refuse::name(&policy, session.life.agent),
+        action: "CONNECT",
+        resource: &accept::place(&session.origin),
+    };
+    let response = refuse::answer(refusal, shape, &about);
+    if let Some(mut entry) = entry {
+        entry.request = Some(RequestInfo {
+            scheme: session.entrance.scheme.to_string(),
+            method: "CONNECT".into(),
+            status: response.status().as_u16(),
+            ..RequestInfo::default()
+        });
+        entry.refuse(refusal.reason, refusal.detail.clone());
+    }
+    response
+}
+
+/// Copies both ways, each until its own end (RFC 9293 section 3.6: half-close), counting as it goes.
+pub async fn splice<A, B>(client: A, upstream: B, passed: &Passed) -> io::Result<()>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut client = Counting {
+        inner: client,
+        read: &passed.up,
+    };
+    let mut upstream = Counting {
+        inner: upstream,
+        read: &passed.down,
+    };
+    copy_bidirectional_with_sizes(&mut client, &mut upstream, CHUNK, CHUNK)
+        .await
+        .map(drop)
+}
+
+/// Counts what is read from a stream.
+pub struct Counting<'a, S> {
+    pub inner: S,
+    pub read: &'a AtomicU64,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counting<'_, S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        let bytes = buf.filled().len() - before;
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counting<'_, S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,228 @@
+//! Opens an upstream connection: resolved by the forwarder, marked as the agent's, its certificate verified.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use agentguard_common::abi::{AgentId, TAG_PORT};
+use agentguard_policy::HostName;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpSocket;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::Fault;
+use crate::io::Leg;
+use crate::life::Life;
+use crate::resolve::Resolver;
+use crate::terminate::version;
+
+/// No address gets less than this to answer, however many there are.
+const MIN_ATTEMPT: Duration = Duration::from_millis(250);
+/// How soon a silent peer is probed, and how often.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Marks a socket that is to be connected as the agent's, so that the kernel holds it to the kill.
+pub type Tag = fn(&Socket, SocketAddr, AgentId) -> io::Result<()>;
+
+/// How upstreams are found and reached.
+pub struct Dialer {
+    pub resolver: Arc<Resolver>,
+    pub tag: Tag,
+    pub connect_timeout: Duration,
+}
+
+/// An open connection, and what the record says of it.
+pub struct Dialled {
+    pub wire: Wire,
+    pub addr: SocketAddr,
+    /// Empty for plain.
+    pub tls: &'static str,
+    pub http2: bool,
+}
+
+impl Dialer {
+    /// Tries the host's addresses in their order. `tls`: the configuration for a TLS upstream.
+    pub async fn dial(
+        &self,
+        life: &Arc<Life>,
+        host: &HostName,
+        port: u16,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Result<Dialled, Fault> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let (leg, addr) = self.connect(life, host, port).await?;
+        let Some(config) = tls else {
+            return Ok(Dialled {
+                wire: Wire::Plain(leg),
+                addr,
+                tls: "",
+                http2: false,
+            });
+        };
+        let name = ServerName::try_from(host.as_str().to_owned())
+            .map_err(|_| Fault::tls("its name cannot be in a certificate"))?;
+        let handshake = TlsConnector::from(config).connect(name, leg);
+        let remaining = deadline
+            .saturating_duration_since(Instant::now())
+            .max(MIN_ATTEMPT);
+        let stream = timeout(remaining, handshake)
+            .await
+            .map_err(|_| Fault::timeout("the TLS handshake took too long"))?
+            .map_err(|error| Fault::handshake(&error))?;
+        let session = stream.get_ref().1;
+        Ok(Dialled {
+            addr,
+            tls: version(session.protocol_version()),
+            http2: session.alpn_protocol() == Some(b"h2"),
+            wire: Wire::Tls(Box::new(stream)),
+        })
+    }
+
+    /// A plain connection, for [`Self::dial`] and for what is passed through.
+    pub async fn connect(
+        &self,
+        life: &Arc<Life>,
+        host: &HostName,
+        port: u16,
+    ) -> Result<(Leg, SocketAddr), Fault> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let lookup = self.resolver.addresses(host);
+        let addresses = timeout(self.connect_timeout, lookup)
+            .await
+            .map_err(|_| Fault::timeout("resolving its name took too long"))?
+            .map_err(|error| Fault::unreachable(error.to_string()))?;
+        let mut last = Fault::unreachable("it has no address");
+        for (index, ip) in addresses.iter().enumerate() {
+            let left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let addr = SocketAddr::new(*ip, port);
+            let attempt = self.attempt(life.agent, addr);
+            match timeout((remaining / left).max(MIN_ATTEMPT), attempt).await {
+                Ok(Ok(socket)) => return Ok((Leg::new(socket, life.clone()), addr)),
+                Ok(Err(fault)) => last = fault,
+                Err(_) => last = Fault::timeout(format!("{addr} did not answer")),
+            }
+        }
+        Err(last)
+    }
+
+    async fn attempt(
+        &self,
+        agent: AgentId,
+        addr: SocketAddr,
+    ) -> Result<tokio::net::TcpStream, Fault> {
+        let socket = self
+            .socket(agent, addr)
+            .map_err(|error| Fault::unreachable(format!("a socket for {addr}: {error}")))?;
+        TcpSocket::from_std_stream(socket.into())
+            .connect(addr)
+            .await
+            .map_err(|error| Fault::unreachable(format!("{addr}: {error}")))
+    }
+
+    fn socket(&self, agent: AgentId, addr: SocketAddr) -> io::Result<Socket> {
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
+        (self.tag)(&socket, addr, agent)?;
+        socket.set_tcp_nodelay(true)?;
+        let probes = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE);
+        socket.set_tcp_keepalive(&probes)?;
+        Ok(socket)
+    }
+}
+
+/// The mark as the bind hook reads it: the agent id as the last four bytes of an address, at [`TAG_PORT`]. Without the
+/// hook the bind fails (no such address, and a port for the privileged alone), and nothing is dialled.
+pub fn tag(socket: &Socket, addr: SocketAddr, agent: AgentId) -> io::Result<()> {
+    let mark: IpAddr = match addr {
+        SocketAddr::V4(_) => Ipv4Addr::from_bits(agent.0).into(),
+        SocketAddr::V6(_) => Ipv6Addr::from_bits(agent.0.into()).into(),
+    };
+    socket
+        .bind(&SocketAddr::new(mark, TAG_PORT).into())
+        .map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!(
+                    "the kernel did not take the agent's mark ({error}); is the bind hook attached?"
+                ),
+            )
+        })
+}
+
+/// For a socket of the forwarder's own.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "as `tag`, in whose place it stands"
+)]
+pub fn untagged(_: &Socket, _: SocketAddr, _: AgentId) -> io::Result<()> {
+    Ok(())
+}
+
+/// An upstream's bytes, plain or TLS.
+pub enum Wire {
+    Plain(Leg),
+    Tls(Box<TlsStream<Leg>>),
+}
+
+macro_rules! either {
+    ($self:ident, $io:ident => $call:expr) => {
+        match $self.get_mut() {
+            Wire::Plain($io) => $call,
+            Wire::Tls($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        either!(self, io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        either!(self, io => Pin::new(io).poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        either!(self, io => Pin::new(io).poll_write_vectored(cx, parts))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}

@@ -1,0 +1,264 @@
+//! One request and its answer on one upstream connection, new or kept.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use agentguard_record::UpstreamInfo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+
+use super::pool::{Connection, Facts, Host, Http1, Http2, Key};
+use super::resend::{Failed, Rest};
+use super::{Answer, Call, Fault, Upstreams};
+use crate::life::{Life, OfLife};
+use crate::upload::UploadState;
+
+/// Bytes that upstream may send on a stream, and on a connection, before we take them (RFC 9113 section 6.9).
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// The read buffer of an HTTP/1.1 connection, at most.
+const READ_BUFFER: usize = 256 * 1024;
+
+/// What the answer's body holds of the connection it comes from.
+pub enum Lease {
+    /// To be driven by who reads the body, then kept.
+    Http1 { http1: Box<Http1>, host: Arc<Host> },
+    /// A place among its streams.
+    Http2(#[expect(dead_code, reason = "counts while it is held")] Http2),
+    /// It runs on a task of its own and is not kept.
+    Detached,
+}
+
+impl Lease {
+    /// Lets the connection read and write. False: there is nothing more to be had by it.
+    pub fn drive(&mut self, cx: &mut Context<'_>) -> bool {
+        match self {
+            Self::Http1 { http1, .. } => {
+                if Pin::new(&mut *http1.connection).poll(cx).is_ready() {
+                    *self = Self::Detached;
+                }
+                true
+            }
+            Self::Http2(_) | Self::Detached => false,
+        }
+    }
+
+    /// The answer is complete.
+    pub fn end(&mut self, cx: &mut Context<'_>) {
+        if let Self::Http1 { mut http1, host } = std::mem::replace(self, Self::Detached)
+            && http1.poll_open(cx)
+        {
+            host.keep(http1);
+        }
+    }
+}
+
+impl Upstreams {
+    pub(super) async fn open(
+        &self,
+        life: &Arc<Life>,
+        key: &Key,
+        host: &Arc<Host>,
+        upgrade: bool,
+    ) -> Result<Connection, Fault> {
+        let mut one_at_a_time = None;
+        if key.http2 && !upgrade && !host.http1_only.load(Ordering::Relaxed) {
+            one_at_a_time = Some(host.dialing.lock().await);
+            if let Some(shared) = host.stream() {
+                return Ok(Connection::Http2(shared));
+            }
+            if host.http1_only.load(Ordering::Relaxed) {
+                one_at_a_time = None;
+            }
+        }
+        let configs = life.pool.tls(|| self.tls());
+        let config = match (key.tls, key.http2 && !upgrade) {
+            (false, _) => None,
+            (true, false) => Some(configs.http1.clone()),
+            (true, true) => Some(configs.http2.clone()),
+        };
+        let dialled = self.dialer.dial(life, &key.host, key.port, config).await?;
+        let facts = Arc::new(Facts(UpstreamInfo {
+            addr: dialled.addr.to_string(),
+            tls: dialled.tls.to_owned(),
+        }));
+        let prior_knowledge = !key.tls && key.http2 && !upgrade;
+        let io = TokioIo::new(dialled.wire);
+        if !dialled.http2 && !prior_knowledge {
+            host.http1_only.store(true, Ordering::Relaxed);
+            drop(one_at_a_time);
+            let (sender, connection) = http1::Builder::new()
+                .max_buf_size(READ_BUFFER)
+                .max_header_size(self.max_header_bytes as usize)
+                .handshake(io)
+                .await
+                .map_err(|error| Fault::exchange(&error))?;
+            return Ok(Connection::Http1(Box::new(Http1 {
+                sender,
+                connection: Box::new(connection),
+                facts,
+                reused: false,
+            })));
+        }
+        let (sender, connection) = http2::Builder::new(OfLife(life.clone()))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(self.max_header_bytes)
+            .handshake(io)
+            .await
+            .map_err(|error| Fault::exchange(&error))?;
+        life.spawn(async move {
+            // Its errors are those of the requests on it.
+            let _ = connection.await;
+        });
+        let http2 = Http2::new(sender, facts);
+        host.http1_only.store(false, Ordering::Relaxed);
+        host.share(http2.join());
+        Ok(Connection::Http2(http2))
+    }
+
+    pub(super) async fn exchange(
+        &self,
+        life: &Arc<Life>,
+        host: &Arc<Host>,
+        connection: Connection,
+        mut call: Call,
+    ) -> Result<Answer, Failed> {
+        match connection {
+            Connection::Http1(http1) => {
+                call.as_http1();
+                if call.websocket {
+                    self.upgrade(life, *http1, call).await
+                } else {
+                    self.over_http1(life, host, http1, call).await
+                }
+            }
+            Connection::Http2(http2) => {
+                call.as_http2();
+                self.over_http2(http2, call).await
+            }
+        }
+    }
+
+    async fn over_http1(
+        &self,
+        life: &Arc<Life>,
+        host: &Arc<Host>,
+        mut http1: Box<Http1>,
+        call: Call,
+    ) -> Result<Answer, Failed> {
+        let (request, mut rest) = Rest::split(call, http1.reused);
+        let upload = request.body().state();
+        let sent = http1.sender.try_send_request(request);
+        let answered = {
+            let mut sent = pin!(sent);
+            let mut open = true;
+            self.in_time(
+                &upload,
+                poll_fn(|cx| {
+                    if let Poll::Ready(answered) = sent.as_mut().poll(cx) {
+                        return Poll::Ready(answered);
+                    }
+                    open = open && Pin::new(&mut *http1.connection).poll(cx).is_pending();
+                    sent.as_mut().poll(cx)
+                }),
+            )
+            .await
+        };
+        let response = match answered {
+            Some(Ok(response)) => response,
+            Some(Err(error)) => return Err(rest.failed(error)),
+            None => return Err((self.too_slow(&upload), None)),
+        };
+        let facts = http1.facts.clone();
+        let lease = if upload.is_done() {
+            Lease::Http1 {
+                http1,
+                host: host.clone(),
+            }
+        } else {
+            // The answer has begun before the request has ended: each must go on without the other.
+            let Http1 {
+                sender, connection, ..
+            } = *http1;
+            life.spawn(async move {
+                let _ = connection.await;
+                drop(sender);
+            });
+            Lease::Detached
+        };
+        Ok(Answer {
+            response,
+            lease,
+            facts,
+        })
+    }
+
+    async fn over_http2(&self, mut http2: Http2, call: Call) -> Result<Answer, Failed> {
+        let (request, mut rest) = Rest::split(call, true);
+        let upload = request.body().state();
+        let sent = http2.sender.try_send_request(request);
+        match self.in_time(&upload, sent).await {
+            Some(Ok(response)) => Ok(Answer {
+                response,
+                facts: http2.facts.clone(),
+                lease: Lease::Http2(http2),
+            }),
+            Some(Err(error)) => Err(rest.failed(error)),
+            None => Err((self.too_slow(&upload), None)),
+        }
+    }
+
+    /// A request that may turn the connection into a tunnel.
+    async fn upgrade(&self, life: &Arc<Life>, http1: Http1, call: Call) -> Result<Answer, Failed> {
+        let (request, mut rest) = Rest::split(call, http1.reused);
+        let upload = request.body().state();
+        let Http1 {
+            mut sender,
+            connection,
+            facts,
+            ..
+        } = http1;
+        let connection = connection.with_upgrades();
+        life.spawn(async move {
+            let _ = connection.await;
+        });
+        match self
+            .in_time(&upload, sender.try_send_request(request))
+            .await
+        {
+            Some(Ok(response)) => Ok(Answer {
+                response,
+                lease: Lease::Detached,
+                facts,
+            }),
+            Some(Err(error)) => Err(rest.failed(error)),
+            None => Err((self.too_slow(&upload), None)),
+        }
+    }
+
+    /// Waits for the head of the answer. The time counts from the last byte of the request that was passed on.
+    async fn in_time<T>(&self, upload: &UploadState, answer: impl Future<Output = T>) -> Option<T> {
+        let mut answer = pin!(answer);
+        loop {
+            let before = upload.passed();
+            match tokio::time::timeout(self.head_timeout, answer.as_mut()).await {
+                Ok(answer) => return Some(answer),
+                Err(_) if upload.passed() != before => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn too_slow(&self, upload: &UploadState) -> Fault {
+        let limit = self.head_timeout.as_millis();
+        if upload.is_done() {
+            Fault::timeout(format!("no answer within {limit} ms"))
+        } else {
+            Fault::timeout(format!("the request's body stopped for {limit} ms"))
+        }
+    }
+}

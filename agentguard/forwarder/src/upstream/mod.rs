@@ -1,0 +1,200 @@
+//! The upstream leg. [`Upstreams::send`] is the only way to it for requests, and takes a permit for each; a [`Fetcher`] sends
+//! only what policy itself declares.
+
+mod dial;
+
+pub mod exchange;
+mod fault;
+mod fetch;
+pub mod pool;
+mod resend;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentguard_link::frame::Limits;
+use agentguard_policy::Permit;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Response, Uri, header};
+use hyper::body::Incoming;
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+
+pub use fault::Fault;
+pub use fetch::Fetcher;
+
+use self::dial::Dialer;
+pub use self::dial::{Tag, tag};
+use self::exchange::Lease;
+use self::pool::{Facts, Key};
+use super::io::Leg;
+use super::life::Life;
+use super::resolve::Resolver;
+use super::upload::Upload;
+
+/// TLS sessions kept per agent for resumption.
+const SESSIONS: usize = 64;
+/// How often a request is sent again because its connection had closed before it was sent.
+const RESENDS: u32 = 3;
+
+/// What every agent's upstream connections are made with.
+pub struct Upstreams {
+    dialer: Dialer,
+    tls: ClientConfig,
+    head_timeout: Duration,
+    max_header_bytes: u32,
+}
+
+/// One request to be sent, judged and canonical.
+pub struct Call {
+    pub request: Request<Upload>,
+    pub scheme: Scheme,
+    /// As the host is judged; with the port unless it is the scheme's own.
+    pub authority: Authority,
+    pub target: PathAndQuery,
+    /// Offer HTTP/2: the client speaks it.
+    pub http2: bool,
+    /// The request asks for a WebSocket.
+    pub websocket: bool,
+}
+
+/// The head of upstream's answer, its body to come.
+pub struct Answer {
+    pub response: Response<Incoming>,
+    pub lease: Lease,
+    pub facts: Arc<Facts>,
+}
+
+/// An agent's own TLS configurations: sessions are not shared between agents.
+pub struct Tls {
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
+}
+
+impl Upstreams {
+    /// `roots`: trust anchors in DER; those that cannot be read are left out, as browsers do.
+    pub fn new(
+        resolver: Arc<Resolver>,
+        roots: &[Vec<u8>],
+        limits: &Limits,
+        tag: Tag,
+    ) -> Result<Self, rustls::Error> {
+        let mut store = RootCertStore::empty();
+        let ders = roots.iter().map(|der| CertificateDer::from(der.as_slice()));
+        let (_, ignored) = store.add_parsable_certificates(ders);
+        if ignored > 0 {
+            tracing::warn!(ignored, "trust anchors that cannot be read");
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(store)
+            .with_no_client_auth();
+        Ok(Self {
+            dialer: Dialer {
+                resolver,
+                tag,
+                connect_timeout: Duration::from_millis(limits.upstream_connect_timeout_ms.into()),
+            },
+            tls,
+            head_timeout: Duration::from_millis(limits.upstream_head_timeout_ms.into()),
+            max_header_bytes: limits.max_header_bytes,
+        })
+    }
+
+    /// Sends `call` for `permit`'s agent to `permit`'s host, over a connection of that agent's alone, and returns at the
+    /// head of the answer.
+    pub async fn send(
+        &self,
+        life: &Arc<Life>,
+        permit: Permit,
+        mut call: Call,
+    ) -> Result<Answer, Fault> {
+        let key = Key {
+            tls: call.scheme == Scheme::HTTPS,
+            host: permit.host().clone(),
+            port: permit.port(),
+            http2: call.http2,
+        };
+        let host = life.pool.host(&key);
+        for sends in 0..=RESENDS {
+            let connection = match host.take(call.websocket).await {
+                Some(connection) => connection,
+                None => {
+                    let opened = self.open(life, &key, &host, call.websocket).await;
+                    opened.map_err(|fault| Fault {
+                        unsent: sends == 0,
+                        ..fault
+                    })?
+                }
+            };
+            match self.exchange(life, &host, connection, call).await {
+                Ok(answer) => return Ok(answer),
+                Err((_, Some(unsent))) => call = unsent,
+                Err((fault, None)) => return Err(fault),
+            }
+        }
+        Err(Fault::unreachable(
+            "it closes each connection before a request can be sent",
+        ))
+    }
+
+    /// A connection to `permit`'s host for bytes that are passed on as they are.
+    pub async fn connect(
+        &self,
+        life: &Arc<Life>,
+        permit: Permit,
+    ) -> Result<(Leg, SocketAddr), Fault> {
+        self.dialer
+            .connect(life, permit.host(), permit.port())
+            .await
+    }
+
+    /// For what the forwarder asks as itself.
+    pub fn fetcher(&self) -> Fetcher {
+        Fetcher {
+            resolver: self.dialer.resolver.clone(),
+            tls: self.tls().http1,
+            life: Life::own(),
+        }
+    }
+
+    fn tls(&self) -> Tls {
+        let with = |protocols: &[&[u8]]| {
+            let mut config = self.tls.clone();
+            config.resumption = Resumption::in_memory_sessions(SESSIONS);
+            config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+            Arc::new(config)
+        };
+        Tls {
+            http1: with(&[b"http/1.1"]),
+            http2: with(&[b"h2", b"http/1.1"]),
+        }
+    }
+}
+
+impl Call {
+    /// HTTP/1.1: origin-form and `Host` (RFC 9112 section 3.2).
+    fn as_http1(&mut self) {
+        *self.request.uri_mut() = Uri::from(self.target.clone());
+        let headers = self.request.headers_mut();
+        headers.remove(header::TE);
+        // Gone if it was tried over HTTP/2 before.
+        headers.entry(header::HOST).or_insert_with(|| {
+            HeaderValue::from_str(self.authority.as_str()).expect("an authority is visible ASCII")
+        });
+    }
+
+    /// HTTP/2: `:scheme` and `:authority` instead of `Host` (RFC 9113 section 8.3.1).
+    fn as_http2(&mut self) {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(self.target.clone());
+        *self.request.uri_mut() = Uri::from_parts(parts).expect("all three parts are there");
+        self.request.headers_mut().remove(header::HOST);
+    }
+}

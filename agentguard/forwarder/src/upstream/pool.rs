@@ -1,0 +1,197 @@
+//! An agent's upstream connections between requests. Locks are per host of one agent, and never held across a wait.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use agentguard_policy::HostName;
+use agentguard_record::UpstreamInfo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+
+use super::Tls;
+use super::dial::Wire;
+use crate::upload::Upload;
+
+/// Idle HTTP/1.1 connections kept per host of an agent.
+const MAX_IDLE: usize = 256;
+/// How long an idle connection is kept. Shorter than most servers', so that a request seldom meets a closing one.
+const IDLE: Duration = Duration::from_secs(55);
+/// Streams put on one HTTP/2 connection before another is opened (RFC 9113 section 5.1.2 asks servers for 100 or more).
+const MAX_STREAMS: usize = 100;
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    pub tls: bool,
+    pub host: HostName,
+    pub port: u16,
+    /// HTTP/2 was offered.
+    pub http2: bool,
+}
+
+/// What records say of a connection.
+#[derive(Clone, Debug)]
+pub struct Facts(pub UpstreamInfo);
+
+/// An HTTP/1.1 connection. Nobody drives it but who uses it: request, answer and connection are one task's.
+pub struct Http1 {
+    pub sender: http1::SendRequest<Upload>,
+    pub connection: Box<http1::Connection<TokioIo<Wire>, Upload>>,
+    pub facts: Arc<Facts>,
+    /// It has carried a request before.
+    pub reused: bool,
+}
+
+/// A place on an HTTP/2 connection, which runs on a task of its own.
+pub struct Http2 {
+    pub sender: http2::SendRequest<Upload>,
+    pub facts: Arc<Facts>,
+    streams: Arc<AtomicUsize>,
+}
+
+pub enum Connection {
+    Http1(Box<Http1>),
+    Http2(Http2),
+}
+
+/// One agent's.
+#[derive(Default)]
+pub struct Pool {
+    hosts: Mutex<HashMap<Key, Arc<Host>>>,
+    tls: OnceLock<Tls>,
+}
+
+/// The connections of one agent to one host.
+#[derive(Default)]
+pub struct Host {
+    idle: Mutex<Vec<(Instant, Box<Http1>)>>,
+    shared: Mutex<Vec<Http2>>,
+    /// It chose HTTP/1.1 although HTTP/2 was offered: each request dials for itself.
+    pub http1_only: AtomicBool,
+    /// Held to open a connection that others may share.
+    pub dialing: tokio::sync::Mutex<()>,
+    closed: AtomicBool,
+}
+
+impl Pool {
+    pub fn host(&self, key: &Key) -> Arc<Host> {
+        let mut hosts = self.hosts.lock().expect(UNPOISONED);
+        if let Some(host) = hosts.get(key) {
+            return host.clone();
+        }
+        hosts.entry(key.clone()).or_default().clone()
+    }
+
+    pub fn tls(&self, make: impl FnOnce() -> Tls) -> &Tls {
+        self.tls.get_or_init(make)
+    }
+
+    /// Drops every connection; none is taken back any more.
+    pub fn clear(&self) {
+        for (_, host) in self.hosts.lock().expect(UNPOISONED).drain() {
+            host.close();
+        }
+    }
+
+    /// Drops what has been idle for too long.
+    pub fn sweep(&self) {
+        self.hosts.lock().expect(UNPOISONED).retain(|_, host| {
+            let in_use = host.sweep();
+            in_use || Arc::strong_count(host) > 1
+        });
+    }
+}
+
+impl Host {
+    /// A connection that is open as far as can be known. `upgrade`: the request may turn it into a tunnel.
+    pub async fn take(&self, upgrade: bool) -> Option<Connection> {
+        if !upgrade && let Some(shared) = self.stream() {
+            return Some(Connection::Http2(shared));
+        }
+        loop {
+            let (_, mut http1) = self.idle.lock().expect(UNPOISONED).pop()?;
+            if poll_fn(|cx| Poll::Ready(http1.poll_open(cx))).await {
+                http1.reused = true;
+                return Some(Connection::Http1(http1));
+            }
+        }
+    }
+
+    /// A place on an HTTP/2 connection that has one.
+    pub fn stream(&self) -> Option<Http2> {
+        let mut shared = self.shared.lock().expect(UNPOISONED);
+        shared.retain(|http2| !http2.sender.is_closed());
+        let free = shared
+            .iter()
+            .find(|http2| http2.streams.load(Ordering::Relaxed) < MAX_STREAMS)?;
+        Some(free.join())
+    }
+
+    pub fn share(&self, http2: Http2) {
+        let mut shared = self.shared.lock().expect(UNPOISONED);
+        if !self.closed.load(Ordering::Relaxed) {
+            shared.push(http2);
+        }
+    }
+
+    /// Takes a connection back for the next request.
+    pub fn keep(&self, http1: Box<Http1>) {
+        let mut idle = self.idle.lock().expect(UNPOISONED);
+        if idle.len() < MAX_IDLE && !self.closed.load(Ordering::Relaxed) {
+            idle.push((Instant::now(), http1));
+        }
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.idle.lock().expect(UNPOISONED).clear();
+        self.shared.lock().expect(UNPOISONED).clear();
+    }
+
+    /// Whether anything is left.
+    fn sweep(&self) -> bool {
+        let mut idle = self.idle.lock().expect(UNPOISONED);
+        idle.retain(|(since, _)| since.elapsed() < IDLE);
+        let mut shared = self.shared.lock().expect(UNPOISONED);
+        shared.retain(|http2| !http2.sender.is_closed());
+        !idle.is_empty() || !shared.is_empty()
+    }
+}
+
+impl Http1 {
+    /// Drives the connection between requests; whether it can take another one.
+    pub fn poll_open(&mut self, cx: &mut Context<'_>) -> bool {
+        Pin::new(&mut *self.connection).poll(cx).is_pending() && self.sender.is_ready()
+    }
+}
+
+impl Http2 {
+    pub fn new(sender: http2::SendRequest<Upload>, facts: Arc<Facts>) -> Self {
+        Self {
+            sender,
+            facts,
+            streams: Arc::new(AtomicUsize::new(1)),
+        }
+    }
+
+    pub fn join(&self) -> Self {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        Self {
+            sender: self.sender.clone(),
+            facts: self.facts.clone(),
+            streams: self.streams.clone(),
+        }
+    }
+}
+
+impl Drop for Http2 {
+    fn drop(&mut self) {
+        self.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+const UNPOISONED: &str = "nothing panics with the lock held";

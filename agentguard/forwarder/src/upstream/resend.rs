@@ -1,0 +1,71 @@
+//! Which requests are sent again when their connection turns out to be closed (RFC 9110 section 9.2.2).
+
+use http::{Method, Request};
+use hyper::client::conn::TrySendError;
+
+use super::{Call, Fault};
+use crate::upload::Upload;
+
+/// Why there is no answer; the call again if nothing of it can have been acted upon.
+pub type Failed = (Fault, Option<Call>);
+
+/// What is needed to send a call again.
+pub struct Rest {
+    call: Option<Call>,
+}
+
+impl Rest {
+    /// Takes the request out of the call. `reused`: its connection may close under it, so that what can be repeated
+    /// without harm and has no body is kept to be sent once more (RFC 9110 section 9.2.2).
+    pub fn split(call: Call, reused: bool) -> (Request<Upload>, Self) {
+        let Call {
+            request,
+            scheme,
+            authority,
+            target,
+            http2,
+            websocket,
+        } = call;
+        let repeatable = reused && request.body().is_empty() && is_idempotent(request.method());
+        let copy = repeatable.then(|| {
+            let mut copy = Request::new(Upload::empty());
+            copy.method_mut().clone_from(request.method());
+            copy.headers_mut().clone_from(request.headers());
+            copy
+        });
+        let rest = Self {
+            call: Some(Call {
+                request: copy.unwrap_or_else(|| Request::new(Upload::lost())),
+                scheme,
+                authority,
+                target,
+                http2,
+                websocket,
+            }),
+        };
+        (request, rest)
+    }
+
+    pub fn failed(&mut self, mut error: TrySendError<Request<Upload>>) -> Failed {
+        let unsent = error.take_message();
+        let error = error.into_error();
+        let fault = Fault::exchange(&error);
+        let closed = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
+        let call = self.call.take().and_then(|mut call| match unsent {
+            Some(request) => {
+                call.request = request;
+                Some(call)
+            }
+            None if closed && !call.request.body().is_lost() => Some(call),
+            None => None,
+        });
+        (fault, call)
+    }
+}
+
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+    )
+}

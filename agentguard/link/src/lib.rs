@@ -1,0 +1,11 @@
+//! The one channel between daemon and forwarder: a `SOCK_SEQPACKET` pair ([`channel`]) carrying [`frame`]s through one
+//! [`codec`].
+
+#![forbid(unsafe_code)]
+
+pub mod canary;
+pub mod channel;
+pub mod codec;
+pub mod frame;
+pub mod listen;
+pub mod presence;

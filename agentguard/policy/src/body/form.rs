@@ -1,0 +1,86 @@
+//! `application/x-www-form-urlencoded` bodies, strictly: a declared field has one value and one name.
+
+use std::collections::BTreeMap;
+
+use super::{Fault, Field, Value, folded, from_text};
+use crate::facts::decode_form;
+use crate::host::show;
+
+pub fn read(
+    text: &str,
+    fields: &BTreeMap<String, Field>,
+) -> Result<BTreeMap<String, Value>, Fault> {
+    if text.contains(';') {
+        return Err(Fault::ambiguous(
+            "the form has `;`, at which some servers split it",
+        ));
+    }
+    let mut found = Found::new(fields);
+    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = decode_form(name).map_err(form_fault)?;
+        if found.wants(&name)? {
+            found.add(&name, &decode_form(value).map_err(form_fault)?)?;
+        }
+    }
+    Ok(found.values)
+}
+
+fn form_fault(why: &'static str) -> Fault {
+    Fault::unreadable(format!("the form {why}"))
+}
+
+/// The declared fields of a form, as they are found.
+pub struct Found<'f> {
+    fields: &'f BTreeMap<String, Field>,
+    pub values: BTreeMap<String, Value>,
+}
+
+impl<'f> Found<'f> {
+    pub fn new(fields: &'f BTreeMap<String, Field>) -> Self {
+        Self {
+            fields,
+            values: BTreeMap::new(),
+        }
+    }
+
+    /// Whether some field is declared under the name, as it stands there.
+    pub fn wants(&self, name: &str) -> Result<bool, Fault> {
+        if name.contains('\0') {
+            return Err(Fault::ambiguous("the form has a name with a NUL"));
+        }
+        let mut declared = self.fields.values().flat_map(|field| &field.at);
+        if declared.clone().any(|known| known == name) {
+            return Ok(true);
+        }
+        // `amount[]`, `amount.x`, ` amount` and `Amount` are all `amount` to some server.
+        let base = name.trim().split(['[', '.']).next().unwrap_or_default();
+        match declared.find(|known| folded(known) == folded(base)) {
+            Some(known) => Err(Fault::ambiguous(format!(
+                "the form's field `{}` can also be read as `{known}`",
+                show(name)
+            ))),
+            None => Ok(false),
+        }
+    }
+
+    pub fn add(&mut self, name: &str, text: &str) -> Result<(), Fault> {
+        for (field, declared) in self.fields {
+            if declared.at.iter().all(|known| known != name) {
+                continue;
+            }
+            let value = from_text(field, declared.kind, text)?;
+            match (self.values.get_mut(field), value) {
+                (Some(Value::Strings(there)), Value::Strings(more)) => there.extend(more),
+                (Some(_), _) => {
+                    return Err(Fault::ambiguous(format!(
+                        "the form has the field `{}` more than once",
+                        show(name)
+                    )));
+                }
+                (None, value) => drop(self.values.insert(field.clone(), value)),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,264 @@
+//! A decision of the audit log taken again by another bundle, where the record has everything that its rules read.
+
+mod recorded;
+#[cfg(test)]
+mod tests;
+
+use agentguard_common::abi::AgentId;
+use agentguard_record::DenyReason;
+use http::HeaderMap;
+use jiff::Timestamp;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+pub use self::recorded::{Recorded, Then};
+use super::reads::Reads;
+use super::{
+    Action, CanonicalPath, Decision, Gathered, HostName, Input, KernelRule, Policy, Proto, TlsMode,
+};
+
+/// Why a decision cannot be taken again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Missing {
+    /// A parameter or header that the rules then did not read.
+    Fact,
+    /// The body, of which the rules then did not read the same fields.
+    Body,
+    /// What was looked up, which then was not the same.
+    Lookup,
+    Network,
+    Labels,
+    /// How far its task, or that of an agent that it acts for, narrowed it.
+    Task,
+    /// How the agent was up, and whether it was attended.
+    Agent,
+    /// A secret, of which the record has the digest alone.
+    Secret,
+    /// A value longer than a record keeps.
+    Long,
+    /// More values than a record keeps.
+    Many,
+    /// What rules read then was there more than once, or could not be read.
+    Ambiguous,
+    /// The bundle that decided, which says what it read.
+    Bundle,
+    /// Whether its TLS is ended, or it comes to the forwarder at all, is otherwise in the new bundle.
+    Way,
+    /// Something that is no request as it is written.
+    Request,
+}
+
+impl Missing {
+    pub const fn why(self) -> &'static str {
+        match self {
+            Self::Fact => "the new rules read a parameter or header that the old ones did not",
+            Self::Body => "the new rules read the body, and not as the old ones did",
+            Self::Lookup => "the new rules read what is looked up, and not as the old ones did",
+            Self::Network => "the new rules read the network, and the old ones did not",
+            Self::Labels => "the new rules read the host's labels, which the record does not tell",
+            Self::Task => "it was on a task whose limits the record does not tell",
+            Self::Agent => "the new rules read how the agent is up, and the old ones did not",
+            Self::Secret => "the new rules read a secret, which is not in the record",
+            Self::Long => "the new rules read a value that is longer than records keep",
+            Self::Many => "the new rules read values, and there were more than records keep",
+            Self::Ambiguous => "the new rules read what then could not be read, or in two ways",
+            Self::Bundle => "the bundle that decided is not in the history",
+            Self::Way => {
+                "the new bundle passes the host's connections where the old judged requests, or the reverse"
+            }
+            Self::Request => "the record's request cannot be read",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Outcome {
+    Allow,
+    Deny,
+    ApprovalRequired,
+    /// Would be denied, and is let through.
+    Observed,
+}
+
+impl Outcome {
+    /// As records have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::ApprovalRequired => "approval-required",
+            Self::Observed => "observed",
+        }
+    }
+}
+
+/// What the bundle decides now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Replayed {
+    pub outcome: Outcome,
+    /// `None`: permitted.
+    pub reason: Option<DenyReason>,
+    pub policies: Vec<String>,
+}
+
+impl Policy {
+    /// `decided_by`: the bundle that took the decision, if it is known.
+    ///
+    /// # Errors
+    /// What the record lacks.
+    pub fn replay(
+        &self,
+        recorded: &Recorded<'_>,
+        decided_by: Option<&Self>,
+    ) -> Result<Replayed, Missing> {
+        let host = HostName::parse(recorded.host).map_err(|_| Missing::Request)?;
+        let path = CanonicalPath::parse(recorded.path).map_err(|_| Missing::Request)?;
+        let (mut gathered, mut headers) = (Gathered::default(), HeaderMap::new());
+        let mut query = String::new();
+        // What a bundle does not have, it denies whatever else is said.
+        let agent = self.id_of(recorded.agent).unwrap_or(AgentId::NONE);
+        let input = input(recorded, agent, &host, &path, "", &headers, &gathered);
+        if !self.takes_it_the_same_way(&input) {
+            return Err(Missing::Way);
+        }
+        gathered.tasks = Some(recorded.tasks()?);
+        let above = self.above(agent).iter().filter_map(|id| self.agent(*id));
+        if above.into_iter().any(|agent| agent.tasks_required) {
+            return Err(Missing::Task);
+        }
+        let input = self::input(recorded, agent, &host, &path, "", &headers, &gathered);
+        let needs = self.needs(&input);
+        let needs_values = ["query", "headers", "body", "lookup"]
+            .iter()
+            .any(|it| needs.has(it));
+        let (mut pairs, mut lines, mut body) = (Vec::new(), HeaderMap::new(), None);
+        if (needs_values || needs.body.is_some()) && !recorded.is_connection() {
+            let old = decided_by.ok_or(Missing::Bundle)?;
+            let then = recorded.needs_then(old, &input)?;
+            let (new, old) = (all(&needs.reads), all(&then.reads));
+            pairs = recorded.query(&new, &old)?;
+            lines = recorded.headers(&new, &old)?;
+            body = match (&needs.body, &then.body) {
+                (Some(now), Some(then)) => Some(recorded.body(now, then)?),
+                (Some(_), None) => return Err(Missing::Body),
+                (None, _) => None,
+            };
+            if !needs.lookups.is_empty() && needs.lookups != then.lookups {
+                return Err(Missing::Lookup);
+            }
+            for lookup in &needs.lookups {
+                let answer = recorded.answer(lookup)?;
+                gathered.lookups.push(((*lookup).clone(), Ok(answer)));
+            }
+        }
+        // Nobody can approve anything yet, so no record has who did.
+        let time = needs.has("time").then(|| recorded.time()).transpose()?;
+        let trusted = needs.has("network").then(|| recorded.network());
+        let labels = needs.has("host").then(|| recorded.labels());
+        gathered.exhausted = recorded.exhausted.iter().cloned().collect();
+        gathered.time = time.and_then(|time: Timestamp| self.moment(time));
+        gathered.trusted_network = trusted.transpose()?;
+        gathered.host_labels = labels.transpose()?;
+        let agent_is = needs.has("agent").then(|| recorded.agent());
+        gathered.agent = agent_is.transpose()?;
+        gathered.body = body.unwrap_or_default();
+        headers.extend(lines);
+        for (name, value) in pairs {
+            let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+            query.push_str(&format!("{}={}&", encode(name), encode(value)));
+        }
+        let input = self::input(recorded, agent, &host, &path, &query, &headers, &gathered);
+        Ok(self.decide(&input).into())
+    }
+
+    pub(super) fn id_of(&self, agent: &str) -> Option<AgentId> {
+        let mut agents = self.agents.iter();
+        agents
+            .find(|(_, of)| of.agent.name == agent)
+            .map(|(id, _)| *id)
+    }
+
+    /// Whether what the record is about would come as the same: a request, or a connection whose bytes are passed.
+    fn takes_it_the_same_way(&self, input: &Input<'_>) -> bool {
+        let way = match input.action {
+            Action::Connect => TlsMode::Passthrough,
+            Action::Request { .. } => TlsMode::Terminate,
+        };
+        let mode = self.reach(input.agent, input.host, input.port);
+        let (agent, address) = (self.agent(input.agent), input.host.ip());
+        let direct = agent.zip(address).is_some_and(|(agent, address)| {
+            agent.kernel.iter().any(|rule| match rule {
+                KernelRule::Reach { proto, net, port } => {
+                    *proto == Proto::Tcp
+                        && net.contains(&address)
+                        && port.is_none_or(|port| port == input.port)
+                }
+                KernelRule::Listen { .. } => false,
+            })
+        });
+        !direct && mode.is_none_or(|mode| mode == way)
+    }
+}
+
+impl From<Decision> for Replayed {
+    fn from(decision: Decision) -> Self {
+        let (outcome, reason, policies) = match decision {
+            // Whether there was room is told by the record.
+            Decision::Limited(limited) => (Outcome::Allow, None, limited.policies().to_vec()),
+            Decision::Permit(permit) => match permit.would_deny() {
+                Some(denial) => (
+                    Outcome::Observed,
+                    Some(denial.reason),
+                    denial.policies.clone(),
+                ),
+                None => (Outcome::Allow, None, permit.policies().to_vec()),
+            },
+            Decision::Deny(denial) => {
+                let outcome = match denial.reason {
+                    DenyReason::ApprovalRequired => Outcome::ApprovalRequired,
+                    _ => Outcome::Deny,
+                };
+                (outcome, Some(denial.reason), denial.policies)
+            }
+        };
+        Self {
+            outcome,
+            reason,
+            policies,
+        }
+    }
+}
+
+fn all(reads: &[&Reads]) -> Reads {
+    let mut all = Reads::default();
+    reads.iter().for_each(|one| all.add(one));
+    all
+}
+
+fn input<'i>(
+    recorded: &'i Recorded<'_>,
+    agent: AgentId,
+    host: &'i HostName,
+    path: &'i CanonicalPath,
+    query: &'i str,
+    headers: &'i HeaderMap,
+    gathered: &'i Gathered,
+) -> Input<'i> {
+    let action = if recorded.is_connection() {
+        Action::Connect
+    } else {
+        Action::Request {
+            method: recorded.method,
+            scheme: recorded.scheme,
+            path,
+            query: Some(query),
+            headers,
+        }
+    };
+    Input {
+        agent,
+        host,
+        port: recorded.port,
+        action,
+        gathered,
+    }
+}

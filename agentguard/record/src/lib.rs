@@ -1,0 +1,15 @@
+//! The words that every part shares: why something was refused, what a record is made of, what is guaranteed.
+
+#![forbid(unsafe_code)]
+
+mod draft;
+pub mod guarantee;
+mod meta;
+mod reason;
+
+pub use self::draft::{
+    ApprovalInfo, Context, Draft, Entry, Latency, Operation, Operator, Outcome, Process,
+    RequestInfo, TaskInfo, UpstreamInfo,
+};
+pub use self::meta::Meta;
+pub use self::reason::DenyReason;
