@@ -1,11 +1,7 @@
 //! The `agentguard` command.
 
-#![forbid(unsafe_code)]
-
-mod cli;
-
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::main()
+    agentguard::cli::main()
 }
