@@ -1,6 +1,7 @@
 //! `agentguard.toml`: read once at start, every key checked. A key nobody knows is an error, never ignored.
 
 mod error;
+mod keys;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,6 +14,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
 pub use self::error::ConfigError;
+pub use self::keys::{ConfigKey, KEYS};
 
 /// Where the configuration is if neither `--config` nor `AGENTGUARD_CONFIG` says.
 pub const DEFAULT_PATH: &str = "/etc/agentguard/agentguard.toml";
@@ -94,20 +96,17 @@ pub struct Forwarder {
     pub user: String,
     /// 0: chosen at start.
     pub port: u16,
-    /// 1 to 1,000,000.
     pub max_connections: u32,
-    /// 1,024 to 1,048,576.
     pub max_header_bytes: u32,
-    /// Milliseconds, 100 to 3,600,000; also the three below.
     pub head_timeout_ms: u32,
     pub upstream_connect_timeout_ms: u32,
     pub upstream_head_timeout_ms: u32,
     pub idle_timeout_ms: u32,
-    /// Of a request's body that a rule reads, as it is sent and decoded: 1,024 to 67,108,864.
+    /// Of a request's body that a rule reads, as it is sent and decoded.
     pub max_judged_body_bytes: u32,
-    /// Of all such bodies at one time: 1,048,576 to 4,294,967,295.
+    /// Of all such bodies at one time.
     pub max_judged_bodies_bytes: u32,
-    /// How long a client may take to send one, milliseconds, 100 to 3,600,000.
+    /// How long a client may take to send one.
     pub judged_body_timeout_ms: u32,
 }
 
@@ -202,7 +201,7 @@ pub struct Audit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Canary {
-    /// Seconds between two, 1 to 86,400.
+    /// Seconds between two.
     pub every_s: u32,
     pub on_failure: OnFailure,
 }
@@ -333,77 +332,13 @@ impl Config {
                 "the forwarder runs as a user of its own, never as root".into(),
             ));
         }
-        for (key, value, min, max, unit) in [
-            (
-                "max_connections",
-                f.max_connections,
-                1,
-                1_000_000,
-                "connections",
-            ),
-            (
-                "max_header_bytes",
-                f.max_header_bytes,
-                1024,
-                1_048_576,
-                "bytes",
-            ),
-            (
-                "head_timeout_ms",
-                f.head_timeout_ms,
-                100,
-                3_600_000,
-                "milliseconds",
-            ),
-            (
-                "upstream_connect_timeout_ms",
-                f.upstream_connect_timeout_ms,
-                100,
-                3_600_000,
-                "milliseconds",
-            ),
-            (
-                "upstream_head_timeout_ms",
-                f.upstream_head_timeout_ms,
-                100,
-                3_600_000,
-                "milliseconds",
-            ),
-            (
-                "max_judged_body_bytes",
-                f.max_judged_body_bytes,
-                1024,
-                64 << 20,
-                "bytes",
-            ),
-            (
-                "max_judged_bodies_bytes",
-                f.max_judged_bodies_bytes,
-                1 << 20,
-                u32::MAX,
-                "bytes",
-            ),
-            (
-                "judged_body_timeout_ms",
-                f.judged_body_timeout_ms,
-                100,
-                3_600_000,
-                "milliseconds",
-            ),
-            (
-                "idle_timeout_ms",
-                f.idle_timeout_ms,
-                100,
-                3_600_000,
-                "milliseconds",
-            ),
-            ("every_s", self.canary.every_s, 1, 86_400, "seconds"),
-        ] {
-            if !(min..=max).contains(&value) {
-                return Err((
-                    key,
-                    format!("{value} is not between {min} and {max} {unit}"),
-                ));
+        let bounded = KEYS
+            .iter()
+            .filter_map(|key| Some((key, key.bounds.as_ref()?)));
+        for (key, bounds) in bounded {
+            let value = (bounds.of)(self);
+            if !(bounds.min..=bounds.max).contains(&value) {
+                return Err((key.key, format!("{value} is not between {bounds}")));
             }
         }
         Ok(())

@@ -1,5 +1,16 @@
 use super::*;
 
+const SECTIONS: [&str; 8] = [
+    "[paths]",
+    "[policy]",
+    "[forwarder]",
+    "[upstream]",
+    "[audit]",
+    "[canary]",
+    "[host]",
+    "[network]",
+];
+
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(Path::new("/c.toml"), text).map_err(|e| e.to_string())
 }
@@ -125,4 +136,33 @@ fn what_is_wrong_is_named_with_its_place() {
 fn only_the_default_file_may_be_absent() {
     let error = Config::load(Some(Path::new("/nonexistent/agentguard.toml"))).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/agentguard.toml"));
+}
+
+#[test]
+fn the_table_has_every_key_with_its_default() {
+    let mut text = String::new();
+    for section in SECTIONS {
+        text += &format!("{section}\n");
+        let keys = KEYS.iter().filter(|key| key.section == section);
+        for key in keys {
+            text += &format!("{} = {}\n", key.key, key.default);
+        }
+    }
+    let defaults = Config::parse(Path::new("/c.toml"), &text).unwrap();
+    assert_eq!(defaults, Config::default());
+}
+
+#[test]
+fn the_table_has_no_key_too_few() {
+    for section in SECTIONS.into_iter().chain(["[[roles]]"]) {
+        let unknown = parse(&format!("{section}\nnobody_knows = 1\n")).unwrap_err();
+        let known: Vec<&str> = KEYS
+            .iter()
+            .filter(|key| key.section == section)
+            .map(|key| key.key)
+            .collect();
+        let (_, expected) = unknown.split_once("expected one of ").unwrap();
+        let expected: Vec<&str> = expected.split(", ").collect();
+        assert_eq!(known, expected, "{section}");
+    }
 }
