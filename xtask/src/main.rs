@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod docs;
 mod fuzz;
 mod lint;
 mod setup;
@@ -38,6 +39,8 @@ enum Verb {
     Bench(bench::Args),
     /// Change inputs of what reads other people's text, until one is treated wrongly or the time is over
     Fuzz(fuzz::Args),
+    /// Write the book's pages that the code knows, and render the book
+    Docs,
     /// Formatting, clippy without warnings, dependency bans, licences and sources
     Lint,
 }
@@ -50,6 +53,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Docs => docs::run(),
         Verb::Lint => lint::run(),
     }
 }

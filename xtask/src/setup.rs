@@ -11,6 +11,7 @@ use crate::shell::{self, command};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
     Build,
+    Docs,
     Lint,
     Demo,
     Tests,
@@ -21,6 +22,7 @@ pub enum Need {
 /// Loads the pinned toolchain's own LLVM 22; later versions need a separately built LLVM.
 const BPF_LINKER: &str = "0.10.3";
 const CARGO_DENY: &str = "0.20.2";
+const MDBOOK: &str = "0.5.4";
 
 pub fn run(need: Need) -> anyhow::Result<()> {
     components()?;
@@ -32,6 +34,9 @@ pub fn run(need: Need) -> anyhow::Result<()> {
             CARGO_DENY,
             "checks the dependencies' licences, sources and bans",
         )?;
+    }
+    if need == Need::Docs {
+        cargo_tool("mdbook", MDBOOK, "renders the book")?;
     }
     if need >= Need::Tests {
         packages::install()?;

@@ -14,7 +14,7 @@ pub struct Arguments {
     /// How log lines look
     #[arg(long, value_enum, default_value_t = Format::Text, env = "AGENTGUARD_LOG_FORMAT")]
     log_format: Format,
-    /// What is logged: error, warn, info, debug, trace, or a filter such as info,agentguard::control=debug
+    /// What is logged: error, warn, info, debug, trace, or a filter such as info,agentguard_daemon::serve=debug
     #[arg(
         long,
         value_name = "FILTER",

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use agentguard_control::client::Client;
 use agentguard_daemon::config::Config;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::fail::Failure;
 
@@ -80,6 +80,11 @@ enum Verb {
     /// The process by which the daemon tries what must be refused
     #[command(hide = true)]
     Canary,
+}
+
+/// The command line as it is: what the book's page of commands is made of.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 pub fn main() -> ExitCode {
@@ -164,8 +169,6 @@ fn print_json(value: &impl serde::Serialize) -> Result<ExitCode, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
