@@ -74,15 +74,19 @@ pub fn programs(
     profile: Profile,
     is_wanted: impl Fn(&str) -> bool,
 ) -> anyhow::Result<(PathBuf, Vec<(String, PathBuf)>)> {
-    let mut cargo = cargo_test(profile);
+    let mut wanted = Vec::new();
     for entry in std::fs::read_dir(shell::root().join("tests/tests"))? {
-        let path = entry?.path();
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        if path.is_file() && is_wanted(&name) {
-            cargo.args(["--test", &name]);
+        let name = entry?.file_name();
+        if is_wanted(&name.to_string_lossy()) {
+            wanted.extend(["--test".into(), name]);
         }
     }
+    if wanted.is_empty() {
+        bail!("no test program of tests/vm/kernels.toml has such a name");
+    }
+    let mut cargo = cargo_test(profile);
     cargo
+        .args(wanted)
         .args(["--no-run", "--message-format", "json-render-diagnostics"])
         .stderr(Stdio::inherit());
     let built = cargo.output().context("cannot run `cargo test --no-run`")?;

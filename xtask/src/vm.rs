@@ -38,7 +38,7 @@ pub struct Args {
     /// Debug builds: quicker to build, slower to run
     #[arg(long)]
     debug: bool,
-    /// Only these: a test program, `PROGRAM::FILTER`, or the beginning of a name with `*` behind it
+    /// Only these: a test program, or `PROGRAM::FILTER`
     #[arg(value_name = "TEST")]
     tests: Vec<String>,
     /// For the test runners inside: a filter, `--exact`, …
@@ -48,14 +48,14 @@ pub struct Args {
 
 /// What `cargo xtask test` has time for on an emulated processor: that every program loads, and what only LSM programs do.
 const ESSENTIALS: [&str; 8] = [
-    "load_shapes::every_shape_loads",
-    "kernel_suite::exec::lsm",
-    "kernel_suite::exec::with_lsm",
-    "kernel_suite::tamper::pins_stay",
-    "kernel_suite::handed::a_connection_from_before",
-    "bypass_exec::no_way_around",
-    "bypass_tamper::what_a_privileged_agent",
-    "bypass_unix::a_listed_socket",
+    "kernel::shapes::every_shape_loads",
+    "kernel::exec::lsm",
+    "kernel::exec::with_lsm",
+    "kernel::tamper::pins_stay",
+    "kernel::handed::a_connection_from_before",
+    "bypass::exec::no_way_around",
+    "bypass::tamper::what_a_privileged_agent",
+    "bypass::unix::a_listed_socket",
 ];
 
 impl Args {
@@ -64,22 +64,6 @@ impl Args {
         Self {
             tests: ESSENTIALS.map(str::to_owned).to_vec(),
             ..Self::default()
-        }
-    }
-
-    /// The filters for a test program; `None` if it is not to run.
-    fn filters(&self, program: &str) -> Option<Vec<&str>> {
-        if self.tests.is_empty() {
-            return Some(Vec::new());
-        }
-        let named = self.tests.iter().filter_map(|test| {
-            let (name, filter) = test.split_once("::").unwrap_or((test, ""));
-            table::names(name, program).then_some(filter)
-        });
-        let filters: Vec<&str> = named.collect();
-        match filters.contains(&"") {
-            true => Some(Vec::new()),
-            false => (!filters.is_empty()).then_some(filters),
         }
     }
 
@@ -108,8 +92,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Profile::Release
     };
     let programs = Programs::build(profile, |name| {
-        let runs = |kernel| table.place(kernel, name).is_some();
-        args.filters(name).is_some() && table.kernels.iter().any(runs)
+        let runs = |kernel: &&Kernel| table.part(kernel, name, &args.tests).is_some();
+        kernels.iter().any(runs)
     })?;
     let mut records = Records::read()?;
     let mut failed = 0;
@@ -160,8 +144,7 @@ fn tried(
     let mut tests: Vec<_> = programs
         .tests
         .iter()
-        .filter_map(|(name, file)| Some((table.place(kernel, name)?, name, file)))
-        .filter(|(_, name, _)| args.filters(name).is_some())
+        .filter_map(|(name, file)| Some((table.part(kernel, name, &args.tests)?, name, file)))
         .collect();
     tests.sort();
     if tests.is_empty() {
@@ -185,11 +168,12 @@ fn tried(
     let mut image = Image::new(&unpacked, &inside)?;
     let steps: String = tests
         .iter()
-        .map(|(_, name, _)| {
-            let filters = args.filters(name).unwrap_or_default();
+        .map(|(part, name, _)| {
             let runner = args.runner.iter().map(String::as_str);
-            let words: String = filters
-                .into_iter()
+            let words: String = part
+                .filters
+                .iter()
+                .copied()
                 .chain(runner)
                 .map(|word| format!("\t{word}"))
                 .collect();

@@ -11,7 +11,7 @@ use super::outcome::Tests;
 use crate::shell;
 
 /// The test that tells, and how its lines begin.
-const TELLS: &str = "load_shapes::every_shape_loads";
+const TELLS: &str = "kernel::shapes::every_shape_loads";
 const LINE: &str = "verified ";
 const HEADER: &str = "# Instructions that the verifier goes through, by kernel and program. More than 10 % growth fails `cargo xtask test vm`;
 # `--bless` records what is.

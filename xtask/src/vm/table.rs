@@ -10,7 +10,7 @@ use crate::shell;
 pub struct Table {
     /// The kernel that `cargo xtask test` boots.
     pub default: String,
-    /// Names of test programs, in the order of running; `*` at the end stands for anything.
+    /// Test programs, or `PROGRAM::FILTER`, in the order of running.
     pub tests: Vec<String>,
     /// Of a fork bomb, on an emulated processor.
     pub processes: u32,
@@ -73,17 +73,100 @@ impl Table {
             })
     }
 
-    /// Where in the order the test program `name` runs on `kernel`, if it does.
-    pub fn place(&self, kernel: &Kernel, name: &str) -> Option<usize> {
-        let tests = kernel.tests.as_ref().unwrap_or(&self.tests);
-        tests.iter().position(|test| names(test, name))
+    /// What of the test program `name` runs on `kernel`: what the table says, narrowed to what is `wanted`, if anything is.
+    /// Both are lists of `PROGRAM` or `PROGRAM::FILTER`.
+    pub fn part<'a>(
+        &'a self,
+        kernel: &'a Kernel,
+        name: &str,
+        wanted: &'a [String],
+    ) -> Option<Part<'a>> {
+        let listed = kernel.tests.as_ref().unwrap_or(&self.tests);
+        let place = listed.iter().position(|test| program(test).0 == name)?;
+        let listed = filters(listed, name);
+        if wanted.is_empty() {
+            return Some(Part::new(place, listed));
+        }
+        let wanted = filters(wanted, name);
+        let both: Vec<&str> = listed
+            .iter()
+            .flat_map(|listed| wanted.iter().filter_map(|wanted| narrower(listed, wanted)))
+            .collect();
+        (!both.is_empty()).then(|| Part::new(place, both))
     }
 }
 
-/// Whether the test program `name` is meant by a name that may end in `*`.
-pub fn names(test: &str, name: &str) -> bool {
-    match test.strip_suffix('*') {
-        Some(start) => name.starts_with(start),
-        None => name == test,
+/// What of a test program runs.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part<'a> {
+    /// Where in the order.
+    place: usize,
+    /// For its runner; none for all of it.
+    pub filters: Vec<&'a str>,
+}
+
+impl<'a> Part<'a> {
+    fn new(place: usize, mut filters: Vec<&'a str>) -> Self {
+        if filters.contains(&"") {
+            filters.clear();
+        }
+        Self { place, filters }
+    }
+}
+
+/// A test program and the filter for its runner, which is empty for all of it.
+fn program(test: &str) -> (&str, &str) {
+    test.split_once("::").unwrap_or((test, ""))
+}
+
+fn filters<'a>(tests: &'a [String], name: &str) -> Vec<&'a str> {
+    let named = tests.iter().map(|test| program(test));
+    named
+        .filter_map(|(program, filter)| (program == name).then_some(filter))
+        .collect()
+}
+
+/// The one of two filters that begins with the other.
+fn narrower<'a>(one: &'a str, other: &'a str) -> Option<&'a str> {
+    if other.starts_with(one) {
+        return Some(other);
+    }
+    one.starts_with(other).then_some(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_runs_where_the_table_has_it() {
+        let table: Table = toml::from_str(
+            "default = 'new'\ntests = ['kernel', 'bypass']\nprocesses = 1
+            [[kernel]]\nname = 'new'\nsuites = []\nlsm = true
+            [[kernel]]\nname = 'old'\nsuites = []\nlsm = false\ntests = ['kernel::shapes::']",
+        )
+        .unwrap();
+        let filters = |kernel: &str, program: &str, wanted: &[&str]| {
+            let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+            let part = table.part(table.kernel(kernel).unwrap(), program, &wanted)?;
+            Some(part.filters.join(" "))
+        };
+        assert_eq!(filters("new", "kernel", &[]).as_deref(), Some(""));
+        assert_eq!(filters("new", "path", &[]), None);
+        assert_eq!(filters("new", "kernel", &["bypass"]), None);
+        let two = ["kernel::exec", "kernel::kill", "bypass::dns"];
+        assert_eq!(filters("new", "kernel", &two).as_deref(), Some("exec kill"));
+        let all = ["kernel::exec", "kernel"];
+        assert_eq!(filters("new", "kernel", &all).as_deref(), Some(""));
+        assert_eq!(filters("old", "kernel", &[]).as_deref(), Some("shapes::"));
+        assert_eq!(
+            filters("old", "kernel", &["kernel"]).as_deref(),
+            Some("shapes::")
+        );
+        assert_eq!(filters("old", "kernel", &["kernel::exec"]), None);
+        assert_eq!(
+            filters("old", "kernel", &["kernel::shapes::every"]).as_deref(),
+            Some("shapes::every")
+        );
     }
 }

@@ -1,8 +1,6 @@
 //! Every way the programs get into the kernel: fresh, over the pins of a daemon that is gone, and after `unload`. Tells
 //! what each program costs the verifier, which `cargo xtask test vm` compares.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

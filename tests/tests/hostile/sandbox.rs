@@ -1,5 +1,4 @@
 //! A forwarder that an attacker has taken over: its thread is made to do what the attacker would, call by call.
-#![cfg(target_arch = "x86_64")]
 
 use std::path::{Path, PathBuf};
 

@@ -43,12 +43,12 @@ fn every_bypass_test_has_a_row() {
     let named: BTreeSet<String> = rows().into_iter().flat_map(|row| row.tests).collect();
     let mut without = Vec::new();
     for path in suites() {
-        let file = path.file_name().expect("it has one").to_string_lossy();
-        if named.contains(&*file) {
+        let module = path.file_stem().expect("it has one").to_string_lossy();
+        let suite = format!("bypass::{module}");
+        if named.contains(&suite) {
             continue;
         }
-        let suite = file.trim_end_matches(".rs");
-        let text = fs::read_to_string(&path).expect("readable");
+        let text = read(&path);
         let tests = tests_in(&text)
             .into_iter()
             .map(|test| format!("{suite}::{test}"));
@@ -63,7 +63,7 @@ fn every_bypass_test_has_a_row() {
 #[test]
 fn every_standing_is_of_an_attempt() {
     let mut sources: Vec<String> = suites().iter().map(|path| read(path)).collect();
-    sources.push(read(&tests().join("kernel_suite/faults.rs")));
+    sources.push(read(&tests().join("kernel/faults.rs")));
     for attempt in Standings::of("", false).named() {
         let literal = format!("\"{attempt}\"");
         let is_made = sources.iter().any(|source| source.contains(&literal));
@@ -110,32 +110,26 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// The file of a test and its name: `suite::test`, `kernel_suite::part::test`, `path/from/the/workspace.rs::test`, or a whole
-/// `suite.rs`.
+/// The file of a test and its name: `program::module::test`, `path/from/the/workspace.rs::test`, or all of `program::module`.
 fn place(test: &str) -> (PathBuf, Option<&str>) {
-    let Some((module, name)) = test.rsplit_once("::") else {
-        return (tests().join(test), None);
-    };
-    let path = if module.ends_with(".rs") {
-        workspace().join(module)
-    } else {
-        tests().join(format!("{}.rs", module.replace("::", "/")))
-    };
-    (path, Some(name))
+    if let Some((path, name)) = test.split_once(".rs::") {
+        return (workspace().join(format!("{path}.rs")), Some(name));
+    }
+    let mut names = test.splitn(3, "::");
+    let [program, module] = [names.next(), names.next()].map(Option::unwrap_or_default);
+    let path = tests().join(program).join(format!("{module}.rs"));
+    (path, names.next())
 }
 
 fn tests() -> PathBuf {
     workspace().join("tests/tests")
 }
 
+/// The modules of the bypass tests.
 fn suites() -> Vec<PathBuf> {
-    let entries = fs::read_dir(tests()).expect("readable");
+    let entries = fs::read_dir(tests().join("bypass")).expect("readable");
     let paths = entries.map(|entry| entry.expect("readable").path());
-    let is_suite = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("bypass_") && name.ends_with(".rs")
-    };
-    let mut suites: Vec<_> = paths.filter(is_suite).collect();
+    let mut suites: Vec<_> = paths.filter(|path| !path.ends_with("main.rs")).collect();
     suites.sort();
     assert!(suites.len() > 3, "{suites:?}");
     suites

@@ -1,0 +1,10 @@
+//! Input that is broken or meant to deceive, from agents, origins and whoever writes bundles; a forwarder under an attacker's
+//! control; and the ledger of the ways around.
+
+mod http;
+mod ledger;
+mod policy;
+#[cfg(target_arch = "x86_64")]
+mod sandbox;
+mod tls;
+mod upstream;

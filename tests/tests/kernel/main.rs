@@ -1,0 +1,24 @@
+//! The kernel programs on the real kernel: what they do to an agent's calls, and that they do nothing to anybody else's.
+//! Every test has its own programs, maps and pins, and takes them away again.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+mod bind;
+mod connect;
+mod content;
+mod datagram;
+mod exec;
+mod faults;
+mod files;
+mod handed;
+mod identify;
+mod kill;
+mod lineage;
+mod namespace;
+mod restart;
+mod shapes;
+mod socket;
+mod tamper;
+mod unix;

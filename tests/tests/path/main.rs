@@ -1,0 +1,16 @@
+//! What an agent sends on its way: real clients, real servers, and what of it is permitted, refused and recorded.
+
+mod body;
+mod clients;
+mod dns;
+mod early;
+mod git;
+mod grpc;
+mod instruments;
+mod large;
+mod load;
+mod namespace;
+mod packages;
+mod refusals;
+mod sse;
+mod websocket;
