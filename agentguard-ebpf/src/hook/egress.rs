@@ -176,7 +176,7 @@ fn report(mut mark: NonNull<SocketMark>, what: &What, finding: Finding) {
     // SAFETY: as in `judge`.
     let mark = unsafe { mark.as_mut() };
     let number = finding.number();
-    let judged = 1 + (number & 0xff) as u16 | (number >> 16) as u16;
+    let judged = (1 + (number & 0xff) as u16) | (number >> 16) as u16;
     if mark.reported_as == judged && mark.reported_port == what.port && mark.reported == what.addr {
         return;
     }

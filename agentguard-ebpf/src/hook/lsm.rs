@@ -15,7 +15,6 @@ const EPERM: i32 = 1;
 #[derive(Clone, Copy)]
 pub struct Caller {
     pub agent: AgentId,
-    pub tgid: u32,
     pub killed: bool,
 }
 
@@ -23,14 +22,12 @@ impl Caller {
     /// `None`: nobody's, to be left alone.
     #[inline(always)]
     pub fn current() -> Option<Self> {
-        let tgid = current_tgid();
-        let label = label_of(tgid);
+        let label = label_of(current_tgid());
         if label.agent == AgentId::NONE {
             return None;
         }
         Some(Self {
             agent: label.agent,
-            tgid,
             killed: label.flags & Label::DENY_ALL != 0 || is_killed(label.agent),
         })
     }

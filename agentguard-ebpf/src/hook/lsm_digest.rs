@@ -42,8 +42,9 @@ fn measure(rules: &Rules, bprm: *const u8) -> Result<(), Unreadable> {
     let scratch = task_scratch().ok_or(Unreadable)?;
     // SAFETY: the scratch is this task's own.
     unsafe { (*scratch).content_of = 0 };
+    let offset = at!(bprm_file) as usize;
     // SAFETY: a constant offset to the verifier, which follows the pointer as a member of `struct linux_binprm`.
-    let member = unsafe { bprm.add(at!(bprm_file) as usize) };
+    let member = unsafe { bprm.add(offset) };
     // SAFETY: as above; such reads cannot fault.
     let file = unsafe { member.cast::<*mut file>().read_volatile() };
     let address = file.addr() as u64;

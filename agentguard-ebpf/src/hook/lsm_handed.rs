@@ -49,8 +49,9 @@ fn judge(caller: &Caller, socket: *const u8) -> Judged {
         // The kernel's own, which a file system uses in the agent's name.
         return Ok(Answer::Allow);
     }
+    let offset = at!(socket_sk) as usize;
     // SAFETY: a constant offset to the verifier, which follows the pointer as a member of `struct socket`.
-    let member = unsafe { socket.add(at!(socket_sk) as usize) };
+    let member = unsafe { socket.add(offset) };
     // SAFETY: as above; such reads cannot fault.
     let sk = unsafe { member.cast::<*mut bpf_sock>().read_volatile() };
     if sk.is_null() {
