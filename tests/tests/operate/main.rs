@@ -10,6 +10,7 @@ mod doctor;
 mod forced_reads;
 mod kill;
 mod non_agent;
+mod own_tasks;
 mod restart;
 mod run;
 mod tasks;

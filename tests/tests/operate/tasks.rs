@@ -11,17 +11,17 @@ use agentguard_tests::{Bundle, Guard, Nginx, Record, Running, Server, Site};
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Opens a task of `probe`'s; its id.
-fn start(guard: &Guard<'_>, more: &[&str]) -> String {
+pub fn start(guard: &Guard<'_>, more: &[&str]) -> String {
     let words = ["task", "start", "probe", "--intent", "refund order 7"];
     guard.cli(words.iter().chain(more)).ok().stdout
 }
 
-fn end(guard: &Guard<'_>, id: &str) {
+pub fn end(guard: &Guard<'_>, id: &str) {
     guard.cli(["task", "end", id]).ok();
 }
 
 /// `status reason`, of one request of curl's.
-fn curl(guard: &Guard<'_>, url: &str, more: &[&str]) -> String {
+pub fn curl(guard: &Guard<'_>, url: &str, more: &[&str]) -> String {
     let client = guard.agent("probe").client("curl".as_ref());
     let write = "\n%{http_code}";
     let said = client.args(["--silent", "--write-out", write]).args(more);
@@ -40,7 +40,7 @@ fn header(id: &str) -> [String; 2] {
     ["-H".into(), format!("AgentGuard-Task: {id}")]
 }
 
-fn named(guard: &Guard<'_>, url: &str, id: &str) -> String {
+pub fn named(guard: &Guard<'_>, url: &str, id: &str) -> String {
     let [flag, line] = header(id);
     curl(guard, url, &[&flag, &line])
 }
@@ -345,177 +345,4 @@ for line in sys.stdin: items.put(line.strip().encode())",
         .map(|it| (it.outcome(), it.reason()))
         .collect();
     assert_eq!(reasons, [("deny", "outside-task"); 3]);
-}
-
-/// Asks AgentGuard itself; the body, and the status as a last line.
-fn ask(guard: &Guard<'_>, method: &str, target: &str, body: &str) -> (u16, serde_json::Value) {
-    let mut client = guard.agent("probe").client("curl".as_ref()).args([
-        "--silent",
-        "--write-out",
-        "\n%{http_code}",
-        "-X",
-        method,
-    ]);
-    if !body.is_empty() {
-        client = client.args(["--data-binary", body]);
-    }
-    let said = client.arg(target).run().ok().stdout;
-    let (body, status) = said.rsplit_once('\n').unwrap_or(("", &said));
-    let status = status.parse().expect("a status");
-    (status, serde_json::from_str(body).unwrap_or_default())
-}
-
-const OWN: &str = "https://agentguard.internal";
-
-#[test]
-fn agents_open_tasks_of_their_own_and_ask_what_they_may() {
-    let site = Site::new();
-    let origin = Nginx::start(&site);
-    let policy = reach("origin.test", origin.port, &["ANY /v1/**"]);
-    let held = format!("tasks = \"required\"\n\n{policy}");
-    let rules = format!(
-        "@id(\"big\") @approve(\"owner\") forbid (principal, action, resource == Host::\"{}\")
-when {{ context.path == \"/v1/big\" }} unless {{ context.approvals.contains(\"owner\") }};",
-        origin.host()
-    );
-    let bundle = Bundle::new(1)
-        .agent("probe", &policy)
-        .agent("other", &policy)
-        .agent("held", &held)
-        .rules("big", &rules);
-    let mut guard = Guard::start(&site, &bundle);
-    let (orders, rest) = (origin.url("/v1/orders/7"), origin.url("/v1/rest"));
-    let tasks = format!("{OWN}/v1/tasks");
-    let open = format!(
-        r#"{{"intent":"sort the inbox","allow":["GET {}/v1/orders/*"],"scope":["read"],"expires_in_s":600}}"#,
-        origin.host()
-    );
-    let (status, opened) = ask(&guard, "POST", &tasks, &open);
-    assert_eq!(status, 201, "{opened}");
-    assert_eq!(opened["opened_by"], "agent");
-    let id = opened["id"].as_str().expect("an id").to_owned();
-    assert_eq!(curl(&guard, &orders, &[]), "200");
-    assert_eq!(curl(&guard, &rest, &[]), "403 outside-task");
-    let listed = guard.cli(["task", "list", "--json"]).ok().json();
-    assert_eq!(listed[0]["id"], *id, "{listed}");
-    let (status, own) = ask(&guard, "GET", "http://agentguard.internal/v1/tasks", "");
-    assert_eq!((status, &own["tasks"][0]), (200, &opened), "{own}");
-
-    // By an unchanged client, over HTTP/2 as well, and only about itself.
-    let code = format!(
-        "import requests
-for path in ('tasks', 'permissions'):
-    print(requests.get('{OWN}/v1/' + path).json().get('tasks'), flush=True)
-print(requests.delete('{tasks}/{id}').status_code)
-print(requests.get('{rest}', headers={{'AgentGuard-Task': '{id}'}}).json()['type'])"
-    );
-    let said = guard.agent("other").python_code(&code).ok().stdout;
-    let lines: Vec<&str> = said.lines().collect();
-    let outside = "urn:agentguard:problem:outside-task";
-    assert_eq!(lines, ["[]", "None", "404", outside], "{said}");
-
-    let may = |method: &str, url: &str| {
-        let body = serde_json::json!({ "method": method, "url": url }).to_string();
-        let (status, said) = ask(&guard, "POST", &format!("{OWN}/v1/may"), &body);
-        assert_eq!(status, 200, "{said}");
-        let reason = said["reason"].as_str().unwrap_or("-");
-        format!(
-            "{} {reason}",
-            said["decision"].as_str().expect("a decision")
-        )
-    };
-    let before = origin.hits().len();
-    assert_eq!(may("GET", &orders), "allow -");
-    assert_eq!(may("GET", &rest), "deny outside-task");
-    assert_eq!(may("GET", "https://elsewhere.test/"), "deny policy-denied");
-    let ended = ask(&guard, "DELETE", &format!("{tasks}/{id}"), "").0;
-    assert_eq!(ended, 204);
-    assert_eq!(may("GET", &rest), "allow -");
-    let big = may("GET", &origin.url("/v1/big"));
-    assert_eq!(big, "approval-required approval-required");
-    assert_eq!(origin.hits().len(), before, "nothing was asked for");
-    assert_eq!(curl(&guard, &rest, &[]), "200");
-
-    let (_, permissions) = ask(&guard, "GET", &format!("{OWN}/v1/permissions"), "");
-    assert_eq!(permissions["agent"], "probe");
-    let host = &permissions["hosts"][0];
-    assert_eq!(host["host"], origin.host());
-    assert_eq!(host["allow"], serde_json::json!(["ANY /v1/**"]));
-    assert_eq!(host["rules"][0]["id"], "big");
-    assert_eq!(host["rules"][0]["approval"], "owner");
-    assert_eq!(permissions["exec"], serde_json::Value::Null);
-
-    let long = format!(r#"{{"intent":"{}"}}"#, "x".repeat(70_000));
-    for (method, path, body, expected) in [
-        ("POST", "/v1/tasks", "{", 400),
-        ("POST", "/v1/tasks", r#"{"intent":"a","intent":"b"}"#, 400),
-        ("POST", "/v1/tasks", r#"{"intent":"a","more":1}"#, 400),
-        ("POST", "/v1/tasks", r#"{"intent":" "}"#, 400),
-        (
-            "POST",
-            "/v1/tasks",
-            r#"{"intent":"a","expires_in_s":0}"#,
-            400,
-        ),
-        (
-            "POST",
-            "/v1/tasks",
-            r#"{"intent":"a","allow":["GET"]}"#,
-            400,
-        ),
-        ("POST", "/v1/tasks", long.as_str(), 413),
-        (
-            "POST",
-            "/v1/may",
-            r#"{"method":"GET","url":"ftp://x/"}"#,
-            400,
-        ),
-        ("DELETE", "/v1/tasks/x", "", 404),
-        ("GET", "/v1/other", "", 404),
-    ] {
-        let (status, problem) = ask(&guard, method, &format!("{OWN}{path}"), body);
-        assert_eq!(status, expected, "{method} {path} {body:.60}: {problem}");
-        assert_eq!(problem["agent"], "probe", "{problem}");
-    }
-
-    // A page in a browser of the agent's is not the agent.
-    let page = |header: &str| {
-        let more = ["-H", header, "-H", "Content-Type: text/plain"];
-        let more = [&more[..], &["--data-binary", r#"{"intent":"x"}"#]].concat();
-        curl(&guard, &tasks, &more)
-    };
-    for header in ["Origin: https://evil.example", "Sec-Fetch-Site: cross-site"] {
-        assert_eq!(page(header), "403 protocol-refused", "{header}");
-    }
-
-    // A supervisor's task is not the agent's to end, and leaves no room for its own.
-    let own = ask(&guard, "POST", &tasks, r#"{"intent":"by myself"}"#).1;
-    let supervised = start(&guard, &[]);
-    let own = own["id"].as_str().expect("an id");
-    assert_eq!(named(&guard, &rest, own), "403 outside-task");
-    let (status, refused) = ask(&guard, "POST", &tasks, r#"{"intent":"by myself"}"#);
-    assert_eq!((status, &refused["type"]), (403, &outside.into()));
-    let (status, _) = ask(&guard, "DELETE", &format!("{tasks}/{supervised}"), "");
-    assert_eq!(status, 403);
-    end(&guard, &supervised);
-    let code = format!(
-        "import requests\nprint(requests.post('{tasks}', json={{'intent': 'x'}}).status_code)"
-    );
-    assert_eq!(guard.agent("held").python_code(&code).ok().stdout, "403");
-
-    // Who is no agent does not find it there.
-    let look = "import socket\ntry: print(socket.getaddrinfo('agentguard.internal', 443))\nexcept OSError: print('nobody')";
-    let stranger = site.client(&agentguard_tests::tools::python());
-    assert_eq!(stranger.args(["-c", look]).run().ok().stdout, "nobody");
-
-    let records = guard.requests();
-    let asked: Vec<&Record> = records
-        .iter()
-        .filter(|it| it.resource() == "agentguard.internal")
-        .collect();
-    assert_eq!(asked[0].text("/task"), id);
-    assert_eq!(asked[0].text("/intent"), "sort the inbox");
-    assert_eq!((asked[0].action(), asked[0].outcome()), ("POST", "allow"));
-    assert_eq!(asked[0].number("/request/status"), 201);
-    guard.stop();
 }
