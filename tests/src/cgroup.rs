@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::PathBuf;
 
+use crate::names;
 use crate::tools::PATIENCE;
 
 /// A cgroup of the test's own; what is in it goes back to its parent.
 pub struct Cgroup(pub PathBuf);
 
 impl Cgroup {
-    pub fn new(name: &str) -> Self {
+    pub fn new() -> Self {
         let mounts = fs::read_to_string("/proc/mounts").expect("readable");
         let root = mounts
             .lines()
@@ -19,7 +20,7 @@ impl Cgroup {
                 (fields.next()? == "cgroup2").then(|| PathBuf::from(place))
             })
             .expect("a cgroup v2 hierarchy");
-        let path = root.join(format!("agentguard-test-{}-{name}", std::process::id()));
+        let path = root.join(names::unique());
         fs::create_dir(&path).expect("made");
         Self(path)
     }
@@ -28,6 +29,12 @@ impl Cgroup {
     pub fn name(&self) -> String {
         let name = self.0.file_name().expect("it has one");
         format!("/{}", name.to_string_lossy())
+    }
+}
+
+impl Default for Cgroup {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

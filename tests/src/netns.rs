@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::client::{Client, Subject};
 use crate::guard::Guard;
-use crate::pki::serial;
+use crate::names::serial;
 use crate::process::Running;
 use crate::site::Site;
 use crate::tools::{CLIENT_PATH, PATIENCE, agentguard};

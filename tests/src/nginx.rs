@@ -56,7 +56,7 @@ impl Nginx {
 
     /// Starts with this certificate.
     pub fn start_as(site: &Site, identity: &Identity) -> Self {
-        let dir = site.path(&format!("nginx-{}", crate::pki::serial()));
+        let dir = site.path(&format!("nginx-{}", crate::names::serial()));
         for below in ["", "files", "dav", "git", "tmp"] {
             fs::create_dir(dir.join(below)).expect("a folder");
         }
@@ -122,7 +122,7 @@ impl Nginx {
     /// Everything that has arrived. Certain: it sends a request of its own and waits until that is in the log.
     #[track_caller]
     pub fn hits(&self) -> Vec<Hit> {
-        let mark = format!("/mark/{}", crate::pki::serial());
+        let mark = format!("/mark/{}", crate::names::serial());
         let mut stream =
             TcpStream::connect((Ipv4Addr::LOCALHOST, self.port_plain)).expect("nginx listens");
         write!(

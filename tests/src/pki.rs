@@ -8,6 +8,8 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
+use crate::names::serial;
+
 /// A CA and what it has issued, as PEM files below one folder.
 pub struct Ca {
     dir: PathBuf,
@@ -76,11 +78,4 @@ impl Ca {
         fs::write(&identity.key, key.serialize_pem()).expect("written");
         identity
     }
-}
-
-/// Distinguishes files within this process.
-pub(crate) fn serial() -> u32 {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
 }

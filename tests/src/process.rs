@@ -128,6 +128,19 @@ impl Running {
         }
     }
 
+    /// The next line of its standard output.
+    #[track_caller]
+    pub fn printed(&mut self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let read = self.stdout.len();
+        while self.stdout.len() == read {
+            if let Err(why) = self.receive(deadline) {
+                panic!("{} says no more ({why:?}): {}", self.what, self.heard());
+            }
+        }
+        self.stdout[read].clone()
+    }
+
     /// The next line that starts so, without that start.
     #[track_caller]
     pub fn after(&mut self, start: &str) -> String {

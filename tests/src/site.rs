@@ -1,30 +1,28 @@
 //! One test's private world: a folder, a CA, a configuration, and the right to hold the kernel's hooks.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::bundle::Bundle;
 use crate::client::{Client, Subject};
-use crate::pki::{Ca, serial};
+use crate::names;
+use crate::pki::Ca;
 use crate::tools::{CLIENT_PATH, ORIGIN, agentguard};
-
-/// Held by one site at a time, over all test programs: hooks of two sites would see each other's traffic.
-const LOCK: &str = "/run/lock/agentguard-tests";
+use crate::turn::Turn;
 
 pub struct Site {
     scratch: TempDir,
     ca: Ca,
     pins: PathBuf,
     // Released last.
-    _turn: File,
+    _turn: Turn,
 }
 
 impl Site {
     pub fn new() -> Self {
-        let turn = File::create(LOCK).expect("tests run as root");
-        turn.lock().expect("locked");
+        let turn = Turn::alone();
         let scratch = tempfile::Builder::new()
             .prefix("agentguard-test-")
             .tempdir()
@@ -39,11 +37,7 @@ impl Site {
             format!("127.0.0.1 localhost {ORIGIN}\n::1 localhost\n"),
         )
         .expect("written");
-        let pins = PathBuf::from(format!(
-            "/sys/fs/bpf/agentguard-test-{}-{}",
-            std::process::id(),
-            serial()
-        ));
+        let pins = Path::new("/sys/fs/bpf").join(names::unique());
         let site = Self {
             scratch,
             ca,

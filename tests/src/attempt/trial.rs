@@ -17,15 +17,25 @@ use crate::standing::{Standing, Standings};
 /// is told at once.
 #[track_caller]
 pub fn prove(attempts: &[Attempt], bundle: impl FnOnce(&Field) -> Bundle) {
-    prove_on(Field::new(), attempts, bundle);
+    tried_all(Field::new, attempts, bundle);
 }
 
-/// The same, on a field of the test's own.
+/// The same, where an attempt has to get to this port.
 #[track_caller]
-pub fn prove_on(field: Field, attempts: &[Attempt], bundle: impl FnOnce(&Field) -> Bundle) {
+pub fn prove_on(port: u16, attempts: &[Attempt], bundle: impl FnOnce(&Field) -> Bundle) {
+    tried_all(|| Field::on(port), attempts, bundle);
+}
+
+/// On a field that is there only once it is this test's turn: another test of this process may want the same port.
+#[track_caller]
+fn tried_all(
+    field: impl FnOnce() -> Field,
+    attempts: &[Attempt],
+    bundle: impl FnOnce(&Field) -> Bundle,
+) {
     let site = Site::new();
     let mut trial = Trial {
-        field,
+        field: field(),
         standings: Standings::of_this_kernel(),
         programs: Programs::new(),
         recorded: 0,

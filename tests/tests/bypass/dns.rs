@@ -27,7 +27,7 @@ fn over_tls_and_quic() {
         ),
         sends("dns over quic"),
     ];
-    prove_on(Field::on(853), &attempts, one_host);
+    prove_on(853, &attempts, one_host);
 }
 
 #[test]
@@ -38,12 +38,12 @@ fn over_https_and_http3() {
             .leaves("POST", "policy-denied"),
         sends("dns over http/3"),
     ];
-    prove_on(Field::on(443), &attempts, one_host);
+    prove_on(443, &attempts, one_host);
 }
 
 #[test]
 fn by_multicast_names() {
-    prove_on(Field::on(5353), &[sends("mdns")], one_host);
+    prove_on(5353, &[sends("mdns")], one_host);
 }
 
 fn asks(name: &str, code: &str) -> Attempt {

@@ -3,10 +3,11 @@
 //! close them for an agent that keeps its privileges too, with one record each.
 
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agentguard_tests::attempt::{KEEP, Programs, User, alone, under};
 use agentguard_tests::client::{Subject, python};
+use agentguard_tests::names;
 use agentguard_tests::standing::{Standing, Standings};
 use agentguard_tests::tools::script;
 use agentguard_tests::{Bundle, Client, Guard, Running, Site};
@@ -64,7 +65,7 @@ fn tries(running: &mut Running, what: &str) -> String {
 struct Unprivileged<'site>(&'site Site);
 
 impl Subject for Unprivileged<'_> {
-    fn client(&self, program: &std::path::Path) -> Client {
+    fn client(&self, program: &Path) -> Client {
         let user = User::Ordinary.name();
         let client = self
             .0
@@ -210,11 +211,7 @@ struct OnBpffs(PathBuf);
 
 impl OnBpffs {
     fn new() -> Self {
-        let name = format!(
-            "/sys/fs/bpf/agentguard-test-{}-tampered",
-            std::process::id()
-        );
-        let made = Self(name.into());
+        let made = Self(Path::new("/sys/fs/bpf").join(names::unique()));
         made.restore();
         made
     }

@@ -5,7 +5,7 @@ use agentguard_common::abi::{EventKind, Label};
 use agentguard_common::verdict::Refusal;
 use agentguard_kernel::Rule;
 
-use crate::harness::*;
+use crate::machine::*;
 
 /// Ports that were free a moment ago, no two the same.
 fn free_ports<const N: usize>() -> [u16; N] {
@@ -15,13 +15,13 @@ fn free_ports<const N: usize>() -> [u16; N] {
 
 #[test]
 fn an_agent_listens_only_where_a_rule_says() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let [port, other] = free_ports();
-    host.rules(&[Rule::ListenTcp {
+    machine.rules(&[Rule::ListenTcp {
         addr: Ipv4Addr::LOCALHOST.into(),
         port,
     }]);
-    let mut agent = host.agent(
+    let mut agent = machine.agent(
         AGENT,
         &format!(
             "def bind(host, port, family=socket.AF_INET, kind=socket.SOCK_STREAM):
@@ -42,18 +42,18 @@ c, _ = l.accept(); c.sendall(b'served'); wait()"
     let mut answer = [0; 6];
     std::io::Read::read_exact(&mut stream, &mut answer).unwrap();
     assert_eq!(&answer, b"served");
-    assert_eq!(host.refused(EventKind::Bind, Refusal::Listen), 6);
+    assert_eq!(machine.refused(EventKind::Bind, Refusal::Listen), 6);
 }
 
 #[test]
 fn every_address_may_be_listed_at_once() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let [port] = free_ports();
-    host.rules(&[Rule::ListenTcp {
+    machine.rules(&[Rule::ListenTcp {
         addr: Ipv4Addr::UNSPECIFIED.into(),
         port,
     }]);
-    let mut agent = host.agent(
+    let mut agent = machine.agent(
         AGENT,
         &format!(
             "l = socket.socket(); l.bind(('0.0.0.0', {port})); l.listen(); say('listening')
@@ -71,40 +71,40 @@ c, _ = l.accept(); c.sendall(b'served'); wait()"
 
 #[test]
 fn listen_without_bind_gets_no_answer_out() {
-    let mut host = Host::new();
-    host.rules(&[Rule::Forward]);
-    let mut agent = host.agent(
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    let mut agent = machine.agent(
         AGENT,
         "l = socket.socket(); say(attempt(l.listen) or l.getsockname()[1]); wait()",
     );
     let said = agent.line();
-    if host.kernel().lsm() {
+    if machine.kernel().lsm() {
         assert_eq!(said, "EPERM");
-        assert_eq!(host.refused(EventKind::Bind, Refusal::Listen), 1);
+        assert_eq!(machine.refused(EventKind::Bind, Refusal::Listen), 1);
         return;
     }
     let port: u16 = said.parse().unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let connected = TcpStream::connect_timeout(&address, Duration::from_millis(300));
     assert!(connected.is_err());
-    let event = host.await_event(|event| event.kind == EventKind::Packet as u32);
+    let event = machine.await_event(|event| event.kind == EventKind::Packet as u32);
     assert_eq!(event.reason, Refusal::Listen as u32);
 }
 
 #[test]
 fn with_lsm_a_listen_is_judged_by_the_port_that_the_socket_has() {
-    let mut host = Host::new();
-    if let Some(why) = host.kernel().no_lsm() {
+    let mut machine = Machine::new();
+    if let Some(why) = machine.kernel().no_lsm() {
         eprintln!("skipped: {why}");
         return;
     }
     let [listed, other] = free_ports();
-    host.rules(&[Rule::ListenTcp {
+    machine.rules(&[Rule::ListenTcp {
         addr: Ipv4Addr::LOCALHOST.into(),
         port: listed,
     }]);
     // Bound before they were an agent's, so that no bind was judged.
-    let mut process = Process::start(&format!(
+    let mut process = Script::start(&format!(
         "def bound(family, address):
     s = socket.socket(family); s.bind(address); return s
 sockets = [bound(2, ('127.0.0.1', {listed})), bound(2, ('127.0.0.1', {other})), bound(2, ('127.0.0.2', {listed})),
@@ -118,21 +118,21 @@ say(*[attempt(s.listen) or 'ok' for s in sockets])"
         agent: AGENT,
         flags: 0,
     };
-    host.kernel().set_label(process.tgid(), label).unwrap();
+    machine.kernel().set_label(process.tgid(), label).unwrap();
     process.go();
     assert_eq!(process.line(), "ok EPERM EPERM EPERM EPERM ok");
-    assert_eq!(host.refused(EventKind::Bind, Refusal::Listen), 4);
+    assert_eq!(machine.refused(EventKind::Bind, Refusal::Listen), 4);
 }
 
 #[test]
 fn a_listed_datagram_port_answers() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let [port] = free_ports();
-    host.rules(&[Rule::ListenUdp {
+    machine.rules(&[Rule::ListenUdp {
         addr: Ipv4Addr::LOCALHOST.into(),
         port,
     }]);
-    let mut agent = host.agent(
+    let mut agent = machine.agent(
         AGENT,
         &format!(
             "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('127.0.0.1', {port})); say('bound')

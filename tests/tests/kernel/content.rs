@@ -5,7 +5,7 @@ use agentguard_common::verdict::Refusal;
 use agentguard_kernel::{ExecFile, ExecRules};
 use sha2::{Digest as _, Sha256};
 
-use crate::harness::*;
+use crate::machine::*;
 
 /// Says what becomes of an exec of `path`: its exit status, `killed`, or the errno.
 const FILES: &str = r#"
@@ -19,9 +19,8 @@ def execute(path, *args):
 struct Folder(String);
 
 impl Folder {
-    fn new(name: &str) -> Self {
-        let name = format!("agentguard-test-{}-{name}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(names::unique());
         std::fs::create_dir(&path).unwrap();
         Self(path.to_str().unwrap().to_owned())
     }
@@ -77,13 +76,13 @@ fn all_but(deny: Vec<ExecFile>) -> ExecRules {
 }
 
 /// How a refused exec looks here, and how one looks that a digest allows.
-fn expected(host: &mut Host) -> (&'static str, &'static str) {
-    let refused = if host.kernel().lsm() {
+fn expected(machine: &mut Machine) -> (&'static str, &'static str) {
+    let refused = if machine.kernel().lsm() {
         "EPERM"
     } else {
         "killed"
     };
-    let allowed = if host.kernel().knows_digests() {
+    let allowed = if machine.kernel().knows_digests() {
         "0"
     } else {
         refused
@@ -94,8 +93,8 @@ fn expected(host: &mut Host) -> (&'static str, &'static str) {
 /// Debian's kernels have what it takes.
 #[test]
 fn digests_are_known_wherever_there_is_lsm() {
-    let mut host = Host::new();
-    let kernel = host.kernel();
+    let mut machine = Machine::new();
+    let kernel = machine.kernel();
     let found = agentguard_kernel::digests();
     assert_eq!(found.is_ok(), kernel.lsm(), "{found:?}");
     assert_eq!(kernel.knows_digests(), kernel.lsm());
@@ -106,14 +105,14 @@ fn digests_are_known_wherever_there_is_lsm() {
 
 #[test]
 fn a_file_runs_by_its_path_and_digest_together() {
-    let mut host = Host::new();
-    let (refused, allowed) = expected(&mut host);
-    let folder = Folder::new("pair");
+    let mut machine = Machine::new();
+    let (refused, allowed) = expected(&mut machine);
+    let folder = Folder::new();
     let [good, other] = ["good", "other"].map(|name| folder.path(name));
     let digest = folder.program("good", "");
     folder.program("other", "");
     let rules = only(vec![with(&good, &[[7; 32], digest])]);
-    host.kernel().set_exec(&[rules]).unwrap();
+    machine.kernel().set_exec(&[rules]).unwrap();
     let script = format!(
         "{FILES}
 good, other = {good:?}, {other:?}
@@ -127,22 +126,25 @@ os.rename(other, good); said.append(execute(good))
 say(*said)"
     );
     assert_eq!(
-        host.run(&script),
+        machine.run(&script),
         format!("{allowed} {refused} {refused} {allowed} {refused} {allowed} {allowed}")
     );
     let expected = if allowed == "0" { 3 } else { 7 };
-    assert_eq!(host.refused(EventKind::Exec, Refusal::ExecRule), expected);
+    assert_eq!(
+        machine.refused(EventKind::Exec, Refusal::ExecRule),
+        expected
+    );
 }
 
 #[test]
 fn nobody_writes_what_is_executed() {
-    let mut host = Host::new();
-    let (_, allowed) = expected(&mut host);
-    let folder = Folder::new("writers");
+    let mut machine = Machine::new();
+    let (_, allowed) = expected(&mut machine);
+    let folder = Folder::new();
     let good = folder.path("good");
     let digest = folder.program("good", "");
     let rules = only(vec![with(&good, &[digest])]);
-    host.kernel().set_exec(&[rules]).unwrap();
+    machine.kernel().set_exec(&[rules]).unwrap();
     let script = format!(
         "{FILES}
 import mmap
@@ -153,32 +155,32 @@ mapped.close(); said.append(execute(good))
 say(*said)"
     );
     // `execve` itself refuses a file that somebody may write.
-    assert_eq!(host.run(&script), format!("ETXTBSY ETXTBSY {allowed}"));
+    assert_eq!(machine.run(&script), format!("ETXTBSY ETXTBSY {allowed}"));
 }
 
 #[test]
 fn a_denied_digest_denies_and_so_does_one_that_is_not_known() {
-    let mut host = Host::new();
-    let (refused, _) = expected(&mut host);
-    let knows = host.kernel().knows_digests();
-    let folder = Folder::new("denied");
+    let mut machine = Machine::new();
+    let (refused, _) = expected(&mut machine);
+    let knows = machine.kernel().knows_digests();
+    let folder = Folder::new();
     let [bad, good] = ["bad", "good"].map(|name| folder.path(name));
     let digest = folder.program("bad", "");
     folder.program("good", "x");
     let rules = all_but(vec![with(&format!("{}/*", folder.0), &[digest])]);
-    host.kernel().set_exec(&[rules]).unwrap();
+    machine.kernel().set_exec(&[rules]).unwrap();
     let script =
         format!("{FILES}say(execute({bad:?}), execute({good:?}), execute('/usr/bin/true'))");
     let other = if knows { "0" } else { refused };
-    assert_eq!(host.run(&script), format!("{refused} {other} 0"));
+    assert_eq!(machine.run(&script), format!("{refused} {other} 0"));
 }
 
 #[test]
 fn a_script_and_its_interpreter_each_need_their_digest() {
-    let mut host = Host::new();
-    let (refused, allowed) = expected(&mut host);
-    let has_lsm = host.kernel().lsm();
-    let folder = Folder::new("script");
+    let mut machine = Machine::new();
+    let (refused, allowed) = expected(&mut machine);
+    let has_lsm = machine.kernel().lsm();
+    let folder = Folder::new();
     let [script, interpreter] = ["script", "interpreter"].map(|name| folder.path(name));
     let of_interpreter = folder.program("interpreter", "");
     let of_script = folder.file("script", format!("#!{interpreter}\n").as_bytes());
@@ -196,17 +198,17 @@ fn a_script_and_its_interpreter_each_need_their_digest() {
             with(&script, &[script_digest]),
             with(&interpreter, &[interpreter_digest]),
         ]);
-        host.kernel().set_exec(&[rules]).unwrap();
-        let said = host.run(&format!("{FILES}say(execute({script:?}))"));
+        machine.kernel().set_exec(&[rules]).unwrap();
+        let said = machine.run(&format!("{FILES}say(execute({script:?}))"));
         assert_eq!(said, expected);
     }
 }
 
 #[test]
 fn a_file_system_that_may_serve_other_bytes_has_no_digests() {
-    let mut host = Host::new();
-    let (refused, _) = expected(&mut host);
-    let folder = Folder::new("overlay");
+    let mut machine = Machine::new();
+    let (refused, _) = expected(&mut machine);
+    let folder = Folder::new();
     for name in ["lower", "upper", "work", "merged"] {
         std::fs::create_dir(folder.path(name)).unwrap();
     }
@@ -226,22 +228,23 @@ fn a_file_system_that_may_serve_other_bytes_has_no_digests() {
     }
     let good = format!("{merged}/good");
     let rules = only(vec![with(&good, &[digest])]);
-    host.kernel().set_exec(&[rules]).unwrap();
-    let said = host.run(&format!("{FILES}say(execute({good:?}))"));
+    machine.kernel().set_exec(&[rules]).unwrap();
+    let said = machine.run(&format!("{FILES}say(execute({good:?}))"));
     nix::mount::umount2(&*merged, nix::mount::MntFlags::MNT_DETACH).unwrap();
     assert_eq!(said, refused);
 }
 
 #[test]
 fn agents_that_execute_at_one_time_do_not_take_each_others_digest() {
-    let mut host = Host::new();
-    let (refused, allowed) = expected(&mut host);
-    let folder = Folder::new("many");
+    let mut machine = Machine::new();
+    let (refused, allowed) = expected(&mut machine);
+    let folder = Folder::new();
     let [good, bad] = ["good", "bad"].map(|name| folder.path(name));
     let digest = folder.program("good", &"x".repeat(1 << 20));
     folder.program("bad", &"y".repeat(1 << 20));
     let pattern = format!("{}/*", folder.0);
-    host.kernel()
+    machine
+        .kernel()
         .set_exec(&[only(vec![with(&pattern, &[digest])])])
         .unwrap();
     let script = format!(
@@ -252,7 +255,7 @@ with Pool(4) as pool:
     bads = [pool.submit(execute, {bad:?}) for n in range(20)]
 say(*sorted({{str(one.result()) for one in goods}}), '|', *{{one.result() for one in bads}})"
     );
-    let said = host.run(&script);
+    let said = machine.run(&script);
     let (goods, bads) = said.split_once(" | ").unwrap();
     assert_eq!(bads, refused);
     // A kernel before 6.2 may refuse one that comes while another is being read.

@@ -6,7 +6,7 @@ use agentguard_common::verdict::Refusal;
 use agentguard_kernel::Rule;
 use agentguard_sys::socket::netns_cookie;
 
-use crate::harness::*;
+use crate::machine::*;
 
 fn flow(agent: SocketAddr, resolver: SocketAddr) -> FlowKey {
     FlowKey {
@@ -21,10 +21,10 @@ fn flow(agent: SocketAddr, resolver: SocketAddr) -> FlowKey {
 
 #[test]
 fn a_question_arrives_at_the_resolver_and_its_answer_from_the_address_asked() {
-    let mut host = Host::new();
-    host.rules(&[Rule::Forward]);
-    let forwarder = host.forwarder();
-    let origins = host.origins();
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    let forwarder = machine.forwarder();
+    let origins = machine.origins();
     let connected = "u.connect(to); say(*u.getpeername()[:2]); u.send(b'q'); say(u.recv(9).decode(), *u.getpeername()[:2]); wait()";
     let unconnected = "u.sendto(b'q', to); say('-'); data, peer = u.recvfrom(9); say(data.decode(), *peer[:2]); wait()";
     for (family, address, asked, resolver) in [
@@ -33,7 +33,7 @@ fn a_question_arrives_at_the_resolver_and_its_answer_from_the_address_asked() {
         ("AF_INET6", "::1", "::1", &forwarder.dns6),
     ] {
         for way in [connected, unconnected] {
-            let mut agent = host.agent(
+            let mut agent = machine.agent(
                 AGENT,
                 &format!(
                     "u = socket.socket(socket.{family}, socket.SOCK_DGRAM); u.settimeout(5); to = ('{address}', 53); {way}"
@@ -57,11 +57,11 @@ fn a_question_arrives_at_the_resolver_and_its_answer_from_the_address_asked() {
 
 #[test]
 fn questions_asked_at_once_on_one_socket_all_have_their_origin() {
-    let mut host = Host::new();
-    host.rules(&[Rule::Forward]);
-    let forwarder = host.forwarder();
-    let origins = host.origins();
-    let agent = host.agent(
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    let forwarder = machine.forwarder();
+    let origins = machine.origins();
+    let agent = machine.agent(
         AGENT,
         "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for n in range(1, 9): u.sendto(b'q', ('127.9.9.%d' % n, 53))
@@ -78,12 +78,12 @@ say('sent'); wait()",
 
 #[test]
 fn other_datagrams_are_refused() {
-    let mut host = Host::new();
-    host.rules(&[Rule::Forward]);
-    let _forwarder = host.forwarder();
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    let _forwarder = machine.forwarder();
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port();
-    let said = host.run(&format!(
+    let said = machine.run(&format!(
         "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 say(attempt(u.sendto, b'x', ('127.0.0.1', {port})))
 say(attempt(u.connect, ('127.0.0.1', {port})), attempt(u.send, b'x'))
@@ -100,19 +100,19 @@ say(libc.sendto(w.fileno(), b'x', 1, 0, name, 16), errno.errorcode[ctypes.get_er
         .set_read_timeout(Some(Duration::from_millis(50)))
         .unwrap();
     assert!(server.recv(&mut [0; 9]).is_err(), "nothing arrived");
-    assert_eq!(host.refused(EventKind::Send, Refusal::NoRule), 5);
+    assert_eq!(machine.refused(EventKind::Send, Refusal::NoRule), 5);
 }
 
 #[test]
 fn a_rule_lets_datagrams_through_and_makes_one_event() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     server
         .set_read_timeout(Some(Duration::from_secs(5)))
         .unwrap();
     let port = server.local_addr().unwrap().port();
-    host.rules(&[reach_udp("127.0.0.1/32", port)]);
-    let agent = host.agent(
+    machine.rules(&[reach_udp("127.0.0.1/32", port)]);
+    let agent = machine.agent(
         AGENT,
         &format!(
             "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.settimeout(5)
@@ -126,7 +126,7 @@ say(u.recvfrom(9)[1] == ('127.0.0.1', {port}))"
     }
     server.send_to(b"y", peer.unwrap()).unwrap();
     assert_eq!(agent.finish(), "True");
-    let allowed = host
+    let allowed = machine
         .events()
         .iter()
         .filter(|event| event.kind == EventKind::Send as u32 && event.reason == 0)
@@ -136,23 +136,23 @@ say(u.recvfrom(9)[1] == ('127.0.0.1', {port}))"
 
 #[test]
 fn a_connected_socket_with_a_control_message_is_judged_by_its_packets() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port();
     let script = format!(
         "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.connect(('127.0.0.1', {port}))
 say(attempt(u.sendmsg, [b'x'], [(socket.IPPROTO_IP, socket.IP_TTL, struct.pack('i', 9))]))"
     );
-    assert_eq!(host.run(&script), "EPERM");
-    host.rules(&[reach_udp("127.0.0.1/32", port)]);
-    assert_eq!(host.run(&script), "1");
+    assert_eq!(machine.run(&script), "EPERM");
+    machine.rules(&[reach_udp("127.0.0.1/32", port)]);
+    assert_eq!(machine.run(&script), "1");
 }
 
 #[test]
 fn without_a_resolver_questions_are_refused() {
-    let mut host = Host::new();
-    host.rules(&[Rule::Forward]);
-    let said = host.run(
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    let said = machine.run(
         "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 say(attempt(u.sendto, b'q', ('127.9.9.9', 53)), attempt(u.connect, ('127.9.9.9', 53)))",
     );

@@ -6,7 +6,7 @@ use agentguard_common::verdict::Refusal;
 use agentguard_kernel::{ExecFile, ExecRules};
 use agentguard_tests::attempt::Programs;
 
-use crate::harness::*;
+use crate::machine::*;
 
 /// Says what becomes of an exec of `path`: its exit status, `killed`, or the errno.
 const EXECUTE: &str = r#"
@@ -17,8 +17,8 @@ def execute(path, *args):
 "#;
 
 /// How a refused exec looks here: it fails where there are LSM programs, else the new image dies.
-fn refused(host: &mut Host) -> &'static str {
-    if host.kernel().lsm() {
+fn refused(machine: &mut Machine) -> &'static str {
+    if machine.kernel().lsm() {
         "EPERM"
     } else {
         "killed"
@@ -57,30 +57,30 @@ fn path_of(event: &Event) -> &str {
 }
 
 /// What an agent under these rules makes of `script`, which has `execute`.
-fn under(host: &mut Host, rules: ExecRules, script: &str) -> String {
-    host.kernel().set_exec(&[rules]).unwrap();
-    host.run(&format!("{EXECUTE}{script}"))
+fn under(machine: &mut Machine, rules: ExecRules, script: &str) -> String {
+    machine.kernel().set_exec(&[rules]).unwrap();
+    machine.run(&format!("{EXECUTE}{script}"))
 }
 
 #[test]
 fn what_no_rule_allows_does_not_run() {
-    let mut host = Host::new();
-    let refused = refused(&mut host);
-    let before = host.counter("refused");
+    let mut machine = Machine::new();
+    let refused = refused(&mut machine);
+    let before = machine.counter("refused");
     let id = real("/usr/bin/id");
     let script = "say(execute('/usr/bin/id'), execute('/usr/bin/true'))";
-    let said = under(&mut host, only(&[&id]), script);
+    let said = under(&mut machine, only(&[&id]), script);
     assert_eq!(said, format!("0 {refused}"));
-    let event = host.await_event(|event| event.reason == Refusal::ExecRule as u32);
+    let event = machine.await_event(|event| event.reason == Refusal::ExecRule as u32);
     assert_eq!(event.kind, EventKind::Exec as u32);
     assert_eq!(
         (event.agent, path_of(&event)),
         (AGENT, &*real("/usr/bin/true"))
     );
-    assert_eq!(host.refused(EventKind::Exec, Refusal::ExecRule), 1);
+    assert_eq!(machine.refused(EventKind::Exec, Refusal::ExecRule), 1);
     // `id` looks names up, and the socket of the name cache is refused too.
-    assert!(host.counter("refused") > before);
-    let allowed = host
+    assert!(machine.counter("refused") > before);
+    let allowed = machine
         .events()
         .iter()
         .find(|event| event.reason == 0 && path_of(event) == id);
@@ -89,25 +89,25 @@ fn what_no_rule_allows_does_not_run() {
 
 #[test]
 fn a_denial_wins_and_default_allow_lets_the_rest_run() {
-    let mut host = Host::new();
-    let refused = refused(&mut host);
+    let mut machine = Machine::new();
+    let refused = refused(&mut machine);
     let (id, truth) = (real("/usr/bin/id"), real("/usr/bin/true"));
     let script = "say(execute('/usr/bin/id'), execute('/usr/bin/true'))";
-    let said = under(&mut host, all_but(&[&id]), script);
+    let said = under(&mut machine, all_but(&[&id]), script);
     assert_eq!(said, format!("{refused} 0"));
     let mut both = only(&["/usr/bin/**"]);
     both.deny = list(&[&truth]);
-    assert_eq!(under(&mut host, both, script), format!("0 {refused}"));
+    assert_eq!(under(&mut machine, both, script), format!("0 {refused}"));
 }
 
 #[test]
 fn rules_change_for_the_next_exec_and_running_processes_go_on() {
-    let mut host = Host::new();
-    let refused = refused(&mut host);
+    let mut machine = Machine::new();
+    let refused = refused(&mut machine);
     let id = real("/usr/bin/id");
-    host.kernel().set_exec(&[only(&[&id])]).unwrap();
+    machine.kernel().set_exec(&[only(&[&id])]).unwrap();
     let script = format!("{EXECUTE}\nwhile True: say(execute('/usr/bin/id')); wait()");
-    let mut agent = host.agent(AGENT, &script);
+    let mut agent = machine.agent(AGENT, &script);
     // Each goes to the other bank.
     for (rules, expected) in [
         (only(&[]), refused),
@@ -116,33 +116,34 @@ fn rules_change_for_the_next_exec_and_running_processes_go_on() {
         (all_but(&[]), "0"),
     ] {
         agent.line();
-        host.kernel().set_exec(&[rules]).unwrap();
+        machine.kernel().set_exec(&[rules]).unwrap();
         agent.go();
         assert_eq!(agent.line(), expected);
         agent.go();
     }
     agent.line();
-    host.kernel().set_exec(&[]).unwrap();
+    machine.kernel().set_exec(&[]).unwrap();
     agent.go();
     assert_eq!(agent.line(), "0");
 }
 
 #[test]
 fn agents_without_rules_and_others_processes_are_not_judged() {
-    let mut host = Host::new();
-    host.kernel()
+    let mut machine = Machine::new();
+    machine
+        .kernel()
         .set_exec(&[ExecRules::nothing(AGENT)])
         .unwrap();
     let script = format!("{EXECUTE}say(execute('/usr/bin/id'))");
-    assert_eq!(host.agent(OTHER, &script).finish(), "0");
+    assert_eq!(machine.agent(OTHER, &script).finish(), "0");
     assert_eq!(bystander(&script), "0");
-    assert_eq!(host.refused(EventKind::Exec, Refusal::ExecRule), 0);
+    assert_eq!(machine.refused(EventKind::Exec, Refusal::ExecRule), 0);
 }
 
 #[test]
 fn a_file_without_a_name_never_runs() {
-    let mut host = Host::new();
-    let refused = refused(&mut host);
+    let mut machine = Machine::new();
+    let refused = refused(&mut machine);
     let script = r#"
 def fileless(fd):
     child = os.fork()
@@ -163,15 +164,15 @@ nameless2 = os.open(f"/proc/self/fd/{nameless}", os.O_RDONLY); os.close(nameless
 say(fileless(memory), fileless(deleted()), fileless(nameless2))
 "#;
     assert_eq!(bystander(script), "0 0 0");
-    let said = under(&mut host, all_but(&[]), script);
+    let said = under(&mut machine, all_but(&[]), script);
     assert_eq!(said, format!("{refused} {refused} {refused}"));
-    assert_eq!(host.refused(EventKind::Exec, Refusal::Fileless), 3);
+    assert_eq!(machine.refused(EventKind::Exec, Refusal::Fileless), 3);
 }
 
 #[test]
 fn a_user_namespace_cannot_lend_a_file_an_allowed_name() {
-    let mut host = Host::new();
-    let refused = refused(&mut host);
+    let mut machine = Machine::new();
+    let refused = refused(&mut machine);
     let id = real("/usr/bin/id");
     // As root of a user namespace anybody can mount what they like over what is allowed.
     let script = format!(
@@ -190,15 +191,15 @@ say("killed" if code == -9 else errno.errorcode.get(code, code))
     );
     // It is `true` that runs, which knows no options.
     assert_eq!(bystander(&script), "0");
-    assert_eq!(under(&mut host, only(&[&id]), &script), refused);
-    assert_eq!(host.refused(EventKind::Exec, Refusal::Fileless), 1);
+    assert_eq!(under(&mut machine, only(&[&id]), &script), refused);
+    assert_eq!(machine.refused(EventKind::Exec, Refusal::Fileless), 1);
 }
 
 #[test]
 fn a_path_that_cannot_be_read_is_refused_to_agents_alone() {
-    let mut host = Host::new();
-    let refused = refused(&mut host);
-    let before = host.counter("read_failed");
+    let mut machine = Machine::new();
+    let refused = refused(&mut machine);
+    let before = machine.counter("read_failed");
     // Longer than what a rule can name: the walk fails.
     let script = format!(
         r#"{EXECUTE}
@@ -213,17 +214,17 @@ finally: shutil.rmtree(top)
 "#
     );
     assert_eq!(bystander(&script), "0");
-    assert_eq!(host.counter("read_failed"), before);
-    host.kernel().set_exec(&[all_but(&[])]).unwrap();
-    assert_eq!(host.run(&script), refused);
-    assert_eq!(host.refused(EventKind::Exec, Refusal::Internal), 1);
-    assert!(host.counter("read_failed") > before);
+    assert_eq!(machine.counter("read_failed"), before);
+    machine.kernel().set_exec(&[all_but(&[])]).unwrap();
+    assert_eq!(machine.run(&script), refused);
+    assert_eq!(machine.refused(EventKind::Exec, Refusal::Internal), 1);
+    assert!(machine.counter("read_failed") > before);
 }
 
 #[test]
 fn patterns_that_would_take_forever_refuse() {
-    let mut host = Host::new();
-    let refused = refused(&mut host);
+    let mut machine = Machine::new();
+    let refused = refused(&mut machine);
     let costly = "/**a**a**a**a**a**a**a**b";
     let script = r#"
 import shutil
@@ -235,26 +236,26 @@ finally: os.unlink(name)
     let many = (0..2000).map(|n| ExecFile::from(&*format!("{costly}{n}")));
     let mut rules = all_but(&[]);
     rules.deny = many.collect();
-    assert_eq!(under(&mut host, rules, script), refused);
-    assert_eq!(host.refused(EventKind::Exec, Refusal::Internal), 1);
+    assert_eq!(under(&mut machine, rules, script), refused);
+    assert_eq!(machine.refused(EventKind::Exec, Refusal::Internal), 1);
 }
 
 #[test]
 fn a_killed_agent_executes_nothing() {
-    let mut host = Host::new();
-    let refused = refused(&mut host);
+    let mut machine = Machine::new();
+    let refused = refused(&mut machine);
     let script = format!("{EXECUTE}say(execute('/usr/bin/id'))");
-    host.kernel().set_killed(AGENT, true).unwrap();
-    assert_eq!(host.run(&script), refused);
-    host.kernel().set_exec(&[all_but(&[])]).unwrap();
-    assert_eq!(host.run(&script), refused);
-    assert_eq!(host.refused(EventKind::Exec, Refusal::Killed), 2);
+    machine.kernel().set_killed(AGENT, true).unwrap();
+    assert_eq!(machine.run(&script), refused);
+    machine.kernel().set_exec(&[all_but(&[])]).unwrap();
+    assert_eq!(machine.run(&script), refused);
+    assert_eq!(machine.refused(EventKind::Exec, Refusal::Killed), 2);
 }
 
 #[test]
 fn a_full_ring_changes_no_verdict() {
-    let mut host = Host::new();
-    let refused = refused(&mut host);
+    let mut machine = Machine::new();
+    let refused = refused(&mut machine);
     let script = format!(
         r#"{EXECUTE}
 found = set()
@@ -262,18 +263,18 @@ for n in range(700): found.add(execute('/usr/bin/true', 'x' * 4096))
 say(*found)
 "#
     );
-    host.kernel().set_exec(&[only(&[])]).unwrap();
-    let before = host.counter("ring_full");
-    assert_eq!(host.run(&script), refused);
+    machine.kernel().set_exec(&[only(&[])]).unwrap();
+    let before = machine.counter("ring_full");
+    assert_eq!(machine.run(&script), refused);
     if refused == "killed" {
-        assert!(host.counter("ring_full") > before);
+        assert!(machine.counter("ring_full") > before);
     }
 }
 
 #[test]
 fn with_lsm_every_file_of_the_chain_is_judged_and_the_process_goes_on() {
-    let mut host = Host::new();
-    let lsm = host.kernel().lsm();
+    let mut machine = Machine::new();
+    let lsm = machine.kernel().lsm();
     let script = r##"
 name = f"/tmp/agentguard-test-{os.getpid()}"
 with open(name, "w") as script: script.write("#!/usr/bin/env -S true x\n")
@@ -282,12 +283,12 @@ try: say(execute(name))
 finally: os.unlink(name)
 "##;
     let (env, truth) = (real("/usr/bin/env"), real("/usr/bin/true"));
-    assert_eq!(under(&mut host, all_but(&[]), script), "0");
+    assert_eq!(under(&mut machine, all_but(&[]), script), "0");
     // By the script itself, which only LSM programs see.
     let expected = if lsm { "EPERM" } else { "0" };
-    assert_eq!(under(&mut host, only(&[&env, &truth]), script), expected);
+    assert_eq!(under(&mut machine, only(&[&env, &truth]), script), expected);
     let scripts = |event: &Event| path_of(event).starts_with("/tmp/agentguard-test-");
-    let refused = host
+    let refused = machine
         .events()
         .iter()
         .filter(|event| event.reason != 0 && scripts(event));
@@ -295,15 +296,15 @@ finally: os.unlink(name)
     // By its interpreter.
     let expected = if lsm { "EPERM" } else { "killed" };
     assert_eq!(
-        under(&mut host, only(&["/tmp/*", &truth]), script),
+        under(&mut machine, only(&["/tmp/*", &truth]), script),
         expected
     );
 }
 
 #[test]
 fn lsm_programs_are_in_force_wherever_the_kernel_runs_them() {
-    let mut host = Host::new();
-    let kernel = host.kernel();
+    let mut machine = Machine::new();
+    let kernel = machine.kernel();
     let hook = kernel
         .hooks()
         .into_iter()
@@ -326,21 +327,21 @@ fn lsm_programs_are_in_force_wherever_the_kernel_runs_them() {
 #[test]
 fn no_exec_is_missed_unnoticed_in_a_storm_of_them() {
     const PROCESSES: usize = 1000;
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let programs = Programs::new();
     let forks = programs.c("forks").display().to_string();
-    let said = host.run(&format!(
+    let said = machine.run(&format!(
         "say(subprocess.run(['{forks}', '{PROCESSES}', '0', '{forks}'], capture_output=True, text=True).stdout)"
     ));
     assert_eq!(said, "wrong 0");
-    let seen = host
+    let seen = machine
         .events()
         .iter()
         .filter(|event| event.agent == AGENT && event.kind == EventKind::Exec as u32);
     let seen = seen.map(|event| event.tgid).collect::<HashSet<u32>>().len();
-    let missed = host.kernel().missed().unwrap().unwrap_or(0);
+    let missed = machine.kernel().missed().unwrap().unwrap_or(0);
     let all = PROCESSES + 1;
-    assert_eq!(host.counter("ring_full"), 0);
+    assert_eq!(machine.counter("ring_full"), 0);
     assert!(
         seen + missed as usize >= all,
         "{seen} seen, {missed} missed"

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::time::Duration;
 
 use agentguard_common::abi::{
     AgentId, ConfigSlot, Event, EventKind, FlowKey, Identify, IdentifyHead, Label, Origin,
@@ -18,39 +19,39 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{CgroupAttachMode, CgroupSock, RawTracePoint};
 use aya::{Ebpf, EbpfLoader, GlobalData, Pod};
 
-use crate::harness::*;
+use crate::machine::*;
 
 /// Entries of `FLOWS` and of `ACCEPTED`.
 const ENTRIES: u64 = 65_536;
 
 #[test]
 fn without_room_for_a_flow_an_agents_connection_does_not_leave() {
-    let mut host = Host::new();
-    host.rules(&[Rule::Forward]);
-    let forwarder = host.forwarder();
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    let forwarder = machine.forwarder();
     let (_server, port) = server("127.0.0.1");
-    let mut flows = map::<FlowKey, Origin>(&host, "FLOWS");
+    let mut flows = map::<FlowKey, Origin>(&machine, "FLOWS");
     fill(&mut flows, |n| FlowKey {
         local: Addr::from_v4(Ipv4Addr::from(n as u32).octets()),
         ..FlowKey::default()
     });
     // Nobody tells the agent that its SYN has been dropped.
-    let said = host.run("say(connect('127.9.9.9', 443, timeout=0.3))");
+    let said = machine.run("say(connect('127.9.9.9', 443, timeout=0.3))");
     assert_ne!(said, "ok");
-    assert!(wait_readable(std::os::fd::AsRawFd::as_raw_fd(&forwarder.v4), 0).is_none());
-    let said = host.run(
+    assert!(!is_readable(&forwarder.v4, Duration::ZERO));
+    let said = machine.run(
         "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); say(attempt(u.sendto, b'q', ('127.9.9.9', 53)))",
     );
     assert_eq!(said, "EPERM");
-    assert!(wait_readable(std::os::fd::AsRawFd::as_raw_fd(&forwarder.dns), 0).is_none());
+    assert!(!is_readable(&forwarder.dns, Duration::ZERO));
     assert_eq!(
         bystander(&format!("say(connect('127.0.0.1', {port}))")),
         "ok"
     );
-    assert!(host.counter("flow_map_full") >= 2);
-    assert!(host.counter("packets_dropped") >= 2);
-    assert_eq!(host.refused(EventKind::Packet, Refusal::Packet), 1);
-    assert_eq!(host.refused(EventKind::Send, Refusal::Internal), 1);
+    assert!(machine.counter("flow_map_full") >= 2);
+    assert!(machine.counter("packets_dropped") >= 2);
+    assert_eq!(machine.refused(EventKind::Packet, Refusal::Packet), 1);
+    assert_eq!(machine.refused(EventKind::Send, Refusal::Internal), 1);
 
     // And with room again.
     flows
@@ -59,39 +60,42 @@ fn without_room_for_a_flow_an_agents_connection_does_not_leave() {
             ..FlowKey::default()
         })
         .unwrap();
-    assert_eq!(host.run("say(connect('127.9.9.9', 443))"), "ok");
+    assert_eq!(machine.run("say(connect('127.9.9.9', 443))"), "ok");
 }
 
 #[test]
 fn without_room_for_an_accepted_connection_it_has_no_origin() {
-    let mut host = Host::new();
-    host.rules(&[Rule::Forward]);
-    let forwarder = host.forwarder();
-    let mut accepted = map::<u64, Origin>(&host, "ACCEPTED");
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    let forwarder = machine.forwarder();
+    let mut accepted = map::<u64, Origin>(&machine, "ACCEPTED");
     fill(&mut accepted, |n| u64::MAX - n);
-    let agent = host.agent(AGENT, "s = tcp('127.9.9.9', 443); wait()");
+    let agent = machine.agent(AGENT, "s = tcp('127.9.9.9', 443); wait()");
     let stream = accept(&forwarder.v4);
-    let origin = host.origins().accepted(cookie(&stream)).unwrap();
+    let origin = machine
+        .origins()
+        .accepted(cookie(&stream).unwrap())
+        .unwrap();
     assert_eq!(
         origin, None,
         "nobody's connection, which the forwarder closes"
     );
-    assert_eq!(host.counter("flow_map_full"), 1);
+    assert_eq!(machine.counter("flow_map_full"), 1);
     drop(agent);
 }
 
 #[test]
 fn with_a_full_ring_the_verdicts_stay() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let (_server, port) = server("127.0.0.1");
     // Nobody reads: 2 MiB take fewer than 30,000 events.
-    let said = host.run(&format!(
+    let said = machine.run(&format!(
         "said = set()
 for _ in range(30000): said.add(attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1))
 say(*said); say(connect('127.0.0.1', {port}))"
     ));
     assert_eq!(said, "EPERM\nEPERM");
-    assert!(host.counter("ring_full") > 0);
+    assert!(machine.counter("ring_full") > 0);
     assert_eq!(
         bystander(&format!("say(connect('127.0.0.1', {port}))")),
         "ok"
@@ -102,7 +106,7 @@ say(*said); say(connect('127.0.0.1', {port}))"
 fn without_room_for_a_mark_an_agent_has_no_socket() {
     let name = "a namespace without room for socket storage";
     let standing = Standings::of_this_kernel().of_attempt(name, User::Root);
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let script = "assert ctypes.CDLL(None).unshare(0x40000000) == 0
 def limit():
     with open('/proc/sys/net/core/optmem_max', 'w') as setting: setting.write('1')
@@ -114,16 +118,16 @@ say(r if isinstance(r, str) else attempt(socket.socket, socket.AF_INET, socket.S
         return;
     }
     assert_eq!(said, "socket");
-    let said = host.run(&script.replace(".__class__.__name__", ""));
+    let said = machine.run(&script.replace(".__class__.__name__", ""));
     assert_eq!(said, "EPERM");
-    assert_eq!(host.counter("storage_full"), 1);
-    assert_eq!(host.refused(EventKind::Socket, Refusal::Internal), 1);
+    assert_eq!(machine.counter("storage_full"), 1);
+    assert_eq!(machine.refused(EventKind::Socket, Refusal::Internal), 1);
 }
 
 #[test]
 fn a_fork_bomb_leaves_no_label_and_loses_none() {
     let processes = processes();
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let programs = Programs::new();
     let forks = programs.c("forks");
     let script = |wanted: i32| {
@@ -132,21 +136,21 @@ fn a_fork_bomb_leaves_no_label_and_loses_none() {
             forks.display()
         )
     };
-    let mut bomb = host.agent(AGENT, &script(libc::EPERM));
+    let mut bomb = machine.agent(AGENT, &script(libc::EPERM));
     assert_eq!(bystander(&script(0)), "wrong 0", "beside it");
     assert_eq!(bomb.line(), "wrong 0");
     bomb.finish();
-    assert_eq!(host.kernel().labelled().unwrap(), []);
-    assert_eq!(host.counter("read_failed"), 0);
-    assert_eq!(host.counter("storage_full"), 0);
+    assert_eq!(machine.kernel().labelled().unwrap(), []);
+    assert_eq!(machine.counter("read_failed"), 0);
+    assert_eq!(machine.counter("storage_full"), 0);
     for (name, size) in [
         (
             "FLOWS",
-            map::<FlowKey, Origin>(&host, "FLOWS").keys().count(),
+            map::<FlowKey, Origin>(&machine, "FLOWS").keys().count(),
         ),
         (
             "ACCEPTED",
-            map::<u64, Origin>(&host, "ACCEPTED").keys().count(),
+            map::<u64, Origin>(&machine, "ACCEPTED").keys().count(),
         ),
     ] {
         assert_eq!(size, 0, "{name}");
@@ -156,11 +160,12 @@ fn a_fork_bomb_leaves_no_label_and_loses_none() {
 /// The offsets of two members lead to where nothing can be read: `thread_info`'s flags, taken for a pointer.
 #[test]
 fn a_read_that_fails_leaves_an_agent_one() {
+    let _turn = Turn::in_company();
     let mut layout = layout().unwrap();
     layout.task_cgroups = 0;
     layout.task_signal = 0;
     let mut object = load_with(&layout);
-    let agent = Process::start(
+    let agent = Script::start(
         "def raw(): return attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1)
 def child():
     pid = os.fork()
@@ -188,11 +193,12 @@ say(raw(), child(), subprocess.run([sys.executable, '-c', code], capture_output=
 /// As above, for a process that an identify block looks for: it goes on, and the daemon is asked to look.
 #[test]
 fn a_process_that_cannot_be_identified_is_told() {
+    let _turn = Turn::in_company();
     let mut layout = layout().unwrap();
     layout.task_cgroups = 0;
     let mut object = load_with(&layout);
     identify_by(&mut object, Identify::EXE);
-    let mut process = Process::start(
+    let mut process = Script::start(
         "code = 'import os; print(os.getpid())'
 say(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)",
     );
@@ -209,6 +215,8 @@ say(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
 #[test]
 fn what_cannot_be_read_of_a_child_or_a_cgroup_is_told() {
     const NOWHERE: u64 = 8;
+    // It makes this process an agent that may do nothing, and with it every thread's test.
+    let _turn = Turn::alone();
     let mut object = load_with(&layout().unwrap());
     identify_by(&mut object, Identify::CGROUP);
     let arguments = [NOWHERE; 4];
@@ -361,8 +369,8 @@ fn labels(object: &mut Ebpf) -> Array<&mut MapData, Label> {
 }
 
 /// A map as its pin opens it.
-fn map<K: Pod, V: Pod>(host: &Host, name: &str) -> HashMap<MapData, K, V> {
-    let pin = host.pins.join(format!("v{VERSION}/maps/{name}"));
+fn map<K: Pod, V: Pod>(machine: &Machine, name: &str) -> HashMap<MapData, K, V> {
+    let pin = machine.pins.join(format!("v{VERSION}/maps/{name}"));
     let map = Map::HashMap(MapData::from_pin(pin).unwrap());
     HashMap::try_from(map).unwrap()
 }

@@ -5,7 +5,7 @@ use agentguard_common::abi::{EventKind, Tamper};
 use agentguard_common::verdict::Refusal;
 use agentguard_kernel::Protected;
 
-use crate::harness::*;
+use crate::machine::*;
 
 const CALLS: &str = r#"
 import stat
@@ -30,9 +30,8 @@ def disk(path):
 struct Files(String);
 
 impl Files {
-    fn new(name: &str) -> Self {
-        let name = format!("agentguard-test-{}-{name}", std::process::id());
-        let top = std::env::temp_dir().join(name);
+    fn new() -> Self {
+        let top = std::env::temp_dir().join(names::unique());
         for folder in ["home/state/ca", "home/trust/old", "elsewhere"] {
             std::fs::create_dir_all(top.join(folder)).unwrap();
         }
@@ -67,8 +66,8 @@ impl Drop for Files {
     }
 }
 
-fn refused(host: &mut Host) -> usize {
-    let events = host.events().iter();
+fn refused(machine: &mut Machine) -> usize {
+    let events = machine.events().iter();
     let files = events.filter(|event| {
         event.kind == EventKind::Tamper as u32
             && event.sock_type == Tamper::Files as u32
@@ -96,20 +95,20 @@ say(said(os.rename, trust + '/a.pub', trust + '/b.pub'), said(os.rename, other, 
 
 #[test]
 fn no_agent_changes_them_or_reads_their_secrets() {
-    let mut host = Host::new();
-    if let Some(why) = host.kernel().no_lsm() {
+    let mut machine = Machine::new();
+    if let Some(why) = machine.kernel().no_lsm() {
         eprintln!("skipped: {why}");
         return;
     }
-    let free = Files::new("free");
+    let free = Files::new();
     let control = bystander(&script(&free.0));
     assert!(
         control.split_whitespace().all(|word| word == "ok"),
         "{control}"
     );
-    let files = Files::new("own");
-    host.kernel().protect(&files.protected()).unwrap();
-    let said = host.run(&script(&files.0));
+    let files = Files::new();
+    machine.kernel().protect(&files.protected()).unwrap();
+    let said = machine.run(&script(&files.0));
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(
         lines,
@@ -121,13 +120,13 @@ fn no_agent_changes_them_or_reads_their_secrets() {
         ]
         .map(|line| line.to_owned())
     );
-    assert_eq!(refused(&mut host), 19);
+    assert_eq!(refused(&mut machine), 19);
 }
 
 #[test]
 fn no_other_name_leads_to_them() {
-    let mut host = Host::new();
-    if let Some(why) = host.kernel().no_lsm() {
+    let mut machine = Machine::new();
+    if let Some(why) = machine.kernel().no_lsm() {
         eprintln!("skipped: {why}");
         return;
     }
@@ -146,35 +145,35 @@ say(said(bind, '/proc', state))
 "#
         )
     };
-    let free = Files::new("named-free");
+    let free = Files::new();
     assert_eq!(
         bystander(&script(&free.0)),
         "ok ok ok\nENXIO\nok\nok ok ok\nok"
     );
-    let files = Files::new("named");
-    host.kernel().protect(&files.protected()).unwrap();
+    let files = Files::new();
+    machine.kernel().protect(&files.protected()).unwrap();
     // In a mount namespace of its own it may hide them, from itself.
     assert_eq!(
-        host.run(&script(&files.0)),
+        machine.run(&script(&files.0)),
         "EPERM EPERM EPERM\nEPERM\nEPERM\nok EPERM EPERM\nok"
     );
-    host.kernel().protect(&[]).unwrap();
+    machine.kernel().protect(&[]).unwrap();
     let again = format!(
         "{CALLS}say(said(read, {:?}))",
         format!("{}/home/state/ca/key", files.0)
     );
-    assert_eq!(host.run(&again), "ok");
+    assert_eq!(machine.run(&again), "ok");
 }
 
 #[test]
 fn what_is_too_deep_is_refused_to_agents_alone() {
-    let mut host = Host::new();
-    if let Some(why) = host.kernel().no_lsm() {
+    let mut machine = Machine::new();
+    if let Some(why) = machine.kernel().no_lsm() {
         eprintln!("skipped: {why}");
         return;
     }
-    let files = Files::new("deep");
-    host.kernel().protect(&files.protected()).unwrap();
+    let files = Files::new();
+    machine.kernel().protect(&files.protected()).unwrap();
     let script = format!(
         r#"{CALLS}
 os.chdir({:?})
@@ -186,7 +185,7 @@ for n in range(600): os.mkdir('x'); os.chdir('x')
         "{script}open('file', 'w').close(); say(said(read, 'file'))"
     ));
     assert_eq!(said, "ok");
-    let before = host.counter("read_failed");
+    let before = machine.counter("read_failed");
     let script = format!(
         r#"{CALLS}
 os.chdir({:?})
@@ -194,6 +193,6 @@ for n in range(600): os.chdir('x')
 say(said(read, 'file'))"#,
         format!("{}/elsewhere", files.0)
     );
-    assert_eq!(host.run(&script), "EPERM");
-    assert!(host.counter("read_failed") > before);
+    assert_eq!(machine.run(&script), "EPERM");
+    assert!(machine.counter("read_failed") > before);
 }

@@ -3,18 +3,18 @@
 use agentguard_common::abi::{EventKind, Label};
 use agentguard_common::verdict::Refusal;
 
-use crate::harness::*;
+use crate::machine::*;
 
 #[test]
 fn a_connection_from_before_carries_nothing() {
-    let mut host = Host::new();
-    if let Some(why) = host.kernel().no_lsm() {
+    let mut machine = Machine::new();
+    if let Some(why) = machine.kernel().no_lsm() {
         eprintln!("skipped: {why}");
         return;
     }
     let (_server, port) = server("127.0.0.1");
-    host.rules(&[reach_tcp("127.0.0.0/8", port)]);
-    let mut process = Process::start(&format!(
+    machine.rules(&[reach_tcp("127.0.0.0/8", port)]);
+    let mut process = Script::start(&format!(
         "s = tcp('127.0.0.1', {port}); say(s.send(b'x')); wait()
 say(attempt(s.send, b'x'), attempt(os.write, s.fileno(), b'x'), connect('127.0.0.1', {port}))
 n = tcp('127.0.0.1', {port}); say(n.send(b'x')); a, b = socket.socketpair(); say(a.send(b'x'))"
@@ -26,16 +26,19 @@ n = tcp('127.0.0.1', {port}); say(n.send(b'x')); a, b = socket.socketpair(); say
         flags: 0,
     };
     let tgid = process.tgid();
-    host.kernel().set_label(tgid, label).unwrap();
+    machine.kernel().set_label(tgid, label).unwrap();
     process.go();
     assert_eq!(process.finish(), "EPERM EPERM ok\n1\n1");
-    assert_eq!(host.refused(EventKind::HandedOver, Refusal::HandedOver), 2);
+    assert_eq!(
+        machine.refused(EventKind::HandedOver, Refusal::HandedOver),
+        2
+    );
 }
 
 #[test]
 fn a_connection_is_not_received() {
-    let mut host = Host::new();
-    if let Some(why) = host.kernel().no_lsm() {
+    let mut machine = Machine::new();
+    if let Some(why) = machine.kernel().no_lsm() {
         eprintln!("skipped: {why}");
         return;
     }
@@ -48,14 +51,17 @@ c, _ = l.accept(); m, fds, flags, _ = socket.recv_fds(c, 1, 2); say(len(fds), fl
 s = tcp('127.0.0.1', {port}); socket.send_fds(c, [b'x'], [s.fileno()])"
         ))
     };
-    let mut nobodys = Process::start(script);
+    let mut nobodys = Script::start(script);
     nobodys.go();
     let name = nobodys.line();
     give(&name);
     assert_eq!(nobodys.finish(), "1 False");
-    let mut agent = host.agent(AGENT, script);
+    let mut agent = machine.agent(AGENT, script);
     let name = agent.line();
     give(&name);
     assert_eq!(agent.finish(), "0 True");
-    assert_eq!(host.refused(EventKind::HandedOver, Refusal::HandedOver), 1);
+    assert_eq!(
+        machine.refused(EventKind::HandedOver, Refusal::HandedOver),
+        1
+    );
 }

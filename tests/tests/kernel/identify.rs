@@ -3,7 +3,7 @@ use std::path::Path;
 
 use agentguard_common::abi::{AgentId, EventKind, Identify, PATH_LEN};
 
-use crate::harness::*;
+use crate::machine::*;
 
 fn text(text: &str) -> ([u8; PATH_LEN], u32) {
     let mut bytes = [0; PATH_LEN];
@@ -63,11 +63,11 @@ say(p.pid); wait(); p.kill(); p.wait()",
 }
 
 /// What `program` runs as, started by somebody who is nobody's and not the daemon's child.
-fn label_of_run(host: &mut Host, program: &Path, options: &str) -> AgentId {
-    let mut starter = Process::start(&popen(program, options));
+fn label_of_run(machine: &mut Machine, program: &Path, options: &str) -> AgentId {
+    let mut starter = Script::start(&popen(program, options));
     starter.go();
     let tgid = starter.number();
-    let label = host.label(tgid);
+    let label = machine.label(tgid);
     starter.go();
     starter.finish();
     label
@@ -81,29 +81,30 @@ fn copy_of_cat(folder: &Path, name: &str) -> std::path::PathBuf {
 
 #[test]
 fn by_the_path_of_the_executable() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let folder = tempfile::tempdir().unwrap();
     let program = copy_of_cat(folder.path(), "agent-1.2");
     let other = copy_of_cat(folder.path(), "tool");
     let link = folder.path().join("link");
     std::os::unix::fs::symlink(&program, &link).unwrap();
     let pattern = format!("{}/agent-*", folder.path().display());
-    host.kernel()
+    machine
+        .kernel()
         .set_identify(&[by_exe(AGENT, &pattern)])
         .unwrap();
-    assert_eq!(label_of_run(&mut host, &program, ""), AGENT);
-    assert_eq!(label_of_run(&mut host, &link, ""), AGENT, "by a link");
-    assert_eq!(label_of_run(&mut host, &other, ""), AgentId::NONE);
-    let exec = host.await_event(|event| event.kind == EventKind::Exec as u32);
+    assert_eq!(label_of_run(&mut machine, &program, ""), AGENT);
+    assert_eq!(label_of_run(&mut machine, &link, ""), AGENT, "by a link");
+    assert_eq!(label_of_run(&mut machine, &other, ""), AgentId::NONE);
+    let exec = machine.await_event(|event| event.kind == EventKind::Exec as u32);
     let path = exec.path.get(..exec.path_len as usize).unwrap();
     assert_eq!(path, program.to_str().unwrap().as_bytes());
-    host.kernel().set_identify(&[]).unwrap();
-    assert_eq!(label_of_run(&mut host, &program, ""), AgentId::NONE);
+    machine.kernel().set_identify(&[]).unwrap();
+    assert_eq!(label_of_run(&mut machine, &program, ""), AgentId::NONE);
 }
 
 #[test]
 fn by_user_and_only_if_every_key_matches() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let folder = tempfile::tempdir().unwrap();
     let program = copy_of_cat(folder.path(), "agent");
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -111,24 +112,25 @@ fn by_user_and_only_if_every_key_matches() {
     let mut both = by_exe(AGENT, program.to_str().unwrap());
     both.keys |= Identify::UID;
     both.uid = 61234;
-    host.kernel()
+    machine
+        .kernel()
         .set_identify(&[both, by_uid(OTHER, 61235)])
         .unwrap();
-    assert_eq!(label_of_run(&mut host, &program, ""), AgentId::NONE);
-    assert_eq!(label_of_run(&mut host, &program, ", user=61234"), AGENT);
+    assert_eq!(label_of_run(&mut machine, &program, ""), AgentId::NONE);
+    assert_eq!(label_of_run(&mut machine, &program, ", user=61234"), AGENT);
     assert_eq!(
-        label_of_run(&mut host, Path::new("/bin/cat"), ", user=61234"),
+        label_of_run(&mut machine, Path::new("/bin/cat"), ", user=61234"),
         AgentId::NONE
     );
     assert_eq!(
-        label_of_run(&mut host, Path::new("/bin/cat"), ", user=61235"),
+        label_of_run(&mut machine, Path::new("/bin/cat"), ", user=61235"),
         OTHER
     );
 }
 
 #[test]
 fn two_agents_that_claim_one_process_leave_it_with_nothing() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let folder = tempfile::tempdir().unwrap();
     let program = copy_of_cat(folder.path(), "agent");
     let path = program.to_str().unwrap();
@@ -137,11 +139,14 @@ fn two_agents_that_claim_one_process_leave_it_with_nothing() {
         by_exe(OTHER, path),
         by_exe(AGENT, path),
     ];
-    host.kernel().set_identify(&blocks).unwrap();
-    assert_eq!(label_of_run(&mut host, &program, ""), AgentId::AMBIGUOUS);
-    host.kernel().set_identify(&[blocks[0], blocks[2]]).unwrap();
+    machine.kernel().set_identify(&blocks).unwrap();
+    assert_eq!(label_of_run(&mut machine, &program, ""), AgentId::AMBIGUOUS);
+    machine
+        .kernel()
+        .set_identify(&[blocks[0], blocks[2]])
+        .unwrap();
     assert_eq!(
-        label_of_run(&mut host, &program, ""),
+        label_of_run(&mut machine, &program, ""),
         AGENT,
         "twice the same is one"
     );
@@ -149,7 +154,7 @@ fn two_agents_that_claim_one_process_leave_it_with_nothing() {
 
 #[test]
 fn a_labelled_process_moves_only_to_its_agents_child() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let folder = tempfile::tempdir().unwrap();
     let program = copy_of_cat(folder.path(), "agent");
     let path = program.to_str().unwrap().to_owned();
@@ -157,10 +162,10 @@ fn a_labelled_process_moves_only_to_its_agents_child() {
     for (parent, expected) in [(AgentId::NONE, AGENT), (third, AGENT), (AGENT, OTHER)] {
         let mut child = by_exe(OTHER, &path);
         child.parent = parent;
-        host.kernel().set_identify(&[child]).unwrap();
-        let mut agent = host.agent(AGENT, &popen(&program, ""));
+        machine.kernel().set_identify(&[child]).unwrap();
+        let mut agent = machine.agent(AGENT, &popen(&program, ""));
         let tgid = agent.number();
-        assert_eq!(host.label(tgid), expected, "{parent:?}");
+        assert_eq!(machine.label(tgid), expected, "{parent:?}");
         agent.go();
         agent.finish();
     }
@@ -168,10 +173,11 @@ fn a_labelled_process_moves_only_to_its_agents_child() {
 
 #[test]
 fn by_a_cgroup_that_was_there_and_one_that_comes_later() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let there = Cgroup::new();
     let pattern = format!("{}*", there.name());
-    host.kernel()
+    machine
+        .kernel()
         .set_identify(&[by_cgroup(AGENT, &pattern)])
         .unwrap();
     let below = there.0.join("below");
@@ -182,7 +188,7 @@ fn by_a_cgroup_that_was_there_and_one_that_comes_later() {
         (&below, AGENT),
         (&other.0, AgentId::NONE),
     ] {
-        let mut process = Process::start(&format!(
+        let mut process = Script::start(&format!(
             "pid = os.fork()
 if pid == 0: open('{}/cgroup.procs', 'w').write(str(os.getpid())); say(os.getpid()); time.sleep(60)
 wait(); os.kill(pid, 9); os.wait()",
@@ -190,26 +196,27 @@ wait(); os.kill(pid, 9); os.wait()",
         ));
         process.go();
         let tgid = process.number();
-        assert_eq!(host.label(tgid), expected, "{}", cgroup.display());
+        assert_eq!(machine.label(tgid), expected, "{}", cgroup.display());
         process.go();
         process.finish();
     }
-    let enrol = host.await_event(|event| event.kind == EventKind::Enrol as u32);
+    let enrol = machine.await_event(|event| event.kind == EventKind::Enrol as u32);
     assert_eq!(enrol.agent, AGENT);
     std::fs::remove_dir(below).unwrap();
 }
 
 #[test]
 fn a_cgroup_too_deep_to_be_looked_at_whole_is_still_below_its_folder() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let there = Cgroup::new();
-    host.kernel()
+    machine
+        .kernel()
         .set_identify(&[by_cgroup(AGENT, &there.name())])
         .unwrap();
     let middle = there.0.join("m".repeat(200));
     let deep = middle.join("d".repeat(100));
     std::fs::create_dir_all(&deep).unwrap();
-    let mut process = Process::start(&format!(
+    let mut process = Script::start(&format!(
         "pid = os.fork()
 if pid == 0: open('{}/cgroup.procs', 'w').write(str(os.getpid())); say(os.getpid()); time.sleep(60)
 wait(); os.kill(pid, 9); os.wait()",
@@ -217,7 +224,7 @@ wait(); os.kill(pid, 9); os.wait()",
     ));
     process.go();
     let tgid = process.number();
-    let label = host.label(tgid);
+    let label = machine.label(tgid);
     process.go();
     process.finish();
     std::fs::remove_dir(deep).unwrap();
@@ -227,34 +234,36 @@ wait(); os.kill(pid, 9); os.wait()",
 
 #[test]
 fn a_process_that_is_moved_by_another_is_enrolled() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let cgroup = Cgroup::new();
-    host.kernel()
+    machine
+        .kernel()
         .set_identify(&[by_cgroup(AGENT, &cgroup.name())])
         .unwrap();
-    let mut process = Process::start(
+    let mut process = Script::start(
         "pid = os.fork()
 if pid == 0: time.sleep(60)
 say(pid); wait(); os.kill(pid, 9); os.wait()",
     );
     process.go();
     let tgid = process.number();
-    assert_eq!(host.label(tgid), AgentId::NONE);
+    assert_eq!(machine.label(tgid), AgentId::NONE);
     std::fs::write(cgroup.0.join("cgroup.procs"), tgid.to_string()).unwrap();
-    assert_eq!(host.label(tgid), AGENT);
+    assert_eq!(machine.label(tgid), AGENT);
     process.go();
     process.finish();
 }
 
 #[test]
 fn a_process_that_is_made_in_a_cgroup_is_enrolled() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let cgroup = Cgroup::new();
-    host.kernel()
+    machine
+        .kernel()
         .set_identify(&[by_cgroup(AGENT, &cgroup.name())])
         .unwrap();
     // clone3 with CLONE_INTO_CGROUP passes no cgroup_attach_task.
-    let mut process = Process::start(&format!(
+    let mut process = Script::start(&format!(
         "args = struct.pack('<11Q', 0x200000000, 0, 0, 0, 17, 0, 0, 0, 0, 0, os.open('{}', os.O_RDONLY))
 pid = ctypes.CDLL(None).syscall(435, args, len(args))
 if pid == 0: time.sleep(60)
@@ -263,14 +272,14 @@ say(pid); wait(); os.kill(pid, 9); os.wait()",
     ));
     process.go();
     let tgid = process.number();
-    assert_eq!(host.label(tgid), AGENT);
+    assert_eq!(machine.label(tgid), AGENT);
     process.go();
     process.finish();
 }
 
 #[test]
 fn the_daemon_and_its_children_are_never_labelled() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let (exe, exe_len) = text("/**");
     let everything = Identify {
         keys: Identify::EXE | Identify::UID,
@@ -279,7 +288,7 @@ fn the_daemon_and_its_children_are_never_labelled() {
         exe_len,
         ..block(AGENT)
     };
-    host.kernel().set_identify(&[everything]).unwrap();
+    machine.kernel().set_identify(&[everything]).unwrap();
     // A child of the test process, which is the daemon here.
     let mut child =
         std::os::unix::process::CommandExt::uid(&mut std::process::Command::new("/bin/cat"), 61236)
@@ -290,24 +299,24 @@ fn the_daemon_and_its_children_are_never_labelled() {
     let (mut to, mut from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     to.write_all(b"x").unwrap();
     from.read_exact(&mut [0]).unwrap();
-    let label = host.label(child.id());
+    let label = machine.label(child.id());
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(label, AgentId::NONE);
-    assert_eq!(host.label(std::process::id()), AgentId::NONE);
+    assert_eq!(machine.label(std::process::id()), AgentId::NONE);
 }
 
 #[test]
 fn the_longest_pattern_and_the_last_block_work() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let folder = tempfile::tempdir().unwrap();
     let deep = folder.path().join("d".repeat(100)).join("e".repeat(60));
     std::fs::create_dir_all(&deep).unwrap();
     let program = copy_of_cat(&deep, "agent");
     let mut blocks = vec![by_exe(OTHER, "/**/nothing-of-this-name*/**"); 63];
     blocks.push(by_exe(AGENT, program.to_str().unwrap()));
-    host.kernel().set_identify(&blocks).unwrap();
-    assert_eq!(label_of_run(&mut host, &program, ""), AGENT);
-    assert!(host.kernel().set_identify(&vec![blocks[0]; 65]).is_err());
-    assert_eq!(host.counter("read_failed"), 0);
+    machine.kernel().set_identify(&blocks).unwrap();
+    assert_eq!(label_of_run(&mut machine, &program, ""), AGENT);
+    assert!(machine.kernel().set_identify(&vec![blocks[0]; 65]).is_err());
+    assert_eq!(machine.counter("read_failed"), 0);
 }

@@ -10,7 +10,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, connect, socket,
 };
 
-use crate::harness::*;
+use crate::machine::*;
 
 /// Nothing arrives for as long as a retransmission takes several times over.
 fn is_mute(stream: &mut TcpStream) -> bool {
@@ -23,10 +23,10 @@ fn is_mute(stream: &mut TcpStream) -> bool {
 
 #[test]
 fn a_live_connection_falls_mute_and_speaks_again_when_revived() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let (listener, port) = server("127.0.0.1");
-    host.rules(&[reach_tcp("127.0.0.1/32", port)]);
-    let mut agent = host.agent(
+    machine.rules(&[reach_tcp("127.0.0.1/32", port)]);
+    let mut agent = machine.agent(
         AGENT,
         &format!(
             "s = tcp('127.0.0.1', {port}); s.sendall(b'before'); say('sent'); wait(); s.sendall(b'after'); say('sent'); wait()"
@@ -35,13 +35,13 @@ fn a_live_connection_falls_mute_and_speaks_again_when_revived() {
     let mut stream = accept(&listener);
     assert_eq!(agent.line(), "sent");
     assert_eq!(stream.read(&mut [0; 64]).unwrap(), 6);
-    host.kernel().set_killed(AGENT, true).unwrap();
-    assert!(host.kernel().killed(AGENT).unwrap());
+    machine.kernel().set_killed(AGENT, true).unwrap();
+    assert!(machine.kernel().killed(AGENT).unwrap());
     agent.go();
     assert_eq!(agent.line(), "sent");
     assert!(is_mute(&mut stream));
-    assert!(host.refused(EventKind::Packet, Refusal::Killed) >= 1);
-    host.kernel().set_killed(AGENT, false).unwrap();
+    assert!(machine.refused(EventKind::Packet, Refusal::Killed) >= 1);
+    machine.kernel().set_killed(AGENT, false).unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
@@ -50,15 +50,16 @@ fn a_live_connection_falls_mute_and_speaks_again_when_revived() {
 
 #[test]
 fn live_connections_are_destroyed_and_other_agents_are_not() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let (listener, port) = server("127.0.0.1");
     let (listener6, port6) = server("::1");
-    host.rules(&[reach_tcp("127.0.0.1/32", port), reach_tcp("::1/128", port6)]);
-    host.kernel()
+    machine.rules(&[reach_tcp("127.0.0.1/32", port), reach_tcp("::1/128", port6)]);
+    machine
+        .kernel()
         .set_rules(OTHER, &[reach_tcp("127.0.0.1/32", port)])
         .unwrap();
     let script = format!("s = tcp('127.0.0.1', {port}); say('on'); say(attempt(s.recv, 9))");
-    let mut agent = host.agent(
+    let mut agent = machine.agent(
         AGENT,
         &format!(
             "t = tcp('127.0.0.1', {port}); s = tcp('::1', {port6}, socket.AF_INET6); say('on'); say(attempt(s.recv, 9), attempt(t.recv, 9))"
@@ -66,24 +67,24 @@ fn live_connections_are_destroyed_and_other_agents_are_not() {
     );
     assert_eq!(agent.line(), "on");
     let peers = [accept(&listener), accept(&listener6)];
-    let mut other = host.agent(OTHER, &script);
+    let mut other = machine.agent(OTHER, &script);
     assert_eq!(other.line(), "on");
     let mut other_peer = accept(&listener);
-    host.kernel().set_killed(AGENT, true).unwrap();
-    assert_eq!(host.kernel().destroy_sockets(AGENT).unwrap(), 2);
+    machine.kernel().set_killed(AGENT, true).unwrap();
+    assert_eq!(machine.kernel().destroy_sockets(AGENT).unwrap(), 2);
     assert_eq!(agent.finish(), "ECONNABORTED ECONNABORTED");
     other_peer.write_all(b"alive").unwrap();
     assert_eq!(other.line(), "b'alive'");
-    assert_eq!(host.kernel().destroy_sockets(AGENT).unwrap(), 0);
+    assert_eq!(machine.kernel().destroy_sockets(AGENT).unwrap(), 0);
     drop(peers);
 }
 
 #[test]
 fn a_killed_agent_gets_no_further() {
-    let mut host = Host::new();
-    host.rules(&[Rule::Forward, reach_udp("127.0.0.1/32", 9)]);
-    let _forwarder = host.forwarder();
-    let mut agent = host.agent(
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward, reach_udp("127.0.0.1/32", 9)]);
+    let _forwarder = machine.forwarder();
+    let mut agent = machine.agent(
         AGENT,
         "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s = socket.socket(); say('ready'); wait()
 say(attempt(s.connect, ('127.9.9.9', 443)), attempt(u.sendto, b'x', ('127.0.0.1', 9)), attempt(u.bind, ('127.0.0.1', 0)), attempt(socket.socket), attempt(u.connect, ('127.0.0.1', 9)))
@@ -91,16 +92,20 @@ say(attempt(lambda: subprocess.run(['/bin/true']).returncode))
 os.execv('/bin/echo', ['echo', 'ran'])",
     );
     assert_eq!(agent.line(), "ready");
-    host.kernel().set_killed(AGENT, true).unwrap();
+    machine.kernel().set_killed(AGENT, true).unwrap();
     agent.go();
     assert_eq!(agent.line(), "EPERM EPERM EPERM EPERM EPERM");
-    let refused = if host.kernel().lsm() { "EPERM" } else { "-9" };
+    let refused = if machine.kernel().lsm() {
+        "EPERM"
+    } else {
+        "-9"
+    };
     assert_eq!(agent.line(), refused);
     assert_eq!(agent.finish(), "");
-    assert_eq!(host.refused(EventKind::Exec, Refusal::Killed), 2);
-    assert_eq!(host.counter("signal_failed"), 0);
-    host.kernel().set_killed(AGENT, false).unwrap();
-    assert_eq!(host.run("say(connect('127.9.9.9', 443))"), "ok");
+    assert_eq!(machine.refused(EventKind::Exec, Refusal::Killed), 2);
+    assert_eq!(machine.counter("signal_failed"), 0);
+    machine.kernel().set_killed(AGENT, false).unwrap();
+    assert_eq!(machine.run("say(connect('127.9.9.9', 443))"), "ok");
 }
 
 /// A socket bound as the forwarder binds those to an upstream.
@@ -128,9 +133,9 @@ fn tagged(agent: AgentId, to: SocketAddr) -> nix::Result<TcpStream> {
 
 #[test]
 fn the_forwarders_upstream_sockets_fall_mute_with_their_agent() {
-    let mut host = Host::alone();
-    host.rules(&[Rule::Forward]);
-    let _forwarder = host.forwarder();
+    let mut machine = Machine::alone();
+    machine.rules(&[Rule::Forward]);
+    let _forwarder = machine.forwarder();
     for ip in ["127.0.0.1", "::1"] {
         let (listener, _) = server(ip);
         let to = listener.local_addr().unwrap();
@@ -140,14 +145,14 @@ fn the_forwarders_upstream_sockets_fall_mute_with_their_agent() {
         assert_eq!(upstream.local_addr().unwrap().ip(), to.ip());
         upstream.write_all(b"before").unwrap();
         assert_eq!(peer.read(&mut [0; 64]).unwrap(), 6);
-        host.kernel().set_killed(AGENT, true).unwrap();
+        machine.kernel().set_killed(AGENT, true).unwrap();
         upstream.write_all(b"after").unwrap();
         assert!(is_mute(&mut peer));
         others.write_all(b"alive").unwrap();
         assert_eq!(others_peer.read(&mut [0; 64]).unwrap(), 5);
         assert_eq!(tagged(AGENT, to).err(), Some(nix::errno::Errno::EPERM));
-        assert_eq!(host.kernel().destroy_sockets(AGENT).unwrap(), 1);
-        host.kernel().set_killed(AGENT, false).unwrap();
+        assert_eq!(machine.kernel().destroy_sockets(AGENT).unwrap(), 1);
+        machine.kernel().set_killed(AGENT, false).unwrap();
         // What was unsent at the kill stays unsent; the reset alone tells the peer.
         let told = peer.read(&mut [0; 64]).unwrap_err();
         assert_eq!(told.kind(), std::io::ErrorKind::ConnectionReset);
@@ -156,13 +161,13 @@ fn the_forwarders_upstream_sockets_fall_mute_with_their_agent() {
 
 #[test]
 fn only_the_forwarder_can_tag_a_socket() {
-    let mut host = Host::alone();
-    host.rules(&[Rule::Forward]);
-    let _forwarder = host.forwarder();
+    let mut machine = Machine::alone();
+    machine.rules(&[Rule::Forward]);
+    let _forwarder = machine.forwarder();
     // As root, a bind to port 1 of an address that is not ours fails for what it says.
     let script = "say(attempt(socket.socket().bind, ('0.0.0.2', 1)))";
     assert_eq!(bystander(script), "EADDRNOTAVAIL");
-    assert_eq!(host.run(script), "EPERM");
+    assert_eq!(machine.run(script), "EPERM");
     for agent in [AgentId::NONE, AgentId::AMBIGUOUS, AgentId(5000)] {
         let to = server("127.0.0.1").0.local_addr().unwrap();
         assert_eq!(tagged(agent, to).err(), Some(nix::errno::Errno::EPERM));
@@ -171,26 +176,26 @@ fn only_the_forwarder_can_tag_a_socket() {
 
 #[test]
 fn a_label_that_denies_all_is_as_good_as_a_kill() {
-    let mut host = Host::new();
-    host.rules(&[Rule::Forward]);
-    let _forwarder = host.forwarder();
-    let mut agent = Process::start("say(connect('127.9.9.9', 443))");
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    let _forwarder = machine.forwarder();
+    let mut agent = Script::start("say(connect('127.9.9.9', 443))");
     let label = Label {
         agent: AGENT,
         flags: Label::DENY_ALL,
     };
-    host.kernel().set_label(agent.tgid(), label).unwrap();
+    machine.kernel().set_label(agent.tgid(), label).unwrap();
     agent.go();
     assert_eq!(agent.finish(), "EPERM");
 }
 
 #[test]
 fn an_ambiguous_process_may_do_nothing() {
-    let mut host = Host::new();
-    let mut agent = host.agent(
+    let mut machine = Machine::new();
+    let mut agent = machine.agent(
         AgentId::AMBIGUOUS,
         "say(attempt(socket.socket), subprocess.run(['/bin/true']).returncode)",
     );
     assert_eq!(agent.line(), "EPERM 0");
-    assert_eq!(host.refused(EventKind::Socket, Refusal::Ambiguous), 1);
+    assert_eq!(machine.refused(EventKind::Socket, Refusal::Ambiguous), 1);
 }

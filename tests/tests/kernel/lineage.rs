@@ -1,11 +1,14 @@
 use agentguard_common::abi::{AgentId, EventKind, Label};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
-use crate::harness::*;
+use crate::machine::*;
 
 #[test]
 fn a_child_is_its_parents_agent_and_nobodys_after_its_end() {
-    let mut host = Host::new();
-    let mut agent = host.agent(
+    let mut machine = Machine::new();
+    let mut agent = machine.agent(
         AGENT,
         "r, w = os.pipe()
 pid = os.fork()
@@ -13,28 +16,28 @@ if pid == 0: os.close(w); os.read(r, 1); os._exit(0)
 say(pid); wait(); os.close(w); os.waitpid(pid, 0); say('reaped'); wait()",
     );
     let child = agent.number();
-    assert_eq!(host.label(child), AGENT);
-    let event = host.await_event(|event| event.kind == EventKind::Fork as u32);
+    assert_eq!(machine.label(child), AGENT);
+    let event = machine.await_event(|event| event.kind == EventKind::Fork as u32);
     assert_eq!((event.tgid, event.parent_tgid), (child, agent.tgid()));
     assert_ne!(event.start_ns, 0);
     agent.go();
     assert_eq!(agent.line(), "reaped");
-    assert_eq!(host.label(child), AgentId::NONE);
-    assert_eq!(host.label(agent.tgid()), AGENT);
+    assert_eq!(machine.label(child), AgentId::NONE);
+    assert_eq!(machine.label(agent.tgid()), AGENT);
     let tgid = agent.tgid();
     agent.go();
     agent.finish();
-    assert_eq!(host.label(tgid), AgentId::NONE);
-    host.await_event(|event| event.kind == EventKind::Exit as u32 && event.tgid == tgid);
+    assert_eq!(machine.label(tgid), AgentId::NONE);
+    machine.await_event(|event| event.kind == EventKind::Exit as u32 && event.tgid == tgid);
 }
 
 #[test]
 fn nothing_a_process_does_to_itself_takes_the_label_away() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let cgroup = Cgroup::new();
     let procs = cgroup.0.join("cgroup.procs");
     // Each by itself, then all in one go down to a grandchild that its parent has left behind.
-    let mut agent = host.agent(
+    let mut agent = machine.agent(
         AGENT,
         &format!(
             "def grandchild():
@@ -54,26 +57,23 @@ say(grandchild()); wait()",
         ),
     );
     let grandchild = agent.number();
-    let exec =
-        host.await_event(|event| event.kind == EventKind::Exec as u32 && event.tgid == grandchild);
+    let exec = machine
+        .await_event(|event| event.kind == EventKind::Exec as u32 && event.tgid == grandchild);
     assert_eq!(exec.agent, AGENT);
     assert_eq!(exec.uid, 65534);
-    assert_eq!(host.label(grandchild), AGENT);
+    assert_eq!(machine.label(grandchild), AGENT);
     let path = exec.path.get(..exec.path_len as usize).unwrap();
     assert!(path.starts_with(b"/usr/bin/python3"), "{path:?}");
     drop(agent);
-    let _ = nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(grandchild as i32),
-        nix::sys::signal::Signal::SIGKILL,
-    );
-    host.await_event(|event| event.kind == EventKind::Exit as u32 && event.tgid == grandchild);
+    let _ = kill(Pid::from_raw(grandchild as i32), Signal::SIGKILL);
+    machine.await_event(|event| event.kind == EventKind::Exit as u32 && event.tgid == grandchild);
 }
 
 #[test]
 fn a_thread_that_outlives_its_leader_is_still_the_agents() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let (_server, port) = server("127.0.0.1");
-    let mut agent = host.agent(
+    let mut agent = machine.agent(
         AGENT,
         &format!(
             "main = threading.main_thread().native_id
@@ -86,24 +86,24 @@ ctypes.CDLL(None).syscall(60, 0)"
     );
     assert_eq!(agent.line(), "EPERM");
     let tgid = agent.tgid();
-    assert_eq!(host.label(tgid), AGENT);
-    let ends = |host: &mut Host| {
-        let events = host.events().iter();
+    assert_eq!(machine.label(tgid), AGENT);
+    let ends = |machine: &mut Machine| {
+        let events = machine.events().iter();
         events
             .filter(|event| event.kind == EventKind::Exit as u32)
             .count()
     };
-    assert_eq!(ends(&mut host), 0);
+    assert_eq!(ends(&mut machine), 0);
     agent.go();
     agent.finish();
-    assert_eq!(host.label(tgid), AgentId::NONE);
-    assert_eq!(ends(&mut host), 1);
+    assert_eq!(machine.label(tgid), AgentId::NONE);
+    assert_eq!(ends(&mut machine), 1);
 }
 
 #[test]
 fn a_thread_changes_nothing() {
-    let mut host = Host::new();
-    let agent = host.agent(
+    let mut machine = Machine::new();
+    let agent = machine.agent(
         AGENT,
         "for _ in range(20):
     t = threading.Thread(target=lambda: None); t.start(); t.join()
@@ -111,7 +111,7 @@ say('done')",
     );
     let tgid = agent.tgid();
     agent.finish();
-    let kinds: Vec<_> = host
+    let kinds: Vec<_> = machine
         .events()
         .iter()
         .map(|event| (event.kind, event.tgid))
@@ -121,9 +121,9 @@ say('done')",
 
 #[test]
 fn an_exec_by_another_thread_keeps_the_label() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let (_server, port) = server("127.0.0.1");
-    let mut agent = host.agent(
+    let mut agent = machine.agent(
         AGENT,
         &format!(
             "code = 'import socket; print(socket.socket().connect_ex((\"127.0.0.1\", {port})))'
@@ -133,8 +133,17 @@ threading.Thread(target=lambda: os.execv('/usr/bin/python3', ['python3', '-c', c
     assert_eq!(agent.line(), libc::EPERM.to_string());
 }
 
-/// A child with this tgid, which sleeps until it is killed.
-fn clone_with_tgid(tgid: i32) -> i32 {
+/// A child that sleeps. It has a copy of every descriptor of this process, among them those that are locks.
+struct Sleeper(Pid);
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
+        let _ = waitpid(self.0, None);
+    }
+}
+
+fn clone_with_tgid(tgid: i32) -> nix::Result<Sleeper> {
     // `struct clone_args`; exit_signal is the fifth word, set_tid and its size the ninth and tenth.
     let mut args = [0u64; 11];
     args[4] = libc::SIGCHLD as u64;
@@ -152,12 +161,13 @@ fn clone_with_tgid(tgid: i32) -> i32 {
             };
         }
     }
-    pid as i32
+    let pid = nix::errno::Errno::result(pid)?;
+    Ok(Sleeper(Pid::from_raw(pid as i32)))
 }
 
 #[test]
 fn a_bystander_does_not_inherit_the_label_of_who_had_its_tgid_before() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let max: i32 = std::fs::read_to_string("/proc/sys/kernel/pid_max")
         .unwrap()
         .trim()
@@ -171,24 +181,16 @@ fn a_bystander_does_not_inherit_the_label_of_who_had_its_tgid_before() {
         agent: AGENT,
         flags: 0,
     };
-    host.kernel().set_label(tgid as u32, label).unwrap();
-    assert_eq!(
-        clone_with_tgid(tgid),
-        tgid,
-        "{}",
-        std::io::Error::last_os_error()
-    );
-    let after = host.label(tgid as u32);
-    let pid = nix::unistd::Pid::from_raw(tgid);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    nix::sys::wait::waitpid(pid, None).unwrap();
-    assert_eq!(after, AgentId::NONE);
+    machine.kernel().set_label(tgid as u32, label).unwrap();
+    let sleeper = clone_with_tgid(tgid).unwrap();
+    assert_eq!(sleeper.0.as_raw(), tgid);
+    assert_eq!(machine.label(tgid as u32), AgentId::NONE);
 }
 
 #[test]
 fn no_label_is_lost_in_a_storm_of_forks() {
-    let mut host = Host::new();
-    let said = host.run(
+    let mut machine = Machine::new();
+    let said = machine.run(
         "def child():
     assert attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1) == 'EPERM'; os._exit(0)
 bad = 0
@@ -202,6 +204,6 @@ for _ in range(100):
 say(bad)",
     );
     assert_eq!(said, "0");
-    assert_eq!(host.kernel().labelled().unwrap(), []);
-    assert_eq!(host.counter("read_failed"), 0);
+    assert_eq!(machine.kernel().labelled().unwrap(), []);
+    assert_eq!(machine.counter("read_failed"), 0);
 }

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod harness;
+mod machine;
 
 mod bind;
 mod connect;

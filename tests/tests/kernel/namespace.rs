@@ -2,14 +2,14 @@ use agentguard_common::abi::{Forwarder, VERSION};
 use agentguard_sys::socket::netns_cookie;
 use aya::maps::{Array, Map, MapData};
 
-use crate::harness::*;
+use crate::machine::*;
 
 /// No namespace has such a cookie yet.
 const ELSEWHERE: u64 = 1 << 60;
 
 /// What the bitmap of the forwarders' ports says.
-fn ports(host: &Host) -> Vec<u32> {
-    let path = host.pins.join(format!("v{VERSION}/maps/PORTS"));
+fn ports(machine: &Machine) -> Vec<u32> {
+    let path = machine.pins.join(format!("v{VERSION}/maps/PORTS"));
     let map = Map::Array(MapData::from_pin(path).unwrap());
     let words: Array<_, u64> = Array::try_from(map).unwrap();
     let set = words.iter().zip(0u32..).flat_map(|(word, index)| {
@@ -32,70 +32,82 @@ fn listening(port: u32) -> Forwarder {
 
 #[test]
 fn a_port_is_watched_for_as_long_as_some_namespace_has_it() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let home = netns_cookie().unwrap();
-    let kernel = host.kernel();
+    let kernel = machine.kernel();
     kernel.set_forwarder(home, listening(61_111)).unwrap();
     kernel.add_namespace(ELSEWHERE, listening(61_111)).unwrap();
     kernel
         .add_namespace(ELSEWHERE + 1, listening(61_112))
         .unwrap();
-    assert_eq!(ports(&host), [61_111, 61_112]);
-    host.kernel()
+    assert_eq!(ports(&machine), [61_111, 61_112]);
+    machine
+        .kernel()
         .add_namespace(ELSEWHERE + 1, listening(61_113))
         .unwrap();
-    assert_eq!(ports(&host), [61_111, 61_113]);
-    host.kernel().remove_namespace(ELSEWHERE).unwrap();
-    host.kernel().remove_namespace(ELSEWHERE).unwrap();
-    assert_eq!(ports(&host), [61_111, 61_113], "the host's own");
-    host.kernel().remove_namespace(ELSEWHERE + 1).unwrap();
-    assert_eq!(ports(&host), [61_111]);
+    assert_eq!(ports(&machine), [61_111, 61_113]);
+    machine.kernel().remove_namespace(ELSEWHERE).unwrap();
+    machine.kernel().remove_namespace(ELSEWHERE).unwrap();
+    assert_eq!(ports(&machine), [61_111, 61_113], "the host's own");
+    machine.kernel().remove_namespace(ELSEWHERE + 1).unwrap();
+    assert_eq!(ports(&machine), [61_111]);
 
     // With the forwarder go its namespaces.
-    host.kernel()
+    machine
+        .kernel()
         .add_namespace(ELSEWHERE, listening(61_114))
         .unwrap();
-    host.kernel()
+    machine
+        .kernel()
         .set_forwarder(home, Forwarder::default())
         .unwrap();
-    assert_eq!(ports(&host), [0u32; 0]);
+    assert_eq!(ports(&machine), [0u32; 0]);
 }
 
 #[test]
 fn a_full_map_is_an_error_and_makes_nobody_reachable() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let home = netns_cookie().unwrap();
-    host.kernel()
+    machine
+        .kernel()
         .set_forwarder(home, listening(61_111))
         .unwrap();
     for n in 0..1023 {
-        host.kernel()
+        machine
+            .kernel()
             .add_namespace(ELSEWHERE + n, listening(61_111))
             .unwrap();
     }
-    let error = host
+    let error = machine
         .kernel()
         .add_namespace(ELSEWHERE + 1023, listening(61_111));
     assert!(error.is_err());
-    host.kernel().remove_namespace(ELSEWHERE).unwrap();
-    host.kernel()
+    machine.kernel().remove_namespace(ELSEWHERE).unwrap();
+    machine
+        .kernel()
         .add_namespace(ELSEWHERE + 1023, listening(61_111))
         .unwrap();
 }
 
 #[test]
 fn a_forwarder_elsewhere_is_not_one_here() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let (_server, port) = server("127.0.0.1");
-    host.rules(&[reach_tcp("127.0.0.1/32", port)]);
+    machine.rules(&[reach_tcp("127.0.0.1/32", port)]);
     let home = netns_cookie().unwrap();
-    host.kernel()
+    machine
+        .kernel()
         .set_forwarder(home, listening(61_111))
         .unwrap();
-    host.kernel()
+    machine
+        .kernel()
         .add_namespace(ELSEWHERE, listening(port.into()))
         .unwrap();
     let script = format!("say(connect('127.0.0.1', {port}))");
-    assert_eq!(host.run(&script), "ok", "its port is an ordinary one here");
+    assert_eq!(
+        machine.run(&script),
+        "ok",
+        "its port is an ordinary one here"
+    );
     assert_eq!(bystander(&script), "ok");
 }

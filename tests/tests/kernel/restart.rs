@@ -1,14 +1,14 @@
 use agentguard_common::abi::AgentId;
 use agentguard_kernel::{Kernel, KernelError, Rule, cgroup_root};
 
-use crate::harness::*;
+use crate::machine::*;
 
 #[test]
 fn enforcement_and_labels_outlive_the_daemon() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let (listener, port) = server("127.0.0.1");
-    host.rules(&[Rule::Forward, reach_tcp("127.0.0.1/32", port)]);
-    let mut agent = host.agent(
+    machine.rules(&[Rule::Forward, reach_tcp("127.0.0.1/32", port)]);
+    let mut agent = machine.agent(
         AGENT,
         &format!(
             "def both(): say(connect('127.0.0.1', {port}), connect('127.0.0.1', {port} ^ 1))
@@ -20,7 +20,7 @@ say(pid); wait(); both(); wait(); os.kill(pid, 9); os.wait()"
     assert_eq!(agent.line(), "ok EPERM");
     let tgid = agent.tgid();
     let links = || {
-        let mut names: Vec<_> = std::fs::read_dir(host_links(&host.pins))
+        let mut names: Vec<_> = std::fs::read_dir(host_links(&machine.pins))
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
             .collect();
@@ -28,16 +28,16 @@ say(pid); wait(); both(); wait(); os.kill(pid, 9); os.wait()"
         names
     };
     let before = links();
-    host.forget();
+    machine.forget();
     agent.go();
     assert_eq!(agent.line(), "ok EPERM");
     let child = agent.number();
-    host.load();
-    assert_eq!(host.label(tgid), AGENT);
-    assert_eq!(host.label(child), AGENT, "forked while nobody looked");
-    assert!(host.kernel().hooks().iter().all(|hook| hook.attached));
+    machine.load();
+    assert_eq!(machine.label(tgid), AGENT);
+    assert_eq!(machine.label(child), AGENT, "forked while nobody looked");
+    assert!(machine.kernel().hooks().iter().all(|hook| hook.attached));
     let after: Vec<_> = {
-        let mut names: Vec<_> = std::fs::read_dir(host_links(&host.pins))
+        let mut names: Vec<_> = std::fs::read_dir(host_links(&machine.pins))
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
             .collect();
@@ -58,10 +58,10 @@ fn host_links(pins: &std::path::Path) -> std::path::PathBuf {
 
 #[test]
 fn a_restart_leaves_no_moment_open() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let (_server, port) = server("127.0.0.1");
-    host.rules(&[reach_tcp("127.0.0.1/32", port ^ 1)]);
-    let mut agent = host.agent(
+    machine.rules(&[reach_tcp("127.0.0.1/32", port ^ 1)]);
+    let mut agent = machine.agent(
         AGENT,
         &format!(
             "stop = threading.Event(); threading.Thread(target=lambda: (wait(), stop.set())).start()
@@ -71,8 +71,8 @@ say(*said)"
         ),
     );
     for _ in 0..2 {
-        host.forget();
-        host.load();
+        machine.forget();
+        machine.load();
     }
     agent.go();
     assert_eq!(agent.finish(), "EPERM");
@@ -80,23 +80,23 @@ say(*said)"
 
 #[test]
 fn a_second_daemon_is_told_who_is_first() {
-    let host = Host::new();
-    let second = Kernel::load(&host.pins, &cgroup_root().unwrap());
+    let machine = Machine::new();
+    let second = Kernel::load(&machine.pins, &cgroup_root().unwrap());
     assert!(matches!(second, Err(KernelError::Held { tgid, .. }) if tgid == std::process::id()));
 }
 
 #[test]
 fn unload_leaves_nothing() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     let (listener, port) = server("127.0.0.1");
-    let mut agent = host.agent(
+    let mut agent = machine.agent(
         AGENT,
         &format!("say(connect('127.0.0.1', {port})); wait(); say(connect('127.0.0.1', {port}))"),
     );
     assert_eq!(agent.line(), "EPERM");
-    host.forget();
-    Kernel::unload(&host.pins).unwrap();
-    assert!(!host.pins.exists());
+    machine.forget();
+    Kernel::unload(&machine.pins).unwrap();
+    assert!(!machine.pins.exists());
     agent.go();
     assert_eq!(agent.line(), "ok");
     drop(listener);
@@ -104,10 +104,8 @@ fn unload_leaves_nothing() {
 
 #[test]
 fn a_load_that_fails_leaves_nothing() {
-    let pins = std::path::PathBuf::from(format!(
-        "/sys/fs/bpf/agentguard-test-{}-failed",
-        std::process::id()
-    ));
+    let _turn = Turn::in_company();
+    let pins = std::path::Path::new("/sys/fs/bpf").join(names::unique());
     // A folder, but no cgroup.
     let refused = Kernel::load(&pins, std::path::Path::new("/proc"));
     assert!(refused.is_err());
@@ -116,32 +114,32 @@ fn a_load_that_fails_leaves_nothing() {
 
 #[test]
 fn pins_of_another_version_are_refused() {
-    let mut host = Host::new();
-    host.forget();
-    let other = host.pins.join("v999");
+    let mut machine = Machine::new();
+    machine.forget();
+    let other = machine.pins.join("v999");
     std::fs::create_dir(&other).unwrap();
-    let refused = Kernel::load(&host.pins, &cgroup_root().unwrap());
+    let refused = Kernel::load(&machine.pins, &cgroup_root().unwrap());
     assert!(matches!(refused, Err(KernelError::Pins(text)) if text.contains("v999")));
     std::fs::remove_dir(&other).unwrap();
 }
 
 #[test]
 fn a_map_of_other_sizes_is_refused() {
-    let mut host = Host::new();
-    host.forget();
-    let maps = host
+    let mut machine = Machine::new();
+    machine.forget();
+    let maps = machine
         .pins
         .join(format!("v{}/maps", agentguard_common::abi::VERSION));
     std::fs::rename(maps.join("CONFIG"), maps.join("CONFIG_")).unwrap();
     std::fs::rename(maps.join("AGENTS"), maps.join("CONFIG")).unwrap();
-    let refused = Kernel::load(&host.pins, &cgroup_root().unwrap());
+    let refused = Kernel::load(&machine.pins, &cgroup_root().unwrap());
     assert!(matches!(refused, Err(KernelError::Pins(text)) if text.contains("CONFIG")));
 }
 
 #[test]
 fn the_forwarders_descriptors_cannot_write() {
-    let mut host = Host::new();
-    let maps = host.kernel().forwarder_maps().unwrap();
+    let mut machine = Machine::new();
+    let maps = machine.kernel().forwarder_maps().unwrap();
     let (key, value) = (7u64, [0u8; 40]);
     // `union bpf_attr` of BPF_MAP_UPDATE_ELEM.
     let attr = [
@@ -161,8 +159,11 @@ fn the_forwarders_descriptors_cannot_write() {
 
 #[test]
 fn ids_out_of_range_have_no_rules() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     for id in [0, 1, 4096, u32::MAX] {
-        assert!(host.kernel().set_rules(AgentId(id), &[]).is_err(), "{id}");
+        assert!(
+            machine.kernel().set_rules(AgentId(id), &[]).is_err(),
+            "{id}"
+        );
     }
 }

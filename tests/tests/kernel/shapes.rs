@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use agentguard_kernel::{Kernel, cgroup_root};
+use agentguard_tests::names;
+use agentguard_tests::turn::Turn;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::loaded_programs;
 
@@ -23,8 +25,8 @@ impl Drop for Pins {
 
 #[test]
 fn every_shape_loads() {
-    let name = format!("agentguard-test-{}-shapes", std::process::id());
-    let pins = Pins(Path::new("/sys/fs/bpf").join(name));
+    let _turn = Turn::in_company();
+    let pins = Pins(Path::new("/sys/fs/bpf").join(names::unique()));
     let fresh = load(&pins.0);
     let taken_over = load(&pins.0);
     Kernel::unload(&pins.0).unwrap();

@@ -4,7 +4,7 @@
 use agentguard_common::abi::{Event, EventKind, Tamper};
 use agentguard_common::verdict::Refusal;
 
-use crate::harness::*;
+use crate::machine::*;
 
 const CALLS: &str = "
 import fcntl, signal
@@ -29,8 +29,8 @@ def said(f, *args):
 
 #[test]
 fn pins_stay() {
-    let mut host = Host::new();
-    if let Some(why) = host.kernel().no_lsm() {
+    let mut machine = Machine::new();
+    if let Some(why) = machine.kernel().no_lsm() {
         eprintln!("skipped: {why}");
         return;
     }
@@ -43,11 +43,11 @@ say(said(os.unlink, d + '/link'), said(os.rmdir, d + '/folder'), said(os.rename,
 t = tempfile.mkdtemp(); os.mkdir(t + '/x'); os.rename(t + '/x', t + '/y'); os.rmdir(t + '/y'); os.rmdir(t); say('others')"
     );
     let pins = Bpffs::new();
-    let mut agent = host.agent(AGENT, &script);
+    let mut agent = machine.agent(AGENT, &script);
     agent.tell(&pins.dir);
     assert_eq!(agent.finish(), "EPERM EPERM EPERM EPERM\nothers");
-    assert_eq!(tampers(&mut host, Tamper::Pins).len(), 4);
-    let mut bystander = Process::start(&script);
+    assert_eq!(tampers(&mut machine, Tamper::Pins).len(), 4);
+    let mut bystander = Script::start(&script);
     bystander.go();
     bystander.tell(&pins.dir);
     assert_eq!(bystander.finish(), "ok ok ok ok\nothers");
@@ -60,8 +60,7 @@ struct Bpffs {
 
 impl Bpffs {
     fn new() -> Self {
-        let dir =
-            std::env::temp_dir().join(format!("agentguard-test-bpffs-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(names::unique());
         std::fs::create_dir(&dir).unwrap();
         let none: Option<&str> = None;
         nix::mount::mount(none, &dir, Some("bpf"), nix::mount::MsFlags::empty(), none).unwrap();
@@ -82,8 +81,9 @@ impl Drop for Bpffs {
     }
 }
 
-fn tampers(host: &mut Host, tried: Tamper) -> Vec<Event> {
-    host.events()
+fn tampers(machine: &mut Machine, tried: Tamper) -> Vec<Event> {
+    machine
+        .events()
         .iter()
         .filter(|event| event.kind == EventKind::Tamper as u32 && event.sock_type == tried as u32)
         .copied()
@@ -92,15 +92,15 @@ fn tampers(host: &mut Host, tried: Tamper) -> Vec<Event> {
 
 #[test]
 fn what_holds_an_agent_is_out_of_its_reach() {
-    let mut host = Host::new();
-    if let Some(why) = host.kernel().no_lsm() {
+    let mut machine = Machine::new();
+    if let Some(why) = machine.kernel().no_lsm() {
         eprintln!("skipped: {why}");
         return;
     }
     let daemon = std::process::id();
-    let nobodys = Process::start("");
+    let nobodys = Script::start("");
     let bystander_tgid = nobodys.tgid();
-    let other = host.agent(OTHER, "wait()");
+    let other = machine.agent(OTHER, "wait()");
     let script = format!(
         "{CALLS}
 child = os.fork()
@@ -115,20 +115,20 @@ os.kill(child, 9)",
     let control = bystander(&script);
     assert_eq!(control, "ok ok ok ok ok\nok ok ok ok ok\nok ok ok ok ok");
     assert_eq!(
-        host.run(&script),
+        machine.run(&script),
         "EPERM EPERM EACCES ok ok\nEPERM ok EPERM ok ok\nEPERM EPERM EPERM EPERM ok"
     );
     let targets =
         |events: Vec<Event>| -> Vec<u32> { events.iter().map(|event| event.parent_tgid).collect() };
-    assert_eq!(tampers(&mut host, Tamper::Bpf).len(), 1);
+    assert_eq!(tampers(&mut machine, Tamper::Bpf).len(), 1);
     assert_eq!(
-        targets(tampers(&mut host, Tamper::Ptrace)),
+        targets(tampers(&mut machine, Tamper::Ptrace)),
         [bystander_tgid, bystander_tgid]
     );
     assert_eq!(
-        targets(tampers(&mut host, Tamper::Signal)),
+        targets(tampers(&mut machine, Tamper::Signal)),
         [daemon, other.tgid()]
     );
-    assert_eq!(tampers(&mut host, Tamper::Terminal).len(), 1);
-    assert_eq!(host.refused(EventKind::Socket, Refusal::Family), 3);
+    assert_eq!(tampers(&mut machine, Tamper::Terminal).len(), 1);
+    assert_eq!(machine.refused(EventKind::Socket, Refusal::Family), 3);
 }

@@ -2,7 +2,7 @@ use agentguard_common::abi::{Event, EventKind, UnixName};
 use agentguard_common::verdict::Refusal;
 use agentguard_kernel::UnixJudged;
 
-use crate::harness::*;
+use crate::machine::*;
 
 /// A connect by a stream socket and a send by a datagram socket, each to a path and to an abstract name.
 const CALLS: &str = "
@@ -13,8 +13,8 @@ def send(name):
 ";
 
 /// Sockets of the test's own, which live with the process that prints their folder.
-fn servers() -> (Process, String) {
-    let mut process = Process::start(
+fn servers() -> (Script, String) {
+    let mut process = Script::start(
         "import tempfile
 d = tempfile.mkdtemp(); os.chdir(d); keep = []
 for kind, name in ((socket.SOCK_STREAM, 's'), (socket.SOCK_DGRAM, 'd')):
@@ -35,8 +35,8 @@ fn name(text: &str) -> UnixName {
 
 #[test]
 fn only_listed_sockets_are_reached() {
-    let mut host = Host::new();
-    let judged = host.kernel().unix_judged();
+    let mut machine = Machine::new();
+    let judged = machine.kernel().unix_judged();
     if judged == UnixJudged::Never {
         eprintln!("skipped: no hook judges Unix sockets");
         return;
@@ -53,14 +53,15 @@ a, b = socket.socketpair(); a.send(b'x'); say(b.recv(1).decode(), os.listdir('.'
         Some("ok ok ok ok"),
         "without an agent"
     );
-    let said = host.run(&calls);
+    let said = machine.run(&calls);
     let mut lines = said.lines();
     assert_eq!(lines.next(), Some("EPERM EPERM EPERM EPERM"));
     assert_eq!(lines.next(), Some("EPERM EPERM EPERM EPERM"));
     assert_eq!(lines.next(), Some("x True"), "pairs are free");
-    assert_eq!(host.refused(EventKind::Unix, Refusal::UnixSocket), 8);
+    assert_eq!(machine.refused(EventKind::Unix, Refusal::UnixSocket), 8);
 
-    host.kernel()
+    machine
+        .kernel()
         .set_unix(
             AGENT,
             &[
@@ -70,7 +71,7 @@ a, b = socket.socketpair(); a.send(b'x'); say(b.recv(1).decode(), os.listdir('.'
             ],
         )
         .unwrap();
-    let said = host.run(&calls);
+    let said = machine.run(&calls);
     let mut lines = said.lines();
     assert_eq!(lines.next(), Some("ok ok ok EPERM"));
     let (other_spellings, refused) = match judged {
@@ -78,9 +79,9 @@ a, b = socket.socketpair(); a.send(b'x'); say(b.recv(1).decode(), os.listdir('.'
         _ => ("EPERM EPERM EPERM ok", 4),
     };
     assert_eq!(lines.next(), Some(other_spellings));
-    let all = host.refused(EventKind::Unix, Refusal::UnixSocket);
+    let all = machine.refused(EventKind::Unix, Refusal::UnixSocket);
     assert_eq!(all, 8 + refused);
-    let allowed = host.events().iter().filter(|event| {
+    let allowed = machine.events().iter().filter(|event| {
         event.kind == EventKind::Unix as u32 && event.reason == 0 && event.proto != Event::UNIX_SEND
     });
     // The path, the abstract name, and as far as they count the other spellings.
@@ -99,17 +100,17 @@ a, b = socket.socketpair(); a.send(b'x'); say(b.recv(1).decode(), os.listdir('.'
 
 #[test]
 fn names_are_reported_as_they_are() {
-    let mut host = Host::new();
+    let mut machine = Machine::new();
     // With LSM hooks it takes a socket that is there.
-    if host.kernel().unix_judged() != UnixJudged::AsWritten {
+    if machine.kernel().unix_judged() != UnixJudged::AsWritten {
         eprintln!("skipped: names are not judged as they are written");
         return;
     }
     let longest = format!("/{}", "x".repeat(106));
-    host.run(&format!(
+    machine.run(&format!(
         "{CALLS}stream('/nowhere/a'); stream('\\0abstract'); stream('{longest}'); stream('\\0' + 'y' * 107); stream('\\0')"
     ));
-    let names: Vec<Vec<u8>> = host
+    let names: Vec<Vec<u8>> = machine
         .events()
         .iter()
         .filter(|event| event.kind == EventKind::Unix as u32)
@@ -127,24 +128,25 @@ fn names_are_reported_as_they_are() {
 
 #[test]
 fn the_kill_reaches_listed_sockets() {
-    let mut host = Host::new();
-    if host.kernel().unix_judged() == UnixJudged::Never {
+    let mut machine = Machine::new();
+    if machine.kernel().unix_judged() == UnixJudged::Never {
         eprintln!("skipped: no hook judges Unix sockets");
         return;
     }
     let (mut servers, dir) = servers();
-    host.kernel()
+    machine
+        .kernel()
         .set_unix(AGENT, &[name(&format!("{dir}/s"))])
         .unwrap();
-    let mut agent = host.agent(
+    let mut agent = machine.agent(
         AGENT,
         &format!("{CALLS}say(stream('{dir}/s')); wait(); say(stream('{dir}/s'))"),
     );
     assert_eq!(agent.line(), "ok");
-    host.kernel().set_killed(AGENT, true).unwrap();
+    machine.kernel().set_killed(AGENT, true).unwrap();
     agent.go();
     assert_eq!(agent.line(), "EPERM");
-    host.kernel().set_killed(AGENT, false).unwrap();
+    machine.kernel().set_killed(AGENT, false).unwrap();
     servers.tell("");
     servers.finish();
 }

@@ -22,7 +22,7 @@ fn lineage_holds_whatever_a_process_does_to_itself() {
     );
     assert_eq!(agent.tries(&get), "ok 403");
 
-    let cgroup = Cgroup::new("moved");
+    let cgroup = Cgroup::new();
     fs::write(
         cgroup.0.join("cgroup.procs"),
         agent.tries("pid").trim_start_matches("ok "),
@@ -137,7 +137,7 @@ fn all_keys_of_a_block_must_match() {
 #[test]
 fn a_cgroup_makes_an_agent() {
     let (site, origin) = world();
-    let cgroup = Cgroup::new("service");
+    let cgroup = Cgroup::new();
     let identify = format!("[[identify]]\ncgroup = \"{}/**\"\n", cgroup.name());
     let guard = Guard::start(&site, &bundle(&origin, &identify));
     let inner = Cgroup(cgroup.0.join("late"));

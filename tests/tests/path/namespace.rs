@@ -267,7 +267,7 @@ fn a_user_namespace_of_ones_own_is_served_and_ends_with_its_agent() {
 #[test]
 fn a_container_is_an_agent_by_its_cgroup() {
     let (site, origin) = world();
-    let slice = Cgroup::new("slice");
+    let slice = Cgroup::new();
     let policy = format!(
         "{}[[identify]]\ncgroup = \"{}/docker-*.scope\"\n",
         reach("origin.test", origin.port_plain, &["GET /v1/**"]),

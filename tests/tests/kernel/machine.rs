@@ -1,0 +1,216 @@
+//! A machine of its own for each test: the kernel programs, a forwarder that only listens, and agents that run scripts.
+
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use agentguard_common::abi::{AgentId, Event, EventKind, Forwarder, Label};
+use agentguard_common::verdict::Refusal;
+use agentguard_kernel::{Events, Kernel, OriginMaps, Rule, cgroup_root};
+pub use agentguard_sys::socket::cookie;
+use agentguard_sys::socket::netns_cookie;
+pub use agentguard_tests::Cgroup;
+pub use agentguard_tests::names;
+pub use agentguard_tests::script::{Script, bystander};
+use agentguard_tests::socket::PATIENCE;
+pub use agentguard_tests::socket::{accept, is_readable, server};
+pub use agentguard_tests::turn::Turn;
+
+pub const AGENT: AgentId = AgentId(2);
+pub const OTHER: AgentId = AgentId(3);
+
+pub struct Machine {
+    kernel: Option<Kernel>,
+    runtime: tokio::runtime::Runtime,
+    events: Option<Events>,
+    seen: Vec<Event>,
+    pub pins: PathBuf,
+    // Released last.
+    _turn: Turn,
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        Self::on(Turn::in_company())
+    }
+
+    /// The only one while it is there. The programs of every machine take the test's own process for their forwarder: where it
+    /// binds as the forwarder would, another machine would take the socket for its own.
+    pub fn alone() -> Self {
+        Self::on(Turn::alone())
+    }
+
+    fn on(turn: Turn) -> Self {
+        let mut machine = Self {
+            kernel: None,
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap(),
+            events: None,
+            seen: Vec::new(),
+            pins: Path::new("/sys/fs/bpf").join(names::unique()),
+            _turn: turn,
+        };
+        machine.load();
+        machine
+    }
+
+    pub fn load(&mut self) {
+        let mut kernel = Kernel::load(&self.pins, &cgroup_root().unwrap()).unwrap();
+        let _inside = self.runtime.enter();
+        self.events = Some(kernel.take_events().unwrap());
+        self.kernel = Some(kernel);
+    }
+
+    /// As the death of the daemon leaves it.
+    pub fn forget(&mut self) {
+        self.events = None;
+        self.kernel = None;
+    }
+
+    pub fn kernel(&mut self) -> &mut Kernel {
+        self.kernel.as_mut().unwrap()
+    }
+
+    pub fn rules(&mut self, rules: &[Rule]) {
+        self.kernel().set_rules(AGENT, rules).unwrap();
+    }
+
+    /// Everything in the ring up to now.
+    pub fn events(&mut self) -> &[Event] {
+        let seen = &mut self.seen;
+        self.events
+            .as_mut()
+            .unwrap()
+            .drain(|found| seen.push(found.event));
+        &self.seen
+    }
+
+    /// Waits until an event is in the ring that `matches`.
+    pub fn await_event(&mut self, matches: impl Fn(&Event) -> bool) -> Event {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(event) = self.events().iter().find(|event| matches(event)) {
+                return *event;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no such event among {:?}", self.seen);
+            let readable = self.events.as_mut().unwrap().readable();
+            let _ = self
+                .runtime
+                .block_on(async { tokio::time::timeout(left, readable).await });
+        }
+    }
+
+    /// How many events of a kind were refused for `refusal`.
+    pub fn refused(&mut self, kind: EventKind, refusal: Refusal) -> usize {
+        self.events()
+            .iter()
+            .filter(|event| event.kind == kind as u32 && event.reason == refusal as u32)
+            .count()
+    }
+
+    pub fn counter(&mut self, name: &str) -> u64 {
+        let counters = self.kernel().counters().unwrap();
+        counters.iter().find(|(found, _)| *found == name).unwrap().1
+    }
+
+    pub fn label(&mut self, tgid: u32) -> AgentId {
+        self.kernel().label(tgid).unwrap().agent
+    }
+
+    /// A script that `agent` runs.
+    pub fn agent(&mut self, agent: AgentId, code: &str) -> Script {
+        let mut script = Script::start(code);
+        let label = Label { agent, flags: 0 };
+        self.kernel().set_label(script.tgid(), label).unwrap();
+        script.go();
+        script
+    }
+
+    /// What a script prints when the agent runs it.
+    pub fn run(&mut self, code: &str) -> String {
+        self.agent(AGENT, code).finish()
+    }
+
+    pub fn forwarder(&mut self) -> TestForwarder {
+        let forwarder = TestForwarder::listen();
+        self.announce(&forwarder);
+        forwarder
+    }
+
+    pub fn announce(&mut self, forwarder: &TestForwarder) {
+        let state = Forwarder {
+            listener4: cookie(&forwarder.v4).unwrap(),
+            listener6: cookie(&forwarder.v6).unwrap(),
+            up: 1,
+            port: u32::from(forwarder.port),
+            tgid: std::process::id(),
+            has_v6: 1,
+        };
+        let netns = netns_cookie().unwrap();
+        self.kernel().set_forwarder(netns, state).unwrap();
+    }
+
+    pub fn origins(&mut self) -> OriginMaps {
+        let maps = self.kernel().forwarder_maps().unwrap();
+        OriginMaps::from_fds(maps.accepted, maps.flows)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.forget();
+        if let Err(error) = Kernel::unload(&self.pins) {
+            eprintln!("cannot unload: {error}");
+        }
+    }
+}
+
+/// What the forwarder's listeners are, without what it does with them.
+pub struct TestForwarder {
+    pub v4: TcpListener,
+    pub v6: TcpListener,
+    pub dns: UdpSocket,
+    pub dns6: UdpSocket,
+    pub port: u16,
+}
+
+impl TestForwarder {
+    fn listen() -> Self {
+        loop {
+            let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let port = v4.local_addr().unwrap().port();
+            let v6 = TcpListener::bind((Ipv6Addr::LOCALHOST, port));
+            let dns = UdpSocket::bind((Ipv4Addr::LOCALHOST, port));
+            let dns6 = UdpSocket::bind((Ipv6Addr::LOCALHOST, port));
+            if let (Ok(v6), Ok(dns), Ok(dns6)) = (v6, dns, dns6) {
+                for socket in [&dns, &dns6] {
+                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                }
+                return Self {
+                    v4,
+                    v6,
+                    dns,
+                    dns6,
+                    port,
+                };
+            }
+        }
+    }
+}
+
+pub fn reach_tcp(net: &str, port: u16) -> Rule {
+    Rule::ReachTcp {
+        net: net.parse().unwrap(),
+        port: Some(port),
+    }
+}
+
+pub fn reach_udp(net: &str, port: u16) -> Rule {
+    Rule::ReachUdp {
+        net: net.parse().unwrap(),
+        port: Some(port),
+    }
+}
