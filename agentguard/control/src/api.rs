@@ -17,7 +17,7 @@ use uuid::Uuid;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     pub error: String,
-    /// `bad-request`, `forbidden`, `not-found`, `conflict`, `invalid`, `internal`.
+    /// `bad-request`, `forbidden`, `not-found`, `method-not-allowed`, `conflict`, `invalid`, `internal`.
     pub code: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub diagnostics: Vec<Diagnostic>,

@@ -20,7 +20,7 @@ pub mod network;
 pub mod presence;
 pub mod records;
 pub mod registration;
-mod serve;
+pub mod serve;
 pub mod startup;
 pub mod state;
 pub mod stop;

@@ -26,17 +26,6 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// By the path of the control API.
-    pub fn of(path: &str) -> Option<Self> {
-        match path.strip_prefix("/v1/agents/")? {
-            "suspend" => Some(Self::Suspend),
-            "activate" => Some(Self::Activate),
-            "retire" => Some(Self::Retire),
-            "reassign" => Some(Self::Reassign),
-            _ => None,
-        }
-    }
-
     const fn operation(self) -> Operation {
         match self {
             Self::Suspend => Operation::Suspend,

@@ -15,8 +15,9 @@ use agentguard_sys::user;
 
 use crate::config::{Role, RoleGrant};
 
+/// What a route asks of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub enum Access {
     /// The CA certificate: agents hold it anyway.
     Trust,
     /// Judged further by the agent's `start_by`.
@@ -31,8 +32,23 @@ pub enum Verb {
     Unload,
 }
 
+impl Access {
+    /// Who may, as the documentation says it. Root always may, an agent never.
+    pub const fn who(self) -> &'static str {
+        match self {
+            Self::Trust => "everyone",
+            Self::Run => "whom the agent's `start_by` lists",
+            Self::Task => "whom the agent's `start_by` lists, and the role `admin`",
+            Self::Look => "the role `viewer`",
+            Self::Kill => "the role `responder`",
+            Self::Register | Self::Apply => "the role `admin`",
+            Self::Unload => "root",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum AccessError {
     #[error("a process of an agent's may not use the control socket")]
     Labelled,
     #[error("the process that connected has ended, so it cannot be known who asks")]
@@ -44,62 +60,64 @@ pub enum Refused {
 /// Judges a caller. `label` reads its label; asked while the caller is known to be alive, so that its tgid is still its own.
 pub fn check<E>(
     peer: &Peer,
-    verb: Verb,
+    access: Access,
     roles: &[RoleGrant],
     label: impl FnOnce(u32) -> Result<Label, E>,
-) -> Result<(), Refused> {
+) -> Result<(), AccessError> {
     let labelled = label(peer.tgid).map_or(true, |label| label != Label::default());
     if labelled {
-        return Err(Refused::Labelled);
+        return Err(AccessError::Labelled);
     }
     if peer.tgid == 0 || !peer.is_alive() {
-        return Err(Refused::Gone);
+        return Err(AccessError::Gone);
     }
-    if allowed(peer, verb, roles, user::gid) {
+    if allowed(peer, access, roles, user::gid) {
         return Ok(());
     }
-    Err(lacks(peer, verb))
+    Err(lacks(peer, access))
 }
 
-fn lacks(peer: &Peer, verb: Verb) -> Refused {
-    let needs = match verb {
-        Verb::Trust | Verb::Run | Verb::Task | Verb::Unload => "root",
-        Verb::Look => "root, or a [[roles]] entry in agentguard.toml with the role `viewer`",
-        Verb::Kill => "root, or a [[roles]] entry in agentguard.toml with the role `responder`",
-        Verb::Register | Verb::Apply => {
+fn lacks(peer: &Peer, access: Access) -> AccessError {
+    let needs = match access {
+        Access::Trust | Access::Run | Access::Task | Access::Unload => "root",
+        Access::Look => "root, or a [[roles]] entry in agentguard.toml with the role `viewer`",
+        Access::Kill => "root, or a [[roles]] entry in agentguard.toml with the role `responder`",
+        Access::Register | Access::Apply => {
             "root, or a [[roles]] entry in agentguard.toml with the role `admin`"
         }
     };
     let user = user::name(peer.uid);
-    Refused::NotAllowed { user, needs }
+    AccessError::NotAllowed { user, needs }
 }
 
 /// Root, or who has the role `viewer`: for what others see a part of.
-pub fn may_look(peer: &Peer, roles: &[RoleGrant]) -> Result<(), Refused> {
-    match allowed(peer, Verb::Look, roles, user::gid) {
+pub fn may_look(peer: &Peer, roles: &[RoleGrant]) -> Result<(), AccessError> {
+    match allowed(peer, Access::Look, roles, user::gid) {
         true => Ok(()),
-        false => Err(lacks(peer, Verb::Look)),
+        false => Err(lacks(peer, Access::Look)),
     }
 }
 
 /// Root, or who has the role `admin`.
 pub fn is_admin(peer: &Peer, roles: &[RoleGrant]) -> bool {
-    allowed(peer, Verb::Register, roles, user::gid)
+    allowed(peer, Access::Register, roles, user::gid)
 }
 
 fn allowed(
     peer: &Peer,
-    verb: Verb,
+    access: Access,
     roles: &[RoleGrant],
     gid: impl Fn(&str) -> Option<u32>,
 ) -> bool {
-    let least = match verb {
-        _ if peer.uid == 0 => return true,
-        Verb::Trust | Verb::Run | Verb::Task => return true,
-        Verb::Unload => return false,
-        Verb::Look => Role::Viewer,
-        Verb::Kill => Role::Responder,
-        Verb::Register | Verb::Apply => Role::Admin,
+    if peer.uid == 0 {
+        return true;
+    }
+    let least = match access {
+        Access::Trust | Access::Run | Access::Task => return true,
+        Access::Unload => return false,
+        Access::Look => Role::Viewer,
+        Access::Kill => Role::Responder,
+        Access::Register | Access::Apply => Role::Admin,
     };
     roles.iter().any(|grant| {
         grant.role >= least && gid(&grant.group).is_some_and(|gid| peer.groups.contains(&gid))
@@ -138,10 +156,10 @@ mod tests {
 
     #[test]
     fn the_permission_table() {
-        use Verb::{Apply, Kill, Look, Register, Run, Task, Trust, Unload};
-        const VERBS: [Verb; 8] = [Trust, Run, Task, Look, Kill, Register, Apply, Unload];
+        use Access::{Apply, Kill, Look, Register, Run, Task, Trust, Unload};
+        const ALL: [Access; 8] = [Trust, Run, Task, Look, Kill, Register, Apply, Unload];
         for (uid, group, may) in [
-            (0, 0, &VERBS[..]),
+            (0, 0, &ALL[..]),
             (1000, 99, &[Trust, Run, Task][..]),
             (1000, 10, &[Trust, Run, Task, Look][..]),
             (1000, 20, &[Trust, Run, Task, Look, Kill][..]),
@@ -152,9 +170,13 @@ mod tests {
             ),
         ] {
             let peer = Peer::known(7, uid, vec![group]);
-            for verb in VERBS {
-                let is = allowed(&peer, verb, &grants(), gid);
-                assert_eq!(is, may.contains(&verb), "uid {uid} group {group} {verb:?}");
+            for access in ALL {
+                let is = allowed(&peer, access, &grants(), gid);
+                assert_eq!(
+                    is,
+                    may.contains(&access),
+                    "uid {uid} group {group} {access:?}"
+                );
             }
         }
     }
@@ -165,23 +187,23 @@ mod tests {
         let peer = Peer::of(&socket).unwrap();
         let label = |agent, flags| move |_| Ok::<_, ()>(Label { agent, flags });
         for (given, expected) in [
-            (label(AgentId(2), 0), Err(Refused::Labelled)),
-            (label(AgentId::AMBIGUOUS, 0), Err(Refused::Labelled)),
+            (label(AgentId(2), 0), Err(AccessError::Labelled)),
+            (label(AgentId::AMBIGUOUS, 0), Err(AccessError::Labelled)),
             (
                 label(AgentId::NONE, Label::DENY_ALL),
-                Err(Refused::Labelled),
+                Err(AccessError::Labelled),
             ),
         ] {
-            assert_eq!(check(&peer, Verb::Look, &[], given), expected);
+            assert_eq!(check(&peer, Access::Look, &[], given), expected);
         }
         let unreadable = |_| Err::<Label, ()>(());
         assert_eq!(
-            check(&peer, Verb::Look, &[], unreadable),
-            Err(Refused::Labelled)
+            check(&peer, Access::Look, &[], unreadable),
+            Err(AccessError::Labelled)
         );
         if nix::unistd::geteuid().is_root() {
             let unlabelled = label(AgentId::NONE, 0);
-            assert_eq!(check(&peer, Verb::Look, &[], unlabelled), Ok(()));
+            assert_eq!(check(&peer, Access::Look, &[], unlabelled), Ok(()));
         }
     }
 
@@ -189,6 +211,9 @@ mod tests {
     fn a_caller_that_has_ended_is_refused() {
         let peer = Peer::known(7, 0, vec![]);
         let label = |_| Ok::<_, ()>(Label::default());
-        assert_eq!(check(&peer, Verb::Trust, &[], label), Err(Refused::Gone));
+        assert_eq!(
+            check(&peer, Access::Trust, &[], label),
+            Err(AccessError::Gone)
+        );
     }
 }

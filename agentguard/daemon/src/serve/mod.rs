@@ -1,13 +1,11 @@
 //! The control API: HTTP/1.1 and JSON on a Unix socket, every caller judged by what the kernel says of it.
-//!
-//! `GET /v1/status` · `/v1/agents` · `/v1/policy` · `/v1/ca` · `/v1/tasks` · `/v1/audit?…` (lines of JSON; `follow=true` goes on);
-//! `POST /v1/run` · `/v1/tasks` · `/v1/tasks/end` · `/v1/kill` · `/v1/revive` · `/v1/policy` · `/v1/policy/explain` · `/v1/unload`. Types are in [`api`],
-//! who may do what in [`access`].
+//! What is served, and to whom, is the table in [`routes`]; types are in [`agentguard_control::api`].
 
 pub mod access;
-mod answer;
+mod handle;
 mod records;
-mod route;
+mod response;
+pub mod routes;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -42,9 +40,10 @@ pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
         path: path.to_owned(),
         source,
     };
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(failed(error));
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
@@ -105,7 +104,7 @@ async fn serve_caller(shared: Arc<Shared>, stream: UnixStream, peer: Peer) {
     let stop = shared.stop.clone();
     let service = service_fn(move |request| {
         let (shared, peer) = (shared.clone(), peer.clone());
-        async move { Ok::<_, std::convert::Infallible>(route::answer(&shared, &peer, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(handle::answer(&shared, &peer, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -8,15 +8,15 @@ use agentguard_audit::log::Head;
 use agentguard_audit::search::{self, Filter, Follow};
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
-use http::StatusCode;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{Answer, Refusal, lines};
+use super::response::{ControlError, ControlResponse, ErrorCode, lines};
 use crate::state::Shared;
 
-pub async fn answer(shared: &Arc<Shared>, query: &str) -> Result<Answer, Refusal> {
-    let filter = Filter::from_query(query).map_err(|e| Refusal::new(StatusCode::BAD_REQUEST, e))?;
+pub async fn answer(shared: &Arc<Shared>, query: &str) -> Result<ControlResponse, ControlError> {
+    let filter =
+        Filter::from_query(query).map_err(|e| ControlError::new(ErrorCode::BadRequest, e))?;
     let follow = match query
         .split('&')
         .find_map(|pair| pair.strip_prefix("follow="))
@@ -25,7 +25,7 @@ pub async fn answer(shared: &Arc<Shared>, query: &str) -> Result<Answer, Refusal
         Some("true") => true,
         Some(other) => {
             let error = format!("`follow={other}` cannot be read: true or false is expected");
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, error));
+            return Err(ControlError::new(ErrorCode::BadRequest, error));
         }
     };
     shared.settle_records().await;
@@ -36,7 +36,10 @@ pub async fn answer(shared: &Arc<Shared>, query: &str) -> Result<Answer, Refusal
     let found = {
         let (dir, filter) = (dir.clone(), filter.clone());
         let searching = tokio::task::spawn_blocking(move || search::search(&dir, &filter));
-        searching.await.map_err(internal)?.map_err(internal)?
+        searching
+            .await
+            .map_err(ControlError::internal)?
+            .map_err(ControlError::internal)?
     };
     let found: VecDeque<String> = found
         .into_iter()
@@ -110,8 +113,4 @@ fn seq(line: &str) -> Option<u64> {
         seq: u64,
     }
     serde_json::from_str::<Numbered>(line).ok().map(|n| n.seq)
-}
-
-fn internal(error: impl ToString) -> Refusal {
-    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error)
 }

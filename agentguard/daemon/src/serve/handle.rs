@@ -1,0 +1,427 @@
+//! From a request to what the daemon does: its route is looked up, its caller is judged, and the route's handler answers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use agentguard_bundle::history::Entry;
+use agentguard_control::api::{Bundle, Change, Past, Rollback, Run, Target, TaskEnd, TaskStart};
+use agentguard_policy::Sources;
+use agentguard_policy::explain::Question;
+use agentguard_sys::peer::Peer;
+use agentguard_sys::process::boottime_ns;
+use agentguard_sys::user;
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+
+use super::response::{ControlError, ControlResponse, ErrorCode, json};
+use super::routes::{Route, RouteError};
+use super::{access, records};
+use crate::apply::{self, ApplyError, Wanted};
+use crate::enrol::{self, RunError};
+use crate::kill::{self, KillError};
+use crate::registration::{self, ChangeError};
+use crate::state::Shared;
+use crate::tasks::{self, TaskError};
+use crate::{lock, presence, supervise, view};
+
+/// Bytes of a request's body; a bundle's apart.
+const BODY: usize = 64 * 1024;
+/// A bundle as JSON.
+const BUNDLE_BODY: usize = 64 * 1024 * 1024;
+
+/// Digits of a digest that name a bundle at least.
+const DIGEST_START: usize = 8;
+
+/// How long the task of a command is open that has not ended before, seconds.
+const RUN_TASK: u64 = 86_400;
+
+/// How long a caller may take to send one.
+const BODY_LIMIT: Duration = Duration::from_secs(30);
+
+pub async fn answer(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    request: Request<Incoming>,
+) -> ControlResponse {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    match serve(shared, peer, request).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            tracing::debug!(uid = peer.uid, pid = peer.tgid, %method, path, ?error, "refused");
+            error.into_response()
+        }
+    }
+}
+
+async fn serve(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    request: Request<Incoming>,
+) -> Result<ControlResponse, ControlError> {
+    let path = request.uri().path().to_owned();
+    let found = Route::parse(request.method(), &path)
+        .map_err(|error| unserved(error, request.method(), &path))?;
+    let label = |tgid| lock(&shared.kernel).label(tgid);
+    access::check(peer, found.access, &shared.config.roles, label)
+        .map_err(|refused| ControlError::new(ErrorCode::Forbidden, refused))?;
+    match found.route {
+        Route::Status => Ok(json(&view::status(shared))),
+        Route::Audit => records::answer(shared, request.uri().query().unwrap_or("")).await,
+        Route::Authority => Ok(json(shared.authority.info())),
+        Route::Run => run(shared, peer, body(request, BODY).await?).await,
+        Route::Tasks => {
+            let seen = supervise::seen(shared, peer).await.map_err(task_error)?;
+            Ok(json(&seen))
+        }
+        Route::StartTask => start_task(shared, peer, body(request, BODY).await?).await,
+        Route::EndTask => end_task(shared, peer, body(request, BODY).await?).await,
+        Route::Agents => Ok(json(&view::agents(shared))),
+        Route::Suspend => {
+            let change = body(request, BODY).await?;
+            register(shared, peer, registration::Verb::Suspend, change).await
+        }
+        Route::Activate => {
+            let change = body(request, BODY).await?;
+            register(shared, peer, registration::Verb::Activate, change).await
+        }
+        Route::Retire => {
+            let change = body(request, BODY).await?;
+            register(shared, peer, registration::Verb::Retire, change).await
+        }
+        Route::Reassign => {
+            let change = body(request, BODY).await?;
+            register(shared, peer, registration::Verb::Reassign, change).await
+        }
+        Route::Kill => kill_agents(shared, peer, body(request, BODY).await?).await,
+        Route::Revive => revive_agents(shared, peer, body(request, BODY).await?).await,
+        Route::Policy => show_policy(shared),
+        Route::Apply => apply_policy(shared, peer, body(request, BUNDLE_BODY).await?).await,
+        Route::Rollback => {
+            let Rollback { serial } = body(request, BODY).await?;
+            put_in_force(shared, peer, Wanted::Earlier(serial)).await
+        }
+        Route::Explain => explain_policy(shared, body(request, BODY).await?),
+        Route::History => Ok(list_history(shared)),
+        Route::Past => show_past(shared, found.parameter),
+        Route::Unload => Ok(unload(shared)),
+    }
+}
+
+fn unserved(error: RouteError, method: &Method, path: &str) -> ControlError {
+    match error {
+        RouteError::UnknownPath => {
+            ControlError::new(ErrorCode::NotFound, format!("there is no {method} {path}"))
+        }
+        RouteError::OtherMethod(allowed) => {
+            let names: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+            let message = format!(
+                "there is no {method} {path}; it is served by {}",
+                names.join(" and ")
+            );
+            ControlError::new(ErrorCode::MethodNotAllowed, message).allowing(allowed)
+        }
+    }
+}
+
+async fn body<T: DeserializeOwned>(
+    request: Request<Incoming>,
+    limit: usize,
+) -> Result<T, ControlError> {
+    let bad = |why: String| {
+        ControlError::new(ErrorCode::BadRequest, format!("the request's body: {why}"))
+    };
+    let collecting = Limited::new(request.into_body(), limit).collect();
+    let collected = tokio::time::timeout(BODY_LIMIT, collecting)
+        .await
+        .map_err(|_| bad(format!("it was not there within {BODY_LIMIT:?}")))?;
+    let bytes: Bytes = collected.map_err(|e| bad(e.to_string()))?.to_bytes();
+    serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))
+}
+
+fn show_policy(shared: &Shared) -> Result<ControlResponse, ControlError> {
+    let active = shared.active.load_full().ok_or_else(no_bundle)?;
+    let mut shown = view::in_force(&active);
+    shown.files = active.sources.files.clone();
+    Ok(json(&shown))
+}
+
+/// Every bundle that has been in force, newest first, without its files.
+fn list_history(shared: &Shared) -> ControlResponse {
+    let in_force = seq_in_force(shared);
+    let history = lock(&shared.history);
+    let entries = history.entries().iter().rev();
+    let all: Vec<Past> = entries.map(|entry| past(entry, in_force)).collect();
+    json(&all)
+}
+
+/// With its files, the newest that `wanted` names: a serial, or the beginning of a digest.
+fn show_past(shared: &Shared, wanted: &str) -> Result<ControlResponse, ControlError> {
+    let in_force = seq_in_force(shared);
+    let history = lock(&shared.history);
+    let serial = wanted.parse::<u64>().ok();
+    let is_wanted = |entry: &&Entry| {
+        serial == Some(entry.meta.serial)
+            || wanted.len() >= DIGEST_START && entry.meta.digest.starts_with(wanted)
+    };
+    let Some(entry) = history.entries().iter().rev().find(is_wanted) else {
+        let unknown = format!(
+            "the history has no bundle `{wanted}`; name a serial or {DIGEST_START} digits of a digest that `agentguard policy history` lists"
+        );
+        return Err(ControlError::new(ErrorCode::NotFound, unknown));
+    };
+    let sources = history.sources(entry).map_err(ControlError::internal)?;
+    Ok(json(&Past {
+        files: sources.files,
+        ..past(entry, in_force)
+    }))
+}
+
+fn seq_in_force(shared: &Shared) -> Option<u64> {
+    shared.active.load().as_ref().map(|active| active.entry.seq)
+}
+
+fn past(entry: &Entry, in_force: Option<u64>) -> Past {
+    Past {
+        user: user::name(entry.uid),
+        in_force: in_force == Some(entry.seq),
+        entry: entry.clone(),
+        files: BTreeMap::new(),
+    }
+}
+
+fn no_bundle() -> ControlError {
+    let hint = "no bundle is in force; `agentguard policy apply DIR` first";
+    ControlError::new(ErrorCode::Conflict, hint)
+}
+
+async fn apply_policy(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    bundle: Bundle,
+) -> Result<ControlResponse, ControlError> {
+    let wanted = match bundle.packed {
+        Some(packed) if bundle.files.is_empty() => Wanted::Packed(packed),
+        Some(_) => {
+            let hint = "say `files` or `packed`, not both";
+            return Err(ControlError::new(ErrorCode::BadRequest, hint));
+        }
+        None => Wanted::Files(Sources {
+            files: bundle.files,
+        }),
+    };
+    put_in_force(shared, peer, wanted).await
+}
+
+async fn put_in_force(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    wanted: Wanted,
+) -> Result<ControlResponse, ControlError> {
+    // Not to be cut half-way by a caller that hangs up.
+    let (shared, uid) = (shared.clone(), peer.uid);
+    let applying = tokio::spawn(async move { apply::apply(&shared, wanted, uid).await });
+    let applied = applying
+        .await
+        .map_err(ControlError::internal)?
+        .map_err(|error| match error {
+            ApplyError::Invalid(diagnostics) => {
+                ControlError::new(ErrorCode::Invalid, "the bundle is not valid").with(diagnostics)
+            }
+            ApplyError::Refused(_) => ControlError::new(ErrorCode::Invalid, error),
+            ApplyError::Failed(_) => ControlError::internal(error),
+        })?;
+    let mut shown = view::in_force(&applied.active);
+    shown.unchanged = applied.unchanged;
+    shown.warnings = applied.warnings;
+    Ok(json(&shown))
+}
+
+fn explain_policy(
+    shared: &Shared,
+    mut question: Question,
+) -> Result<ControlResponse, ControlError> {
+    let active = shared.active.load_full().ok_or_else(no_bundle)?;
+    let now = || Timestamp::now().to_string();
+    question.time.get_or_insert_with(now);
+    question
+        .trusted_network
+        .get_or_insert_with(|| shared.network.is_trusted());
+    question
+        .host_labels
+        .extend(shared.config.host.labels.iter().cloned());
+    let agent = active.ids.get(&question.agent);
+    let presence = agent.and_then(|agent| lock(&shared.lineage).presences.of(*agent));
+    if let Some(presence) = presence {
+        let uptime_s = presence.uptime_s(boottime_ns());
+        question.uptime_s.get_or_insert(uptime_s);
+        question.attended.get_or_insert(presence.attended);
+    }
+    let explained = active.policy.explain(&question);
+    explained
+        .map(|explanation| json(&explanation))
+        .map_err(|error| ControlError::new(ErrorCode::BadRequest, error))
+}
+
+async fn run(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    request: Run,
+) -> Result<ControlResponse, ControlError> {
+    let (enrolling, caller, tgid) = (shared.clone(), peer.clone(), request.pid);
+    let task = request.task.clone().map(|intent| TaskStart {
+        agent: request.agent.clone(),
+        intent,
+        allow: Vec::new(),
+        scope: Default::default(),
+        for_s: Some(RUN_TASK),
+    });
+    let running = tokio::task::spawn_blocking(move || enrol::run(&enrolling, &request, &caller));
+    match running.await.map_err(ControlError::internal)? {
+        Ok((agent, mut started)) => {
+            let mut opened = None;
+            if let Some(task) = task {
+                let opening = tasks::start_for(shared.clone(), peer.clone(), task, tgid);
+                let opening = tokio::spawn(opening).await;
+                let unheard = opening
+                    .map_err(ControlError::internal)?
+                    .map_err(task_error)?;
+                started.task = Some(unheard.id);
+                opened = Some(unheard);
+            }
+            // Before its first instruction: no connect of it comes too early.
+            shared.namespaces.settle(tgid).await;
+            presence::started(shared, agent, peer).await;
+            if let Some(opened) = opened {
+                opened.is_told();
+            }
+            Ok(json(&started))
+        }
+        Err(error @ RunError::NotFound(_)) => Err(ControlError::new(ErrorCode::NotFound, error)),
+        Err(error @ RunError::Forbidden(_)) => Err(ControlError::new(ErrorCode::Forbidden, error)),
+        Err(error @ RunError::Conflict(_)) => Err(ControlError::new(ErrorCode::Conflict, error)),
+        Err(error @ RunError::Failed(_)) => Err(ControlError::internal(error)),
+    }
+}
+
+async fn start_task(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    start: TaskStart,
+) -> Result<ControlResponse, ControlError> {
+    let (shared, peer) = (shared.clone(), peer.clone());
+    // Once begun it is finished, whether the caller waits or not.
+    let opening = tokio::spawn(async move { tasks::start(&shared, &peer, start).await });
+    let opened = opening
+        .await
+        .map_err(ControlError::internal)?
+        .map_err(task_error)?;
+    Ok(json(&opened))
+}
+
+async fn end_task(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    end: TaskEnd,
+) -> Result<ControlResponse, ControlError> {
+    let (shared, peer) = (shared.clone(), peer.clone());
+    let ending = tokio::spawn(async move { tasks::end(&shared, &peer, end.id).await });
+    let ended = ending
+        .await
+        .map_err(ControlError::internal)?
+        .map_err(task_error)?;
+    Ok(json(&ended))
+}
+
+fn task_error(error: TaskError) -> ControlError {
+    let code = match &error {
+        TaskError::Usage(_) => ErrorCode::BadRequest,
+        TaskError::NotFound(_) => ErrorCode::NotFound,
+        TaskError::Forbidden(_) => ErrorCode::Forbidden,
+        TaskError::Refused(_) => ErrorCode::Conflict,
+        TaskError::Failed(_) => ErrorCode::Internal,
+    };
+    ControlError::new(code, error)
+}
+
+async fn kill_agents(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    target: Target,
+) -> Result<ControlResponse, ControlError> {
+    check_target(&target)?;
+    let (shared, uid) = (shared.clone(), peer.uid);
+    // A kill once begun is finished, whether the caller waits or not.
+    let killing =
+        tokio::spawn(async move { kill::kill(&shared, &target, target.reason.clone(), uid).await });
+    let cuts = killing
+        .await
+        .map_err(ControlError::internal)?
+        .map_err(kill_error)?;
+    Ok(json(&serde_json::json!({ "killed": cuts })))
+}
+
+async fn revive_agents(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    target: Target,
+) -> Result<ControlResponse, ControlError> {
+    check_target(&target)?;
+    let (shared, uid) = (shared.clone(), peer.uid);
+    let reviving =
+        tokio::spawn(
+            async move { kill::revive(&shared, &target, target.reason.clone(), uid).await },
+        );
+    let revived = reviving
+        .await
+        .map_err(ControlError::internal)?
+        .map_err(kill_error)?;
+    Ok(json(&serde_json::json!({ "revived": revived })))
+}
+
+async fn register(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    verb: registration::Verb,
+    change: Change,
+) -> Result<ControlResponse, ControlError> {
+    let (shared, uid) = (shared.clone(), peer.uid);
+    let changing =
+        tokio::spawn(async move { registration::change(&shared, verb, &change, uid).await });
+    let changed = changing
+        .await
+        .map_err(ControlError::internal)?
+        .map_err(|error| match error {
+            ChangeError::Usage(_) => ControlError::new(ErrorCode::BadRequest, error),
+            ChangeError::Refused(_) => ControlError::new(ErrorCode::Conflict, error),
+            ChangeError::Kill(error) => kill_error(error),
+        })?;
+    Ok(json(&changed))
+}
+
+/// Ends the daemon, which then takes its programs out of the kernel.
+fn unload(shared: &Shared) -> ControlResponse {
+    shared.unload.store(true, Ordering::Release);
+    shared.stop.cancel();
+    json(&serde_json::json!({ "unloading": true }))
+}
+
+fn check_target(target: &Target) -> Result<(), ControlError> {
+    if target.all == target.agents.is_empty() {
+        return Ok(());
+    }
+    let hint = "name agents, or say `all`, not both";
+    Err(ControlError::new(ErrorCode::BadRequest, hint))
+}
+
+fn kill_error(error: KillError) -> ControlError {
+    match error {
+        KillError::Unknown { .. } => ControlError::new(ErrorCode::NotFound, error),
+        KillError::Failed(_) => ControlError::internal(error),
+    }
+}
