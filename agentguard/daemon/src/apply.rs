@@ -15,7 +15,7 @@ use agentguard_kernel::{KernelError, Rule};
 use agentguard_policy as policy;
 use agentguard_policy::{Diagnostic, Policy, Reassigned, Sources};
 use agentguard_record::Outcome;
-use agentguard_record::guarantee::Holds;
+use agentguard_record::guarantee::{GuaranteeId, Holds};
 use agentguard_sys as sys;
 use jiff::Timestamp;
 
@@ -142,7 +142,7 @@ async fn try_apply(shared: &Arc<Shared>, wanted: Wanted, uid: u32) -> Result<App
             "the bundle has expired at {expires}; set a later `expires` in bundle.toml, and raise `serial`"
         )));
     }
-    let met = shared.meets(&new.policy).map_err(ApplyError::Refused)?;
+    let accepted_gaps = shared.meets(&new.policy).map_err(ApplyError::Refused)?;
     let result = install(shared, old.clone(), new.clone()).await;
     let (outcome, detail) = match &result {
         Ok(()) => (
@@ -150,7 +150,7 @@ async fn try_apply(shared: &Arc<Shared>, wanted: Wanted, uid: u32) -> Result<App
             format!(
                 "generation {generation}{}{}",
                 signed(new.entry.signer.as_ref()),
-                gaps(&met.accepted)
+                gaps(&accepted_gaps)
             ),
         ),
         Err(error) => (Outcome::Error, error.clone()),
@@ -186,7 +186,7 @@ async fn try_apply(shared: &Arc<Shared>, wanted: Wanted, uid: u32) -> Result<App
         tracing::error!(%error, "the bundle is in force, and not in the history");
         warnings.push(format!("the bundle is not in the history: {error}"));
     }
-    warnings.extend(met.accepted.iter().map(|gap| {
+    warnings.extend(accepted_gaps.iter().map(|gap| {
         format!("the bundle requires `{gap}`, which this host lacks and `accept_gaps` accepts")
     }));
     warnings.extend(unknown_digests(shared, &new.policy));
@@ -213,7 +213,7 @@ fn unknown_digests(shared: &Shared, policy: &Policy) -> Option<String> {
         .filter_map(|agent| agent.exec.as_ref())
         .find(|exec| has_digest(exec))?;
     let rows = shared.guarantees();
-    let row = rows.iter().find(|row| row.id == "exec-digest")?;
+    let row = rows.iter().find(|row| row.id == GuaranteeId::ExecDigest)?;
     (row.holds == Holds::Open).then(|| {
         format!(
             "digests in [exec] cannot be checked on this host: {}",
@@ -223,10 +223,13 @@ fn unknown_digests(shared: &Shared, policy: &Policy) -> Option<String> {
 }
 
 /// What a record says of gaps that the configuration accepts.
-pub fn gaps(accepted: &[String]) -> String {
+pub fn gaps(accepted: &[GuaranteeId]) -> String {
     match accepted {
         [] => String::new(),
-        some => format!("; required, not given, accepted: {}", some.join(", ")),
+        some => {
+            let ids: Vec<&str> = some.iter().map(|id| id.as_str()).collect();
+            format!("; required, not given, accepted: {}", ids.join(", "))
+        }
     }
 }
 

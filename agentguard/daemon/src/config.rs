@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use agentguard_audit::Durability;
 use agentguard_link::frame::Limits;
-use agentguard_record::guarantee;
+use agentguard_record::guarantee::GuaranteeId;
 use ipnet::IpNet;
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 pub use self::error::ConfigError;
@@ -77,7 +78,14 @@ pub struct PolicySection {
     /// The bundle in force until one has been applied.
     pub bundle: PathBuf,
     /// Guarantees a bundle may require that this host may lack.
-    pub accept_gaps: Vec<String>,
+    #[serde(deserialize_with = "guarantees")]
+    pub accept_gaps: Vec<GuaranteeId>,
+}
+
+fn guarantees<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<GuaranteeId>, D::Error> {
+    let words = Vec::<String>::deserialize(list)?;
+    let ids = words.iter().map(|word| word.parse());
+    ids.collect::<Result<_, _>>().map_err(D::Error::custom)
 }
 
 impl Default for PolicySection {
@@ -315,15 +323,6 @@ impl Config {
                 "cgroup",
                 format!("`{cgroup}` is neither `auto` nor an absolute path"),
             ));
-        }
-        for gap in &self.policy.accept_gaps {
-            if !guarantee::IDS.contains(&gap.as_str()) {
-                let hint = guarantee::nearest(gap).map_or_else(
-                    || format!("there are {}", guarantee::IDS.join(", ")),
-                    |near| format!("did you mean `{near}`?"),
-                );
-                return Err(("accept_gaps", format!("unknown guarantee `{gap}`; {hint}")));
-            }
         }
         let f = &self.forwarder;
         if f.user.is_empty() || f.user == "root" || f.user == "0" {

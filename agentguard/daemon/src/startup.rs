@@ -10,6 +10,7 @@ use agentguard_bundle::store::{self, Trust};
 use agentguard_kernel as kernel;
 use agentguard_kernel::{KernelError, Protected};
 use agentguard_policy::{Diagnostic, Policy, Sources};
+use agentguard_record::guarantee::GuaranteeId;
 use agentguard_sys::file;
 use agentguard_sys::lock::{self, FolderLock, Taken};
 use agentguard_sys::user::{self, Account};
@@ -285,12 +286,12 @@ fn entry_at_start(
 pub fn hold_to_requirements(
     shared: &Shared,
     active: Option<Active>,
-) -> (Option<Active>, Vec<String>) {
+) -> (Option<Active>, Vec<GuaranteeId>) {
     let Some(active) = active else {
         return (None, Vec::new());
     };
     match shared.meets(&active.policy) {
-        Ok(met) => (Some(active), met.accepted),
+        Ok(accepted) => (Some(active), accepted),
         Err(why) => {
             let (name, serial) = (&active.meta.name, active.meta.serial);
             let trouble = format!("the bundle {name} {serial} is refused: {why}");

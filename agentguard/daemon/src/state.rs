@@ -11,7 +11,7 @@ use agentguard_kernel::{Kernel, KernelError};
 use agentguard_link::frame::PolicyUpdate;
 use agentguard_policy::{Policy, Reassigned, Sources};
 use agentguard_record::Meta;
-use agentguard_record::guarantee::{Guarantee, Met, require};
+use agentguard_record::guarantee::{Guarantee, GuaranteeId, require};
 use agentguard_record::{Draft, Process};
 use agentguard_sys as sys;
 use arc_swap::ArcSwapOption;
@@ -140,7 +140,7 @@ impl Shared {
     }
 
     /// Whether this host gives what the bundle requires, and which gaps the configuration accepts.
-    pub fn meets(&self, policy: &Policy) -> Result<Met, String> {
+    pub fn meets(&self, policy: &Policy) -> Result<Vec<GuaranteeId>, String> {
         let accepted = &self.config.policy.accept_gaps;
         require(policy.require(), accepted, &self.guarantees())
     }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use agentguard_common::abi::{BUNDLE_EXEC_RULES, MAX_IDENTIFY, MAX_RULES};
 use agentguard_record::Meta;
+use agentguard_record::guarantee::GuaranteeId;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
@@ -19,7 +20,7 @@ use super::{Exec, KernelRule, Proto, Sources, delegation};
 pub(super) struct Bundle {
     pub meta: Option<Meta>,
     /// Guarantees that the host must give.
-    pub require: Vec<String>,
+    pub require: Vec<GuaranteeId>,
     pub expires: Option<Timestamp>,
     pub observe: bool,
     pub agents: Vec<AgentFile>,

@@ -53,6 +53,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use agentguard_common::abi::AgentId;
+use agentguard_record::guarantee::GuaranteeId;
 use agentguard_record::{DenyReason, Meta};
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -224,7 +225,7 @@ pub struct Denial {
 #[derive(Debug)]
 pub struct Policy {
     meta: Meta,
-    require: Vec<String>,
+    require: Vec<GuaranteeId>,
     expires: Option<Timestamp>,
     agents: BTreeMap<AgentId, compile::CompiledAgent>,
     rules: Vec<compile::CompiledRule>,
@@ -301,8 +302,8 @@ impl Policy {
         &self.meta
     }
 
-    /// Ids of the guarantees that a host must give to have this bundle in force.
-    pub fn require(&self) -> &[String] {
+    /// The guarantees that a host must give to have this bundle in force.
+    pub fn require(&self) -> &[GuaranteeId] {
         &self.require
     }
 

@@ -1,35 +1,12 @@
-//! The guarantees by name: their ids, what a row says, and whether a bundle's requirements are met.
+//! The guarantees: their ids, what a row says, and whether a bundle's requirements are met.
 
+mod id;
 mod require;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::require::{Met, nearest, require};
-
-/// Every guarantee's id, in the order in which they are told. Bundles and scripts name them: none is ever renamed.
-pub const IDS: [&str; 21] = [
-    "lineage",
-    "tcp",
-    "udp",
-    "dns",
-    "raw-sockets",
-    "listen",
-    "kill",
-    "kill-resets",
-    "address-families",
-    "exec",
-    "exec-scripts",
-    "exec-digest",
-    "unix-sockets",
-    "handed-over-sockets",
-    "io-uring",
-    "terminal",
-    "tamper",
-    "own-files",
-    "namespaces",
-    "forwarder-sandbox",
-    "canary",
-];
+pub use self::id::{GuaranteeId, UnknownGuarantee};
+pub use self::require::require;
 
 /// How far a guarantee holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +20,7 @@ pub enum Holds {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guarantee {
-    pub id: String,
+    pub id: GuaranteeId,
     /// In words.
     pub name: String,
     pub holds: Holds,

@@ -88,12 +88,14 @@ fn show(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
+    use agentguard_record::guarantee::GuaranteeId;
+
     use super::*;
 
     #[test]
     fn what_people_see() {
         let guarantees = vec![Guarantee {
-            id: "tamper".into(),
+            id: GuaranteeId::Tamper,
             name: "root cannot tamper".into(),
             holds: Holds::Open,
             why: "no BPF LSM".into(),

@@ -145,6 +145,8 @@ pub fn short(digest: &str) -> &str {
 mod tests {
     use std::collections::BTreeMap;
 
+    use agentguard_record::guarantee::GuaranteeId;
+
     use super::*;
     use agentguard_control::api::{AgentCounts, AuditView, ForwarderView, HookView};
 
@@ -188,15 +190,18 @@ mod tests {
                 name: "connect4".into(),
                 attached: true,
             }],
-            guarantees: [("tcp", Holds::Enforced), ("tamper", Holds::Open)]
-                .map(|(id, holds)| Guarantee {
-                    id: id.into(),
-                    name: id.into(),
-                    holds,
-                    why: String::new(),
-                    remedy: None,
-                })
-                .to_vec(),
+            guarantees: [
+                (GuaranteeId::Tcp, Holds::Enforced),
+                (GuaranteeId::Tamper, Holds::Open),
+            ]
+            .map(|(id, holds)| Guarantee {
+                id,
+                name: id.to_string(),
+                holds,
+                why: String::new(),
+                remedy: None,
+            })
+            .to_vec(),
             drops: BTreeMap::from([("refused".into(), 5), ("ring_full".into(), 0)]),
             audit: AuditView {
                 path: "/a".into(),

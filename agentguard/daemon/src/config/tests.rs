@@ -93,7 +93,7 @@ fn what_is_wrong_is_named_with_its_place() {
         ),
         (
             "[policy]\naccept_gaps = [\"tampre\"]",
-            "/c.toml:2:1: `accept_gaps`: unknown guarantee `tampre`; did you mean `tamper`?",
+            "/c.toml:2:15: `accept_gaps`: unknown guarantee `tampre`; did you mean `tamper`?",
         ),
         (
             "[audit]\nxyzzy = 1",

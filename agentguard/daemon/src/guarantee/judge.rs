@@ -1,6 +1,6 @@
 //! Each guarantee's row. What a row claims is what the hooks that it names enforce, and no more.
 
-use agentguard_record::guarantee::{Guarantee, Holds, IDS};
+use agentguard_record::guarantee::{Guarantee, GuaranteeId, Holds};
 
 use super::{Canary, Facts};
 
@@ -25,7 +25,7 @@ const OWN_FILES: [&str; 14] = [
     "sb_mount",
 ];
 
-/// Every guarantee, in the order of [`IDS`]. While nothing is in force, with what would be if the daemon ran.
+/// Every guarantee, in the order of [`GuaranteeId::ALL`]. While nothing is in force, with what would be if the daemon ran.
 pub fn judge(facts: &Facts) -> Vec<Guarantee> {
     if facts.is_in_force() {
         return rows(facts);
@@ -40,13 +40,16 @@ pub fn judge(facts: &Facts) -> Vec<Guarantee> {
 /// `now` nothing is in force, and `then` everything that can be.
 fn idle(now: Guarantee, then: Guarantee) -> Guarantee {
     // The host's own doing, and of the canary nothing is known.
-    let by_host = matches!(&*now.id, "io-uring" | "terminal") && now.holds == Holds::Enforced;
+    let by_host = matches!(now.id, GuaranteeId::IoUring | GuaranteeId::Terminal)
+        && now.holds == Holds::Enforced;
     let would = match then.holds {
         Holds::Open => return then,
-        _ if by_host || now.id == "canary" => return now,
         Holds::Enforced => "be enforced",
         Holds::Fallback => "hold by fallback",
     };
+    if by_host || now.id == GuaranteeId::Canary {
+        return now;
+    }
     Guarantee {
         holds: Holds::Open,
         why: format!("not running; would {would} ({})", then.why),
@@ -56,11 +59,12 @@ fn idle(now: Guarantee, then: Guarantee) -> Guarantee {
 }
 
 fn rows(facts: &Facts) -> Vec<Guarantee> {
-    IDS.iter()
-        .map(|id| {
+    GuaranteeId::ALL
+        .iter()
+        .map(|&id| {
             let (name, (holds, why, remedy)) = row(id, facts);
             Guarantee {
-                id: (*id).to_owned(),
+                id,
                 name: name.to_owned(),
                 holds,
                 why,
@@ -72,14 +76,14 @@ fn rows(facts: &Facts) -> Vec<Guarantee> {
 
 type Row = (Holds, String, Option<String>);
 
-fn row(id: &str, facts: &Facts) -> (&'static str, Row) {
+fn row(id: GuaranteeId, facts: &Facts) -> (&'static str, Row) {
     let hooks = |names: &[&str]| by_hooks(facts, names);
     match id {
-        "lineage" => (
+        GuaranteeId::Lineage => (
             "every process of an agent's is known as the agent's",
             lineage(facts),
         ),
-        "tcp" => (
+        GuaranteeId::Tcp => (
             "TCP connections go where the policy says",
             hooks(&[
                 "sock_create",
@@ -90,32 +94,32 @@ fn row(id: &str, facts: &Facts) -> (&'static str, Row) {
                 "sock_release",
             ]),
         ),
-        "udp" => (
+        GuaranteeId::Udp => (
             "datagrams leave only by a rule",
             hooks(&["sock_create", "sendmsg4", "sendmsg6", "egress"]),
         ),
-        "dns" => (
+        GuaranteeId::Dns => (
             "names are resolved by the guard, and only those that a rule can reach",
             hooks(&[
                 "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6",
             ]),
         ),
-        "raw-sockets" => (
+        GuaranteeId::RawSockets => (
             "raw, ICMP, SCTP and MPTCP sockets are refused",
             hooks(&["sock_create"]),
         ),
-        "listen" => ("agents listen only where the policy says", listen(facts)),
-        "kill" => (
+        GuaranteeId::Listen => ("agents listen only where the policy says", listen(facts)),
+        GuaranteeId::Kill => (
             "a killed agent sends nothing",
             hooks(&["connect4", "connect6", "sendmsg4", "sendmsg6", "egress"]),
         ),
-        "kill-resets" => ("a kill resets live sockets", kill_resets(facts)),
-        "address-families" => (
+        GuaranteeId::KillResets => ("a kill resets live sockets", kill_resets(facts)),
+        GuaranteeId::AddressFamilies => (
             "other address families (AF_PACKET, AF_XDP, vsock, …) are refused",
             address_families(facts),
         ),
-        "exec" => ("executables are judged", exec(facts)),
-        "exec-scripts" => (
+        GuaranteeId::Exec => ("executables are judged", exec(facts)),
+        GuaranteeId::ExecScripts => (
             "a script's own file is judged, not only its interpreter",
             by_lsm(
                 facts,
@@ -123,15 +127,15 @@ fn row(id: &str, facts: &Facts) -> (&'static str, Row) {
                 "an interpreter that an agent may execute runs any script",
             ),
         ),
-        "exec-digest" => (
+        GuaranteeId::ExecDigest => (
             "a file that a rule names by its SHA-256 runs with that content alone",
             exec_digest(facts),
         ),
-        "unix-sockets" => (
+        GuaranteeId::UnixSockets => (
             "Unix sockets (docker.sock, D-Bus, …) are judged",
             unix_sockets(facts),
         ),
-        "handed-over-sockets" => (
+        GuaranteeId::HandedOverSockets => (
             "a socket that another process opened carries nothing for an agent",
             by_lsm(
                 facts,
@@ -139,12 +143,12 @@ fn row(id: &str, facts: &Facts) -> (&'static str, Row) {
                 "a socket that someone else opens and hands over (SCM_RIGHTS, pidfd_getfd) is not the agent's",
             ),
         ),
-        "io-uring" => ("io_uring is no way around", io_uring(facts)),
-        "terminal" => (
+        GuaranteeId::IoUring => ("io_uring is no way around", io_uring(facts)),
+        GuaranteeId::Terminal => (
             "nothing is typed into the terminal that started an agent",
             terminal(facts),
         ),
-        "tamper" => (
+        GuaranteeId::Tamper => (
             "an agent that has root cannot tamper with the guard",
             by_lsm(
                 facts,
@@ -152,21 +156,21 @@ fn row(id: &str, facts: &Facts) -> (&'static str, Row) {
                 "root can unload the programs and end the daemon; `run` drops all capabilities unless the agent's file says privileges = \"keep\"",
             ),
         ),
-        "own-files" => (
+        GuaranteeId::OwnFiles => (
             "an agent that has root cannot change the guard's files, nor read its secrets",
             own_files(facts),
         ),
-        "namespaces" => (
+        GuaranteeId::Namespaces => (
             "another network namespace is no way around",
             hooks(&[
                 "fork", "connect4", "connect6", "sendmsg4", "sendmsg6", "egress",
             ]),
         ),
-        "forwarder-sandbox" => (
+        GuaranteeId::ForwarderSandbox => (
             "a forwarder that is taken over gets at no file and no privilege",
             forwarder_sandbox(facts),
         ),
-        _ => (
+        GuaranteeId::Canary => (
             "the guard tries for itself, again and again, what must be refused",
             canary(facts),
         ),

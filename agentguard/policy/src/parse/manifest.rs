@@ -1,6 +1,6 @@
 //! `bundle.toml`.
 
-use agentguard_record::guarantee;
+use agentguard_record::guarantee::GuaranteeId;
 use jiff::Timestamp;
 
 use super::table::{Keys, Table};
@@ -12,8 +12,7 @@ use crate::time::Calendar;
 pub(crate) struct Manifest {
     pub name: String,
     pub serial: u64,
-    /// Ids of guarantees.
-    pub require: Vec<String>,
+    pub require: Vec<GuaranteeId>,
     pub expires: Option<Timestamp>,
     /// What would be denied is let through, unless the agent's file says otherwise.
     pub observe: bool,
@@ -31,18 +30,15 @@ pub(crate) fn manifest(report: &mut Report<'_>, file: u32) -> Option<Manifest> {
     let root = Table::root(file, &document);
     root.check_keys(report, &KEYS);
     let mode = root.choice(report, "mode", &MODES);
-    let require = root.strings(report, "require");
-    for wanted in &require {
-        if !guarantee::IDS.contains(&wanted.value.as_str()) {
-            let help = guarantee::nearest(&wanted.value).map_or_else(
-                || format!("there are {}", guarantee::IDS.join(", ")),
-                |near| format!("did you mean `{near}`?"),
-            );
-            report.error_help(
+    let mut require = Vec::new();
+    for wanted in root.strings(report, "require") {
+        match wanted.value.parse::<GuaranteeId>() {
+            Ok(id) => require.push(id),
+            Err(unknown) => report.error_help(
                 wanted.at,
                 format!("unknown guarantee `{}` in `require`", wanted.value),
-                help,
-            );
+                unknown.hint(),
+            ),
         }
     }
     let expires = root.moment(report, "expires");
@@ -65,7 +61,7 @@ pub(crate) fn manifest(report: &mut Report<'_>, file: u32) -> Option<Manifest> {
         calendar,
         name: name?.value,
         serial: serial?.value,
-        require: require.into_iter().map(|wanted| wanted.value).collect(),
+        require,
         expires,
         observe: mode.is_some_and(|mode| mode.value == OBSERVE),
     })

@@ -60,15 +60,17 @@ fn facts(hooks: &[&'static str]) -> Facts {
 
 fn holds(facts: &Facts, id: &str) -> Holds {
     let all = judge(facts);
-    all.iter().find(|g| g.id == id).unwrap().holds
+    all.iter().find(|g| g.id.as_str() == id).unwrap().holds
 }
 
 #[test]
 fn a_kernel_without_lsm_names_what_stays_open() {
     let facts = facts(&CGROUP_HOOKS);
-    let by = |wanted| -> Vec<String> {
+    let by = |wanted| -> Vec<&str> {
         let all = judge(&facts).into_iter();
-        all.filter(|g| g.holds == wanted).map(|g| g.id).collect()
+        all.filter(|g| g.holds == wanted)
+            .map(|g| g.id.as_str())
+            .collect()
     };
     assert_eq!(
         by(Holds::Open),
@@ -159,7 +161,7 @@ fn nothing_holds_by_lsm_where_its_programs_may_be_left_out() {
     }
     assert_eq!(holds(&leaky, "tcp"), Holds::Enforced);
     let all = judge(&leaky);
-    let row = all.iter().find(|row| row.id == "exec").unwrap();
+    let row = all.iter().find(|row| row.id == GuaranteeId::Exec).unwrap();
     assert!(row.remedy.as_deref().unwrap().contains("6.1.54"), "{row:?}");
 }
 
@@ -192,7 +194,10 @@ fn digests_hold_where_the_kernel_tells_them_and_else_the_row_says_why() {
         ..facts(&[&CGROUP_HOOKS, &lsm[..]].concat())
     };
     let all = judge(&without);
-    let row = all.iter().find(|row| row.id == "exec-digest").unwrap();
+    let row = all
+        .iter()
+        .find(|row| row.id == GuaranteeId::ExecDigest)
+        .unwrap();
     assert_eq!(row.holds, Holds::Open);
     assert!(row.why.starts_with("no IMA; an `allow` entry"), "{row:?}");
     assert_eq!(row.remedy.as_deref(), Some("another kernel"));
@@ -222,7 +227,7 @@ fn a_hook_that_is_gone_opens_what_it_held_and_says_what_to_do() {
         .attached = false;
     let all = judge(&facts);
     for id in ["tcp", "dns", "kill", "namespaces"] {
-        let row = all.iter().find(|g| g.id == id).unwrap();
+        let row = all.iter().find(|g| g.id.as_str() == id).unwrap();
         assert_eq!(row.holds, Holds::Open, "{id}");
         assert!(row.why.contains("connect4"), "{row:?}");
         assert!(row.remedy.is_some(), "{row:?}");
@@ -239,7 +244,7 @@ fn what_this_version_cannot_do_has_no_remedy() {
     };
     for id in ["exec", "exec-scripts", "unix-sockets", "tamper"] {
         let all = judge(&facts);
-        let row = all.iter().find(|g| g.id == id).unwrap();
+        let row = all.iter().find(|g| g.id.as_str() == id).unwrap();
         assert_eq!(row.holds, Holds::Open, "{row:?}");
         assert!(row.why.contains("this version does not judge"), "{row:?}");
         assert_eq!(row.remedy, None, "{row:?}");
@@ -256,7 +261,10 @@ fn while_nothing_is_in_force_it_says_what_would_be() {
         ..facts(&[])
     };
     let would = |facts: &Facts, id: &str| {
-        let row = judge(facts).into_iter().find(|g| g.id == id).unwrap();
+        let row = judge(facts)
+            .into_iter()
+            .find(|g| g.id.as_str() == id)
+            .unwrap();
         (row.holds, row.why)
     };
     for (id, said) in [
