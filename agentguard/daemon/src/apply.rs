@@ -116,14 +116,14 @@ pub async fn apply(shared: &Arc<Shared>, wanted: Wanted, uid: u32) -> Result<App
 
 async fn try_apply(shared: &Arc<Shared>, wanted: Wanted, uid: u32) -> Result<Applied, ApplyError> {
     let _one_at_a_time = shared.applying.lock().await;
-    let operation = wanted.operation();
+    let (operation, origin) = (wanted.operation(), wanted.origin());
     let old = shared.active.load_full();
     let Loaded { sources, signer } = find(shared, wanted, old.as_deref())?;
     let generation = old.as_ref().map_or(1, |old| old.generation + 1);
     let propose = |names: &_| lock(&shared.registry).propose(names);
     let owners = lock(&shared.registry).reassigned();
     let meta = Policy::meta_of(&sources).unwrap_or_default();
-    let entry = next_entry(shared, meta, operation, uid, signer);
+    let entry = next_entry(shared, meta, origin, uid, signer);
     let new = Arc::new(prepare(sources, propose, owners, generation, entry)?);
     if let Some(old) = old
         .as_ref()

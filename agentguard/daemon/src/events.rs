@@ -93,33 +93,47 @@ async fn take(shared: &Shared, seen: &[Seen]) {
     let mut drafts = Vec::new();
     let seen = seen.iter().filter(|seen| !seen.event.agent.is_canary());
     for Seen { event, exec } in seen {
-        match EventKind::try_from(event.kind) {
-            Ok(EventKind::Fork | EventKind::Exec | EventKind::Enrol) => {
-                shared.namespaces.begun(event.tgid);
-                // Of a process whose exec went through another event tells; else it runs what it ran.
-                if !exec.as_ref().is_some_and(|exec| exec.before) {
-                    follow(shared, event);
-                }
-            }
-            Ok(EventKind::Exit) => follow(shared, event),
-            Ok(EventKind::Unread) => {
-                shared.unread.tell(event.tgid);
-                continue;
-            }
-            Ok(EventKind::ForwarderDown) => {
-                tracing::warn!("the forwarder's listener is gone: agents' connects are refused");
-                continue;
-            }
-            Ok(_) if event.reason == Refusal::Namespace as u32 => {
-                shared.namespaces.refused(event.tgid);
-            }
-            Ok(_) => {}
+        let kind = match EventKind::try_from(event.kind) {
+            Ok(kind) => kind,
             Err(kind) => {
                 tracing::warn!(kind, "a kernel event of an unknown kind");
                 continue;
             }
+        };
+        match kind {
+            EventKind::Fork | EventKind::Exec | EventKind::Enrol => {
+                shared.namespaces.begun(event.tgid);
+                // Of a process whose exec went through another event tells; else it runs what it ran.
+                if !exec.as_ref().is_some_and(|exec| exec.before) {
+                    match kind == EventKind::Fork {
+                        true => forked(shared, event),
+                        false => executed(shared, event),
+                    }
+                }
+            }
+            EventKind::Exit => lock(&shared.lineage).exited(event.tgid, event.time_ns),
+            EventKind::Unread => {
+                shared.unread.tell(event.tgid);
+                continue;
+            }
+            EventKind::ForwarderDown => {
+                tracing::warn!("the forwarder's listener is gone: agents' connects are refused");
+                continue;
+            }
+            EventKind::Connect
+            | EventKind::Send
+            | EventKind::Bind
+            | EventKind::Socket
+            | EventKind::Packet
+            | EventKind::Unix
+            | EventKind::Tamper
+            | EventKind::HandedOver => {
+                if event.reason == Refusal::Namespace as u32 {
+                    shared.namespaces.refused(event.tgid);
+                }
+            }
         }
-        if let Some(draft) = draft(event, exec.is_some(), &clock) {
+        if let Some(draft) = draft(event, kind, exec.is_some(), &clock) {
             drafts.push((stopped(shared, draft), caller(shared, event, exec.as_ref())));
         }
     }
@@ -159,33 +173,28 @@ fn caller(shared: &Shared, event: &Event, exec: Option<&JudgedExec>) -> Option<P
     })
 }
 
-fn follow(shared: &Shared, event: &Event) {
+fn forked(shared: &Shared, event: &Event) {
+    let start = match event.start_ns {
+        0 => event.time_ns,
+        start => start,
+    };
+    lock(&shared.lineage).forked(event.tgid, event.parent_tgid, event.agent, start);
+}
+
+fn executed(shared: &Shared, event: &Event) {
     let mut lineage = lock(&shared.lineage);
-    match EventKind::try_from(event.kind) {
-        Ok(EventKind::Fork) => {
-            let start = if event.start_ns == 0 {
-                event.time_ns
-            } else {
-                event.start_ns
-            };
-            lineage.forked(event.tgid, event.parent_tgid, event.agent, start);
-        }
-        Ok(EventKind::Exec | EventKind::Enrol) => {
-            let exec = Exec {
-                exe: path(event),
-                uid: event.uid,
-                cgroup: shared.cgroups.path(event.cgroup),
-                start_ns: event.start_ns,
-                at_ns: event.time_ns,
-            };
-            lineage.executed(event.tgid, event.agent, exec);
-        }
-        _ => lineage.exited(event.tgid, event.time_ns),
-    }
+    let exec = Exec {
+        exe: path(event),
+        uid: event.uid,
+        cgroup: shared.cgroups.path(event.cgroup),
+        start_ns: event.start_ns,
+        at_ns: event.time_ns,
+    };
+    lineage.executed(event.tgid, event.agent, exec);
 }
 
 /// The record of a verdict; `None` for events that are none, such as an exec that nobody judged.
-fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
+fn draft(event: &Event, kind: EventKind, is_judged: bool, clock: &Clock) -> Option<Draft> {
     let (outcome, refusal) = match Finding::try_from(event.reason) {
         Ok(Finding::Allowed) => (Outcome::Allow, None),
         Ok(Finding::Observed(refusal)) => (Outcome::Observed, Some(refusal)),
@@ -193,61 +202,29 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         Err(_) => (Outcome::Deny, None),
     };
     let allowed = outcome == Outcome::Allow;
-    let action = match EventKind::try_from(event.kind).ok()? {
-        EventKind::Connect => "connect",
-        EventKind::Send => "sendmsg",
-        EventKind::Bind => "bind",
-        EventKind::Socket => "socket",
-        EventKind::Packet => "packet",
-        EventKind::Unix
-            if outcome == Outcome::Deny
-                && refusal == Some(Refusal::UnixSocket)
-                && unix::is_name_cache(event) =>
-        {
-            return None;
+    let is_told = match kind {
+        EventKind::Exec | EventKind::Enrol => is_judged || !allowed,
+        EventKind::Unix => {
+            outcome != Outcome::Deny
+                || refusal != Some(Refusal::UnixSocket)
+                || !unix::is_name_cache(event)
         }
-        EventKind::Unix if event.proto == Event::UNIX_SEND => "sendmsg",
-        EventKind::Unix => "connect",
-        EventKind::HandedOver => "handed-over",
-        EventKind::Tamper => match Tamper::try_from(event.sock_type) {
-            Ok(Tamper::Bpf) => "bpf",
-            Ok(Tamper::Ptrace) => "ptrace",
-            Ok(Tamper::Signal) => "kill",
-            Ok(Tamper::Terminal) => "ioctl",
-            Ok(Tamper::Pins) => "unlink",
-            Ok(Tamper::Files) => "file",
-            Err(_) => "tamper",
-        },
-        EventKind::Exec | EventKind::Enrol if is_judged || !allowed => "exec",
-        EventKind::Exec
-        | EventKind::Enrol
-        | EventKind::Fork
-        | EventKind::Exit
-        | EventKind::ForwarderDown
-        | EventKind::Unread => {
-            return None;
-        }
+        EventKind::Fork | EventKind::Exit | EventKind::ForwarderDown | EventKind::Unread => false,
+        EventKind::Connect
+        | EventKind::Send
+        | EventKind::Bind
+        | EventKind::Socket
+        | EventKind::Packet
+        | EventKind::Tamper
+        | EventKind::HandedOver => true,
     };
-    let is_unix = event.kind == EventKind::Unix as u32;
-    let resource = match action {
-        "exec" => path(event),
-        "socket" => socket_name(event),
-        _ if is_unix => unix::resource(event),
-        "ptrace" | "kill" => format!("process/{}", event.parent_tgid),
-        "ioctl" => "terminal".to_owned(),
-        "unlink" => "bpffs".to_owned(),
-        "file" => "agentguard".to_owned(),
-        "handed-over" => "socket".to_owned(),
-        "bpf" | "tamper" => action.to_owned(),
-        _ => match IpAddr::from(event.addr) {
-            IpAddr::V4(ip) => format!("{ip}:{}", event.port),
-            IpAddr::V6(ip) => format!("[{ip}]:{}", event.port),
-        },
-    };
+    let (action, resource) = act(event, kind).filter(|_| is_told)?;
+    let has_address = matches!(
+        kind,
+        EventKind::Connect | EventKind::Send | EventKind::Bind | EventKind::Packet
+    );
     let mut facts = BTreeMap::new();
-    if let (Some(name), "connect" | "sendmsg" | "bind" | "packet", false) =
-        (protocol(event.proto), action, is_unix)
-    {
+    if let Some(name) = protocol(event.proto).filter(|_| has_address) {
         facts.insert("proto".to_owned(), name.to_owned());
     }
     Some(Draft {
@@ -275,6 +252,45 @@ fn draft(event: &Event, is_judged: bool, clock: &Clock) -> Option<Draft> {
         bytes_down: 0,
         latency: Latency::default(),
     })
+}
+
+/// What an agent did, and to what, as records name it; `None` for what only happens to a process.
+fn act(event: &Event, kind: EventKind) -> Option<(&'static str, String)> {
+    Some(match kind {
+        EventKind::Connect => ("connect", address(event)),
+        EventKind::Send => ("sendmsg", address(event)),
+        EventKind::Bind => ("bind", address(event)),
+        EventKind::Packet => ("packet", address(event)),
+        EventKind::Socket => ("socket", socket_name(event)),
+        EventKind::Unix if event.proto == Event::UNIX_SEND => ("sendmsg", unix::resource(event)),
+        EventKind::Unix => ("connect", unix::resource(event)),
+        EventKind::HandedOver => ("handed-over", "socket".to_owned()),
+        EventKind::Tamper => tampering(event),
+        EventKind::Exec | EventKind::Enrol => ("exec", path(event)),
+        EventKind::Fork | EventKind::Exit | EventKind::ForwarderDown | EventKind::Unread => {
+            return None;
+        }
+    })
+}
+
+fn tampering(event: &Event) -> (&'static str, String) {
+    let process = || format!("process/{}", event.parent_tgid);
+    match Tamper::try_from(event.sock_type) {
+        Ok(Tamper::Bpf) => ("bpf", "bpf".to_owned()),
+        Ok(Tamper::Ptrace) => ("ptrace", process()),
+        Ok(Tamper::Signal) => ("kill", process()),
+        Ok(Tamper::Terminal) => ("ioctl", "terminal".to_owned()),
+        Ok(Tamper::Pins) => ("unlink", "bpffs".to_owned()),
+        Ok(Tamper::Files) => ("file", "agentguard".to_owned()),
+        Err(_) => ("tamper", "tamper".to_owned()),
+    }
+}
+
+fn address(event: &Event) -> String {
+    match IpAddr::from(event.addr) {
+        IpAddr::V4(ip) => format!("{ip}:{}", event.port),
+        IpAddr::V6(ip) => format!("[{ip}]:{}", event.port),
+    }
 }
 
 fn reason(refusal: Refusal) -> DenyReason {
@@ -462,7 +478,7 @@ mod tests {
                 Some("protocol-refused"),
             ),
         ] {
-            let draft = draft(&event(kind, why), false, &clock).unwrap();
+            let draft = draft(&event(kind, why), kind, false, &clock).unwrap();
             assert_eq!(
                 (draft.action.as_str(), draft.resource.as_str()),
                 (action, resource)
@@ -476,7 +492,7 @@ mod tests {
             EventKind::Exit,
             EventKind::ForwarderDown,
         ] {
-            assert!(draft(&event(kind, 0), false, &clock).is_none());
+            assert!(draft(&event(kind, 0), kind, false, &clock).is_none());
         }
     }
 
@@ -489,7 +505,7 @@ mod tests {
             (14, Outcome::Deny, Some("policy-denied")),
             (1 << 31 | 13, Outcome::Observed, Some("policy-denied")),
         ] {
-            let draft = draft(&event(EventKind::Exec, why), true, &clock).unwrap();
+            let draft = draft(&event(EventKind::Exec, why), EventKind::Exec, true, &clock).unwrap();
             assert_eq!((draft.action.as_str(), draft.outcome), ("exec", outcome));
             assert_eq!(draft.reason.map(DenyReason::slug), slug);
         }
@@ -502,9 +518,9 @@ mod tests {
         let mut cache = event(EventKind::Unix, Refusal::UnixSocket as u32);
         cache.path[..socket.len()].copy_from_slice(socket);
         cache.path_len = u32::try_from(socket.len()).unwrap();
-        assert!(draft(&cache, false, &clock).is_none());
+        assert!(draft(&cache, EventKind::Unix, false, &clock).is_none());
         cache.reason |= 1 << 31;
-        let observed = draft(&cache, false, &clock).unwrap();
+        let observed = draft(&cache, EventKind::Unix, false, &clock).unwrap();
         assert_eq!(observed.outcome, Outcome::Observed);
     }
 

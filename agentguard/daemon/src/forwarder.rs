@@ -105,7 +105,7 @@ impl Handle {
     pub fn tgid(&self) -> Option<u32> {
         match self.status().0 {
             Status::Up { pid, .. } => Some(pid),
-            _ => None,
+            Status::Starting | Status::Down { .. } => None,
         }
     }
 

@@ -67,7 +67,7 @@ pub async fn change(
     let _no_apply = shared.applying.lock().await;
     let agents = match (verb, &change.owner) {
         (Verb::Suspend | Verb::Activate, Some(owner)) => of_owner(shared, owner),
-        _ => {
+        (Verb::Suspend | Verb::Activate, None) | (Verb::Retire | Verb::Reassign, _) => {
             let target = Target {
                 agents: change.agents.clone(),
                 ..Target::default()
@@ -275,7 +275,7 @@ fn detail(verb: Verb, change: &Change) -> String {
         (Verb::Reassign, Some(owner)) => format!("to {owner}"),
         (Verb::Suspend, Some(owner)) => format!("its owner {owner} is not active"),
         (Verb::Activate, Some(owner)) => format!("its owner {owner} is active"),
-        _ => return reason.to_owned(),
+        (Verb::Retire, _) | (_, None) => return reason.to_owned(),
     };
     match reason {
         "" => what,

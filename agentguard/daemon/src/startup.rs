@@ -314,7 +314,7 @@ fn one_line(error: &ApplyError) -> String {
                 ),
             }
         }
-        other => other.to_string(),
+        ApplyError::Refused(_) | ApplyError::Failed(_) => error.to_string(),
     }
 }
 

@@ -129,7 +129,7 @@ impl Shared {
     pub fn guarantees(&self) -> Vec<Guarantee> {
         let landlock_abi = match self.forwarder.status().0 {
             forwarder::Status::Up { sandbox, .. } => sandbox.landlock_abi,
-            _ => self.host.landlock_abi,
+            forwarder::Status::Starting | forwarder::Status::Down { .. } => self.host.landlock_abi,
         };
         guarantee::judge(&Facts {
             hooks: lock(&self.kernel).hooks(),

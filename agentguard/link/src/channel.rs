@@ -141,6 +141,10 @@ impl<F: Frame> Receiver<F> {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the standard library adds kinds of I/O errors"
+)]
 fn gone(call: &'static str, source: io::Error) -> LinkError {
     match source.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => LinkError::Closed,

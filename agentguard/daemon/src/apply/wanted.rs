@@ -27,6 +27,13 @@ impl Wanted {
             Self::Earlier(_) => Operation::PolicyRollback,
         }
     }
+
+    pub(super) fn origin(&self) -> Origin {
+        match self {
+            Self::Files(_) | Self::Packed(_) => Origin::Apply,
+            Self::Earlier(_) => Origin::Rollback,
+        }
+    }
 }
 
 /// The bundle's files, and whose signature they were accepted for.
@@ -96,7 +103,7 @@ fn earlier<'e>(
 pub(super) fn next_entry(
     shared: &Shared,
     meta: Meta,
-    operation: Operation,
+    origin: Origin,
     uid: u32,
     signer: Option<Signer>,
 ) -> Entry {
@@ -106,10 +113,7 @@ pub(super) fn next_entry(
         highest: meta.serial.max(history.highest()),
         meta,
         applied_at: Timestamp::now(),
-        origin: match operation {
-            Operation::PolicyRollback => Origin::Rollback,
-            _ => Origin::Apply,
-        },
+        origin,
         uid,
         signer,
     }

@@ -123,7 +123,7 @@ fn judge_all(seen: &[(Trial, Seen)]) -> Result<(), Trouble> {
 fn judge(name: &str, permitted: bool, seen: &Seen) -> Result<(), String> {
     let errno = match seen {
         Seen::Failed { errno, .. } => *errno,
-        _ => None,
+        Seen::Done | Seen::Answered(_) | Seen::Killed => None,
     };
     match (permitted, seen) {
         (true, Seen::Done | Seen::Answered(FROM_ORIGIN)) => Ok(()),

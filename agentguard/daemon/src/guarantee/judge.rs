@@ -331,14 +331,13 @@ fn exec_digest(facts: &Facts) -> Row {
             "LSM hook: bprm_check_security, which asks the kernel's integrity measurement (IMA)";
         return (Holds::Enforced, why.into(), None);
     }
-    match &facts.no_digests {
-        Some(gap) if facts.bpf_lsm => (
-            Holds::Open,
-            format!("{}; {WITHOUT}", gap.why),
-            Some(gap.remedy.clone()),
-        ),
-        _ => by_lsm(facts, &["digest"], WITHOUT),
+    if let Some(gap) = &facts.no_digests
+        && facts.bpf_lsm
+    {
+        let why = format!("{}; {WITHOUT}", gap.why);
+        return (Holds::Open, why, Some(gap.remedy.clone()));
     }
+    by_lsm(facts, &["digest"], WITHOUT)
 }
 
 fn unix_sockets(facts: &Facts) -> Row {
@@ -418,7 +417,7 @@ fn forwarder_sandbox(facts: &Facts) -> Row {
             format!("landlock abi {abi}, which lacks some rights, and a system call filter"),
             Some(remedy()),
         ),
-        _ => (
+        WHOLE_LANDLOCK.. => (
             Holds::Enforced,
             format!("landlock abi {abi} and a system call filter"),
             None,

@@ -52,7 +52,7 @@ impl Journal {
             JournalError::Io { .. } | JournalError::Write { .. } => {
                 JournalError::Start(Box::new(error))
             }
-            error => error,
+            error @ (JournalError::Damaged { .. } | JournalError::Start(_)) => error,
         })
     }
 
