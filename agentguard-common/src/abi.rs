@@ -552,7 +552,7 @@ mod user {
         ($($t:ty),*) => { $(
             // SAFETY: `repr(C)` or `repr(transparent)` integers without implicit padding (asserted above): any bytes are
             // a valid value.
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code, reason = "the trait is unsafe to implement")]
             unsafe impl aya::Pod for $t {}
         )* };
     }

@@ -2,7 +2,10 @@
 //! `hook::guard` turns errors into denials for agents and into nothing for everyone else.
 #![no_std]
 #![no_main]
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "the helpers of eBPF and the memory that they hand over"
+)]
 
 mod emit;
 mod exec_rules;

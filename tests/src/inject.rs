@@ -1,5 +1,5 @@
 //! Another process's thread made to do chosen system calls, as an attacker who has taken it over would.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "another process is driven by ptrace")]
 #![cfg(target_arch = "x86_64")]
 
 use std::os::unix::fs::FileExt;

@@ -1,6 +1,6 @@
 //! The kernel side as userspace sees it: the only code that calls `bpf(2)`. Programs and maps are pinned; the death of the
 //! daemon changes nothing of what they enforce.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "bpf(2) and memory that the kernel shares")]
 
 mod bpf;
 mod btf;

@@ -1,5 +1,5 @@
 //! System calls that neither `std` nor an async runtime offers: one call per function, its name in every error.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "system calls")]
 
 pub mod cgroup;
 pub mod diag;

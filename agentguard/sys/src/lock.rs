@@ -10,7 +10,9 @@ use super::{Result, SysError};
 
 /// Held until dropped, or until the process ends.
 #[derive(Debug)]
-pub struct FolderLock(#[allow(dead_code)] Flock<File>);
+pub struct FolderLock(
+    #[allow(dead_code, reason = "the lock is held while it is there")] Flock<File>,
+);
 
 /// Who has a folder's lock.
 #[derive(Debug, PartialEq, Eq)]

@@ -323,7 +323,10 @@ fn call(program: i32, arguments: &[u64; 4]) {
         ..TestRun::default()
     };
     // SAFETY: `run` and what it points to outlive the call.
-    #[allow(unsafe_code)]
+    #[allow(
+        unsafe_code,
+        reason = "no library has BPF_PROG_TEST_RUN with a context"
+    )]
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -150,12 +150,12 @@ fn clone_with_tgid(tgid: i32) -> nix::Result<Sleeper> {
     args[8] = std::ptr::from_ref(&tgid).addr() as u64;
     args[9] = 1;
     // SAFETY: the kernel reads `args` and `tgid`; without CLONE_VM the child has a copy of everything.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "no library has clone3 with a chosen tgid")]
     let pid = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
     if pid == 0 {
         loop {
             // SAFETY: async-signal-safe, which is all that the child of a process with threads may call.
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code, reason = "a forked child calls nothing else")]
             unsafe {
                 libc::pause()
             };

@@ -149,7 +149,7 @@ fn the_forwarders_descriptors_cannot_write() {
         0,
     ];
     // SAFETY: the kernel reads 32 bytes of `attr`, and key and value by the map's sizes.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "bpf(2) as an attacker calls it")]
     let result = unsafe { libc::syscall(libc::SYS_bpf, 2, attr.as_ptr(), 32) };
     let error = std::io::Error::last_os_error().raw_os_error();
     assert_eq!((result, error), (-1, Some(libc::EPERM)));

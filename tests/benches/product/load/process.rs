@@ -1,5 +1,8 @@
 //! Children, one after the other, from their start to their end.
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "children are forked and waited for by system calls"
+)]
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
