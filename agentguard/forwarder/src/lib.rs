@@ -4,6 +4,7 @@
 //! secret but leaf keys, and has no way out but [`upstream`], which takes a permit, or a question that policy declares.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::wildcard_enum_match_arm)]
 
 mod accept;
 mod asks;

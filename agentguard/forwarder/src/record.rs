@@ -166,7 +166,12 @@ impl Entry {
         draft.outcome = match outcome {
             Outcome::Error | Outcome::Allow if self.life.killed() => Outcome::Killed,
             Outcome::Allow if self.observed => Outcome::Observed,
-            outcome => outcome,
+            Outcome::Allow
+            | Outcome::Deny
+            | Outcome::ApprovalRequired
+            | Outcome::Observed
+            | Outcome::Killed
+            | Outcome::Error => outcome,
         };
         draft.bytes_up = self.passed.up.load(Ordering::Relaxed);
         draft.bytes_down = self.passed.down.load(Ordering::Relaxed);

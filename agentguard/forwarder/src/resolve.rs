@@ -241,6 +241,10 @@ fn build(servers: &[SocketAddr], patience: Duration) -> Result<TokioResolver, Ne
     builder.build()
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "records that are no addresses, those to come too"
+)]
 fn ips(lookup: &Lookup) -> impl Iterator<Item = IpAddr> {
     lookup
         .answers()
@@ -252,6 +256,10 @@ fn ips(lookup: &Lookup) -> impl Iterator<Item = IpAddr> {
         })
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the resolver's errors grow, and only these have words of their own"
+)]
 fn explain(name: &str, error: &NetError) -> ResolveError {
     let name = name.to_owned();
     match error {

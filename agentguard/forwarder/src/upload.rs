@@ -89,7 +89,9 @@ impl Upload {
         let inner = match body {
             RequestBody::Streamed(body) if !body.is_end_stream() => Source::Client(body),
             RequestBody::Held(held) if !held.is_spent() => Source::Held(held),
-            _ => return Self::empty(),
+            RequestBody::Streamed(_) | RequestBody::Held(_) | RequestBody::Spent => {
+                return Self::empty();
+            }
         };
         Self {
             inner,

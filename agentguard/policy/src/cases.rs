@@ -134,7 +134,17 @@ impl Policy {
             Judged::Refused(refusal) => Answer {
                 outcome: match refusal {
                     Refusal::Approval { .. } => Outcome::ApprovalRequired,
-                    _ => Outcome::Deny,
+                    Refusal::UnknownAgent
+                    | Refusal::NoReach
+                    | Refusal::WrongMode
+                    | Refusal::UnknownMethod
+                    | Refusal::Unknown(_)
+                    | Refusal::NotPermitted
+                    | Refusal::Forbidden(_)
+                    | Refusal::Outside(_)
+                    | Refusal::NoAmount { .. }
+                    | Refusal::Failed(_)
+                    | Refusal::Delegation { .. } => Outcome::Deny,
                 },
                 reason: Some(self.reason(&refusal)),
                 policies: refusal.policies(),

@@ -39,7 +39,7 @@ pub(super) fn unusual_space(text: &str) -> Option<(usize, char)> {
     let carriage = text.match_indices('\r').find(alone).map(|it| it.0);
     let strange = tokens(text).into_iter().find_map(|token| match token.kind {
         Kind::Sign(sign) if !sign.bytes().all(|byte| byte.is_ascii_graphic()) => Some(token.offset),
-        _ => None,
+        Kind::Word(_) | Kind::Text(_) | Kind::Sign(_) => None,
     });
     let offset = carriage.into_iter().chain(strange).min()?;
     Some((offset, text[offset..].chars().next()?))

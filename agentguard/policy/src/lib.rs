@@ -5,6 +5,7 @@
 //! it.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::wildcard_enum_match_arm)]
 
 mod body;
 mod bundle;

@@ -310,7 +310,7 @@ impl Charge {
         let date: Date = ms.to_zoned(zone.clone()).date();
         let next = match self.span {
             Span::Month => date.first_of_month().checked_add(1.month()).ok()?,
-            _ => date.tomorrow().ok()?,
+            Span::Day | Span::Rolling(_) => date.tomorrow().ok()?,
         };
         let end: Zoned = next.to_zoned(zone).ok()?;
         Some(end.timestamp().as_millisecond())

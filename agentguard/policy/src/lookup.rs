@@ -201,7 +201,7 @@ impl Lookup {
                 of: Source::Body(name),
                 ..
             } => Some(name),
-            _ => None,
+            Piece::Text(_) | Piece::Value { .. } => None,
         })
     }
 

@@ -67,7 +67,17 @@ impl Refusal {
     pub fn approval(&self) -> Vec<String> {
         match self {
             Self::Approval { roles, .. } => roles.iter().cloned().collect(),
-            _ => Vec::new(),
+            Self::UnknownAgent
+            | Self::NoReach
+            | Self::WrongMode
+            | Self::UnknownMethod
+            | Self::Unknown(_)
+            | Self::NotPermitted
+            | Self::Forbidden(_)
+            | Self::Outside(_)
+            | Self::NoAmount { .. }
+            | Self::Failed(_)
+            | Self::Delegation { .. } => Vec::new(),
         }
     }
 
@@ -95,7 +105,14 @@ impl Refusal {
             Self::Forbidden(ids) | Self::Approval { ids, .. } => ids.iter().cloned().collect(),
             Self::NoAmount { id, .. } => vec![id.clone()],
             Self::Failed(errors) => errors.keys().cloned().collect(),
-            _ => Vec::new(),
+            Self::UnknownAgent
+            | Self::NoReach
+            | Self::WrongMode
+            | Self::UnknownMethod
+            | Self::Unknown(_)
+            | Self::NotPermitted
+            | Self::Outside(_)
+            | Self::Delegation { .. } => Vec::new(),
         }
     }
 }
@@ -154,7 +171,23 @@ pub(super) fn detail(
                 "The policy of {who} decides {tried} by what another service knows, which cannot be had: {}; try again later.",
                 fault.why
             ),
-            _ => format!(
+            DenyReason::PolicyDenied
+            | DenyReason::ApprovalRequired
+            | DenyReason::AgentKilled
+            | DenyReason::AgentSuspended
+            | DenyReason::AgentOrphaned
+            | DenyReason::DelegationExceeded
+            | DenyReason::OutsideHours
+            | DenyReason::UntrustedNetwork
+            | DenyReason::OutsideTask
+            | DenyReason::RateLimited
+            | DenyReason::BodyUnreadable
+            | DenyReason::ProtocolRefused
+            | DenyReason::PolicyStale
+            | DenyReason::AuditUnavailable
+            | DenyReason::UpstreamTls
+            | DenyReason::UpstreamUnreachable
+            | DenyReason::UpstreamTimeout => format!(
                 "The policy of {who} reads the body of {tried}, which cannot be read as it has to be: {}.",
                 fault.why
             ),

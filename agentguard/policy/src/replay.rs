@@ -213,9 +213,10 @@ impl From<Decision> for Replayed {
                 None => (Outcome::Allow, None, permit.policies().to_vec()),
             },
             Decision::Deny(denial) => {
-                let outcome = match denial.reason {
-                    DenyReason::ApprovalRequired => Outcome::ApprovalRequired,
-                    _ => Outcome::Deny,
+                let outcome = if denial.reason == DenyReason::ApprovalRequired {
+                    Outcome::ApprovalRequired
+                } else {
+                    Outcome::Deny
                 };
                 (outcome, Some(denial.reason), denial.policies)
             }

@@ -280,9 +280,10 @@ impl Exchange<'_> {
                 observed: false,
             },
             Decision::Deny(denial) => MayView {
-                decision: match denial.reason {
-                    DenyReason::ApprovalRequired => Outcome::ApprovalRequired,
-                    _ => Outcome::Deny,
+                decision: if denial.reason == DenyReason::ApprovalRequired {
+                    Outcome::ApprovalRequired
+                } else {
+                    Outcome::Deny
                 },
                 reason: Some(denial.reason),
                 detail: Some(denial.detail),

@@ -72,6 +72,10 @@ impl Fault {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls adds kinds of errors, and only these have words of their own"
+)]
 fn named(error: &CertificateError) -> String {
     match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {

@@ -316,7 +316,12 @@ fn convert(name: &str, kind: FieldType, item: &Item<'_>) -> Result<Value, Fault>
         (FieldType::Strings, Item::Array(items)) => {
             let texts = items.iter().map(|item| match item {
                 Item::Text(text) if plain(text) => Some(text.clone().into_owned()),
-                _ => None,
+                Item::Null
+                | Item::Bool(_)
+                | Item::Number(_)
+                | Item::Text(_)
+                | Item::Array(_)
+                | Item::Object => None,
             });
             let texts: Option<BTreeSet<String>> = texts.collect();
             texts.map(Value::Strings).ok_or_else(|| unfit(name, kind))

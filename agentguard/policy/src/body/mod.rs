@@ -231,7 +231,7 @@ pub(super) fn json_answer(
 ) -> Result<Fields, Fault> {
     match media::kind(headers)? {
         Kind::Json => {}
-        other => {
+        other @ (Kind::Form | Kind::Multipart { .. } | Kind::Other(_)) => {
             let why = format!("the body is {}, not JSON", other.name());
             return Err(Fault::unreadable(why));
         }

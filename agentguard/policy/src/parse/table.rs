@@ -258,7 +258,10 @@ impl<'a> Table<'a> {
         let text = match value.get_ref() {
             DeValue::String(text) => Some(text.clone().into_owned()),
             DeValue::Table(_) | DeValue::Array(_) => json::of(value.get_ref()),
-            _ => None,
+            DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_) => None,
         };
         if text.is_none() {
             report.error_help(
