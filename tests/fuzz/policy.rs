@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use agentguard_common::abi::AgentId;
 use agentguard_policy::{
-    Action, CanonicalPath, Decision, Gathered, HostName, Input, Permit, Policy, Sources,
+    Action, CanonicalPath, Context, Decision, HostName, Input, Permit, Policy, Sources,
 };
 use http::HeaderMap;
 
@@ -37,12 +37,12 @@ impl Request<'_> {
     /// `limit`: bytes that a compressed body may become. `Err`: the sentence for the agent.
     pub fn decide(&self, policy: &Policy, limit: usize) -> Result<Permit, String> {
         let host = HostName::parse("h").expect("a name");
-        let nothing = Gathered::default();
+        let nothing = Context::default();
         let block = policy.needs(&self.input(&host, &nothing)).body;
         let body = block.map(|needed| needed.block.read(self.headers, self.body, limit));
-        let gathered = Gathered {
+        let gathered = Context {
             body: body.unwrap_or_default(),
-            ..Gathered::default()
+            ..Context::default()
         };
         match policy.decide(&self.input(&host, &gathered)) {
             Decision::Permit(permit) => Ok(permit),
@@ -51,7 +51,7 @@ impl Request<'_> {
         }
     }
 
-    fn input<'i>(&'i self, host: &'i HostName, gathered: &'i Gathered) -> Input<'i> {
+    fn input<'i>(&'i self, host: &'i HostName, gathered: &'i Context) -> Input<'i> {
         Input {
             agent: AgentId(AgentId::FIRST),
             host,
@@ -63,7 +63,7 @@ impl Request<'_> {
                 query: None,
                 headers: self.headers,
             },
-            gathered,
+            context: gathered,
         }
     }
 }

@@ -222,7 +222,7 @@ mod tests {
     use std::time::Duration;
 
     use agentguard_common::abi::AgentId;
-    use agentguard_policy::{Action, CanonicalPath, Gathered, HostName, Input, Policy, Sources};
+    use agentguard_policy::{Action, CanonicalPath, Context, HostName, Input, Policy, Sources};
     use http::HeaderMap;
     use http::header::CONTENT_TYPE;
 
@@ -262,7 +262,7 @@ mod tests {
                 query: None,
                 headers: &HeaderMap::new(),
             },
-            gathered: &Gathered::default(),
+            context: &Context::default(),
         });
         let (_, ask) = asks.into_iter().next().unwrap();
         ask.unwrap()

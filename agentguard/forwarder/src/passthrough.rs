@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use agentguard_policy::Settled;
-use agentguard_policy::{Action, Decision, Gathered, Input, Permit, Policy};
+use agentguard_policy::{Action, Context, Decision, Input, Permit, Policy};
 use agentguard_record::DenyReason;
 use agentguard_record::UpstreamInfo;
 use jiff::Timestamp;
@@ -91,7 +91,7 @@ async fn judge(
     target: &Target,
     hello: &Hello,
     entry: &mut Entry,
-) -> Result<(Permit, Held, Gathered), (DenyReason, String)> {
+) -> Result<(Permit, Held, Context), (DenyReason, String)> {
     let forwarder = &arrival.forwarder;
     if !forwarder.records.available() {
         return Err((DenyReason::AuditUnavailable, refuse::NO_AUDIT.into()));
@@ -108,22 +108,22 @@ async fn judge(
     let agent = arrival.life.agent;
     let situation = &forwarder.situation;
     let tasks = situation.tasks.held(policy, agent, &Named::Nothing);
-    let known = Gathered {
+    let known = Context {
         tasks: Some(tasks),
-        ..Gathered::default()
+        ..Context::default()
     };
     let input = Input {
         agent,
         host: &target.host,
         port: target.port,
         action: Action::Connect,
-        gathered: &known,
+        context: &known,
     };
     let mut gathered = known.clone();
     entry.on_task(&known);
     situation.gather(policy, &input, &mut gathered);
     let decision = policy.decide(&Input {
-        gathered: &gathered,
+        context: &gathered,
         ..input
     });
     entry.latency.decide = micros(started);

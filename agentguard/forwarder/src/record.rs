@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agentguard_common::abi::Origin;
-use agentguard_policy::{Gathered, Permit, Tasks};
+use agentguard_policy::{Context, Permit, Tasks};
 use agentguard_record::DenyReason;
 use agentguard_record::{Draft, Latency, Outcome, TaskInfo};
 use tokio::sync::mpsc;
@@ -117,7 +117,7 @@ impl Entry {
     }
 
     /// The task that a decision is taken on.
-    pub fn on_task(&mut self, gathered: &Gathered) {
+    pub fn on_task(&mut self, gathered: &Context) {
         let task = gathered.tasks.as_ref().and_then(Tasks::task);
         self.task = task.map(|task| TaskInfo {
             id: task.id,

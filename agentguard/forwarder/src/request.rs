@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use agentguard_policy as policy;
 use agentguard_policy::Settled;
-use agentguard_policy::{CanonicalPath, Gathered, Policy};
+use agentguard_policy::{CanonicalPath, Context, Policy};
 use agentguard_record::DenyReason;
 use agentguard_record::RequestInfo;
 use futures_util::future::OptionFuture;
@@ -217,7 +217,7 @@ impl<'a> Exchange<'a> {
         Response::from_parts(head, body)
     }
 
-    fn standing(&self, target: Target, asked: Asked, gathered: Gathered, tasks: Ends) -> Standing {
+    fn standing(&self, target: Target, asked: Asked, gathered: Context, tasks: Ends) -> Standing {
         let session = self.session;
         let judged = self.policy.clone();
         let forwarder = session.forwarder.clone();

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
 use agentguard_link::presence::{self, Changes, Presence};
-use agentguard_policy::{AgentSituation, Gathered, Input, Policy};
+use agentguard_policy::context::{AgentSituation, AttributeName, HostLabels, NetworkTrust};
+use agentguard_policy::{Context, Input, Policy};
 use agentguard_sys::process::boottime_ns;
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -57,25 +58,27 @@ impl Situation {
     }
 
     /// Adds to what has been gathered for `input`.
-    pub fn gather(&self, policy: &Policy, input: &Input<'_>, gathered: &mut Gathered) {
+    pub fn gather(&self, policy: &Policy, input: &Input<'_>, gathered: &mut Context) {
         let needs = policy.needs(input);
-        if needs.has("time") {
+        if needs.has(AttributeName::Time) {
             gathered.time = policy.moment(Timestamp::now());
         }
-        if needs.has("network") {
-            gathered.trusted_network = Some(*self.trusted.borrow());
+        if needs.has(AttributeName::Network) {
+            let trusted = *self.trusted.borrow();
+            gathered.network = Some(NetworkTrust { trusted });
         }
-        if needs.has("host") {
-            gathered.host_labels = Some(self.labels.clone());
+        if needs.has(AttributeName::Host) {
+            let labels = self.labels.clone();
+            gathered.host = Some(HostLabels { labels });
         }
-        if needs.has("agent") {
+        if needs.has(AttributeName::Agent) {
             gathered.agent = Some(self.of(input.agent));
         }
     }
 
     /// Resolves when something of what was gathered for the agent may be otherwise; windows begin and end on the minute, and
     /// how long it is up is looked at as often.
-    pub async fn changed(&self, agent: AgentId, gathered: &Gathered) {
+    pub async fn changed(&self, agent: AgentId, gathered: &Context) {
         let mut trusted = self.trusted.subscribe();
         let minute = async {
             match (gathered.time.is_some(), gathered.agent.is_some()) {
@@ -95,9 +98,9 @@ impl Situation {
         };
         let network = async {
             let known = gathered
-                .trusted_network
-                .is_some_and(|is| is != *trusted.borrow_and_update());
-            if gathered.trusted_network.is_none() || !known && trusted.changed().await.is_err() {
+                .network
+                .is_some_and(|is| is.trusted != *trusted.borrow_and_update());
+            if gathered.network.is_none() || !known && trusted.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         };
@@ -122,12 +125,12 @@ mod tests {
     #[tokio::test]
     async fn a_change_of_network_is_seen_by_what_read_it() {
         let situation = Situation::new(true, Vec::new(), Tasks::default(), BTreeMap::new());
-        let read = |trusted| Gathered {
-            trusted_network: trusted,
-            ..Gathered::default()
+        let read = |trusted| Context {
+            network: trusted.map(|trusted| NetworkTrust { trusted }),
+            ..Context::default()
         };
         let soon = Duration::from_millis(20);
-        let changed = |gathered: Gathered| {
+        let changed = |gathered: Context| {
             let situation = &situation;
             async move {
                 tokio::time::timeout(soon, situation.changed(AgentId(7), &gathered))
@@ -159,9 +162,9 @@ mod tests {
         tell(true);
         let is = situation.of(AGENT);
         assert_eq!((is.uptime_s, is.attended), (90, true));
-        let read = Gathered {
+        let read = Context {
             agent: Some(is),
-            ..Gathered::default()
+            ..Context::default()
         };
         let waiting = situation.changed(AGENT, &read);
         situation.follow(&[(AgentId(8), None)].into());

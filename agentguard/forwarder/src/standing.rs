@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
-use agentguard_policy::{Action, CanonicalPath, Decision, Gathered, Input, Policy, Tasks};
+use agentguard_policy::{Action, CanonicalPath, Context, Decision, Input, Policy, Tasks};
 use agentguard_record::DenyReason;
 use futures_util::future::{BoxFuture, OptionFuture};
 use http::{HeaderMap, Method};
@@ -30,7 +30,7 @@ pub struct Standing {
     target: Target,
     asked: Asked,
     /// What was gathered for the decision that permitted it.
-    gathered: Gathered,
+    gathered: Context,
     /// Of the tasks that it was permitted on.
     tasks: Ends,
     why: DenyReason,
@@ -62,7 +62,7 @@ impl Standing {
         agent: AgentId,
         target: Target,
         asked: Asked,
-        gathered: Gathered,
+        gathered: Context,
         tasks: Ends,
     ) -> Self {
         Self {
@@ -200,7 +200,7 @@ impl Standing {
             host,
             port: *port,
             action,
-            gathered: &self.gathered,
+            context: &self.gathered,
         };
         then(&self.judged, input)
     }
@@ -212,7 +212,7 @@ pub fn still_decided(
     policy: &Arc<Policy>,
     agent: AgentId,
     named: &Named,
-    gathered: &Gathered,
+    gathered: &Context,
 ) -> bool {
     let tasks = &forwarder.situation.tasks;
     Arc::ptr_eq(&forwarder.policy.load(), policy)

@@ -8,6 +8,7 @@ use agentguard_record::guarantee::GuaranteeId;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
+use super::context::{self, AttributeName};
 use super::diagnostic::{Place, Report, Text, did_you_mean, nearest};
 use super::host::HostMap;
 use super::limit::Limit;
@@ -343,10 +344,12 @@ fn check_rule_ids(report: &mut Report<'_>, rules: &[Rule]) {
     }
 }
 
-/// What rules and cases say of time needs a zone, and the windows that they name.
+/// What to do about a time without a zone.
+pub(super) const NO_ZONE: &str =
+    "add `[time]` and below it `zone = \"Europe/Vienna\"`, or whichever it is";
+
+/// What rules say of time needs a zone, and the windows that they name.
 fn check_times(report: &mut Report<'_>, bundle: &Bundle) {
-    const NO_ZONE: &str =
-        "add `[time]` and below it `zone = \"Europe/Vienna\"`, or whichever it is";
     let windows = || bundle.calendar.iter().flat_map(Calendar::names);
     for rule in &bundle.rules {
         let budget = rule.limit.as_ref().is_some_and(Limit::is_budget);
@@ -354,7 +357,7 @@ fn check_times(report: &mut Report<'_>, bundle: &Bundle) {
             let message = "a budget is for days or months, and bundle.toml has no zone for them";
             report.error_help(rule.at, message, NO_ZONE);
         }
-        if !rule.reads.has("time") {
+        if !rule.reads.has(AttributeName::Time) {
             continue;
         }
         if bundle.calendar.is_none() {
@@ -369,18 +372,6 @@ fn check_times(report: &mut Report<'_>, bundle: &Bundle) {
                 let shown = super::host::show(name);
                 report.error_help(*at, format!("there is no time window `{shown}`"), help);
             }
-        }
-    }
-    for case in &bundle.cases {
-        let Some(time) = &case.time else { continue };
-        let read = bundle
-            .calendar
-            .as_ref()
-            .map(|calendar| calendar.read(&time.value));
-        match read {
-            Some(Ok(_)) => {}
-            Some(Err(why)) => report.error(time.at, why),
-            None => report.error_help(time.at, "`time` needs a zone in bundle.toml", NO_ZONE),
         }
     }
 }
@@ -411,14 +402,7 @@ fn check_cases(report: &mut Report<'_>, bundle: &Bundle) {
             report.error_with(case.agent_at, message, help);
         }
         check_answers(report, bundle, case);
-        for id in &case.exhausted {
-            let limits = || bundle.rules.iter().filter(|rule| rule.limit.is_some());
-            if !limits().any(|rule| rule.id == id.value) {
-                let shown = super::host::show(&id.value);
-                let help = did_you_mean(&id.value, limits().map(|rule| rule.id.as_str()));
-                report.error_with(id.at, format!("the bundle has no limit `{shown}`"), help);
-            }
-        }
+        context::check_case(&case.question.context, &case.texts, bundle, report);
         for id in &case.policies {
             if !rules.contains(id.value.as_str()) {
                 let shown = super::host::show(&id.value);

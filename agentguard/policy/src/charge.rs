@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::body::{Value, units};
 use super::compile::{CompiledAgent, CompiledRule};
-use super::evaluate::{Asked, evaluate};
+use super::context::{ActFacts, AttributeName};
+use super::evaluate::evaluate;
 use super::facts::Values;
 use super::judge::Reading;
 use super::limit::{Charge, Counter, Key, KeySource, Limit, Per};
@@ -44,7 +45,7 @@ impl Policy {
     pub(super) fn with_room(&self, slice: &Slice, input: &Input<'_>) -> BTreeSet<String> {
         let limits = self.limits_of(slice).map(|(rule, _)| rule.id.clone());
         limits
-            .filter(|id| !input.gathered.exhausted.contains(id))
+            .filter(|id| !input.context.is_exhausted(id))
             .collect()
     }
 
@@ -52,7 +53,7 @@ impl Policy {
         &'p self,
         slice: &'p Slice,
     ) -> impl Iterator<Item = (&'p CompiledRule, &'p Limit)> {
-        let read = slice.reads.has("limits");
+        let read = slice.reads.has(AttributeName::Limits);
         let rules = slice.rules.iter().filter(move |_| read);
         rules.filter_map(|index| {
             let rule = &self.rules[*index];
@@ -80,11 +81,11 @@ impl Policy {
         }
         let mut counted = BTreeSet::new();
         for reading in readings {
-            let asked = Asked {
+            let facts = ActFacts {
                 limits: &NONE,
-                ..reading.asked.clone()
+                ..reading.facts.clone()
             };
-            match evaluate(agent, slice, input, &asked, entities) {
+            match evaluate(agent, slice, input, &facts, entities) {
                 Ok(_) => {}
                 Err(Refusal::Forbidden(ids)) => counted.extend(ids),
                 Err(refusal) => return Err(refusal),
@@ -115,7 +116,7 @@ impl Policy {
         let name = agent.agent.name.clone();
         let host = input.host.id(input.port);
         // Tasks of its own an agent could open as often as it likes.
-        let task = input.gathered.tasks.as_ref().and_then(Tasks::task);
+        let task = input.context.tasks.as_ref().and_then(Tasks::task);
         let task = task.filter(|task| task.opened_by == OpenedBy::Supervisor);
         let task = task.map(|task| task.id.to_string());
         let zone = self.calendar.as_ref();
@@ -186,7 +187,7 @@ fn key(from: &KeySource, input: &Input<'_>, values: &Values) -> Option<Key> {
             }
         }
     }
-    request.update(input.gathered.body_sha256?);
+    request.update(input.context.body_sha256?);
     Some(Key {
         value: Sha256::digest(value)[..16].try_into().ok()?,
         request: request.finalize()[..16].try_into().ok()?,

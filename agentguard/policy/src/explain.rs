@@ -8,12 +8,14 @@ use cedar_policy::{Effect, PolicySet};
 use serde::{Deserialize, Serialize};
 
 use super::compile::CompiledAgent;
+use super::context::ActFacts;
+pub use super::context::{AskedContext, AskedTask};
 use super::diagnostic::nearest;
-use super::evaluate::{Asked, evaluate_one};
+use super::evaluate::evaluate_one;
 use super::facts::Values;
 use super::judge::{Judgement, Outcome, shorthand, values};
 use super::question::Parsed;
-pub use super::question::{AskedTask, Question};
+pub use super::question::Question;
 use super::refusal::Refusal;
 use super::slice::{Class, Slice};
 use super::{Action, Input, Policy, TlsMode};
@@ -163,7 +165,6 @@ impl Policy {
             verdict: Verdict::Permits,
             error: None,
         };
-        let approvals = &input.gathered.approvals;
         let limits = self.with_room(slice, input);
         let Action::Request {
             method,
@@ -172,9 +173,9 @@ impl Policy {
             ..
         } = &input.action
         else {
-            let asked = Asked::connection(approvals, &limits);
+            let facts = ActFacts::connection(slice, input.context, &limits);
             let mut policies: Vec<_> = entry.connect.iter().map(|id| permits(id)).collect();
-            policies.extend(self.rules_met(agent, class, slice, input, &asked, None));
+            policies.extend(self.rules_met(agent, class, slice, input, &facts, None));
             return vec![Reading {
                 path: None,
                 policies,
@@ -185,15 +186,17 @@ impl Policy {
             return Vec::new();
         };
         let reading = |path: &str| {
-            let asked = Asked {
+            let facts = ActFacts {
                 action: method,
                 scheme,
                 path: Some(path),
+                slice,
                 body: &values.body,
                 lookup: &values.lookup,
                 scope: class.requests.scope(method, path, &values.body),
-                approvals,
+                approvals: input.context.approved_by(),
                 limits: &limits,
+                context: input.context,
             };
             let mut policies: Vec<_> = shorthand(entry, method, path).map(permits).collect();
             policies.extend(self.rules_met(
@@ -201,7 +204,7 @@ impl Policy {
                 class,
                 slice,
                 input,
-                &asked,
+                &facts,
                 Some((*method, &values)),
             ));
             Reading {
@@ -218,7 +221,7 @@ impl Policy {
         class: &Class,
         slice: &Slice,
         input: &Input<'_>,
-        asked: &Asked<'_>,
+        facts: &ActFacts<'_>,
         values: Option<(&str, &Values)>,
     ) -> Vec<Met> {
         let entities = self.request_entities(class, slice, input, values);
@@ -227,7 +230,7 @@ impl Policy {
             let rule = &self.rules[*index];
             let alone = PolicySet::from_policies([rule.policy.clone()])
                 .expect("one static policy is a set");
-            let (verdict, error) = match evaluate_one(agent, slice, &alone, input, asked, entities)
+            let (verdict, error) = match evaluate_one(agent, slice, &alone, input, facts, entities)
             {
                 Ok(false) => (Verdict::Silent, None),
                 Ok(true) if rule.effect == Effect::Permit => (Verdict::Permits, None),

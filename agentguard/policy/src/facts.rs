@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use http::HeaderMap;
 use sha2::{Digest as _, Sha256};
 
-use super::Gathered;
 use super::body::{Body, Fault, Field, Fields, Value};
+use super::context::Context;
 use super::reads::{Names, Reads};
 use super::requests::{Needed, NeededBody};
 
@@ -63,7 +63,7 @@ impl Values {
         query: Option<&str>,
         headers: &HeaderMap,
         needed: &Needed<'_>,
-        gathered: &Gathered,
+        context: &Context,
     ) -> Result<Self, Fault> {
         let query = if reads.query.is_empty() {
             BTreeMap::new()
@@ -75,7 +75,7 @@ impl Values {
             headers: read_headers(&reads.headers, headers).map_err(Fault::ambiguous)?,
             ..Self::default()
         };
-        match (&needed.body, &gathered.body) {
+        match (&needed.body, &context.body) {
             (None, _) => {}
             (Some(NeededBody { block, fields }), Body::Read(Fields(all))) => {
                 let read = all
@@ -91,7 +91,7 @@ impl Values {
         }
         let mut known = BTreeSet::new();
         for lookup in &needed.lookups {
-            let mut answers = gathered.lookups.iter();
+            let mut answers = context.lookups.iter();
             let answer = match answers.find(|(of, _)| of == *lookup) {
                 Some((_, Ok(answer))) => answer,
                 Some((_, Err(unavailable))) => return Err(unavailable.fault.clone()),

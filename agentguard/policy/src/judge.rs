@@ -7,7 +7,8 @@ use cedar_policy::Entities;
 
 use super::body::Fault;
 use super::compile::{CompiledAgent, Entry};
-use super::evaluate::{Asked, evaluate};
+use super::context::{ActFacts, AttributeName};
+use super::evaluate::evaluate;
 use super::facts::{Values, bounded};
 use super::limit::Charge;
 use super::refusal::Refusal;
@@ -69,16 +70,16 @@ impl Outcome {
 
 /// One way to read a request, and what the shorthand permits of it.
 pub(super) struct Reading<'a> {
-    pub asked: Asked<'a>,
+    pub facts: ActFacts<'a>,
     shorthand: Vec<&'a str>,
 }
 
 impl<'a> Reading<'a> {
     fn approved(self, approvals: &'a BTreeSet<String>) -> Self {
         Self {
-            asked: Asked {
+            facts: ActFacts {
                 approvals,
-                ..self.asked
+                ..self.facts
             },
             ..self
         }
@@ -87,8 +88,8 @@ impl<'a> Reading<'a> {
 
 impl Policy {
     /// What the agent by itself may, on the tasks that it is held to.
-    pub(super) fn judge_as(&self, agent: AgentId, input: &Input<'_>) -> Judgement<'_> {
-        let mut judgement = self.judge_by_rules(agent, input);
+    pub(super) fn judge_on_its_tasks(&self, agent: AgentId, input: &Input<'_>) -> Judgement<'_> {
+        let mut judgement = self.judge_by_its_rules(agent, input);
         if let Some(of) = judgement.agent
             && !judgement.outcome.is_final()
             && let Some(why) = outside(agent, of, input, &judgement.does)
@@ -98,7 +99,7 @@ impl Policy {
         judgement
     }
 
-    fn judge_by_rules(&self, agent: AgentId, input: &Input<'_>) -> Judgement<'_> {
+    fn judge_by_its_rules(&self, agent: AgentId, input: &Input<'_>) -> Judgement<'_> {
         let mut judgement = Judgement {
             agent: self.agents.get(&agent),
             class: None,
@@ -128,17 +129,25 @@ impl Policy {
                 judgement.slice = Some(slice);
                 let shorthand = entry.connect.iter().map(String::as_str).collect();
                 let limits = self.with_room(slice, input);
-                let asked = Asked::connection(&input.gathered.approvals, &limits);
+                let facts = ActFacts::connection(slice, input.context, &limits);
                 let entities = self.request_entities(class, slice, input, None);
-                let readings = vec![Reading { asked, shorthand }];
+                let readings = vec![Reading { facts, shorthand }];
                 let values = Values::default();
-                self.weigh(agent, slice, input, readings, &values, entities.as_ref())
+                self.judge_with_approvals(agent, slice, input, readings, &values, entities.as_ref())
             }
             (Action::Request { method, .. }, TlsMode::Terminate) => match schema::method(method) {
                 Some(method) => {
                     let slice = class.slice(method);
                     judgement.slice = Some(slice);
-                    self.judge_request(agent, class, entry, slice, input, method, &mut judgement)
+                    self.judge_every_reading(
+                        agent,
+                        class,
+                        entry,
+                        slice,
+                        input,
+                        method,
+                        &mut judgement,
+                    )
                 }
                 None => Outcome::Refused(Refusal::UnknownMethod),
             },
@@ -152,7 +161,7 @@ impl Policy {
         clippy::too_many_arguments,
         reason = "each is a stage's result that the next one needs"
     )]
-    fn judge_request(
+    fn judge_every_reading(
         &self,
         agent: &CompiledAgent,
         class: &Class,
@@ -168,7 +177,7 @@ impl Policy {
         let values = match values(class, slice, input) {
             Ok(values) => values,
             Err(fault) => {
-                let mut failed = input.gathered.lookups.iter();
+                let mut failed = input.context.lookups.iter();
                 let failed = failed.find_map(|(_, answer)| answer.as_ref().err());
                 if let Some(failed) = failed {
                     found
@@ -180,34 +189,36 @@ impl Policy {
         };
         values.record(&mut found.facts);
         let entities = self.request_entities(class, slice, input, Some((method, &values)));
-        let scoped = slice.reads.has("scope") || input.gathered.tasks.is_some();
+        let scoped = slice.reads.has(AttributeName::Scope) || input.context.tasks.is_some();
         let scope = |path: &str| class.requests.scope(method, path, &values.body);
         let limits = self.with_room(slice, input);
         let readings = path.readings().map(|path| Reading {
-            asked: Asked {
+            facts: ActFacts {
                 action: method,
                 scheme,
                 path: Some(path),
+                slice,
                 body: &values.body,
                 lookup: &values.lookup,
                 scope: if scoped { scope(path) } else { BTreeSet::new() },
-                approvals: &input.gathered.approvals,
+                approvals: input.context.approved_by(),
                 limits: &limits,
+                context: input.context,
             },
             shorthand: shorthand(entry, method, path).collect(),
         });
         let readings: Vec<_> = readings.collect();
-        let scopes = readings.iter().flat_map(|reading| &reading.asked.scope);
+        let scopes = readings.iter().flat_map(|reading| &reading.facts.scope);
         found.does = scopes.copied().collect();
-        if slice.reads.has("scope") || input.gathered.narrows_by_scope() {
+        if slice.reads.has(AttributeName::Scope) || input.context.narrows_by_scope() {
             let scopes: Vec<_> = found.does.iter().copied().collect();
             found.facts.insert("scope".into(), scopes.join(", "));
         }
-        self.weigh(agent, slice, input, readings, &values, entities.as_ref())
+        self.judge_with_approvals(agent, slice, input, readings, &values, entities.as_ref())
     }
 
     /// The policies' answer to all readings together, and whether people could change it.
-    fn weigh<'a>(
+    fn judge_with_approvals<'a>(
         &self,
         agent: &CompiledAgent,
         slice: &Slice,
@@ -216,7 +227,7 @@ impl Policy {
         values: &Values,
         entities: Option<&Entities>,
     ) -> Outcome {
-        let ids = match self.answer_to(agent, slice, input, &readings, entities) {
+        let ids = match self.permits_of_all(agent, slice, input, &readings, entities) {
             Ok(ids) => {
                 let charges = self.charges(agent, slice, input, &readings, values, entities);
                 return match charges {
@@ -232,12 +243,12 @@ impl Policy {
             return Outcome::Refused(Refusal::Forbidden(ids));
         };
         let roles: BTreeSet<String> = roles.into_iter().map(str::to_owned).collect();
-        let held = roles.union(&input.gathered.approvals).cloned().collect();
+        let held = roles.union(input.context.approved_by()).cloned().collect();
         let approved: Vec<_> = readings
             .into_iter()
             .map(|reading| reading.approved(&held))
             .collect();
-        let would = self.answer_to(agent, slice, input, &approved, entities);
+        let would = self.permits_of_all(agent, slice, input, &approved, entities);
         Outcome::Refused(match would {
             Ok(_) => Refusal::Approval { ids, roles },
             Err(_) => Refusal::Forbidden(ids),
@@ -245,7 +256,7 @@ impl Policy {
     }
 
     /// The permits of all readings. Of forbids, those of every reading, unless nobody can lift one.
-    fn answer_to(
+    fn permits_of_all(
         &self,
         agent: &CompiledAgent,
         slice: &Slice,
@@ -256,7 +267,7 @@ impl Policy {
         let (mut all, mut forbids) = (BTreeSet::new(), BTreeSet::new());
         for reading in readings {
             let shorthand = &reading.shorthand;
-            match evaluate(agent, slice, input, &reading.asked, entities) {
+            match evaluate(agent, slice, input, &reading.facts, entities) {
                 Ok(permits) if permits.is_empty() && shorthand.is_empty() => {
                     return Err(Refusal::NotPermitted);
                 }
@@ -354,8 +365,8 @@ pub(super) fn values(class: &Class, slice: &Slice, input: &Input<'_>) -> Result<
     else {
         return Ok(Values::default());
     };
-    let narrowed = input.gathered.narrows_by_scope();
+    let narrowed = input.context.narrows_by_scope();
     let needed = class.requests.needed(&slice.reads, narrowed, method, path);
     let needed = needed.map_err(Fault::ambiguous)?;
-    Values::read(&slice.reads, *query, headers, &needed, input.gathered)
+    Values::read(&slice.reads, *query, headers, &needed, input.context)
 }

@@ -14,6 +14,7 @@ pub mod cases;
 mod charge;
 mod check;
 mod compile;
+pub mod context;
 mod decide;
 mod delegation;
 mod diagnostic;
@@ -21,7 +22,6 @@ mod entity;
 mod evaluate;
 pub mod explain;
 mod facts;
-mod gathered;
 mod glob;
 mod host;
 mod judge;
@@ -29,6 +29,8 @@ mod lex;
 mod limit;
 pub mod lookup;
 pub mod lower;
+mod needs;
+mod parents;
 mod parse;
 mod path;
 mod permissions;
@@ -62,10 +64,11 @@ use serde::{Deserialize, Serialize};
 
 pub use self::body::{Block, Body, Fault};
 pub use self::bundle::{FileKind, MAX_BYTES};
+pub use self::context::Context;
 pub use self::diagnostic::Diagnostic;
-pub use self::gathered::{AgentSituation, Gathered, Needs};
 pub use self::host::{HostName, acts_on_terminal, show};
 pub use self::limit::{Charge, Counter, Key, Limit, Room, Settled, Span};
+pub use self::needs::Needs;
 pub use self::path::CanonicalPath;
 pub use self::permissions::Permissions;
 pub use self::permit::{Limited, Permit};
@@ -184,7 +187,7 @@ pub struct Input<'a> {
     pub host: &'a HostName,
     pub port: u16,
     pub action: Action<'a>,
-    pub gathered: &'a Gathered,
+    pub context: &'a Context,
 }
 
 #[derive(Clone, Copy)]

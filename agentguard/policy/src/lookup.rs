@@ -99,7 +99,7 @@ pub struct Unavailable {
 
 impl Policy {
     /// What has to be asked before `input` can be decided, in the order of the host's file; of `input`'s own
-    /// [`Gathered`](super::Gathered) the body is looked at.
+    /// context the body is looked at.
     pub fn asks(&self, input: &Input<'_>) -> Vec<(Arc<Lookup>, Result<Ask, Unavailable>)> {
         let Some(agent) = self.agent(input.agent) else {
             return Vec::new();
@@ -173,7 +173,7 @@ impl Lookup {
                 let mut read = read_headers(&only(name), headers).map_err(Fault::ambiguous)?;
                 read.remove(name).map(Cow::Owned)
             }
-            Source::Body(name) => match &input.gathered.body {
+            Source::Body(name) => match &input.context.body {
                 Body::Read(Fields(fields)) => fields.get(name).map(|value| value.shown().into()),
                 Body::Faulty(fault) => return Err(fault.clone()),
                 Body::Unread => None,

@@ -1,20 +1,14 @@
 //! A request as a person writes it, in the terms of a decision.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-
 use agentguard_common::abi::AgentId;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
+use super::context::{AskedContext, Context};
 use super::host::split_port;
 use super::time::Calendar;
-use super::{
-    Action, AgentSituation, CanonicalPath, Decision, Gathered, HostName, Input, OnTask, OpenedBy,
-    Policy, Task, Tasks, Terms, schema,
-};
+use super::{Action, CanonicalPath, Decision, HostName, Input, Policy, Tasks, schema};
 
 /// What the forwarder reads of a body by default, bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -32,49 +26,12 @@ pub struct Question {
     /// JSON, unless a header says otherwise.
     #[serde(default)]
     pub body: Option<String>,
-    /// Roles of the people who are taken to have approved it.
-    #[serde(default)]
-    pub approvals: BTreeSet<String>,
-    /// Ids of limits that are taken to have no room.
-    #[serde(default)]
-    pub exhausted: BTreeSet<String>,
-    /// When, as in `2026-11-23T09:00` in the bundle's zone.
-    #[serde(default)]
-    pub time: Option<String>,
-    /// Whether from a trusted network; `None`: it is not known, and so not trusted.
-    #[serde(default)]
-    pub trusted_network: Option<bool>,
-    /// The host's labels.
-    #[serde(default)]
-    pub host_labels: BTreeSet<String>,
-    /// How long the agent is up, seconds; `None`: it has just started.
-    #[serde(default)]
-    pub uptime_s: Option<u64>,
-    /// Whether somebody's terminal shows the agent; `None`: it is not known, and so none does.
-    #[serde(default)]
-    pub attended: Option<bool>,
     /// What is looked up, as one JSON object with the facts by their names; `None`: nobody answers.
     #[serde(default)]
     pub lookup: Option<String>,
-    /// The task that it is on.
-    #[serde(default)]
-    pub task: Option<AskedTask>,
-}
-
-/// A task as a question has it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct AskedTask {
-    pub opened_by: OpenedBy,
+    /// What it assumes of the surroundings.
     #[serde(flatten)]
-    pub terms: Terms,
-}
-
-impl AskedTask {
-    /// # Errors
-    /// What of its terms cannot be.
-    pub fn task(&self) -> Result<Task, String> {
-        Task::new(Uuid::nil(), self.opened_by, &self.terms)
-    }
+    pub context: AskedContext,
 }
 
 /// A question in the terms of a decision.
@@ -88,7 +45,7 @@ pub(super) struct Parsed<'q> {
     headers: HeaderMap,
     body: &'q str,
     lookup: Option<&'q str>,
-    gathered: Gathered,
+    context: Context,
 }
 
 impl<'q> Parsed<'q> {
@@ -143,28 +100,7 @@ impl<'q> Parsed<'q> {
             headers,
             body: question.body.as_deref().unwrap_or_default(),
             lookup: question.lookup.as_deref(),
-            gathered: Gathered {
-                approvals: question.approvals.clone(),
-                exhausted: question.exhausted.clone(),
-                time: match (&question.time, calendar) {
-                    (Some(time), Some(calendar)) => Some(calendar.read(time)?),
-                    _ => None,
-                },
-                trusted_network: Some(question.trusted_network.unwrap_or(false)),
-                host_labels: Some(question.host_labels.clone()),
-                tasks: Some(Tasks {
-                    own: match &question.task {
-                        Some(asked) => OnTask::In(Arc::new(asked.task()?)),
-                        None => OnTask::None,
-                    },
-                    ..Tasks::default()
-                }),
-                agent: Some(AgentSituation {
-                    uptime_s: question.uptime_s.unwrap_or(0),
-                    attended: question.attended.unwrap_or(false),
-                }),
-                ..Gathered::default()
-            },
+            context: Context::assumed(&question.context, calendar)?,
         })
     }
 
@@ -173,7 +109,7 @@ impl<'q> Parsed<'q> {
         let needed = policy.needs(&self.input(agent)).body;
         let bytes = self.body.as_bytes();
         let body = needed.map(|needed| needed.block.read(&self.headers, bytes, MAX_BODY));
-        self.gathered.body = body.unwrap_or_default();
+        self.context.body = body.unwrap_or_default();
         let mut urls = Vec::new();
         let asked = policy.asks(&self.input(agent)).into_iter();
         let answered = asked.map(|(lookup, ask)| {
@@ -183,7 +119,7 @@ impl<'q> Parsed<'q> {
             });
             (lookup, answer)
         });
-        self.gathered.lookups = answered.collect();
+        self.context.lookups = answered.collect();
         urls
     }
 
@@ -204,7 +140,7 @@ impl<'q> Parsed<'q> {
             host: &self.host,
             port: self.port,
             action,
-            gathered: &self.gathered,
+            context: &self.context,
         }
     }
 }
@@ -219,17 +155,17 @@ impl Policy {
         agent: AgentId,
         question: &Question,
         tasks: Tasks,
-        gather: impl FnOnce(&Input<'_>, &mut Gathered),
+        gather: impl FnOnce(&Input<'_>, &mut Context),
     ) -> Result<(String, Decision), String> {
         let mut parsed = Parsed::new(question, None)?;
-        parsed.gathered = Gathered {
+        parsed.context = Context {
             tasks: Some(tasks),
-            ..Gathered::default()
+            ..Context::default()
         };
         parsed.gather(self, agent);
-        let mut gathered = parsed.gathered.clone();
-        gather(&parsed.input(agent), &mut gathered);
-        parsed.gathered = gathered;
+        let mut context = parsed.context.clone();
+        gather(&parsed.input(agent), &mut context);
+        parsed.context = context;
         let input = parsed.input(agent);
         Ok((input.host.id(input.port), self.decide(&input)))
     }

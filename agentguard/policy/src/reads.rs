@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::context::{AttributeName, AttributeSet};
 use super::diagnostic::{Place, Report};
 use super::glob::PathPattern;
 use super::lex::{self, Token, Use};
@@ -9,8 +10,8 @@ use super::lex::{self, Token, Use};
 /// What policies read of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reads {
-    /// Attributes of `context` that are plain values.
-    pub attributes: BTreeSet<String>,
+    /// Attributes of `context`.
+    pub attributes: AttributeSet,
     /// Whether more of the host than its id and the patterns above it.
     pub host: bool,
     /// Parameters and headers by name.
@@ -30,7 +31,7 @@ pub(super) enum Names {
 
 impl Reads {
     pub fn add(&mut self, other: &Self) {
-        self.attributes.extend(other.attributes.iter().cloned());
+        self.attributes.extend(other.attributes);
         self.host |= other.host;
         self.query.add(&other.query);
         self.headers.add(&other.headers);
@@ -40,22 +41,18 @@ impl Reads {
 
     /// What an annotation reads besides the policy's own text.
     pub fn note_header(&mut self, name: &str) {
+        self.attributes.insert(AttributeName::Headers);
         self.headers.note(Some(name.to_owned()));
     }
 
     pub fn note_body(&mut self, field: &str) {
+        self.attributes.insert(AttributeName::Body);
         self.body.note(Some(field.to_owned()));
     }
 
     /// Whether the attribute of `context` has to be there; what nobody reads need not be.
-    pub fn has(&self, attribute: &str) -> bool {
-        match attribute {
-            "query" => !self.query.is_empty(),
-            "headers" => !self.headers.is_empty(),
-            "body" => !self.body.is_empty(),
-            "lookup" => !self.lookup.is_empty(),
-            _ => self.attributes.contains(attribute),
-        }
+    pub fn has(&self, attribute: AttributeName) -> bool {
+        self.attributes.has(attribute)
     }
 }
 
@@ -104,11 +101,15 @@ pub(super) fn reads_of(
     reads.host = lex::count(tokens, "resource") > 1;
     for (offset, found) in lex::context_uses(tokens) {
         let at = Place::new(file, offset);
+        let mut note = |attribute| reads.attributes.insert(attribute);
         match found {
-            Use::Plain(name) => drop(reads.attributes.insert(name.to_owned())),
+            // One that there is not is told by the schema.
+            Use::Plain(name) => {
+                AttributeName::parse(name).map(note);
+            }
             Use::Route(raw) => match PathPattern::parse(raw) {
                 Ok(pattern) => {
-                    reads.attributes.insert("routes".to_owned());
+                    note(AttributeName::Routes);
                     routes.insert(raw.to_owned(), pattern);
                 }
                 Err(why) => report.error(at, why),
@@ -118,7 +119,10 @@ pub(super) fn reads_of(
                 "`context.routes` is asked for one written pattern at a time",
                 "write `context.routes.contains(\"/v1/catalog/**\")`, and join several with `||`",
             ),
-            Use::Query(name) => reads.query.note(name.map(str::to_owned)),
+            Use::Query(name) => {
+                note(AttributeName::Query);
+                reads.query.note(name.map(str::to_owned));
+            }
             Use::Header(name) => {
                 if let Some(upper) =
                     name.filter(|name| name.contains(|c: char| c.is_ascii_uppercase()))
@@ -129,10 +133,17 @@ pub(super) fn reads_of(
                         format!("write `{}`", upper.to_ascii_lowercase()),
                     );
                 }
+                note(AttributeName::Headers);
                 reads.headers.note(name.map(str::to_owned));
             }
-            Use::Body(name) => reads.body.note(name.map(str::to_owned)),
-            Use::Lookup(name) => reads.lookup.note(name.map(str::to_owned)),
+            Use::Body(name) => {
+                note(AttributeName::Body);
+                reads.body.note(name.map(str::to_owned));
+            }
+            Use::Lookup(name) => {
+                note(AttributeName::Lookup);
+                reads.lookup.note(name.map(str::to_owned));
+            }
             Use::Whole => report.error_help(
                 at,
                 "`context` cannot be used as a whole",

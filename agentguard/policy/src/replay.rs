@@ -7,13 +7,14 @@ mod tests;
 use agentguard_common::abi::AgentId;
 use agentguard_record::DenyReason;
 use http::HeaderMap;
-use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub use self::recorded::{Recorded, Then};
+use super::context::AttributeName;
+use super::facts::MAX_VALUE;
 use super::reads::Reads;
 use super::{
-    Action, CanonicalPath, Decision, Gathered, HostName, Input, KernelRule, Policy, Proto, TlsMode,
+    Action, CanonicalPath, Context, Decision, HostName, Input, KernelRule, Policy, Proto, TlsMode,
 };
 
 /// Why a decision cannot be taken again.
@@ -25,12 +26,8 @@ pub enum Missing {
     Body,
     /// What was looked up, which then was not the same.
     Lookup,
-    Network,
-    Labels,
-    /// How far its task, or that of an agent that it acts for, narrowed it.
-    Task,
-    /// How the agent was up, and whether it was attended.
-    Agent,
+    /// An attribute of the surroundings.
+    Attribute(AttributeName),
     /// A secret, of which the record has the digest alone.
     Secret,
     /// A value longer than a record keeps.
@@ -48,15 +45,12 @@ pub enum Missing {
 }
 
 impl Missing {
-    pub const fn why(self) -> &'static str {
+    pub fn why(self) -> &'static str {
         match self {
             Self::Fact => "the new rules read a parameter or header that the old ones did not",
             Self::Body => "the new rules read the body, and not as the old ones did",
             Self::Lookup => "the new rules read what is looked up, and not as the old ones did",
-            Self::Network => "the new rules read the network, and the old ones did not",
-            Self::Labels => "the new rules read the host's labels, which the record does not tell",
-            Self::Task => "it was on a task whose limits the record does not tell",
-            Self::Agent => "the new rules read how the agent is up, and the old ones did not",
+            Self::Attribute(name) => name.missing(),
             Self::Secret => "the new rules read a secret, which is not in the record",
             Self::Long => "the new rules read a value that is longer than records keep",
             Self::Many => "the new rules read values, and there were more than records keep",
@@ -67,6 +61,12 @@ impl Missing {
             }
             Self::Request => "the record's request cannot be read",
         }
+    }
+
+    /// What a record has cut off cannot be read.
+    pub(super) fn unless_whole(text: &str) -> Result<(), Self> {
+        let whole = text.len() <= MAX_VALUE;
+        whole.then_some(()).ok_or(Self::Long)
     }
 }
 
@@ -112,24 +112,28 @@ impl Policy {
     ) -> Result<Replayed, Missing> {
         let host = HostName::parse(recorded.host).map_err(|_| Missing::Request)?;
         let path = CanonicalPath::parse(recorded.path).map_err(|_| Missing::Request)?;
-        let (mut gathered, mut headers) = (Gathered::default(), HeaderMap::new());
-        let mut query = String::new();
+        let (mut query, mut headers) = (String::new(), HeaderMap::new());
         // What a bundle does not have, it denies whatever else is said.
         let agent = self.id_of(recorded.agent).unwrap_or(AgentId::NONE);
-        let input = input(recorded, agent, &host, &path, "", &headers, &gathered);
+        let nothing = Context::default();
+        let input = input(recorded, agent, &host, &path, "", &headers, &nothing);
         if !self.takes_it_the_same_way(&input) {
             return Err(Missing::Way);
         }
-        gathered.tasks = Some(recorded.tasks()?);
+        let mut context = Context::recall(recorded)?;
         let above = self.above(agent).iter().filter_map(|id| self.agent(*id));
         if above.into_iter().any(|agent| agent.tasks_required) {
-            return Err(Missing::Task);
+            return Err(Missing::Attribute(AttributeName::Task));
         }
-        let input = self::input(recorded, agent, &host, &path, "", &headers, &gathered);
+        let input = self::input(recorded, agent, &host, &path, "", &headers, &context);
         let needs = self.needs(&input);
-        let needs_values = ["query", "headers", "body", "lookup"]
-            .iter()
-            .any(|it| needs.has(it));
+        let values = [
+            AttributeName::Query,
+            AttributeName::Headers,
+            AttributeName::Body,
+            AttributeName::Lookup,
+        ];
+        let needs_values = values.into_iter().any(|it| needs.has(it));
         let (mut pairs, mut lines, mut body) = (Vec::new(), HeaderMap::new(), None);
         if (needs_values || needs.body.is_some()) && !recorded.is_connection() {
             let old = decided_by.ok_or(Missing::Bundle)?;
@@ -147,26 +151,17 @@ impl Policy {
             }
             for lookup in &needs.lookups {
                 let answer = recorded.answer(lookup)?;
-                gathered.lookups.push(((*lookup).clone(), Ok(answer)));
+                context.lookups.push(((*lookup).clone(), Ok(answer)));
             }
         }
-        // Nobody can approve anything yet, so no record has who did.
-        let time = needs.has("time").then(|| recorded.time()).transpose()?;
-        let trusted = needs.has("network").then(|| recorded.network());
-        let labels = needs.has("host").then(|| recorded.labels());
-        gathered.exhausted = recorded.exhausted.iter().cloned().collect();
-        gathered.time = time.and_then(|time: Timestamp| self.moment(time));
-        gathered.trusted_network = trusted.transpose()?;
-        gathered.host_labels = labels.transpose()?;
-        let agent_is = needs.has("agent").then(|| recorded.agent());
-        gathered.agent = agent_is.transpose()?;
-        gathered.body = body.unwrap_or_default();
+        context.recall_read(recorded, self.calendar.as_ref(), |name| needs.has(name))?;
+        context.body = body.unwrap_or_default();
         headers.extend(lines);
         for (name, value) in pairs {
             let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
             query.push_str(&format!("{}={}&", encode(name), encode(value)));
         }
-        let input = self::input(recorded, agent, &host, &path, &query, &headers, &gathered);
+        let input = self::input(recorded, agent, &host, &path, &query, &headers, &context);
         Ok(self.decide(&input).into())
     }
 
@@ -242,7 +237,7 @@ fn input<'i>(
     path: &'i CanonicalPath,
     query: &'i str,
     headers: &'i HeaderMap,
-    gathered: &'i Gathered,
+    context: &'i Context,
 ) -> Input<'i> {
     let action = if recorded.is_connection() {
         Action::Connect
@@ -260,6 +255,6 @@ fn input<'i>(
         host,
         port: recorded.port,
         action,
-        gathered,
+        context,
     }
 }

@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::CanonicalPath;
 use super::body::{Block, Value};
+use super::context::{AttributeName, scope_of};
 use super::glob::PathPattern;
 use super::lookup::Lookup;
 use super::reads::Reads;
-use super::{CanonicalPath, schema};
 
 /// What is known of the requests to one host.
 #[derive(Debug, Default)]
@@ -90,7 +91,7 @@ impl Requests {
     fn of(&self, reads: &Reads, scope: bool, method: &str, path: &str) -> Needed<'_> {
         let mut known = BTreeSet::new();
         let mut lookups = Vec::new();
-        if reads.has("lookup") {
+        if reads.has(AttributeName::Lookup) {
             for lookup in &self.lookups {
                 if !fits(lookup.method, &lookup.path, method, path) {
                     continue;
@@ -120,8 +121,8 @@ impl Requests {
             let mut asked = lookups.iter().flat_map(|lookup| lookup.body_fields());
             asked.any(|field| field == name)
         };
-        let scope = scope || reads.has("scope");
-        if !reads.has("body") && !scope && lookups.is_empty() {
+        let scope = scope || reads.has(AttributeName::Scope);
+        if !reads.has(AttributeName::Body) && !scope && lookups.is_empty() {
             return None;
         }
         let block = self.block(method, path)?;
@@ -159,7 +160,7 @@ impl Requests {
         });
         let said: BTreeSet<_> = entries.flat_map(|entry| entry.is.iter().copied()).collect();
         if said.is_empty() {
-            [schema::scope_of(method)].into()
+            [scope_of(method)].into()
         } else {
             said
         }

@@ -4,60 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::body::FieldType;
+use super::context;
 
 /// Action of a connection whose bytes are passed.
 pub(super) const CONNECT: &str = "connect";
 /// The group that every HTTP method is in.
 pub(super) const REQUEST: &str = "request";
-
-/// Attributes of a request's `context`.
-pub(super) const CONTEXT: [&str; 16] = [
-    "scheme",
-    "path",
-    "segments",
-    "routes",
-    "query",
-    "headers",
-    "body",
-    "lookup",
-    "scope",
-    "approvals",
-    "limits",
-    "time",
-    "network",
-    "host",
-    "task",
-    "agent",
-];
-
-/// What a request does, as `context.scope` has it.
-pub(super) const SCOPES: [&str; 6] = [
-    "read",
-    "write",
-    "money",
-    "infrastructure",
-    "export",
-    "admin",
-];
-
-/// What a request does of which nothing is said.
-pub(super) fn scope_of(method: &str) -> &'static str {
-    match method {
-        "GET" | "HEAD" | "OPTIONS" => "read",
-        _ => "write",
-    }
-}
-
-/// Attributes of a passed connection's `context`.
-pub(super) const CONNECT_CONTEXT: [&str; 7] = [
-    "approvals",
-    "limits",
-    "time",
-    "network",
-    "host",
-    "task",
-    "agent",
-];
 
 /// HTTP methods that can be decided: IANA's registry without `CONNECT`, `PRI` and `*`, which are the forwarder's own matter.
 pub(super) const METHODS: [&str; 38] = [
@@ -132,19 +84,8 @@ pub(super) fn text(named: &BTreeSet<&str>, scope: Scope, shape: &Shape) -> Strin
         .map(|method| format!("\"{method}\""))
         .collect::<Vec<_>>()
         .join(", ");
-    let fields = |types: &FieldTypes| {
-        let fields = types.iter();
-        let fields = fields.map(|(name, kind)| format!("{name}?: {}", kind.cedar()));
-        fields.collect::<Vec<_>>().join(", ")
-    };
-    let (body, lookup) = (fields(&shape.body), fields(&shape.lookup));
     let mut text = format!(
-        "type Time = {{ hour: Long, minute: Long, weekday: String, date: String, within: Set<String> }};
-type Network = {{ trusted: Bool }};
-type HostSituation = {{ labels: Set<String> }};
-type Task = {{ open: Bool, id: String, intent: String, opened_by: String }};
-type AgentSituation = {{ uptime_s: Long, attended: Bool }};
-entity Agent {{ owner: String, risk: String }};
+        "entity Agent {{ owner: String, risk: String }};
 entity Host in [Host] {{ name: String, port: Long, risk: String, data: Set<String> }};
 entity Query tags String;
 entity Headers tags String;
@@ -152,14 +93,16 @@ action \"{REQUEST}\";
 action {list} in [\"{REQUEST}\"] appliesTo {{
   principal: [Agent],
   resource: [Host],
-  context: {{ scheme: String, path: String, segments: Long, routes: Set<String>, query: Query, headers: Headers, body: {{ {body} }}, lookup: {{ {lookup} }}, scope: Set<String>, approvals: Set<String>, limits: Set<String>, time: Time, network: Network, host: HostSituation, task: Task, agent: AgentSituation }},
+  context: {{ {} }},
 }};
-"
+",
+        context::schema(false, shape)
     );
     if scope == Scope::RequestsAndConnections {
         let _ = writeln!(
             text,
-            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ approvals: Set<String>, limits: Set<String>, time: Time, network: Network, host: HostSituation, task: Task, agent: AgentSituation }} }};"
+            "action \"{CONNECT}\" appliesTo {{ principal: [Agent], resource: [Host], context: {{ {} }} }};",
+            context::schema(true, shape)
         );
     }
     text

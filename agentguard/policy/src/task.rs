@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::compile::CompiledAgent;
+use super::context::SCOPES;
 use super::glob::PathPattern;
 use super::host::{HostName, HostPattern, RESERVED, acts_on_terminal, show};
 use super::{Action, Input, schema};
@@ -40,6 +41,11 @@ impl OpenedBy {
             Self::Supervisor => "supervisor",
             Self::Agent => "agent",
         }
+    }
+
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let all = [Self::Supervisor, Self::Agent];
+        all.into_iter().find(|by| by.name() == name)
     }
 }
 
@@ -153,7 +159,7 @@ impl Task {
         }
         let allow = terms.allow.iter().map(|entry| Allowed::parse(entry));
         let scope = terms.scope.iter().map(|value| {
-            let known = schema::SCOPES.iter().copied();
+            let known = SCOPES.iter().copied();
             known.clone().find(|it| it == value).ok_or_else(|| {
                 let all = known.collect::<Vec<_>>().join(", ");
                 format!("`{}` is no scope; there are {all}", show(value))
@@ -253,7 +259,7 @@ impl Tasks {
     }
 
     /// What a record has of them besides the task's id and intent.
-    pub(super) fn facts(&self) -> impl Iterator<Item = (String, String)> {
+    pub(super) fn as_facts(&self) -> impl Iterator<Item = (String, String)> {
         let (own, opened_by) = match &self.own {
             OnTask::In(task) => (std::slice::from_ref(task), Some(task.opened_by.name())),
             OnTask::OneOf(tasks) => (&tasks[..], None),
@@ -318,7 +324,7 @@ pub(super) fn outside(
     input: &Input<'_>,
     does: &BTreeSet<&str>,
 ) -> Option<Outside> {
-    let tasks = input.gathered.tasks.as_ref();
+    let tasks = input.context.tasks.as_ref();
     let one_of = |open: &[Arc<Task>]| {
         let covered = open.iter().any(|task| task.covers(input, does));
         (!covered).then_some(Outside::EveryOne)

@@ -9,7 +9,7 @@ use agentguard_control::api::{Bundle, InForce, Rollback};
 use agentguard_control::client::{Client, ClientError};
 use agentguard_daemon::config::Config;
 use agentguard_policy::cases::Tested;
-use agentguard_policy::explain::{AskedTask, Explanation, Question};
+use agentguard_policy::explain::{AskedContext, AskedTask, Explanation, Question};
 use agentguard_policy::{OpenedBy, Policy, Sources, Terms};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -296,27 +296,25 @@ async fn ask(explain: &Explain, client: &Client) -> Result<ExitCode, Failure> {
         Some(path) => Some(request_body(path)?),
         None => None,
     };
+    let mut context = AskedContext::default();
+    context.approvals.approvals = explain.approvals.iter().cloned().collect();
+    context.limits.exhausted = explain.exhausted.iter().cloned().collect();
+    context.time.time = explain.time.clone();
+    context.tasks.task = explain.task.as_ref().map(|intent| AskedTask {
+        opened_by: OpenedBy::Supervisor,
+        terms: Terms {
+            intent: intent.clone(),
+            ..Terms::default()
+        },
+    });
     let question = Question {
         agent: explain.agent.clone(),
         method: explain.method.clone(),
         url: explain.url.clone(),
         headers: explain.headers.clone(),
         body,
-        approvals: explain.approvals.iter().cloned().collect(),
-        exhausted: explain.exhausted.iter().cloned().collect(),
-        time: explain.time.clone(),
-        trusted_network: None,
-        host_labels: Default::default(),
-        uptime_s: None,
-        attended: None,
         lookup: explain.lookup.clone(),
-        task: explain.task.as_ref().map(|intent| AskedTask {
-            opened_by: OpenedBy::Supervisor,
-            terms: Terms {
-                intent: intent.clone(),
-                ..Terms::default()
-            },
-        }),
+        context,
     };
     let answer: Explanation = client.post("/v1/policy/explain", &question).await?;
     if explain.json {

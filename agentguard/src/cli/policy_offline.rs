@@ -190,17 +190,7 @@ error: the bundle is not valid: 2 errors in 2 files
                 agent: "a".into(),
                 method: "GET".into(),
                 url: url.into(),
-                headers: Vec::new(),
-                body: None,
-                approvals: Default::default(),
-                exhausted: Default::default(),
-                time: None,
-                trusted_network: None,
-                host_labels: Default::default(),
-                uptime_s: None,
-                attended: None,
-                lookup: None,
-                task: None,
+                ..Question::default()
             };
             explanation_text(
                 &found.result.as_ref().unwrap().explain(&question).unwrap(),

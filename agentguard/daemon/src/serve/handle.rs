@@ -248,19 +248,22 @@ fn explain_policy(
 ) -> Result<ControlResponse, ControlError> {
     let active = shared.active.load_full().ok_or_else(no_bundle)?;
     let now = || Timestamp::now().to_string();
-    question.time.get_or_insert_with(now);
-    question
+    let asked = &mut question.context;
+    asked.time.time.get_or_insert_with(now);
+    asked
+        .network
         .trusted_network
         .get_or_insert_with(|| shared.network.is_trusted());
-    question
+    asked
+        .host
         .host_labels
         .extend(shared.config.host.labels.iter().cloned());
     let agent = active.ids.get(&question.agent);
     let presence = agent.and_then(|agent| lock(&shared.lineage).presences.of(*agent));
     if let Some(presence) = presence {
         let uptime_s = presence.uptime_s(boottime_ns());
-        question.uptime_s.get_or_insert(uptime_s);
-        question.attended.get_or_insert(presence.attended);
+        asked.agent.uptime_s.get_or_insert(uptime_s);
+        asked.agent.attended.get_or_insert(presence.attended);
     }
     let explained = active.policy.explain(&question);
     explained

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use agentguard_policy as policy;
-use agentguard_policy::{Action, CanonicalPath, Decision, Gathered, Input, Permit};
+use agentguard_policy::{Action, CanonicalPath, Context, Decision, Input, Permit};
 use agentguard_record::DenyReason;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
@@ -30,7 +30,7 @@ pub(super) struct Judged {
     pub(super) place: Target,
     pub(super) authority: Authority,
     pub(super) target: PathAndQuery,
-    pub(super) gathered: Gathered,
+    pub(super) gathered: Context,
     /// What is kept of a request that asks for a WebSocket.
     pub(super) websocket: Option<Box<Upgrade>>,
 }
@@ -92,7 +92,7 @@ impl Exchange<'_> {
         parts: &'i Parts,
         target: &'i Target,
         path: &'i CanonicalPath,
-        gathered: &'i Gathered,
+        gathered: &'i Context,
     ) -> Input<'i> {
         Input {
             agent: self.session.life.agent,
@@ -105,12 +105,12 @@ impl Exchange<'_> {
                 query: parts.uri.query(),
                 headers: &parts.headers,
             },
-            gathered,
+            context: gathered,
         }
     }
 
     /// Whether what was decided still is, after a wait.
-    fn still_decided(&self, named: &Named, gathered: &Gathered) -> bool {
+    fn still_decided(&self, named: &Named, gathered: &Context) -> bool {
         let session = self.session;
         let agent = session.life.agent;
         standing::still_decided(&session.forwarder, &self.policy, agent, named, gathered)
@@ -130,15 +130,15 @@ impl Exchange<'_> {
         path: &CanonicalPath,
         named: &Named,
         body: &mut RequestBody,
-    ) -> Result<Gathered, Refusal> {
+    ) -> Result<Context, Refusal> {
         let forwarder = &self.session.forwarder;
         let limits = &forwarder.limits;
         loop {
             let agent = self.session.life.agent;
             let tasks = &forwarder.situation.tasks;
-            let known = Gathered {
+            let known = Context {
                 tasks: Some(tasks.held(&self.policy, agent, named)),
-                ..Gathered::default()
+                ..Context::default()
             };
             let mut gathered = known.clone();
             let asked = self.input(parts, target, path, &known);
@@ -187,7 +187,7 @@ impl Exchange<'_> {
         parts: &Parts,
         target: &Target,
         path: &CanonicalPath,
-        gathered: &Gathered,
+        gathered: &Context,
     ) -> Result<(Permit, Held), Refusal> {
         // Whatever was waited for before: it is now that counts.
         if self.policy.is_expired(Timestamp::now()) {

@@ -1,13 +1,15 @@
 //! `tests/*.toml`: requests with the decisions that the bundle's author expects.
 
+use std::sync::LazyLock;
+
 use agentguard_record::DenyReason;
 
 use super::document;
 use super::table::{Keys, Located, Table};
 use crate::cases::{Expected, Outcome};
+use crate::context::{self, AskedContext, CaseTexts};
 use crate::diagnostic::{Place, Report, did_you_mean};
-use crate::question::{AskedTask, Parsed, Question};
-use crate::{OpenedBy, Terms};
+use crate::question::{Parsed, Question};
 
 /// One `[[case]]`, with positions for the checks across files.
 pub(crate) struct CaseEntry {
@@ -15,11 +17,10 @@ pub(crate) struct CaseEntry {
     pub agent_at: Place,
     pub question: Question,
     pub expected: Expected,
-    /// Those of `question`.
-    pub time: Option<Located<String>>,
     /// That of `question`.
     pub lookup: Option<Located<String>>,
-    pub exhausted: Vec<Located<String>>,
+    /// What `question` says of the surroundings.
+    pub texts: CaseTexts,
     /// Those of `expected`.
     pub policies: Vec<Located<String>>,
 }
@@ -28,32 +29,16 @@ const FILE: Keys = Keys {
     known: &["case"],
     later: &[],
 };
-const TASK: Keys = Keys {
-    known: &["intent", "allow", "scope", "opened_by"],
-    later: &[],
-};
-const CASE: Keys = Keys {
-    known: &[
-        "name",
-        "agent",
-        "request",
-        "headers",
-        "body",
-        "approvals",
-        "exhausted",
-        "time",
-        "network",
-        "host_labels",
-        "uptime_s",
-        "attended",
-        "lookup",
-        "task",
-        "expect",
-        "reason",
-        "policies",
-    ],
-    later: &[],
-};
+/// Keys of a `[[case]]`: between what it is about and what it expects, those of the attributes of `context`.
+static CASE: LazyLock<Vec<&str>> = LazyLock::new(|| {
+    let mut keys = vec!["name", "agent"];
+    for key in context::case_keys().chain(["expect", "reason", "policies"]) {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    keys
+});
 
 pub(crate) fn case_file(report: &mut Report<'_>, file: u32) -> Vec<CaseEntry> {
     let text = report.text(file);
@@ -68,25 +53,18 @@ pub(crate) fn case_file(report: &mut Report<'_>, file: u32) -> Vec<CaseEntry> {
 }
 
 fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
-    table.check_keys(report, &CASE);
+    let keys = Keys {
+        known: &CASE,
+        later: &[],
+    };
+    table.check_keys(report, &keys);
     let name = table.required(report, "name");
     let agent = table.required(report, "agent");
     let request = table.required(report, "request");
     let headers = table.pairs(report, "headers");
     let body = table.string_or_json(report, "body");
-    let approvals = table.strings(report, "approvals");
-    let approvals = approvals.into_iter().map(|role| role.value).collect();
-    let exhausted = table.strings(report, "exhausted");
-    let time = table.string(report, "time");
-    let network = table.choice(report, "network", &["trusted", "untrusted"]);
-    let labels = table.strings(report, "host_labels");
-    let uptime = table.unsigned(report, "uptime_s");
-    let attended = table.boolean(report, "attended");
     let lookup = table.string_or_json(report, "lookup");
-    let task = match table.has("task") {
-        true => Some(task(report, table)?),
-        false => None,
-    };
+    let context = AskedContext::case(table, report)?;
     let policies = table.strings(report, "policies");
     let expected = expected(report, table, &policies);
     let request = request?;
@@ -108,15 +86,8 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         url: url.to_owned(),
         headers,
         body: body.map(|body| body.value),
-        approvals,
-        exhausted: exhausted.iter().map(|id| id.value.clone()).collect(),
-        time: time.as_ref().map(|time| time.value.clone()),
-        trusted_network: network.map(|network| network.value == "trusted"),
-        host_labels: labels.into_iter().map(|label| label.value).collect(),
-        uptime_s: uptime.map(|uptime| uptime.value),
-        attended: attended.map(|attended| attended.value),
         lookup: lookup.as_ref().map(|lookup| lookup.value.clone()),
-        task,
+        context,
     };
     if let Err(why) = Parsed::new(&question, None) {
         report.error(request.at, why);
@@ -127,40 +98,12 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         agent_at: agent.at,
         question,
         expected: expected?,
-        time,
         lookup,
-        exhausted,
+        texts: context::case_keys()
+            .map(|key| (key, table.texts(key)))
+            .collect(),
         policies,
     })
-}
-
-/// The task that the request is on, opened by a supervisor if nothing else is said.
-fn task(report: &mut Report<'_>, case: &Table<'_>) -> Option<AskedTask> {
-    let table = case.table(report, "task", "`task` of a [[case]]")?;
-    table.check_keys(report, &TASK);
-    let opened_by = table.choice(report, "opened_by", &["supervisor", "agent"]);
-    let values = |entries: Vec<Located<String>>| entries.into_iter().map(|entry| entry.value);
-    let allow = values(table.strings(report, "allow")).collect();
-    let scope = values(table.strings(report, "scope")).collect();
-    let intent = table.required(report, "intent")?;
-    let asked = AskedTask {
-        opened_by: match opened_by {
-            Some(by) if by.value == OpenedBy::Agent.name() => OpenedBy::Agent,
-            _ => OpenedBy::Supervisor,
-        },
-        terms: Terms {
-            intent: intent.value,
-            allow,
-            scope,
-        },
-    };
-    match asked.task() {
-        Ok(_) => Some(asked),
-        Err(why) => {
-            report.error(intent.at, why);
-            None
-        }
-    }
 }
 
 fn expected(

@@ -19,7 +19,7 @@ pub(super) use case::{CaseEntry, case_file};
 pub(super) use host::{HostFile, UNKNOWN_RISK};
 pub(super) use manifest::manifest;
 pub(super) use reach::{Allow, Method, Reach};
-pub(super) use table::Located;
+pub(super) use table::{Keys, Located, Table};
 
 pub(super) use agent::agent_file;
 pub(super) use host::host_file;

@@ -10,7 +10,7 @@ use crate::diagnostic::{Place, Report, did_you_mean, nearest};
 use crate::host::show;
 
 /// A table and how messages name it (`[agent]`, `[[reach]]`).
-pub(super) struct Table<'a> {
+pub(crate) struct Table<'a> {
     pub title: &'static str,
     pub at: Place,
     keys: &'a DeTable<'a>,
@@ -24,13 +24,13 @@ pub(crate) struct Located<T> {
 }
 
 /// An element of a list in which either may stand.
-pub(super) enum Entry<'a> {
+pub(crate) enum Entry<'a> {
     String(Located<String>),
     Table(Table<'a>),
 }
 
 /// What a table may hold.
-pub(super) struct Keys {
+pub(crate) struct Keys {
     pub known: &'static [&'static str],
     /// Part of the format, but nothing in this build acts on it.
     pub later: &'static [&'static str],
@@ -181,6 +181,22 @@ impl<'a> Table<'a> {
             .iter()
             .filter_map(|item| self.expect_string(report, key, item))
             .collect()
+    }
+
+    /// The string, or those of the list, that the key has; anything else is no text.
+    pub fn texts(&self, key: &str) -> Vec<Located<String>> {
+        let value = self.keys.get(key);
+        let items = value.map_or(&[][..], |value| match value.get_ref().as_array() {
+            Some(array) => array,
+            None => std::slice::from_ref(value),
+        });
+        let text = |item: &Spanned<DeValue<'_>>| {
+            Some(Located {
+                at: self.place(item),
+                value: item.get_ref().as_str()?.to_owned(),
+            })
+        };
+        items.iter().filter_map(text).collect()
     }
 
     /// A table of strings or lists of them: `key = { "name" = "value" }`, one pair for each value.

@@ -1,20 +1,18 @@
 //! What a record tells of what rules read, and what it does not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
-use uuid::Uuid;
 
 use super::Missing;
 use crate::body::{Body, Field, FieldType, Fields, Value, decimal};
-use crate::facts::{MAX_VALUE, SECRET_HEADERS, SECRET_PARAMETERS, read_name};
+use crate::facts::{SECRET_HEADERS, SECRET_PARAMETERS, read_name};
 use crate::lookup::Lookup;
 use crate::reads::{Names, Reads};
 use crate::requests::NeededBody;
-use crate::task::{NARROWS, OPEN, OPENED_BY, WRONG};
-use crate::{AgentSituation, Input, Needs, OnTask, OpenedBy, Policy, Task, Tasks, Terms, schema};
+use crate::{Input, Needs, Policy, schema};
 
 /// What a record says of a request or passed connection.
 pub struct Recorded<'r> {
@@ -128,7 +126,7 @@ impl Recorded<'_> {
             if field.private {
                 return Err(Missing::Secret);
             }
-            whole(text)?;
+            Missing::unless_whole(text)?;
             let value = match field.kind {
                 FieldType::String => Some(Value::String(text.clone())),
                 FieldType::Decimal => decimal(text).map(Value::Decimal),
@@ -140,81 +138,6 @@ impl Recorded<'_> {
             fields.insert(name.clone(), value.ok_or(missing)?);
         }
         Ok(Fields(fields))
-    }
-
-    /// That of the decision where its rules read it, which may have waited for a body, or else that of the request.
-    pub(super) fn time(&self) -> Result<Timestamp, Missing> {
-        let fact = self.facts.get("time").map(|text| text.parse());
-        fact.transpose()
-            .map_err(|_| Missing::Request)
-            .map(|time| time.unwrap_or(self.time))
-    }
-
-    pub(super) fn network(&self) -> Result<bool, Missing> {
-        let fact = self.facts.get("network.trusted");
-        fact.and_then(|is| is.parse().ok()).ok_or(Missing::Network)
-    }
-
-    pub(super) fn labels(&self) -> Result<BTreeSet<String>, Missing> {
-        match self.facts.get("host.labels").map(String::as_str) {
-            // One with a comma in it looks like two.
-            None => Err(Missing::Labels),
-            Some(labels) if labels.contains(',') => Err(Missing::Labels),
-            Some("") => Ok(BTreeSet::new()),
-            Some(label) => whole(label).map(|()| [label.to_owned()].into()),
-        }
-    }
-
-    /// What there is to know of its task. How far that narrowed it is not in the record.
-    pub(super) fn tasks(&self) -> Result<Tasks, Missing> {
-        let has = |fact: &str| self.facts.get(fact).map(String::as_str);
-        match has(NARROWS) {
-            None => {}
-            // What was permitted was in it.
-            Some("allow") if self.then == Then::All => {}
-            Some(_) => return Err(Missing::Task),
-        }
-        if has(WRONG).is_some() {
-            return Err(Missing::Task);
-        }
-        let task = |id: Uuid, by: OpenedBy, intent: &str| {
-            let terms = Terms {
-                intent: intent.to_owned(),
-                ..Terms::default()
-            };
-            let task = Task::new(id, by, &terms).map_err(|_| Missing::Task)?;
-            Ok(Arc::new(task))
-        };
-        let own = match (has(OPENED_BY), self.task) {
-            (Some(by), Some((id, intent))) => {
-                let by = [OpenedBy::Supervisor, OpenedBy::Agent]
-                    .into_iter()
-                    .find(|it| it.name() == by);
-                let id = id.parse().ok();
-                let (id, by) = id.zip(by).ok_or(Missing::Task)?;
-                OnTask::In(task(id, by, intent)?)
-            }
-            (Some(_), None) => return Err(Missing::Task),
-            (None, _) if has(OPEN).is_some() => {
-                let some = task(Uuid::nil(), OpenedBy::Supervisor, "not in the record")?;
-                OnTask::OneOf(vec![some])
-            }
-            (None, _) => OnTask::None,
-        };
-        Ok(Tasks {
-            own,
-            ..Tasks::default()
-        })
-    }
-
-    pub(super) fn agent(&self) -> Result<AgentSituation, Missing> {
-        let fact = |name| self.facts.get(name).ok_or(Missing::Agent);
-        let uptime = fact("agent.uptime_s")?.parse();
-        let attended = fact("agent.attended")?.parse();
-        Ok(AgentSituation {
-            uptime_s: uptime.map_err(|_| Missing::Agent)?,
-            attended: attended.map_err(|_| Missing::Agent)?,
-        })
     }
 
     fn values(
@@ -229,14 +152,14 @@ impl Recorded<'_> {
                 break;
             };
             // A name that is cut off may be any.
-            whole(name)?;
+            Missing::unless_whole(name)?;
             if !read(name) {
                 continue;
             }
             if secret.contains(&name.to_ascii_lowercase().as_str()) {
                 return Err(Missing::Secret);
             }
-            whole(value)?;
+            Missing::unless_whole(value)?;
             found.push((name, value.as_str()));
         }
         Ok(found)
@@ -251,9 +174,4 @@ fn known(reads: &Names, then: &Names) -> Result<(), Missing> {
         (Names::These(reads), Names::These(then)) => reads.is_subset(then),
     };
     known.then_some(()).ok_or(Missing::Fact)
-}
-
-fn whole(text: &str) -> Result<(), Missing> {
-    let whole = text.len() <= MAX_VALUE;
-    whole.then_some(()).ok_or(Missing::Long)
 }

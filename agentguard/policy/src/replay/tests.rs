@@ -186,7 +186,10 @@ fn the_situation_is_what_the_record_says_of_it() {
     let network = |is| record([("network.trusted", is)]).by(&trusted, None);
     assert_eq!(network("true"), Ok("allow"));
     assert_eq!(network("false"), Ok("policy-denied"));
-    assert_eq!(record([]).by(&trusted, None), Err(Missing::Network));
+    assert_eq!(
+        record([]).by(&trusted, None),
+        Err(Missing::Attribute(AttributeName::Network))
+    );
 
     let agent = rules(
         "@id(\"a\") permit (principal, action, resource) when { context.agent.attended && context.agent.uptime_s > 59 };",
@@ -197,7 +200,10 @@ fn the_situation_is_what_the_record_says_of_it() {
     assert_eq!(up("60", "true"), Ok("allow"));
     assert_eq!(up("59", "true"), Ok("policy-denied"));
     assert_eq!(up("60", "false"), Ok("policy-denied"));
-    assert_eq!(record([]).by(&agent, None), Err(Missing::Agent));
+    assert_eq!(
+        record([]).by(&agent, None),
+        Err(Missing::Attribute(AttributeName::Agent))
+    );
 
     let prod = rules(
         "@id(\"l\") permit (principal, action, resource) when { context.host.labels.contains(\"prod\") };",
@@ -205,8 +211,14 @@ fn the_situation_is_what_the_record_says_of_it() {
     let labels = |are| record([("host.labels", are)]).by(&prod, None);
     assert_eq!(labels("prod"), Ok("allow"));
     assert_eq!(labels(""), Ok("policy-denied"));
-    assert_eq!(labels("eu, prod"), Err(Missing::Labels));
-    assert_eq!(record([]).by(&prod, None), Err(Missing::Labels));
+    assert_eq!(
+        labels("eu, prod"),
+        Err(Missing::Attribute(AttributeName::Host))
+    );
+    assert_eq!(
+        record([]).by(&prod, None),
+        Err(Missing::Attribute(AttributeName::Host))
+    );
 }
 
 #[test]
@@ -327,5 +339,8 @@ unless { context.limits.contains(\"few\") };";
 fn what_named_no_task_of_its_own_is_not_taken_again() {
     let plain = rules(PLAIN);
     let wrong = record([("task.wrong", "its task by what is no id")]);
-    assert_eq!(wrong.by(&plain, Some(&plain)), Err(Missing::Task));
+    assert_eq!(
+        wrong.by(&plain, Some(&plain)),
+        Err(Missing::Attribute(AttributeName::Task))
+    );
 }

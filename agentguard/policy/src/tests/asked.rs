@@ -1,6 +1,7 @@
 //! What a request asks for: fields of its body, its scope, and whose approval it needs.
 
 use super::*;
+use crate::context::{AskedApprovals, AskedContext};
 use crate::question::Question;
 
 /// CONTRACT's sample, without the credential.
@@ -40,15 +41,13 @@ fn asked(policy: &Policy, request: &str, body: Option<&str>, approvals: &[&str])
         url: url.into(),
         headers: Vec::new(),
         body: body.map(str::to_owned),
-        approvals: approvals.iter().map(|role| (*role).to_owned()).collect(),
-        exhausted: Default::default(),
-        time: None,
-        trusted_network: None,
-        host_labels: Default::default(),
-        uptime_s: None,
-        attended: None,
         lookup: None,
-        task: None,
+        context: AskedContext {
+            approvals: AskedApprovals {
+                approvals: approvals.iter().map(|role| (*role).to_owned()).collect(),
+            },
+            ..AskedContext::default()
+        },
     });
     let answer = answer.unwrap();
     let reason = answer.reason.map_or("", DenyReason::slug);
@@ -161,7 +160,7 @@ fn refusals_say_whose_approval_is_needed_and_hide_private_fields() {
     let agent = *policy.agents.keys().next().unwrap();
     let body = br#"{"amount":1200,"iban":"DE02","more":1}"#;
     let needed = policy.needs(&asked.input(agent)).body.unwrap();
-    asked.gathered.body = needed.block.read(&asked.headers, body, 100);
+    asked.context.body = needed.block.read(&asked.headers, body, 100);
     let Decision::Deny(denial) = policy.decide(&asked.input(agent)) else {
         panic!("permitted");
     };
@@ -178,7 +177,7 @@ fn refusals_say_whose_approval_is_needed_and_hide_private_fields() {
     assert_eq!(unread.facts["body.amount"], "1200.0");
     assert!(!unread.facts.contains_key("body.iban"), "no rule reads it");
     // Nobody has read it: a rule that needs it refuses.
-    asked.gathered.body = Body::Unread;
+    asked.context.body = Body::Unread;
     let Decision::Deny(denial) = policy.decide(&asked.input(agent)) else {
         panic!("permitted");
     };

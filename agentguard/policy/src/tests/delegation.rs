@@ -1,6 +1,7 @@
 //! Agents that act for others: what they may, and what of their files is left.
 
 use super::*;
+use crate::context::{AskedApprovals, AskedContext};
 use crate::question::Question;
 
 /// A line of agents, the first above all others; each with the rest of its file.
@@ -103,15 +104,13 @@ when { context.approvals.contains("finance") && context.body has amount && conte
             url: "https://h/orders".into(),
             headers: Vec::new(),
             body: Some(format!("{{\"amount\":{amount}}}")),
-            approvals: approvals.iter().map(|role| (*role).to_owned()).collect(),
-            exhausted: Default::default(),
-            time: None,
-            trusted_network: None,
-            host_labels: Default::default(),
-            uptime_s: None,
-            attended: None,
             lookup: None,
-            task: None,
+            context: AskedContext {
+                approvals: AskedApprovals {
+                    approvals: approvals.iter().map(|role| (*role).to_owned()).collect(),
+                },
+                ..AskedContext::default()
+            },
         };
         let answer = policy.answer(&question).unwrap();
         let decided = match answer.outcome.name() {

@@ -9,9 +9,10 @@ use proptest::prelude::*;
 use self::generated::{BODIES, NAMES, PATHS, bundle_sources, settle};
 use self::reference::{Question, Reference};
 use super::*;
+use crate::context::{Approvals, HostLabels, NetworkTrust};
 
 /// What the forwarder would have gathered.
-fn gathered(policy: &Policy, input: &Input<'_>, body: &str, turn: usize) -> Gathered {
+fn gathered(policy: &Policy, input: &Input<'_>, body: &str, turn: usize) -> Context {
     let texts = |of: &[&str]| of.iter().map(|text| (*text).to_owned()).collect();
     let headers = match &input.action {
         Action::Request { headers, .. } => Some(*headers),
@@ -23,13 +24,19 @@ fn gathered(policy: &Policy, input: &Input<'_>, body: &str, turn: usize) -> Gath
     let seconds = [1_767_564_000, 1_767_569_400, 1_767_600_900][turn % 3];
     let approvals: [&[&str]; 4] = [&[], &["owner"], &["finance"], &["finance", "owner"]];
     let labels: [&[&str]; 2] = [&[], &["prod", "eu"]];
-    Gathered {
+    Context {
         body: read.unwrap_or_default(),
-        approvals: texts(approvals[turn / 2 % 4]),
+        approvals: Some(Approvals {
+            roles: texts(approvals[turn / 2 % 4]),
+        }),
         time: policy.moment(Timestamp::from_second(seconds).unwrap()),
-        trusted_network: Some((turn / 3).is_multiple_of(2)),
-        host_labels: Some(texts(labels[turn / 5 % 2])),
-        ..Gathered::default()
+        network: Some(NetworkTrust {
+            trusted: (turn / 3).is_multiple_of(2),
+        }),
+        host: Some(HostLabels {
+            labels: texts(labels[turn / 5 % 2]),
+        }),
+        ..Context::default()
     }
 }
 
@@ -68,7 +75,7 @@ proptest! {
                     let body = BODIES[turn % BODIES.len()];
                     let mut asked = Asked::new(&format!("{method} {scheme}://{host}:{port}{path}{query}"), &headers);
                     let connects = turn.is_multiple_of(9);
-                    asked.gathered = gathered(&policy, &asked.input(agent), body, turn);
+                    asked.context = gathered(&policy, &asked.input(agent), body, turn);
                     let mut input = asked.input(agent);
                     if connects {
                         input.action = Action::Connect;
@@ -83,7 +90,7 @@ proptest! {
                     // Whoever acts for another may what both may.
                     let permitted = whole.is_ok()
                         && (agent != B || reference.answer(&question.of("a")).is_ok());
-                    asked.gathered = gathered(&delegated, &asked.input(agent), body, turn);
+                    asked.context = gathered(&delegated, &asked.input(agent), body, turn);
                     let mut input = asked.input(agent);
                     if connects {
                         input.action = Action::Connect;
@@ -92,12 +99,12 @@ proptest! {
                     if as_child != Err(vec!["body-ambiguous".into()]) {
                         prop_assert_eq!(
                             as_child.is_ok(), permitted, "{:?} {} {}:{}{}{} {:?} {} {:?}\n{:#?}",
-                            agent, method, host, port, path, query, headers, body, asked.gathered, sources
+                            agent, method, host, port, path, query, headers, body, asked.context, sources
                         );
                     }
                     prop_assert_eq!(
                         fast, whole, "{:?} {} {}:{}{}{} {:?} {} {:?}\n{:#?}",
-                        agent, method, host, port, path, query, headers, body, asked.gathered, sources
+                        agent, method, host, port, path, query, headers, body, asked.context, sources
                     );
                 }
             }

@@ -78,13 +78,13 @@ fn procurement_reaches_what_its_file_says() {
     );
 
     let host = HostName::parse("telemetry.supplier.example").unwrap();
-    let gathered = Gathered::default();
+    let context = Context::default();
     let connect = |action| Input {
         agent,
         host: &host,
         port: 443,
         action,
-        gathered: &gathered,
+        context: &context,
     };
     assert!(answer(&policy, &connect(Action::Connect)).is_ok());
     let request = Asked::new("GET https://telemetry.supplier.example/", &[]);
@@ -107,7 +107,7 @@ fn refusals_help_and_hold_no_rule_text() {
         "POST https://api.supplier.example/v1/orders",
         &[("x-on-behalf-of", "Bearer s3cret")],
     );
-    asked.gathered.body = Body::none();
+    asked.context.body = Body::none();
     let Decision::Deny(denial) = policy.decide(&asked.input(agent)) else {
         panic!("permitted");
     };

@@ -3,6 +3,7 @@
 use sha2::{Digest as _, Sha256};
 
 use super::*;
+use crate::context::{AskedContext, AskedLimits};
 use crate::question::Question;
 
 const HOST: &str = "[host]\nname = \"h\"\n[[body]]\non = \"POST /orders\"
@@ -54,8 +55,8 @@ fn decide(policy: &Policy, agent: AgentId, request: &str, body: &str) -> Decisio
     let mut asked = Asked::new(request, &[("content-type", "application/json")]);
     let needed = policy.needs(&asked.input(agent)).body;
     let read = needed.map(|needed| needed.block.read(&asked.headers, body.as_bytes(), 1 << 20));
-    asked.gathered.body = read.unwrap_or_default();
-    asked.gathered.body_sha256 = Some(Sha256::digest(body).into());
+    asked.context.body = read.unwrap_or_default();
+    asked.context.body_sha256 = Some(Sha256::digest(body).into());
     policy.decide(&asked.input(agent))
 }
 
@@ -137,8 +138,8 @@ fn a_request_is_the_same_again_but_for_what_tells_attempts_apart() {
         let json = [("content-type", "application/json")];
         let mut asked = Asked::new(url, &[&json[..], headers].concat());
         let needed = policy.needs(&asked.input(ids["a"])).body.unwrap();
-        asked.gathered.body = needed.block.read(&asked.headers, body.as_bytes(), 1 << 20);
-        asked.gathered.body_sha256 = Some(Sha256::digest(body).into());
+        asked.context.body = needed.block.read(&asked.headers, body.as_bytes(), 1 << 20);
+        asked.context.body_sha256 = Some(Sha256::digest(body).into());
         match policy.decide(&asked.input(ids["a"])) {
             Decision::Limited(limited) => {
                 let key = limited.charges().iter().find_map(|charge| charge.key);
@@ -247,15 +248,13 @@ fn cases_say_what_has_no_room() {
             url: "https://h/orders".into(),
             headers: Vec::new(),
             body: Some(r#"{"amount": 5}"#.into()),
-            approvals: BTreeSet::new(),
-            exhausted: exhausted.iter().map(|id| (*id).to_owned()).collect(),
-            time: None,
-            trusted_network: None,
-            host_labels: BTreeSet::new(),
-            uptime_s: None,
-            attended: None,
             lookup: None,
-            task: None,
+            context: AskedContext {
+                limits: AskedLimits {
+                    exhausted: exhausted.iter().map(|id| (*id).to_owned()).collect(),
+                },
+                ..AskedContext::default()
+            },
         });
         let answer = answer.unwrap();
         (

@@ -59,7 +59,7 @@ fn with_body(mut asked: Asked, policy: &Policy, body: &str) -> Asked {
         .insert(CONTENT_TYPE, "application/json".parse().unwrap());
     let needed = policy.needs(&asked.input(agent(policy))).body;
     let needed = needed.expect("the body is needed");
-    asked.gathered.body = needed.block.read(&asked.headers, body.as_bytes(), 1000);
+    asked.context.body = needed.block.read(&asked.headers, body.as_bytes(), 1000);
     asked
 }
 
@@ -213,7 +213,7 @@ fn answered(
         let answer = ask.and_then(|ask| read(&ask));
         (lookup, answer)
     });
-    asked.gathered.lookups = answers.collect::<Vec<(Arc<Lookup>, Answer)>>();
+    asked.context.lookups = answers.collect::<Vec<(Arc<Lookup>, Answer)>>();
     answer(policy, &asked.input(agent(policy)))
 }
 
@@ -367,15 +367,8 @@ fn a_question_says_what_the_services_answer() {
             url: "https://h/v1/customers/7".into(),
             headers: Vec::new(),
             body: None,
-            approvals: Default::default(),
-            exhausted: Default::default(),
-            time: None,
-            trusted_network: None,
-            host_labels: Default::default(),
-            uptime_s: None,
-            attended: None,
             lookup: lookup.map(str::to_owned),
-            task: None,
+            ..Question::default()
         };
         let explained = policy.explain(&question).unwrap();
         assert_eq!(

@@ -79,7 +79,7 @@ pub(super) struct Asked {
     path: CanonicalPath,
     query: Option<String>,
     pub headers: HeaderMap,
-    pub gathered: Gathered,
+    pub context: Context,
 }
 
 impl Asked {
@@ -108,7 +108,7 @@ impl Asked {
                     )
                 })
                 .collect(),
-            gathered: Gathered::default(),
+            context: Context::default(),
         }
     }
 
@@ -124,7 +124,7 @@ impl Asked {
                 query: self.query.as_deref(),
                 headers: &self.headers,
             },
-            gathered: &self.gathered,
+            context: &self.context,
         }
     }
 }

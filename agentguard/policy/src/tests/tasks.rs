@@ -33,8 +33,8 @@ fn supervisors(allow: &[&str], scope: &[&str]) -> Option<Tasks> {
 /// `allow`, or the reason.
 fn decided(policy: &Policy, agent: AgentId, request: &str, tasks: Option<Tasks>) -> &'static str {
     let mut asked = Asked::new(request, &[]);
-    asked.gathered.tasks = tasks;
-    asked.gathered.body = Body::none();
+    asked.context.tasks = tasks;
+    asked.context.body = Body::none();
     let passed = Input {
         action: Action::Connect,
         ..asked.input(agent)
@@ -115,7 +115,7 @@ fn what_an_agent_does_is_known_for_a_task_even_if_no_rule_reads_it() {
         &[("content-type", "application/json")],
     );
     let without = policy.needs(&asked.input(a)).body.is_some();
-    asked.gathered.tasks = supervisors(&[], &["write"]);
+    asked.context.tasks = supervisors(&[], &["write"]);
     let needs = policy.needs(&asked.input(a)).body.expect("its scope");
     assert!(!without);
     for (body, expected) in [
@@ -124,11 +124,11 @@ fn what_an_agent_does_is_known_for_a_task_even_if_no_rule_reads_it() {
         ("{", Some("body-unreadable")),
     ] {
         let read = needs.block.read(&asked.headers, body.as_bytes(), 4096);
-        asked.gathered.body = read;
+        asked.context.body = read;
         let said = answer(&policy, &asked.input(a)).err();
         assert_eq!(said.as_ref().map(|it| it[0].as_str()), expected, "{body}");
     }
-    asked.gathered.body = Body::Unread;
+    asked.context.body = Body::Unread;
     let unread = answer(&policy, &asked.input(a)).unwrap_err();
     assert_eq!(unread[0], "body-unreadable", "what has not been gathered");
 }
@@ -223,7 +223,7 @@ fn a_limit_per_task_counts_each_of_a_supervisors_and_all_else_together() {
     let (policy, agent) = (compile(&sources), ids(&sources)["a"]);
     let counted = |own: OnTask| {
         let mut asked = Asked::new("GET https://h/x", &[]);
-        asked.gathered.tasks = on(own);
+        asked.context.tasks = on(own);
         match policy.decide(&asked.input(agent)) {
             Decision::Limited(limited) => limited.charges()[0].counter.task.clone(),
             other => panic!("{other:?}"),
@@ -291,7 +291,7 @@ fn what_is_permitted_ends_with_the_tasks_that_cover_it() {
         Arc::new(Task::new(Uuid::from_u128(number), OpenedBy::Supervisor, &terms).unwrap())
     };
     let mut asked = Asked::new("GET https://h/one", &[]);
-    asked.gathered.tasks = Some(Tasks {
+    asked.context.tasks = Some(Tasks {
         own: OnTask::OneOf(vec![
             of(1, "GET h/one"),
             of(2, "GET h/two"),

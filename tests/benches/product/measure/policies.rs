@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use agentguard_common::abi::AgentId;
 use agentguard_policy::{
-    Action, CanonicalPath, Decision, Gathered, HostName, Input, Policy, Sources,
+    Action, CanonicalPath, Context, Decision, HostName, Input, Policy, Sources,
 };
 use anyhow::{anyhow, bail};
 use http::{HeaderMap, HeaderValue};
@@ -44,7 +44,7 @@ when { context.headers.hasTag("x-dry-run") && context.headers.getTag("x-dry-run"
 
 struct Measured {
     policy: Policy,
-    gathered: Gathered,
+    context: Context,
     host: HostName,
     path: CanonicalPath,
     headers: HeaderMap,
@@ -89,7 +89,7 @@ impl Measured {
         headers.insert("user-agent", HeaderValue::from_static("bench"));
         let mut made = Self {
             policy,
-            gathered: Gathered::default(),
+            context: Context::default(),
             host: HostName::parse("h0.example").map_err(|why| anyhow!(why))?,
             path: CanonicalPath::parse("/v1/orders").map_err(|why| anyhow!(why))?,
             headers,
@@ -100,7 +100,7 @@ impl Measured {
                 .block
                 .read(&made.headers, br#"{"amount": 12.5}"#, 1 << 20)
         });
-        made.gathered.body = body.unwrap_or_default();
+        made.context.body = body.unwrap_or_default();
         let decision = made.policy.decide(&made.input());
         match decision {
             Decision::Permit(permit) if permit.policies() == ["orders"] => Ok(made),
@@ -120,7 +120,7 @@ impl Measured {
                 query: None,
                 headers: &self.headers,
             },
-            gathered: &self.gathered,
+            context: &self.context,
         }
     }
 

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::reach::{Method, request_line};
 use super::super::table::{Keys, Located, Table};
 use crate::body::{Block, Field, FieldType, Form};
+use crate::context::SCOPES;
 use crate::diagnostic::{Report, did_you_mean};
 use crate::glob::PathPattern;
 use crate::host::show;
 use crate::requests::ScopeEntry;
-use crate::schema;
 
 const FIELD: Keys = Keys {
     known: &["type", "at", "private"],
@@ -214,12 +214,10 @@ fn scopes(report: &mut Report<'_>, table: &Table<'_>) -> Option<BTreeSet<&'stati
     }
     let mut found = BTreeSet::new();
     for name in named {
-        let known = schema::SCOPES
-            .into_iter()
-            .find(|known| *known == name.value);
+        let known = SCOPES.into_iter().find(|known| *known == name.value);
         let Some(known) = known else {
-            let help = did_you_mean(&name.value, schema::SCOPES)
-                .unwrap_or_else(|| format!("scopes are {}", schema::SCOPES.join(", ")));
+            let help = did_you_mean(&name.value, SCOPES)
+                .unwrap_or_else(|| format!("scopes are {}", SCOPES.join(", ")));
             report.error_help(
                 name.at,
                 format!("there is no scope `{}`", show(&name.value)),

@@ -137,7 +137,7 @@ impl Reference {
         if !self.is_decided(question) {
             return denied("policy-denied", BTreeSet::new());
         }
-        let approvals = &question.asked.gathered.approvals;
+        let approvals = question.asked.context.approved_by();
         let ids = match self.said(question, approvals) {
             Said::Permitted(ids) => return Ok(ids.into_iter().collect()),
             Said::Nothing => return denied("policy-denied", BTreeSet::new()),
@@ -328,7 +328,9 @@ impl Reference {
         path: Option<&str>,
         approvals: &BTreeSet<String>,
     ) -> Value {
-        let gathered = &question.asked.gathered;
+        let gathered = &question.asked.context;
+        let network = gathered.network.unwrap();
+        let host = gathered.host.as_ref().unwrap();
         let time = gathered.time.as_ref().unwrap();
         let mut context = json!({
             "approvals": approvals,
@@ -336,8 +338,8 @@ impl Reference {
                 "hour": time.hour, "minute": time.minute, "weekday": time.weekday, "date": time.date,
                 "within": time.within,
             },
-            "network": { "trusted": gathered.trusted_network },
-            "host": { "labels": gathered.host_labels },
+            "network": { "trusted": network.trusted },
+            "host": { "labels": host.labels },
         });
         let Some(path) = path else {
             return context;
