@@ -85,7 +85,7 @@ impl Policy {
                 limits: &NONE,
                 ..reading.facts.clone()
             };
-            match evaluate(agent, slice, input, &facts, entities) {
+            match evaluate(agent, input, &facts, entities) {
                 Ok(_) => {}
                 Err(Refusal::Forbidden(ids)) => counted.extend(ids),
                 Err(refusal) => return Err(refusal),

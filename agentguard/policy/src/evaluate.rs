@@ -10,7 +10,6 @@ use cedar_policy::{
 use super::compile::CompiledAgent;
 use super::context::{self, ActFacts};
 use super::refusal::Refusal;
-use super::slice::Slice;
 use super::{Input, entity};
 
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
@@ -18,17 +17,16 @@ static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 /// Evaluates the slice's rules, and answers with the ids of those that permit.
 pub(super) fn evaluate(
     agent: &CompiledAgent,
-    slice: &Slice,
     input: &Input<'_>,
     facts: &ActFacts<'_>,
     entities: Option<&Entities>,
 ) -> Result<Vec<String>, Refusal> {
+    let slice = facts.slice;
     if slice.rules.is_empty() {
         return Ok(Vec::new());
     }
     let answer = ask_cedar(
         agent,
-        slice,
         &slice.set,
         input,
         facts,
@@ -57,13 +55,12 @@ pub(super) fn evaluate(
 /// Whether the conditions of a policy of the slice hold, which is in `alone`; `Err`: why that cannot be told.
 pub(super) fn evaluate_one(
     agent: &CompiledAgent,
-    slice: &Slice,
     alone: &PolicySet,
     input: &Input<'_>,
     facts: &ActFacts<'_>,
     entities: &Entities,
 ) -> Result<bool, String> {
-    let answer = ask_cedar(agent, slice, alone, input, facts, entities);
+    let answer = ask_cedar(agent, alone, input, facts, entities);
     let failed = answer.diagnostics().errors().map(failure).next();
     match failed {
         Some((_, why)) => Err(why),
@@ -73,7 +70,6 @@ pub(super) fn evaluate_one(
 
 fn ask_cedar(
     agent: &CompiledAgent,
-    slice: &Slice,
     set: &PolicySet,
     input: &Input<'_>,
     facts: &ActFacts<'_>,
@@ -83,7 +79,7 @@ fn ask_cedar(
         agent.uid.clone(),
         entity::action_uid(facts.action),
         entity::host_uid(&input.host.id(input.port)),
-        context::cedar(facts, |name| slice.reads.has(name)),
+        context::cedar(facts, |name| facts.slice.reads.has(name)),
         None,
     )
     .expect("without a schema every request is one");

@@ -230,8 +230,7 @@ impl Policy {
             let rule = &self.rules[*index];
             let alone = PolicySet::from_policies([rule.policy.clone()])
                 .expect("one static policy is a set");
-            let (verdict, error) = match evaluate_one(agent, slice, &alone, input, facts, entities)
-            {
+            let (verdict, error) = match evaluate_one(agent, &alone, input, facts, entities) {
                 Ok(false) => (Verdict::Silent, None),
                 Ok(true) if rule.effect == Effect::Permit => (Verdict::Permits, None),
                 Ok(true) => (Verdict::Forbids, None),

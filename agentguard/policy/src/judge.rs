@@ -99,6 +99,7 @@ impl Policy {
         judgement
     }
 
+    /// What the agent by itself may at the host, on whichever task.
     fn judge_by_its_rules(&self, agent: AgentId, input: &Input<'_>) -> Judgement<'_> {
         let mut judgement = Judgement {
             agent: self.agents.get(&agent),
@@ -151,12 +152,16 @@ impl Policy {
                 }
                 None => Outcome::Refused(Refusal::UnknownMethod),
             },
-            _ => Outcome::Refused(Refusal::WrongMode),
+            (Action::Connect, TlsMode::Terminate)
+            | (Action::Request { .. }, TlsMode::Passthrough) => {
+                Outcome::Refused(Refusal::WrongMode)
+            }
         };
         judgement.outcome = outcome;
         judgement
     }
 
+    /// What the agent may of a request that its host's way is for, however its path is read.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is a stage's result that the next one needs"
@@ -227,7 +232,7 @@ impl Policy {
         values: &Values,
         entities: Option<&Entities>,
     ) -> Outcome {
-        let ids = match self.permits_of_all(agent, slice, input, &readings, entities) {
+        let ids = match self.permits_of_all(agent, input, &readings, entities) {
             Ok(ids) => {
                 let charges = self.charges(agent, slice, input, &readings, values, entities);
                 return match charges {
@@ -248,7 +253,7 @@ impl Policy {
             .into_iter()
             .map(|reading| reading.approved(&held))
             .collect();
-        let would = self.permits_of_all(agent, slice, input, &approved, entities);
+        let would = self.permits_of_all(agent, input, &approved, entities);
         Outcome::Refused(match would {
             Ok(_) => Refusal::Approval { ids, roles },
             Err(_) => Refusal::Forbidden(ids),
@@ -259,7 +264,6 @@ impl Policy {
     fn permits_of_all(
         &self,
         agent: &CompiledAgent,
-        slice: &Slice,
         input: &Input<'_>,
         readings: &[Reading<'_>],
         entities: Option<&Entities>,
@@ -267,7 +271,7 @@ impl Policy {
         let (mut all, mut forbids) = (BTreeSet::new(), BTreeSet::new());
         for reading in readings {
             let shorthand = &reading.shorthand;
-            match evaluate(agent, slice, input, &reading.facts, entities) {
+            match evaluate(agent, input, &reading.facts, entities) {
                 Ok(permits) if permits.is_empty() && shorthand.is_empty() => {
                     return Err(Refusal::NotPermitted);
                 }
