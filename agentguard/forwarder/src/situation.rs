@@ -125,7 +125,7 @@ mod tests {
     #[tokio::test]
     async fn a_change_of_network_is_seen_by_what_read_it() {
         let situation = Situation::new(true, Vec::new(), Tasks::default(), BTreeMap::new());
-        let read = |trusted| Context {
+        let read = |trusted: Option<bool>| Context {
             network: trusted.map(|trusted| NetworkTrust { trusted }),
             ..Context::default()
         };

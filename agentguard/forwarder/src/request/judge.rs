@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use agentguard_policy as policy;
+use agentguard_policy::context::AttributeName;
 use agentguard_policy::{Action, CanonicalPath, Context, Decision, Input, Permit};
 use agentguard_record::DenyReason;
 use http::request::Parts;
@@ -148,7 +149,7 @@ impl Exchange<'_> {
                     let limit = limits.max_judged_body_bytes as usize;
                     gathered.body = needed.block.read(&parts.headers, body.bytes(), limit);
                     gathered.body_sha256 = needs
-                        .has("limits")
+                        .has(AttributeName::Limits)
                         .then(|| Sha256::digest(body.bytes()).into());
                 }
                 None if body.is_known() && body.bytes().is_empty() => {
