@@ -47,7 +47,7 @@ impl Request<'_> {
         match policy.decide(&self.input(&host, &gathered)) {
             Decision::Permit(permit) => Ok(permit),
             Decision::Deny(denial) => Err(denial.detail),
-            Decision::Limited(_) => unreachable!("no rule here has a limit"),
+            Decision::Owing(_) => unreachable!("no rule here has a limit"),
         }
     }
 

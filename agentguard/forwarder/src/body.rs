@@ -1,10 +1,12 @@
 //! Bodies that a rule reads: held until they are whole, judged, and sent on as they came. Everything else is streamed.
 
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_link::frame::Limits;
-use agentguard_record::DenyReason;
+use agentguard_record::{DenyReason, Outcome};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
@@ -12,8 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::refuse::Refusal;
-use super::upload::UploadError;
+use super::refusal::Refusal;
 
 /// Bytes that one permit of [`Room`] stands for.
 const UNIT: usize = 4096;
@@ -35,17 +36,27 @@ impl Room {
 /// A request's body on its way.
 pub enum RequestBody {
     Streamed(Incoming),
-    Held(Held),
+    Whole(WholeBody),
     /// It is not sent on, and nothing of it is left to be read.
     Spent,
 }
 
 /// A whole body.
-pub struct Held {
+pub struct WholeBody {
     bytes: Bytes,
     trailers: Option<HeaderMap>,
     /// Given back when the body is gone.
     room: Vec<OwnedSemaphorePermit>,
+}
+
+/// Why a request's body did not come whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UploadError {
+    /// It is not what HTTP allows.
+    Malformed(String),
+    Gone,
+    /// The tasks that it was permitted on have ended.
+    Over,
 }
 
 impl RequestBody {
@@ -64,11 +75,11 @@ impl RequestBody {
             collect(body, limit, room),
         );
         match held.await {
-            Ok(Ok(held)) => *self = Self::Held(held),
+            Ok(Ok(held)) => *self = Self::Whole(held),
             Ok(Err(Stopped::Refused(refusal))) => return Err(*refusal),
             Ok(Err(Stopped::Broken(error))) => {
                 *self = Self::Spent;
-                return Err(Refusal::upload(&error));
+                return Err(Refusal::from(&error));
             }
             Err(_) => {
                 return Err(Refusal::new(
@@ -86,14 +97,14 @@ impl RequestBody {
     pub fn rest(self) -> Option<Incoming> {
         match self {
             Self::Streamed(body) => Some(body),
-            Self::Held(_) | Self::Spent => None,
+            Self::Whole(_) | Self::Spent => None,
         }
     }
 
     /// The bytes, as far as they are here.
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Self::Held(held) => &held.bytes,
+            Self::Whole(held) => &held.bytes,
             Self::Streamed(_) | Self::Spent => &[],
         }
     }
@@ -101,14 +112,14 @@ impl RequestBody {
     /// Whether all there is of it is in [`Self::bytes`].
     pub fn is_known(&self) -> bool {
         match self {
-            Self::Held(_) => true,
+            Self::Whole(_) => true,
             Self::Streamed(body) => body.is_end_stream(),
             Self::Spent => false,
         }
     }
 }
 
-impl Held {
+impl WholeBody {
     /// The next frame to be sent on.
     pub fn next(&mut self) -> Option<Frame<Bytes>> {
         if !self.bytes.is_empty() {
@@ -130,13 +141,46 @@ impl Held {
     }
 }
 
+impl From<&hyper::Error> for UploadError {
+    fn from(error: &hyper::Error) -> Self {
+        let mut source = error.source();
+        while let Some(cause) = source {
+            if let Some(io) = cause.downcast_ref::<io::Error>()
+                && matches!(
+                    io.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+                )
+            {
+                return Self::Malformed(io.to_string());
+            }
+            source = cause.source();
+        }
+        Self::Gone
+    }
+}
+
+impl From<&UploadError> for Refusal {
+    fn from(error: &UploadError) -> Self {
+        match error {
+            UploadError::Malformed(detail) => {
+                Self::protocol(format!("the request's body: {detail}"))
+            }
+            UploadError::Gone => Self {
+                outcome: Outcome::Error,
+                ..Self::protocol("the client broke off its request")
+            },
+            UploadError::Over => Self::over(),
+        }
+    }
+}
+
 enum Stopped {
     Refused(Box<Refusal>),
     Broken(UploadError),
 }
 
-async fn collect(body: &mut Incoming, limit: usize, room: &Room) -> Result<Held, Stopped> {
-    let mut held = Held {
+async fn collect(body: &mut Incoming, limit: usize, room: &Room) -> Result<WholeBody, Stopped> {
+    let mut held = WholeBody {
         bytes: Bytes::new(),
         trailers: None,
         room: Vec::new(),

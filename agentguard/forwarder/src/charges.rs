@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentguard_link::frame::ToDaemon;
-use agentguard_policy::Settled;
-use agentguard_policy::{Denial, Limited, Permit, Room};
+use agentguard_policy::{Denial, Owed, Permit, Room, Settlement};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -29,7 +28,7 @@ struct State {
 /// What a request holds of its limits. Dropped, the daemon is told what has become of it.
 pub struct Held {
     of: Option<(Arc<Charges>, u64)>,
-    pub settled: Settled,
+    pub settled: Settlement,
 }
 
 impl Charges {
@@ -42,7 +41,7 @@ impl Charges {
     }
 
     /// Takes what the request needs, all of it or nothing.
-    pub async fn take(self: &Arc<Self>, limited: Limited) -> Result<(Permit, Held), Denial> {
+    pub async fn take(self: &Arc<Self>, permit: Permit<Owed>) -> Result<(Permit, Held), Denial> {
         let (tell, answer) = oneshot::channel();
         let token = {
             let mut state = self.state.lock().expect(UNPOISONED);
@@ -53,7 +52,7 @@ impl Charges {
         };
         self.say(ToDaemon::Charge {
             token,
-            charges: limited.charges().to_vec(),
+            charges: permit.charges().to_vec(),
         });
         let (room, held) = match timeout(PATIENCE, answer).await {
             Ok(Ok(answered)) => answered,
@@ -64,14 +63,14 @@ impl Charges {
                 (silent, Held::nothing())
             }
         };
-        limited.answered(&room).map(|permit| (permit, held))
+        permit.answered(&room).map(|permit| (permit, held))
     }
 
     /// The daemon's answer. Whoever waited for it may be gone, now or before it is heard: what was taken goes with it.
     pub fn arrived(self: &Arc<Self>, token: u64, room: Room) {
         let held = Held {
             of: matches!(room, Room::Taken(_)).then(|| (self.clone(), token)),
-            settled: Settled::Unsent,
+            settled: Settlement::Unsent,
         };
         let awaited = self.state.lock().expect(UNPOISONED).awaited.remove(&token);
         if let Some(tell) = awaited {
@@ -90,12 +89,8 @@ impl Held {
     pub fn nothing() -> Self {
         Self {
             of: None,
-            settled: Settled::Unsent,
+            settled: Settlement::Unsent,
         }
-    }
-
-    pub fn is_nothing(&self) -> bool {
-        self.of.is_none()
     }
 }
 
@@ -124,7 +119,7 @@ mod tests {
         };
         let mut settled = |token| match heard.try_recv() {
             Ok(ToDaemon::Settle { token: of, settled }) => {
-                of == token && settled == Settled::Unsent
+                of == token && settled == Settlement::Unsent
             }
             Ok(other) => panic!("{other:?}"),
             Err(_) => false,

@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::http::Session;
-
 /// Looks at the clock per limit: a limit may be exceeded by a quarter.
 const LOOKS: u32 = 4;
 /// Nothing is being waited for.
@@ -49,10 +47,10 @@ impl Clock {
     }
 
     /// A request's head is whole; it is being answered for as long as the guard is held.
-    pub fn busy(&self, session: &Arc<Session>) -> Busy {
+    pub fn busy(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(NEVER, Ordering::Relaxed);
-        Busy(session.clone())
+        Busy(self.clone())
     }
 
     /// Resolves when the client has taken too long.
@@ -100,29 +98,30 @@ impl Clock {
 }
 
 /// Held while a request is being answered, the body included.
-pub struct Busy(Arc<Session>);
+pub struct Busy(Arc<Clock>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let clock = &self.0.clock;
+        let clock = &self.0;
         clock.idle_since.store(clock.now(), Ordering::Relaxed);
         clock.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// A stream that tells its session what comes. Not for HTTP/2, where idle connections talk, too.
-pub struct Watched<S> {
+/// A stream that tells what is read of it.
+pub struct Watched<S, F> {
     inner: S,
-    session: Arc<Session>,
+    heard: F,
 }
 
-impl<S> Watched<S> {
-    pub fn new(inner: S, session: Arc<Session>) -> Self {
-        Self { inner, session }
+impl<S, F: Fn(&[u8])> Watched<S, F> {
+    /// `heard` is called with bytes as they come.
+    pub fn new(inner: S, heard: F) -> Self {
+        Self { inner, heard }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin, F: Fn(&[u8]) + Unpin> AsyncRead for Watched<S, F> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -131,14 +130,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
         let fresh = &buf.filled()[before..];
-        if !fresh.is_empty() && !self.session.entrance.http2 {
-            self.session.arrived(fresh);
+        if !fresh.is_empty() {
+            (self.heard)(fresh);
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin, F: Unpin> AsyncWrite for Watched<S, F> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

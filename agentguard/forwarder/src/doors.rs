@@ -10,17 +10,16 @@ use agentguard_link::listen::{Bound, Sockets};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::accept;
+use super::admit::Door;
+use super::forwarder::Forwarder;
 use super::origin::OriginSource;
 use super::outbox::Outbox;
-use super::{Forwarder, accept};
 
 /// The namespaces that are served, by cookie.
 pub struct Doors {
-    forwarder: Arc<Forwarder>,
-    origins: Arc<dyn OriginSource>,
+    door: Arc<Door>,
     outbox: Outbox,
-    /// Connections at once, in all of them together.
-    places: Arc<Semaphore>,
     open: HashMap<u64, CancellationToken>,
 }
 
@@ -28,10 +27,12 @@ impl Doors {
     pub fn new(forwarder: Arc<Forwarder>, origins: Arc<dyn OriginSource>, outbox: Outbox) -> Self {
         let places = forwarder.limits.max_connections as usize;
         Self {
-            forwarder,
-            origins,
+            door: Arc::new(Door {
+                forwarder,
+                origins,
+                places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
+            }),
             outbox,
-            places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
             open: HashMap::new(),
         }
     }
@@ -54,15 +55,9 @@ impl Doors {
     }
 
     fn serve(&self, netns: u64, sockets: Sockets, stop: &CancellationToken) {
-        let accepting = accept::accept(
-            self.forwarder.clone(),
-            sockets.tcp,
-            self.origins.clone(),
-            self.places.clone(),
-            stop.clone(),
-        );
-        let origins = self.origins.clone();
-        let dns = self.forwarder.dns.clone();
+        let accepting = accept::accept(self.door.clone(), sockets.tcp, stop.clone());
+        let origins = self.door.origins.clone();
+        let dns = self.door.forwarder.dns.clone();
         let answering = dns.serve_datagrams(sockets.udp, netns, move |key| origins.datagram(key));
         let (outbox, stop) = (self.outbox.clone(), stop.clone());
         tokio::spawn(async move {

@@ -4,7 +4,7 @@
 use http::request::Parts;
 use http::{Method, Version, header};
 
-use super::refuse::Refusal;
+use super::refusal::Refusal;
 
 /// Longest head that is kept to be looked at, bytes.
 const MAX_HEAD: usize = 64 * 1024;

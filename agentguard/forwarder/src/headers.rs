@@ -4,7 +4,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Version};
 
-use super::refuse::Refusal;
+use super::refusal::Refusal;
 
 /// Fields that never go further, named in `Connection` or not.
 static HOP: [HeaderName; 8] = [

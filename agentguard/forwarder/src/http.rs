@@ -1,26 +1,22 @@
-//! HTTP/1.1 and HTTP/2 towards the agent: one session per connection, bounded in time, every request handed to
-//! [`request`](super::request).
+//! HTTP/1.1 and HTTP/2 towards the agent: one session per connection, bounded in time, each request handed on.
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
-use agentguard_common::abi::Origin;
-use agentguard_record::DenyReason;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::accept;
-use super::clock::{Clock, Watched};
-use super::framing::Heads;
-use super::identity::Entrance;
-use super::life::{Life, OfLife};
-use super::record::Entry;
+use super::clock::{Late, Watched};
+use super::life::OfLife;
+use super::refusal::Refusal;
+use super::reply::Reply;
+use super::session::Session;
 use super::tunnel::Tunnel;
-use super::{Forwarder, request};
 
 /// Bytes that an agent may send on a stream, and on a connection, before upstream takes them.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -32,88 +28,24 @@ const HEADER_SLACK: u32 = 4;
 /// The read buffer of an HTTP/1.1 connection, at most, bytes.
 const READ_BUFFER: usize = 256 * 1024;
 
-/// One connection of an agent's that speaks HTTP.
-pub struct Session {
-    pub forwarder: Arc<Forwarder>,
-    pub life: Arc<Life>,
-    pub origin: Origin,
-    pub entrance: Entrance,
-    /// The connection's record, until a request takes it.
-    unused: Mutex<Option<Entry>>,
-    /// What the connection becomes after the last answer.
-    next: Mutex<Option<Tunnel>>,
-    pub clock: Clock,
-    heads: Mutex<Heads>,
-}
-
-impl Session {
-    pub fn new(
-        forwarder: Arc<Forwarder>,
-        life: Arc<Life>,
-        origin: Origin,
-        entrance: Entrance,
-        entry: Entry,
-    ) -> Self {
-        let limits = &forwarder.limits;
-        let clock = Clock::new(
-            Duration::from_millis(limits.head_timeout_ms.into()),
-            Duration::from_millis(limits.idle_timeout_ms.into()),
-        );
-        Self {
-            forwarder,
-            life,
-            origin,
-            entrance,
-            unused: Mutex::new(Some(entry)),
-            next: Mutex::new(None),
-            clock,
-            heads: Mutex::default(),
-        }
-    }
-
-    /// The record for the next request: the connection's own for the first one.
-    pub fn entry(&self) -> Option<Entry> {
-        let unused = self.unused.lock().expect(UNPOISONED).take();
-        match unused {
-            Some(mut entry) => {
-                entry.restart();
-                Some(entry)
-            }
-            None => self.forwarder.records.open(&self.life, &self.origin),
-        }
-    }
-
-    /// Bytes of HTTP/1.1 came.
-    pub fn arrived(&self, bytes: &[u8]) {
-        if self.clock.is_head() {
-            self.heads.lock().expect(UNPOISONED).feed(bytes);
-        }
-    }
-
-    /// The bytes of the head that has just been parsed.
-    pub fn head(&self) -> Vec<u8> {
-        self.heads.lock().expect(UNPOISONED).take()
-    }
-
-    /// What takes the connection over when the answer has been sent.
-    pub fn becomes(&self, tunnel: Tunnel) {
-        *self.next.lock().expect(UNPOISONED) = Some(tunnel);
-    }
-}
-
-/// Serves requests until either side is done. The tunnel that the connection has become, if it has.
-pub async fn serve<S>(session: Arc<Session>, stream: S) -> Option<Tunnel>
+/// Has each request answered by `answer` until either side is done. The tunnel that the connection has become, if it has.
+pub async fn each<S, A, F>(session: Arc<Session>, stream: S, answer: A) -> Option<Tunnel>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    A: Fn(Arc<Session>, Request<Incoming>) -> F + Copy + Send + 'static,
+    F: Future<Output = Response<Reply>> + Send + 'static,
 {
     let limits = &session.forwarder.limits;
-    let io = TokioIo::new(Watched::new(stream, session.clone()));
+    let io = TokioIo::new(Watched::new(stream, {
+        let session = session.clone();
+        move |bytes: &[u8]| session.arrived(bytes)
+    }));
     let service = service_fn({
         let session = session.clone();
         move |request| {
             let session = session.clone();
             // On the heap, so that an idle connection does not hold the room for it.
-            Box::pin(async move { Ok::<_, Infallible>(request::handle(&session, request).await) })
+            Box::pin(async move { Ok::<_, Infallible>(answer(session, request).await) })
         }
     });
     let served: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>> = if session.entrance.http2
@@ -142,7 +74,8 @@ where
         served = served => End::from(served),
         late = session.clock.late() => End::Late(late),
     };
-    session.close(end)
+    close(&session, end);
+    session.next()
 }
 
 /// Why a session is over.
@@ -150,7 +83,7 @@ enum End {
     Closed,
     Malformed(hyper::Error),
     Failed(hyper::Error),
-    Late(super::clock::Late),
+    Late(Late),
 }
 
 impl From<hyper::Result<()>> for End {
@@ -163,55 +96,42 @@ impl From<hyper::Result<()>> for End {
     }
 }
 
-impl Session {
-    /// Records what no request has: a connection that never had one, or ended in something that is none.
-    fn close(&self, end: End) -> Option<Tunnel> {
-        use super::clock::Late;
-        let unused = self.unused.lock().expect(UNPOISONED).take();
-        match end {
-            End::Closed => {
-                if let Some(entry) = unused {
-                    entry.fail(None, "the connection ended before a request");
-                }
+/// Records what no request has: a connection that never had one, or ended in something that is none.
+fn close(session: &Session, end: End) {
+    let unused = session.unused();
+    match end {
+        End::Closed => {
+            if let Some(entry) = unused {
+                entry.fail(None, "the connection ended before a request");
             }
-            End::Malformed(error) => {
-                let records = &self.forwarder.records;
-                let entry = unused.or_else(|| records.open(&self.life, &self.origin));
-                if let Some(mut entry) = entry {
-                    entry.resource = self.place();
-                    entry.refuse(DenyReason::ProtocolRefused, chain(&error));
-                }
-            }
-            End::Failed(error) => {
-                if let Some(entry) = unused {
-                    let detail = match has_io(&error) {
-                        true => "the connection ended before a request".into(),
-                        false => chain(&error),
-                    };
-                    entry.fail(None, detail);
-                }
-            }
-            End::Late(Late::Head) => {
-                let records = &self.forwarder.records;
-                let entry = unused.or_else(|| records.open(&self.life, &self.origin));
-                if let Some(mut entry) = entry {
-                    entry.resource = self.place();
-                    let limit = self.forwarder.limits.head_timeout_ms;
-                    entry.fail(None, format!("no whole request head within {limit} ms"));
-                }
-            }
-            End::Late(Late::Idle) => drop(unused),
         }
-        self.next.lock().expect(UNPOISONED).take()
-    }
-
-    /// The connection, where no request says more.
-    fn place(&self) -> String {
-        match &self.entrance.name {
-            Some(name) if self.entrance.port == 443 => name.as_str().to_owned(),
-            Some(name) => format!("{}:{}", name.as_str(), self.entrance.port),
-            None => accept::place(&self.origin),
+        End::Malformed(error) => {
+            let records = &session.forwarder.records;
+            let entry = unused.or_else(|| records.open(&session.life, &session.origin));
+            if let Some(mut entry) = entry {
+                entry.resource = session.place();
+                entry.refuse(Refusal::protocol(chain(&error)));
+            }
         }
+        End::Failed(error) => {
+            if let Some(entry) = unused {
+                let detail = match has_io(&error) {
+                    true => "the connection ended before a request".into(),
+                    false => chain(&error),
+                };
+                entry.fail(None, detail);
+            }
+        }
+        End::Late(Late::Head) => {
+            let records = &session.forwarder.records;
+            let entry = unused.or_else(|| records.open(&session.life, &session.origin));
+            if let Some(mut entry) = entry {
+                entry.resource = session.place();
+                let limit = session.forwarder.limits.head_timeout_ms;
+                entry.fail(None, format!("no whole request head within {limit} ms"));
+            }
+        }
+        End::Late(Late::Idle) => drop(unused),
     }
 }
 
@@ -241,5 +161,3 @@ fn chain(error: &hyper::Error) -> String {
     }
     text
 }
-
-const UNPOISONED: &str = "nothing panics with the lock held";

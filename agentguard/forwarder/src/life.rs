@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use agentguard_common::abi::AgentId;
 use agentguard_record::DenyReason;
@@ -11,8 +11,10 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::lookup;
-use super::upstream::pool::Pool;
+/// Questions to other services under way at once, of one agent's requests.
+const LOOKUPS: usize = 8;
+
+type Hook = Box<dyn FnOnce() + Send>;
 
 /// One agent, until it is killed or stopped otherwise. What comes when it may go on is another life.
 pub struct Life {
@@ -24,8 +26,8 @@ pub struct Life {
     connections: AtomicU32,
     /// One change of its tasks at a time.
     pub changing: tokio::sync::Mutex<()>,
-    /// Upstream connections kept for reuse: never shared with another agent.
-    pub pool: Pool,
+    /// What is to be done when it ends; `None` once it has.
+    on_end: Mutex<Option<Vec<Hook>>>,
     /// Room for what its requests have other services asked.
     pub lookups: Semaphore,
 }
@@ -39,8 +41,8 @@ impl Life {
             tasks: TaskTracker::new(),
             connections: AtomicU32::new(0),
             changing: tokio::sync::Mutex::default(),
-            pool: Pool::default(),
-            lookups: Semaphore::new(lookup::PER_AGENT),
+            on_end: Mutex::new(Some(Vec::new())),
+            lookups: Semaphore::new(LOOKUPS),
         }
     }
 
@@ -74,6 +76,19 @@ impl Life {
         tokio::spawn(async move { life.hold(task).await });
     }
 
+    /// Calls `hook` when it ends, which it may have already: what is kept for the agent beside its tasks is dropped with
+    /// it.
+    pub fn on_end(&self, hook: impl FnOnce() + Send + 'static) {
+        let mut hooks = self.on_end.lock().expect(UNPOISONED);
+        match &mut *hooks {
+            Some(hooks) => hooks.push(Box::new(hook)),
+            None => {
+                drop(hooks);
+                hook();
+            }
+        }
+    }
+
     fn kill(&self, why: DenyReason) {
         // Of several reasons the first has ended what there was.
         let _ = self.killed.set(why);
@@ -82,7 +97,8 @@ impl Life {
 
     fn end(&self) {
         self.cut.cancel();
-        self.pool.clear();
+        let hooks = self.on_end.lock().expect(UNPOISONED).take();
+        hooks.into_iter().flatten().for_each(|hook| hook());
         self.tasks.close();
     }
 }
@@ -186,12 +202,6 @@ impl Lives {
             .map(|life| (life.agent, life.connections.load(Ordering::Relaxed)))
             .filter(|(_, connections)| *connections != 0)
             .collect()
-    }
-
-    pub fn each(&self, mut visit: impl FnMut(&Life)) {
-        for life in self.by_agent.read().expect(UNPOISONED).values() {
-            visit(life);
-        }
     }
 }
 

@@ -20,8 +20,7 @@ use tokio::time::timeout;
 use super::life::Life;
 use super::upstream::{Fault, Fetcher};
 
-/// Questions under way at once, of one agent's requests and of all.
-pub const PER_AGENT: usize = 8;
+/// Questions under way at once, of all agents' requests together.
 const AT_ONCE: usize = 32;
 /// Answers kept, and the bytes that they and their questions take together.
 const MAX_KEPT: usize = 4096;

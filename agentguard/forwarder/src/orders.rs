@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_link::channel::{self, Receiver};
-use agentguard_link::frame::{PolicyUpdate, Sandbox, Start, ToDaemon, ToForwarder};
+use agentguard_link::frame::{Sandbox, Start, ToDaemon, ToForwarder};
 use agentguard_link::listen::{Bound, listen};
 use agentguard_policy::Policy;
 use agentguard_sys::socket::netns_cookie;
@@ -14,9 +14,11 @@ use tokio::runtime::Builder;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::compile::compile;
 use super::doors::Doors;
+use super::forwarder::Forwarder;
 use super::outbox::Outbox;
-use super::{Forwarder, Inherited, upstream};
+use super::{Inherited, upstream};
 
 /// Idle upstream connections are looked through this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -86,7 +88,7 @@ fn sweep(forwarder: &Arc<Forwarder>) {
             let Some(forwarder) = forwarder.upgrade() else {
                 return;
             };
-            forwarder.lives.each(|life| life.pool.sweep());
+            forwarder.sweep();
         }
     });
 }
@@ -163,20 +165,4 @@ fn apply(forwarder: &Forwarder, outbox: &Outbox, policy: Policy) {
     forwarder.policy.store(Arc::new(policy));
     forwarder.applied.send_replace(());
     outbox.say(ToDaemon::Applied { digest });
-}
-
-/// The daemon has compiled it before: what does not compile here is a fault of ours, and no reason to go on with less.
-pub fn compile(update: &PolicyUpdate) -> anyhow::Result<Policy> {
-    if update.sources.files.is_empty() {
-        return Ok(Policy::nothing());
-    }
-    let agents = update.agents.iter().map(|(id, name)| (name.clone(), *id));
-    let compiled = Policy::compile_with(&update.sources, &agents.collect(), &update.owners);
-    compiled.map_err(|diagnostics| {
-        let first = diagnostics.first().map(|it| it.message.as_str());
-        anyhow::anyhow!(
-            "the daemon's bundle does not compile here: {}",
-            first.unwrap_or("?")
-        )
-    })
 }

@@ -1,6 +1,7 @@
 //! Whose connection an accepted socket is and where it was to go: what the kernel filed under the socket's cookie.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 
 use agentguard_common::abi::{FlowKey, Origin};
 use socket2::SockRef;
@@ -25,6 +26,11 @@ pub fn recover(source: &dyn OriginSource, socket: &TcpStream) -> Result<Origin, 
         Ok(None) => Err(OriginError::Unknown),
         Err(error) => Err(OriginError::Map(error)),
     }
+}
+
+/// `address:port` as the agent asked for it.
+pub fn place(origin: &Origin) -> String {
+    SocketAddr::new(IpAddr::from(origin.addr), origin.port).to_string()
 }
 
 #[derive(Debug, thiserror::Error)]

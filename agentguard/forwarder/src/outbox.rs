@@ -10,7 +10,7 @@ use agentguard_record::Draft;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::Inbox;
+use super::forwarder::Inbox;
 use super::life::Lives;
 
 /// Records go together when there are this many, or [`BATCH_TIME`] after the first of them.

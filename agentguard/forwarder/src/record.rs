@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::life::Life;
+use super::refusal::Refusal;
 
 /// Decisions that may be open or waiting to be sent at once; over it agents are refused with `audit-unavailable`.
 pub const QUEUE: usize = 65_536;
@@ -46,6 +47,10 @@ pub struct Entry {
     life: Arc<Life>,
 }
 
+/// The entry of a connection is complete, or there was no place for one: nothing is left to be done for it.
+#[derive(Debug)]
+pub struct Ended;
+
 impl Records {
     pub fn new(queue: mpsc::Sender<Draft>) -> Self {
         Self {
@@ -63,11 +68,6 @@ impl Records {
     /// Whether a decision can be recorded now.
     pub fn available(&self) -> bool {
         self.available.load(Ordering::Relaxed)
-    }
-
-    /// For what records on its own.
-    pub fn queue(&self) -> mpsc::Sender<Draft> {
-        self.queue.clone()
     }
 
     /// Opens the record of something `origin` is about to do. `None`: there is no place for it, refuse.
@@ -110,7 +110,7 @@ impl Records {
 }
 
 impl Entry {
-    /// What it records begins now: what came before was waiting for it.
+    /// Begins its clock anew: the wait for a request's head is not part of the request.
     pub fn restart(&mut self) {
         self.started = Instant::now();
         self.time_us = i64::try_from(now().as_micros()).unwrap_or(i64::MAX);
@@ -136,27 +136,36 @@ impl Entry {
         }
     }
 
-    /// Ends it as a refusal.
-    pub fn refuse(mut self, reason: DenyReason, detail: impl Into<String>) {
-        self.reason = Some(reason);
-        self.detail = Some(detail.into());
-        self.complete(Outcome::Deny);
+    /// Ends it as refused, with everything that the refusal knows: the one way in which refusals are recorded.
+    pub fn refuse(mut self, refusal: Refusal) -> Ended {
+        self.approval = refusal.approval;
+        self.reason = Some(refusal.reason);
+        self.detail = Some(refusal.detail);
+        if !refusal.policies.is_empty() {
+            self.policies = refusal.policies;
+        }
+        if !refusal.facts.is_empty() {
+            self.facts = refusal.facts;
+        }
+        self.complete(refusal.outcome)
     }
 
     /// Ends it as something that failed and was nobody's decision.
-    pub fn fail(mut self, reason: Option<DenyReason>, detail: impl Into<String>) {
+    pub fn fail(mut self, reason: Option<DenyReason>, detail: impl Into<String>) -> Ended {
         self.reason = reason;
         self.detail = Some(detail.into());
-        self.complete(Outcome::Error);
+        self.complete(Outcome::Error)
     }
 
-    pub fn complete(mut self, outcome: Outcome) {
+    pub fn complete(mut self, outcome: Outcome) -> Ended {
         self.send(outcome);
+        Ended
     }
 
     /// Another will record what there is to record. The only way out without a record.
-    pub fn hand_over(mut self) {
+    pub fn hand_over(mut self) -> Ended {
         self.place = None;
+        Ended
     }
 
     fn send(&mut self, outcome: Outcome) {

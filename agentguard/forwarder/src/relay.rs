@@ -1,159 +1,91 @@
-//! Answers on their way to the agent, frame by frame. Nothing is collected; the record is complete before the agent can
-//! see the end of its answer.
-
-use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+//! The way back: what upstream has answered, as the agent gets it.
 
 use agentguard_record::DenyReason;
-use agentguard_record::Outcome;
-use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use http::{Response, StatusCode, Version, header};
 
-use super::clock::Busy;
-use super::record::{Entry, Passed};
-use super::standing::{self, Standing};
-use super::upstream::Fault;
-use super::upstream::exchange::Lease;
+use super::exchange::Exchange;
+use super::forward::Forwarded;
+use super::headers;
+use super::own::document::Document;
+use super::refusal::Refusal;
+use super::reply::Reply;
+use super::standing::{Ongoing, Standing};
+use super::tunnel::{Tunnel, WebSocket};
 
-/// What an agent gets: a document of ours, or upstream's own body.
-pub enum Answer {
-    Document(Option<Bytes>),
-    Upstream(Box<Download>),
+/// What a request has led to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is moved on at once; a box would be one more allocation for each request"
+)]
+pub enum Return {
+    /// It was for AgentGuard's own name.
+    Own(Document),
+    Upstream(Forwarded),
 }
 
-/// Upstream's body with the record that ends with it.
-pub struct Download {
-    body: Incoming,
-    lease: Lease,
-    entry: Option<Entry>,
-    passed: Arc<Passed>,
-    standing: Standing,
-    /// The end of the tasks that it was permitted on.
-    over: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    _busy: Busy,
-}
-
-impl Answer {
-    pub fn empty() -> Self {
-        Self::Document(None)
-    }
-
-    pub fn document(text: String) -> Self {
-        Self::Document((!text.is_empty()).then(|| text.into()))
-    }
-
-    /// A permitted answer. One without a body is complete here.
-    pub fn upstream(
-        body: Incoming,
-        lease: Lease,
-        entry: Entry,
-        standing: Standing,
-        busy: Busy,
-    ) -> Self {
-        let passed = entry.passed.clone();
-        let mut download = Download {
-            body,
-            lease,
-            entry: Some(entry),
-            passed,
-            over: standing.over().map(|over| Box::pin(over) as Pin<Box<_>>),
-            standing,
-            _busy: busy,
-        };
-        if download.body.is_end_stream() {
-            download.record();
-        }
-        Self::Upstream(Box::new(download))
+/// Hands it back to the agent. At its end the entry is complete, and the connection no longer busy.
+pub fn back(exchange: Exchange, from: Return) -> Response<Reply> {
+    match from {
+        Return::Own(document) => document.back(exchange),
+        Return::Upstream(forwarded) => upstream(exchange, forwarded),
     }
 }
 
-impl Download {
-    fn record(&mut self) {
-        if let Some(entry) = self.entry.take() {
-            entry.complete(Outcome::Allow);
+fn upstream(mut exchange: Exchange, forwarded: Forwarded) -> Response<Reply> {
+    let Forwarded {
+        answer,
+        target,
+        gathered,
+        tasks,
+        websocket,
+    } = forwarded;
+    let (mut head, body) = answer.response.into_parts();
+    exchange.docket.entry.upstream = Some(answer.facts.0.clone());
+    exchange.status(head.status);
+    head.version = Version::HTTP_11;
+    let changes = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let (ongoing, client) = match websocket {
+        Some((upgrade, client)) if changes && headers::asks_for_websocket(&head.headers) => {
+            (Ongoing::Upgrade(upgrade), Some(client))
         }
-    }
-
-    fn cut(&mut self) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        if let Some(entry) = self.entry.take() {
-            entry.refuse(self.standing.reason(), standing::CUT);
+        _ if changes => {
+            let detail = "upstream changed to a protocol that was not asked for";
+            let refusal = Refusal::new(DenyReason::UpstreamUnreachable, detail);
+            return exchange.refuse(refusal, None);
         }
-        Poll::Ready(Some(Err(io::Error::other(standing::CUT))))
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        // An answer that says nothing for long ends in time, too.
-        let over = self.over.as_mut().map(|over| over.as_mut().poll(cx));
-        if over.is_some_and(|over| over.is_ready()) {
-            self.over = None;
-            if !self.standing.holds() {
-                return self.cut();
-            }
-        }
-        let mut frame = Pin::new(&mut self.body).poll_frame(cx);
-        if frame.is_pending() && self.lease.drive(cx) {
-            frame = Pin::new(&mut self.body).poll_frame(cx);
-        }
-        let frame = match ready!(frame) {
-            Some(Ok(frame)) if !self.standing.holds() => {
-                drop(frame);
-                return self.cut();
-            }
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => {
-                if let Some(entry) = self.entry.take() {
-                    let detail = format!("the answer broke off: {}", Fault::exchange(&error));
-                    entry.fail(Some(DenyReason::UpstreamUnreachable), detail);
-                }
-                return Poll::Ready(Some(Err(io::Error::other(error))));
-            }
-            None => {
-                self.record();
-                self.lease.end(cx);
-                return Poll::Ready(None);
-            }
-        };
-        let bytes = frame.data_ref().map_or(0, Bytes::len);
-        self.passed.down.fetch_add(bytes as u64, Ordering::Relaxed);
-        if frame.is_trailers() || self.body.is_end_stream() {
-            self.record();
-            self.lease.end(cx);
-        }
-        Poll::Ready(Some(Ok(frame)))
-    }
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        match self.get_mut() {
-            Self::Document(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Self::Upstream(download) => download.poll(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Document(text) => text.is_none(),
-            Self::Upstream(download) => download.body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Document(text) => {
-                SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64)
-            }
-            Self::Upstream(download) => download.body.size_hint(),
-        }
-    }
+        _ => (Ongoing::Answer, None),
+    };
+    let Exchange {
+        session,
+        docket,
+        busy,
+        ..
+    } = exchange;
+    let standing = Standing::new(
+        session.forwarder.clone(),
+        docket.policy,
+        session.life.clone(),
+        target,
+        ongoing,
+        gathered,
+        tasks,
+    );
+    let entry = docket.entry;
+    let Some(client) = client else {
+        headers::strip(&mut head.headers, false);
+        // Another place or protocol to go to, which the agent cannot use.
+        head.headers.remove(header::ALT_SVC);
+        let body = Reply::upstream(body, answer.lease, entry, standing, busy);
+        return Response::from_parts(head, body);
+    };
+    let upstream = hyper::upgrade::on(Response::from_parts(head.clone(), body));
+    head.extensions.clear();
+    session.becomes(Tunnel::WebSocket(Box::new(WebSocket {
+        client,
+        upstream,
+        standing,
+        entry,
+        busy,
+    })));
+    Response::from_parts(head, Reply::empty())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use agentguard_common::abi::AgentId;
 use agentguard_link::presence::{self, Changes, Presence};
 use agentguard_policy::context::{AgentSituation, AttributeName, HostLabels, NetworkTrust};
-use agentguard_policy::{Context, Input, Policy};
+use agentguard_policy::{Context, Needs, Policy};
 use agentguard_sys::process::boottime_ns;
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -57,9 +57,14 @@ impl Situation {
         })
     }
 
-    /// Adds to what has been gathered for `input`.
-    pub fn gather(&self, policy: &Policy, input: &Input<'_>, gathered: &mut Context) {
-        let needs = policy.needs(input);
+    /// Adds to what has been gathered for an act of the agent's what rules need of it.
+    pub fn gather(
+        &self,
+        policy: &Policy,
+        agent: AgentId,
+        needs: &Needs<'_>,
+        gathered: &mut Context,
+    ) {
         if needs.has(AttributeName::Time) {
             gathered.time = policy.moment(Timestamp::now());
         }
@@ -72,7 +77,7 @@ impl Situation {
             gathered.host = Some(HostLabels { labels });
         }
         if needs.has(AttributeName::Agent) {
-            gathered.agent = Some(self.of(input.agent));
+            gathered.agent = Some(self.of(agent));
         }
     }
 
@@ -91,7 +96,7 @@ impl Situation {
                 return std::future::pending().await;
             };
             let mut presences = self.presences.subscribe();
-            // Whoever sends is this one's own.
+            // The sender lives in `self`, so that it cannot be dropped while this waits.
             let _ = presences
                 .wait_for(|now| now.get(&agent).is_some_and(|now| now.attended) != then.attended)
                 .await;

@@ -4,21 +4,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentguard_common::abi::AgentId;
-use agentguard_policy::{Action, CanonicalPath, Context, Decision, Input, Policy, Tasks};
+use agentguard_policy::{Action, CanonicalPath, Context, Decision, Policy, Tasks};
 use agentguard_record::DenyReason;
 use futures_util::future::{BoxFuture, OptionFuture};
+use http::uri::Scheme;
 use http::{HeaderMap, Method};
 use jiff::Timestamp;
 
-use super::Forwarder;
+use super::act::{Act, Message};
+use super::forwarder::Forwarder;
 use super::identity::Target;
+use super::judge::{self, Subject};
+use super::life::Life;
 use super::tasks::{Ends, Named};
 
-/// Said of what a new bundle ends, or the time.
-pub const CUT: &str = "permitted, and cut when the policy did not any more";
-/// Said of what has not been answered when its task ends.
-pub const OVER: &str = "The task that the request was permitted on has ended, and the request with it; what has been sent of it may have been done.";
 /// Between two looks at the clock where a bundle expires.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
@@ -26,18 +25,18 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub struct Standing {
     forwarder: Arc<Forwarder>,
     judged: Arc<Policy>,
-    agent: AgentId,
+    life: Arc<Life>,
     target: Target,
-    asked: Asked,
+    ongoing: Ongoing,
     /// What was gathered for the decision that permitted it.
     gathered: Context,
-    /// Of the tasks that it was permitted on.
+    /// Fires when the tasks that permitted it end.
     tasks: Ends,
     why: DenyReason,
 }
 
 /// What was permitted, as far as it is kept.
-pub enum Asked {
+pub enum Ongoing {
     /// An answer that is passed on: rules hold for the next request, this one ends when its host cannot be reached any
     /// more.
     Answer,
@@ -47,11 +46,11 @@ pub enum Asked {
 
 /// The request that became a tunnel.
 pub struct Upgrade {
-    pub method: Method,
-    pub scheme: String,
-    pub path: CanonicalPath,
-    pub query: Option<String>,
-    pub headers: HeaderMap,
+    method: Method,
+    scheme: Scheme,
+    path: CanonicalPath,
+    query: Option<String>,
+    headers: HeaderMap,
 }
 
 impl Standing {
@@ -59,9 +58,9 @@ impl Standing {
     pub fn new(
         forwarder: Arc<Forwarder>,
         judged: Arc<Policy>,
-        agent: AgentId,
+        life: Arc<Life>,
         target: Target,
-        asked: Asked,
+        ongoing: Ongoing,
         gathered: Context,
         tasks: Ends,
     ) -> Self {
@@ -70,9 +69,9 @@ impl Standing {
             why: DenyReason::PolicyDenied,
             forwarder,
             judged,
-            agent,
+            life,
             target,
-            asked,
+            ongoing,
             gathered,
         }
     }
@@ -109,7 +108,7 @@ impl Standing {
                     Err(_) => std::future::pending().await,
                 },
                 () = tokio::time::sleep(self.until_expiry()) => self.holds(),
-                () = situation.changed(self.agent, &self.gathered) => self.judge(),
+                () = situation.changed(self.life.agent, &self.gathered) => self.judge(),
                 Ok(()) = tasks.changed() => self.holds() && (self.is_on_the_same_tasks() || self.judge()),
                 Some(()) = OptionFuture::from(over) => self.holds(),
             };
@@ -133,7 +132,7 @@ impl Standing {
     fn on_tasks(&self) -> Option<Tasks> {
         let named = Named::of(self.gathered.tasks.as_ref());
         let tasks = &self.forwarder.situation.tasks;
-        Some(tasks.held(&self.judged, self.agent, &named))
+        Some(tasks.held(&self.judged, self.life.agent, &named))
     }
 
     fn is_on_the_same_tasks(&self) -> bool {
@@ -149,73 +148,72 @@ impl Standing {
         left.unwrap_or_default().min(LOOK_EVERY)
     }
 
-    /// Whether it is permitted as things are now.
+    /// Whether it is permitted as things are now. Its limits were charged when it began.
     fn judge(&mut self) -> bool {
-        if let Asked::Answer = self.asked {
-            let Target { host, port } = &self.target;
-            let policy = &self.judged;
-            return policy.reaches(self.agent, host, *port) || policy.observes(self.agent);
-        }
-        let situation = &self.forwarder.situation;
-        self.gathered.tasks = self.on_tasks();
-        let mut gathered = self.gathered.clone();
-        let now = &mut gathered;
-        self.with_input(|policy, input| situation.gather(policy, &input, now));
-        self.gathered = gathered;
-        let decide = |policy: &Policy, input: Input<'_>| policy.decide(&input);
-        match self.with_input(decide) {
-            Decision::Permit(permit) => {
-                self.tasks = situation.tasks.ends_of(permit.covered());
+        let Self {
+            forwarder,
+            judged,
+            life,
+            target,
+            ..
+        } = self;
+        let action = match &self.ongoing {
+            Ongoing::Answer => {
+                return judged.reaches(life.agent, &target.host, target.port)
+                    || judged.observes(life.agent);
+            }
+            Ongoing::Connect => Action::Connect,
+            Ongoing::Upgrade(upgrade) => upgrade.action(),
+        };
+        let task = Named::of(self.gathered.tasks.as_ref());
+        let subject = Subject {
+            forwarder,
+            life,
+            task: &task,
+        };
+        let act = Act { target, action };
+        self.gathered.tasks = Some(subject.tasks(judged));
+        let decision = judge::judge_now(subject, judged, &act, &mut self.gathered);
+        let tasks = &forwarder.situation.tasks;
+        match decision {
+            Ok(Decision::Permit(permit)) => {
+                self.tasks = tasks.ends_of(permit.covered());
                 true
             }
-            // What limits count of it has been taken.
-            Decision::Limited(limited) => {
-                self.tasks = situation.tasks.ends_of(limited.covered());
+            Ok(Decision::Owing(permit)) => {
+                self.tasks = tasks.ends_of(permit.covered());
                 true
             }
-            Decision::Deny(denial) => {
+            Ok(Decision::Deny(denial)) => {
                 if denial.reason == DenyReason::OutsideTask {
                     self.why = denial.reason;
                 }
                 false
             }
+            Err(_stale) => false,
         }
-    }
-
-    fn with_input<T>(&self, then: impl FnOnce(&Policy, Input<'_>) -> T) -> T {
-        let Target { host, port } = &self.target;
-        let action = match &self.asked {
-            // Of an answer nothing more is judged than its host.
-            Asked::Answer | Asked::Connect => Action::Connect,
-            Asked::Upgrade(upgrade) => Action::Request {
-                method: upgrade.method.as_str(),
-                scheme: &upgrade.scheme,
-                path: &upgrade.path,
-                query: upgrade.query.as_deref(),
-                headers: &upgrade.headers,
-            },
-        };
-        let input = Input {
-            agent: self.agent,
-            host,
-            port: *port,
-            action,
-            context: &self.gathered,
-        };
-        then(&self.judged, input)
     }
 }
 
-/// Whether what was decided still is, after a wait: under the same bundle and on the same tasks.
-pub fn still_decided(
-    forwarder: &Forwarder,
-    policy: &Arc<Policy>,
-    agent: AgentId,
-    named: &Named,
-    gathered: &Context,
-) -> bool {
-    let tasks = &forwarder.situation.tasks;
-    Arc::ptr_eq(&forwarder.policy.load(), policy)
-        && !policy.is_expired(Timestamp::now())
-        && gathered.tasks == Some(tasks.held(policy, agent, named))
+impl Upgrade {
+    /// What of `message` it takes to judge it again.
+    pub fn of(message: &Message) -> Self {
+        Self {
+            method: message.parts.method.clone(),
+            scheme: message.scheme.clone(),
+            path: message.path.clone(),
+            query: message.parts.uri.query().map(str::to_owned),
+            headers: message.parts.headers.clone(),
+        }
+    }
+
+    fn action(&self) -> Action<'_> {
+        Action::Request {
+            method: self.method.as_str(),
+            scheme: self.scheme.as_str(),
+            path: &self.path,
+            query: self.query.as_deref(),
+            headers: &self.headers,
+        }
+    }
 }

@@ -4,11 +4,13 @@
 mod denial;
 mod http1;
 mod http2;
+mod judging;
 mod kill;
 mod origin;
 mod pace;
 mod records;
 mod rig;
+mod size;
 mod stream;
 mod tls;
 mod tunnel;

@@ -3,28 +3,20 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use agentguard_record::DenyReason;
-use agentguard_record::{Outcome, RequestInfo};
-use http::uri::Scheme;
-use http::{Request, Response, Version};
-use hyper::body::Incoming;
+use agentguard_record::Outcome;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
-use super::accept;
 use super::clock::Busy;
-use super::http::Session;
-use super::identity::{self, Target};
+use super::identity::Target;
 use super::io::Client;
-use super::record::{Entry, Passed};
-use super::refuse::{self, About, Refusal, Shape};
-use super::relay::Answer;
-use super::standing::{self, Standing};
+use super::record::{Ended, Entry, Passed};
+use super::refusal::{CUT, Refusal};
+use super::standing::Standing;
 
 /// Bytes read at once, each way.
 const CHUNK: usize = 16 * 1024;
@@ -37,9 +29,9 @@ pub enum Tunnel {
 
 /// The agent takes us for its proxy: what it sends now is for `target`.
 pub struct Connect {
-    client: OnUpgrade,
-    target: Target,
-    entry: Entry,
+    pub client: OnUpgrade,
+    pub target: Target,
+    pub entry: Entry,
 }
 
 /// Upstream has agreed.
@@ -53,16 +45,15 @@ pub struct WebSocket {
 
 impl Connect {
     /// What was opened, once the answer has been sent.
-    pub async fn open(self) -> Option<(Client, Target, Entry)> {
+    pub async fn open(self) -> Result<(Client, Target, Entry), Ended> {
         match self.client.await {
             Ok(client) => {
                 let client = Client::Tunnel(TokioIo::new(client));
-                Some((client, self.target, self.entry))
+                Ok((client, self.target, self.entry))
             }
             Err(error) => {
-                self.entry
-                    .fail(None, format!("`CONNECT` was not completed: {error}"));
-                None
+                let detail = format!("`CONNECT` was not completed: {error}");
+                Err(self.entry.fail(None, detail))
             }
         }
     }
@@ -70,7 +61,7 @@ impl Connect {
 
 impl WebSocket {
     /// Passes the bytes both ways until both sides have ended.
-    pub async fn pass(self) {
+    pub async fn pass(self) -> Ended {
         let Self {
             client,
             upstream,
@@ -84,7 +75,7 @@ impl WebSocket {
         };
         let passed = entry.passed.clone();
         let passing = splice(TokioIo::new(client), TokioIo::new(upstream), &passed);
-        carry(passing, entry, standing).await;
+        carry(passing, entry, standing).await
     }
 }
 
@@ -93,88 +84,16 @@ pub async fn carry(
     passing: impl Future<Output = io::Result<()>>,
     mut entry: Entry,
     mut standing: Standing,
-) {
+) -> Ended {
     tokio::select! {
         passed = passing => {
             if let Err(error) = passed {
                 entry.detail = Some(format!("the connection broke off: {error}"));
             }
-            entry.complete(Outcome::Allow);
+            entry.complete(Outcome::Allow)
         }
-        () = standing.lost() => entry.refuse(standing.reason(), standing::CUT),
+        () = standing.lost() => entry.refuse(Refusal::new(standing.reason(), CUT)),
     }
-}
-
-/// Answers `CONNECT`: always with 200 where it is well-formed, since every request inside is judged, and refused in a way
-/// that clients can read.
-pub fn connect(session: &Arc<Session>, mut request: Request<Incoming>) -> Response<Answer> {
-    let client = hyper::upgrade::on(&mut request);
-    let (parts, _) = request.into_parts();
-    let refusal = if session.entrance.http2 || parts.version != Version::HTTP_11 {
-        "`CONNECT` in anything but HTTP/1.1"
-    } else if session.entrance.tunnel {
-        "`CONNECT` inside `CONNECT`"
-    } else if session.entrance.scheme == Scheme::HTTPS {
-        "`CONNECT` inside TLS"
-    } else {
-        ""
-    };
-    let target = match refusal {
-        "" => identity::connect_target(&parts),
-        refusal => Err(refusal.to_owned()),
-    };
-    let Some(mut entry) = session.entry() else {
-        let refusal = Refusal::new(DenyReason::AuditUnavailable, refuse::QUEUE_FULL);
-        return refuse_connect(session, None, &refusal);
-    };
-    match target {
-        Ok(target) => {
-            entry.resource = target.id();
-            session.becomes(Tunnel::Connect(Connect {
-                client,
-                target,
-                entry,
-            }));
-            Response::new(Answer::empty())
-        }
-        Err(detail) => {
-            entry.action = "CONNECT".into();
-            entry.resource = accept::place(&session.origin);
-            refuse_connect(session, Some(entry), &Refusal::protocol(detail))
-        }
-    }
-}
-
-fn refuse_connect(
-    session: &Arc<Session>,
-    entry: Option<Entry>,
-    refusal: &Refusal,
-) -> Response<Answer> {
-    let policy = session.forwarder.policy.load();
-    let shape = Shape {
-        grpc: false,
-        head: false,
-        close: !session.entrance.http2,
-    };
-    let about = About {
-        decision: entry
-            .as_ref()
-            .map_or(uuid::Uuid::nil(), |entry| entry.decision),
-        agent: &refuse::name(&policy, session.life.agent),
-        action: "CONNECT",
-        resource: &accept::place(&session.origin),
-    };
-    let response = refuse::answer(refusal, shape, &about);
-    if let Some(mut entry) = entry {
-        entry.request = Some(RequestInfo {
-            scheme: session.entrance.scheme.to_string(),
-            method: "CONNECT".into(),
-            status: response.status().as_u16(),
-            ..RequestInfo::default()
-        });
-        entry.refuse(refusal.reason, refusal.detail.clone());
-    }
-    response
 }
 
 /// Copies both ways, each until its own end (RFC 9293 section 3.6: half-close), counting as it goes.

@@ -1,6 +1,5 @@
 //! Requests' bodies on their way to upstream, frame by frame, and those that nobody wants.
 
-use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,11 +14,11 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::body::{Held, RequestBody};
+use super::body::{RequestBody, UploadError, WholeBody};
 use super::clock::Busy;
 use super::life::Life;
 use super::record::Passed;
-use super::standing;
+use super::refusal::CUT;
 
 /// How much of a refused request's body is read, so that the client gets to read why, and for how long.
 const DRAIN_BYTES: u64 = 16 << 20;
@@ -38,7 +37,7 @@ enum Source {
     /// Of a request that went out and cannot be sent again.
     Lost,
     Client(Incoming),
-    Held(Held),
+    Whole(WholeBody),
 }
 
 /// How far an upload has come, for who waits for the answer.
@@ -52,16 +51,6 @@ pub struct UploadState {
 struct End {
     done: AtomicBool,
     error: OnceLock<UploadError>,
-}
-
-/// Why a request's body did not come whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UploadError {
-    /// It is not what HTTP allows.
-    Malformed(String),
-    Gone,
-    /// The tasks that it was permitted on have ended.
-    Over,
 }
 
 impl Upload {
@@ -88,10 +77,8 @@ impl Upload {
     ) -> Self {
         let inner = match body {
             RequestBody::Streamed(body) if !body.is_end_stream() => Source::Client(body),
-            RequestBody::Held(held) if !held.is_spent() => Source::Held(held),
-            RequestBody::Streamed(_) | RequestBody::Held(_) | RequestBody::Spent => {
-                return Self::empty();
-            }
+            RequestBody::Whole(body) if !body.is_spent() => Source::Whole(body),
+            _ => return Self::empty(),
         };
         Self {
             inner,
@@ -137,24 +124,6 @@ impl UploadState {
     }
 }
 
-impl From<&hyper::Error> for UploadError {
-    fn from(error: &hyper::Error) -> Self {
-        let mut source = error.source();
-        while let Some(cause) = source {
-            if let Some(io) = cause.downcast_ref::<io::Error>()
-                && matches!(
-                    io.kind(),
-                    io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
-                )
-            {
-                return Self::Malformed(io.to_string());
-            }
-            source = cause.source();
-        }
-        Self::Gone
-    }
-}
-
 impl Body for Upload {
     type Data = Bytes;
     type Error = io::Error;
@@ -170,12 +139,12 @@ impl Body for Upload {
             this.over = None;
             this.inner = Source::Lost;
             this.state.end.error.get_or_init(|| UploadError::Over);
-            return Poll::Ready(Some(Err(io::Error::other(standing::CUT))));
+            return Poll::Ready(Some(Err(io::Error::other(CUT))));
         }
         let body = match &mut this.inner {
             Source::Client(body) => body,
-            Source::Held(held) => {
-                let frame = held.next();
+            Source::Whole(body) => {
+                let frame = body.next();
                 let bytes = frame
                     .as_ref()
                     .and_then(Frame::data_ref)
@@ -184,7 +153,7 @@ impl Body for Upload {
                     .passed
                     .up
                     .fetch_add(bytes as u64, Ordering::Relaxed);
-                if held.is_spent() {
+                if body.is_spent() {
                     this.state.end.done.store(true, Ordering::Relaxed);
                 }
                 return Poll::Ready(frame.map(Ok));
@@ -218,7 +187,7 @@ impl Body for Upload {
         match &self.inner {
             Source::Empty | Source::Lost => true,
             Source::Client(body) => body.is_end_stream(),
-            Source::Held(held) => held.is_spent(),
+            Source::Whole(body) => body.is_spent(),
         }
     }
 
@@ -226,7 +195,7 @@ impl Body for Upload {
         match &self.inner {
             Source::Empty | Source::Lost => SizeHint::with_exact(0),
             Source::Client(body) => body.size_hint(),
-            Source::Held(held) => held.size_hint(),
+            Source::Whole(body) => body.size_hint(),
         }
     }
 }

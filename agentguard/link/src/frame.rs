@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use agentguard_common::abi::AgentId;
-use agentguard_policy::{Charge, OpenedBy, Reassigned, Room, Settled, Sources, Terms};
+use agentguard_policy::{Charge, OpenedBy, Reassigned, Room, Settlement, Sources, Terms};
 use agentguard_record::DenyReason;
 use agentguard_record::Draft;
 use ipnet::IpNet;
@@ -111,7 +111,7 @@ pub enum ToDaemon {
     /// What has become of a request that was charged.
     Settle {
         token: u64,
-        settled: Settled,
+        settled: Settlement,
     },
     Applied {
         digest: String,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use agentguard_record::DenyReason;
 
 use super::judge::{Judgement, Outcome};
-use super::permit::{Limited, Permit};
+use super::permit::{Owed, Permit};
 use super::refusal::{Refusal, detail, who_and_what};
 use super::task::{Outside, outside};
 use super::{Decision, Denial, Input, Policy};
@@ -33,12 +33,11 @@ impl Policy {
                 }
                 let agent = judgement.agent;
                 let (who, tried) = who_and_what(agent, input);
-                Decision::Limited(Box::new(Limited {
-                    permit,
+                Decision::Owing(Box::new(permit.owing(Owed {
                     charges,
                     observed: agent.is_some_and(|agent| agent.agent.observe),
                     whose: format!("A limit on {tried} in the policy of {who}"),
-                }))
+                })))
             }
             Outcome::Refused(refusal) => {
                 let denial = Denial {

@@ -67,11 +67,11 @@ pub use self::bundle::{FileKind, MAX_BYTES};
 pub use self::context::Context;
 pub use self::diagnostic::Diagnostic;
 pub use self::host::{HostName, acts_on_terminal, show};
-pub use self::limit::{Charge, Counter, Key, Limit, Room, Settled, Span};
+pub use self::limit::{Charge, Counter, Key, Limit, Room, Settlement, Span};
 pub use self::needs::Needs;
 pub use self::path::CanonicalPath;
 pub use self::permissions::Permissions;
-pub use self::permit::{Limited, Permit};
+pub use self::permit::{Owed, Permit, Settled};
 pub use self::task::{Covered, OnTask, OpenedBy, Task, Tasks, Terms, is_reserved};
 pub use self::time::Moment;
 
@@ -207,8 +207,8 @@ pub enum Action<'a> {
 #[derive(Debug)]
 pub enum Decision {
     Permit(Permit),
-    /// Permitted if there is room in these limits, which has to be taken first.
-    Limited(Box<Limited>),
+    /// Permitted once what the permit owes is settled.
+    Owing(Box<Permit<Owed>>),
     Deny(Denial),
 }
 

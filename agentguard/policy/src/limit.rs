@@ -28,7 +28,7 @@ pub struct Limit {
 
 /// What has become of a request that limits have counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Settled {
+pub enum Settlement {
     /// It has gone out, or may have.
     Kept,
     /// Upstream has refused it, with a status of 400 to 499.

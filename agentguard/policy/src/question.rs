@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::context::{AskedContext, Context};
 use super::host::split_port;
 use super::time::Calendar;
-use super::{Action, CanonicalPath, Decision, HostName, Input, Policy, Tasks, schema};
+use super::{Action, CanonicalPath, HostName, Input, Policy, Tasks, schema};
 
 /// What the forwarder reads of a body by default, bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -146,27 +146,28 @@ impl<'q> Parsed<'q> {
 }
 
 impl Policy {
-    /// What would be decided if the agent asked for it now, and the host's id. `gather` adds what it takes a clock to know.
+    /// What `judge` says of the act that the agent asks about and of what is known of it, and the host's id. Nobody is
+    /// asked for look-ups.
     ///
     /// # Errors
     /// What in the question is no host, path or header.
-    pub fn may(
+    pub fn may<T>(
         &self,
         agent: AgentId,
         question: &Question,
         tasks: Tasks,
-        gather: impl FnOnce(&Input<'_>, &mut Context),
-    ) -> Result<(String, Decision), String> {
+        judge: impl FnOnce(&HostName, u16, Action<'_>, Context) -> T,
+    ) -> Result<(String, T), String> {
         let mut parsed = Parsed::new(question, None)?;
         parsed.context = Context {
             tasks: Some(tasks),
             ..Context::default()
         };
         parsed.gather(self, agent);
-        let mut context = parsed.context.clone();
-        gather(&parsed.input(agent), &mut context);
-        parsed.context = context;
-        let input = parsed.input(agent);
-        Ok((input.host.id(input.port), self.decide(&input)))
+        let known = parsed.context.clone();
+        let Input {
+            host, port, action, ..
+        } = parsed.input(agent);
+        Ok((host.id(port), judge(host, port, action, known)))
     }
 }

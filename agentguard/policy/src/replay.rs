@@ -198,7 +198,7 @@ impl From<Decision> for Replayed {
     fn from(decision: Decision) -> Self {
         let (outcome, reason, policies) = match decision {
             // Whether there was room is told by the record.
-            Decision::Limited(limited) => (Outcome::Allow, None, limited.policies().to_vec()),
+            Decision::Owing(permit) => (Outcome::Allow, None, permit.policies().to_vec()),
             Decision::Permit(permit) => match permit.would_deny() {
                 Some(denial) => (
                     Outcome::Observed,

@@ -11,6 +11,7 @@ mod large;
 mod load;
 mod namespace;
 mod packages;
+mod passthrough;
 mod refusals;
 mod sse;
 mod websocket;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use agentguard_policy::Settled;
+use agentguard_policy::Settlement;
 use agentguard_policy::{Charge, Room};
 use jiff::Timestamp;
 use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
@@ -26,7 +26,7 @@ type Reply = Box<dyn FnOnce(Room) + Send>;
 
 enum Ask {
     Take(Taking),
-    Settle(Key, Settled),
+    Settle(Key, Settlement),
     /// Nothing more is known of this session's requests: they may have gone out.
     Forget(u64),
 }
@@ -143,7 +143,7 @@ impl Session {
         let _ = self.asks.send(Ask::Take(taking)).await;
     }
 
-    pub async fn settle(&self, token: u64, settled: Settled) {
+    pub async fn settle(&self, token: u64, settled: Settlement) {
         let settle = Ask::Settle((self.id, token), settled);
         let _ = self.asks.send(settle).await;
     }
@@ -279,9 +279,9 @@ impl Writer {
             Ask::Settle(key, settled) => {
                 for part in self.release(&key) {
                     let back = match settled {
-                        Settled::Kept => false,
-                        Settled::Refused => part.is_budget,
-                        Settled::Unsent => true,
+                        Settlement::Kept => false,
+                        Settlement::Refused => part.is_budget,
+                        Settlement::Unsent => true,
                     };
                     if back {
                         batch.changes.extend(counters.give_back(&part));
@@ -347,7 +347,7 @@ mod tests {
             assert!(taking.now_or_never().is_some(), "{token}");
         }
         assert!(session.take(0, Vec::new(), |_| {}).now_or_never().is_none());
-        assert!(session.settle(0, Settled::Kept).now_or_never().is_none());
+        assert!(session.settle(0, Settlement::Kept).now_or_never().is_none());
         drop((session, asks));
         let mut last = None;
         while let Some(ask) = asked.blocking_recv() {

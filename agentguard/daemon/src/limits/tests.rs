@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::sync::mpsc::channel;
 
-use agentguard_policy::Settled;
+use agentguard_policy::Settlement;
 use agentguard_policy::{Charge, Counter, Key, Room, Span};
 use proptest::prelude::*;
 
@@ -275,7 +275,7 @@ fn many_at_once_never_take_more_than_there_is() {
                         let charge = rate(100, 86_400_000);
                         let token = from + thread * 100 + token;
                         wait(session.take(token, vec![charge], answer));
-                        wait(session.settle(token, Settled::Refused));
+                        wait(session.settle(token, Settlement::Refused));
                     }
                 });
             }
@@ -296,7 +296,7 @@ fn many_at_once_never_take_more_than_there_is() {
     };
     assert!(matches!(ask(&session, 1, spend(90_000)), Room::Taken(_)));
     assert!(matches!(ask(&session, 2, spend(20_000)), Room::Full { .. }));
-    wait(session.settle(1, Settled::Refused));
+    wait(session.settle(1, Settlement::Refused));
     assert!(matches!(ask(&session, 3, spend(20_000)), Room::Taken(_)));
     // A forwarder that is gone may have sent what it held.
     drop(session);

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::rig::{AGENT, Rig, ask};
-use crate::Inbox;
+use crate::forwarder::Inbox;
 use crate::life::Lives;
 use crate::outbox::Outbox;
 use crate::record::Records;
@@ -192,11 +192,12 @@ async fn upstream_connections_are_kept_per_agent_and_swept() {
             .load(std::sync::atomic::Ordering::Relaxed)
     };
     assert_eq!(opened(), 1);
-    rig.forwarder.lives.of(AGENT).pool.sweep();
+    rig.forwarder.sweep();
     let mut client = rig.tls(&["http/1.1"]).await;
     assert_eq!(ask(&mut client, &get).await.status, 200);
     assert_eq!(opened(), 1, "what is fresh stays");
-    rig.forwarder.lives.of(AGENT).pool.clear();
+    let life = rig.forwarder.lives.of(AGENT);
+    rig.forwarder.upstreams.pool(&life).clear();
     assert_eq!(ask(&mut client, &get).await.status, 200);
     assert_eq!(opened(), 2);
 }

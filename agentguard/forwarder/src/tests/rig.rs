@@ -26,8 +26,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::super::accept;
+use super::super::admit::Door;
+use super::super::compile::compile;
+use super::super::forwarder::Forwarder;
 use super::super::origin::OriginSource;
-use super::super::{Forwarder, accept};
 use super::origin::TestOrigin;
 
 pub const AGENT: AgentId = AgentId(2);
@@ -47,6 +50,8 @@ pub struct Setup {
     pub limits: Limits,
     /// `{port}` is the origin's, `{plain}` its plain one's.
     pub agent: &'static str,
+    /// Cedar; `{port}` as in `agent`.
+    pub rules: &'static str,
     pub max_connections: usize,
     /// The origin's certificate has had its time.
     pub expired: bool,
@@ -67,6 +72,7 @@ impl Default for Setup {
                 judged_body_timeout_ms: 10_000,
             },
             agent: BUNDLE,
+            rules: "",
             max_connections: 64,
             expired: false,
         }
@@ -116,7 +122,7 @@ impl Rig {
                 allow_addresses: vec!["127.0.0.0/8".parse().unwrap()],
             },
             killed: BTreeMap::new(),
-            policy: bundle(&origin, setup.agent),
+            policy: bundle(&origin, setup.agent, setup.rules),
             canary: CanaryOrigin {
                 port: origin.port,
                 certificate: origin.root.clone(),
@@ -150,8 +156,8 @@ impl Rig {
     }
 
     pub fn apply(&self, agent: &str) {
-        let update = bundle(&self.origin, agent);
-        let policy = super::super::orders::compile(&update).unwrap();
+        let update = bundle(&self.origin, agent, "");
+        let policy = compile(&update).unwrap();
         self.forwarder.policy.store(Arc::new(policy));
         self.forwarder.applied.send_replace(());
     }
@@ -165,13 +171,19 @@ impl Rig {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let origins: Arc<dyn OriginSource> = Arc::new(Fixed(port, AtomicU64::new(0)));
-        let (forwarder, places) = (self.forwarder.clone(), self.places.clone());
-        let accepting = accept::accept(forwarder, listener, origins, places, stop.clone());
-        tokio::spawn(accepting);
+        tokio::spawn(accept::accept(self.door(port), listener, stop.clone()));
         let socket = TcpStream::connect(addr).await.unwrap();
         socket.set_nodelay(true).unwrap();
         socket
+    }
+
+    /// Where the agent's connections to `port` come in; `None`: nobody's.
+    pub fn door(&self, port: Option<u16>) -> Arc<Door> {
+        Arc::new(Door {
+            forwarder: self.forwarder.clone(),
+            origins: Arc::new(Fixed(port, AtomicU64::new(0))),
+            places: self.places.clone(),
+        })
     }
 
     pub async fn tls(&self, alpn: &[&str]) -> TlsStream<TcpStream> {
@@ -257,16 +269,16 @@ fn hosts() -> BTreeMap<String, Vec<std::net::IpAddr>> {
         .collect()
 }
 
-fn bundle(origin: &TestOrigin, agent: &str) -> PolicyUpdate {
-    let agent = agent
-        .replace("{port}", &origin.port.to_string())
-        .replace("{plain}", &origin.plain.to_string());
+fn bundle(origin: &TestOrigin, agent: &str, rules: &str) -> PolicyUpdate {
+    let filled = |text: &str| {
+        text.replace("{port}", &origin.port.to_string())
+            .replace("{plain}", &origin.plain.to_string())
+    };
+    let manifest = "name = \"test\"\nserial = 1\n".to_owned();
     let files = [
-        (
-            "bundle.toml".to_owned(),
-            "name = \"test\"\nserial = 1\n".to_owned(),
-        ),
-        ("agents/tester.toml".to_owned(), agent),
+        ("bundle.toml".to_owned(), manifest),
+        ("agents/tester.toml".to_owned(), filled(agent)),
+        ("rules/rules.cedar".to_owned(), filled(rules)),
     ];
     PolicyUpdate {
         sources: Sources {

@@ -10,7 +10,7 @@ use agentguard_record::UpstreamInfo;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 
-use super::pool::{Connection, Facts, Host, Http1, Http2, Key};
+use super::pool::{Connection, Facts, Host, Http1, Http2, Key, Pool};
 use super::resend::{Failed, Rest};
 use super::{Answer, Call, Fault, Upstreams};
 use crate::life::{Life, OfLife};
@@ -59,7 +59,7 @@ impl Lease {
 impl Upstreams {
     pub(super) async fn open(
         &self,
-        life: &Arc<Life>,
+        pool: &Pool,
         key: &Key,
         host: &Arc<Host>,
         upgrade: bool,
@@ -74,7 +74,8 @@ impl Upstreams {
                 one_at_a_time = None;
             }
         }
-        let configs = life.pool.tls(|| self.tls());
+        let life = &pool.life;
+        let configs = pool.tls(|| self.tls());
         let config = match (key.tls, key.http2 && !upgrade) {
             (false, _) => None,
             (true, false) => Some(configs.http1.clone()),

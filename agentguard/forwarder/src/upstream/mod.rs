@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_link::frame::Limits;
-use agentguard_policy::Permit;
+use agentguard_policy::{Permit, Settled};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, header};
 use hyper::body::Incoming;
@@ -29,7 +29,7 @@ pub use fetch::Fetcher;
 use self::dial::Dialer;
 pub use self::dial::{Tag, tag};
 use self::exchange::Lease;
-use self::pool::{Facts, Key};
+use self::pool::{Facts, Key, Pool, Pools};
 use super::io::Leg;
 use super::life::Life;
 use super::resolve::Resolver;
@@ -46,6 +46,7 @@ pub struct Upstreams {
     tls: ClientConfig,
     head_timeout: Duration,
     max_header_bytes: u32,
+    pools: Pools,
 }
 
 /// One request to be sent, judged and canonical.
@@ -102,15 +103,26 @@ impl Upstreams {
             tls,
             head_timeout: Duration::from_millis(limits.upstream_head_timeout_ms.into()),
             max_header_bytes: limits.max_header_bytes,
+            pools: Pools::default(),
         })
     }
 
-    /// Sends `call` for `permit`'s agent to `permit`'s host, over a connection of that agent's alone, and returns at the
+    /// The connections that are kept for an agent.
+    pub fn pool(&self, life: &Arc<Life>) -> Arc<Pool> {
+        self.pools.of(life)
+    }
+
+    /// Drops connections that have been idle for too long.
+    pub fn sweep(&self) {
+        self.pools.sweep();
+    }
+
+    /// Spends `permit`: sends `call` for its agent to its host, over a connection of that agent's alone, and returns at the
     /// head of the answer.
     pub async fn send(
         &self,
-        life: &Arc<Life>,
-        permit: Permit,
+        pool: &Pool,
+        permit: Permit<Settled>,
         mut call: Call,
     ) -> Result<Answer, Fault> {
         let key = Key {
@@ -119,19 +131,19 @@ impl Upstreams {
             port: permit.port(),
             http2: call.http2,
         };
-        let host = life.pool.host(&key);
+        let host = pool.host(&key);
         for sends in 0..=RESENDS {
             let connection = match host.take(call.websocket).await {
                 Some(connection) => connection,
                 None => {
-                    let opened = self.open(life, &key, &host, call.websocket).await;
+                    let opened = self.open(pool, &key, &host, call.websocket).await;
                     opened.map_err(|fault| Fault {
                         unsent: sends == 0,
                         ..fault
                     })?
                 }
             };
-            match self.exchange(life, &host, connection, call).await {
+            match self.exchange(&pool.life, &host, connection, call).await {
                 Ok(answer) => return Ok(answer),
                 Err((_, Some(unsent))) => call = unsent,
                 Err((fault, None)) => return Err(fault),
@@ -146,7 +158,7 @@ impl Upstreams {
     pub async fn connect(
         &self,
         life: &Arc<Life>,
-        permit: Permit,
+        permit: Permit<Settled>,
     ) -> Result<(Leg, SocketAddr), Fault> {
         self.dialer
             .connect(life, permit.host(), permit.port())

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use agentguard_common::abi::AgentId;
 use agentguard_policy::HostName;
 use agentguard_record::UpstreamInfo;
 use hyper::client::conn::{http1, http2};
@@ -15,6 +16,7 @@ use hyper_util::rt::TokioIo;
 
 use super::Tls;
 use super::dial::Wire;
+use crate::life::Life;
 use crate::upload::Upload;
 
 /// Idle HTTP/1.1 connections kept per host of an agent.
@@ -58,9 +60,15 @@ pub enum Connection {
     Http2(Http2),
 }
 
-/// One agent's.
+/// Every agent's connections.
 #[derive(Default)]
+pub struct Pools {
+    by_agent: Mutex<HashMap<AgentId, Arc<Pool>>>,
+}
+
+/// One agent's connections, for as long as it lives: never shared with another agent.
 pub struct Pool {
+    pub life: Arc<Life>,
     hosts: Mutex<HashMap<Key, Arc<Host>>>,
     tls: OnceLock<Tls>,
 }
@@ -75,6 +83,43 @@ pub struct Host {
     /// Held to open a connection that others may share.
     pub dialing: tokio::sync::Mutex<()>,
     closed: AtomicBool,
+}
+
+impl Pools {
+    /// Looked up once per connection of the agent's. Who lives on after a kill begins with an empty one.
+    pub fn of(&self, life: &Arc<Life>) -> Arc<Pool> {
+        let mut pools = self.by_agent.lock().expect(UNPOISONED);
+        let known = pools.get(&life.agent);
+        if let Some(known) = known.filter(|known| Arc::ptr_eq(&known.life, life)) {
+            return known.clone();
+        }
+        let pool = Arc::new(Pool {
+            life: life.clone(),
+            hosts: Mutex::default(),
+            tls: OnceLock::new(),
+        });
+        pools.insert(life.agent, pool.clone());
+        drop(pools);
+        let ends = Arc::downgrade(&pool);
+        life.on_end(move || {
+            if let Some(pool) = ends.upgrade() {
+                pool.clear();
+            }
+        });
+        pool
+    }
+
+    /// Drops what has been idle for too long.
+    pub fn sweep(&self) {
+        let pools: Vec<_> = self
+            .by_agent
+            .lock()
+            .expect(UNPOISONED)
+            .values()
+            .cloned()
+            .collect();
+        pools.iter().for_each(|pool| pool.sweep());
+    }
 }
 
 impl Pool {
@@ -98,7 +143,7 @@ impl Pool {
     }
 
     /// Drops what has been idle for too long.
-    pub fn sweep(&self) {
+    fn sweep(&self) {
         self.hosts.lock().expect(UNPOISONED).retain(|_, host| {
             let in_use = host.sweep();
             in_use || Arc::strong_count(host) > 1

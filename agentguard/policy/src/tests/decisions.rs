@@ -174,7 +174,7 @@ fn denial_or_facts(policy: &Policy, asked: &Asked) -> BTreeMap<String, String> {
     match policy.decide(&asked.input(first(policy))) {
         Decision::Permit(permit) => permit.facts().clone(),
         Decision::Deny(denial) => denial.facts,
-        Decision::Limited(limited) => panic!("{limited:?}"),
+        Decision::Owing(owing) => panic!("{owing:?}"),
     }
 }
 

@@ -51,7 +51,7 @@ fn what_anyone_above_may_not_is_refused_without_a_name() {
         ("bottom", "GET https://elsewhere/", Some("policy-denied")),
     ] {
         match decide(&policy, agent, request) {
-            Decision::Permit(_) | Decision::Limited(_) => {
+            Decision::Permit(_) | Decision::Owing(_) => {
                 assert_eq!(expected, None, "{agent} {request}")
             }
             Decision::Deny(denial) => {

@@ -65,8 +65,8 @@ fn takes(policy: &Policy, agent: AgentId, request: &str, body: &str) -> String {
     match decide(policy, agent, request, body) {
         Decision::Permit(_) => "-".to_owned(),
         Decision::Deny(denial) => format!("{} {}", denial.reason.slug(), denial.policies.join(",")),
-        Decision::Limited(limited) => {
-            let shown = limited.charges().iter().map(|charge| {
+        Decision::Owing(owing) => {
+            let shown = owing.charges().iter().map(|charge| {
                 let of = &charge.counter;
                 let agent = of.agent.as_deref().unwrap_or("*");
                 let host = of.host.as_deref().unwrap_or("");
@@ -141,8 +141,8 @@ fn a_request_is_the_same_again_but_for_what_tells_attempts_apart() {
         asked.context.body = needed.block.read(&asked.headers, body.as_bytes(), 1 << 20);
         asked.context.body_sha256 = Some(Sha256::digest(body).into());
         match policy.decide(&asked.input(ids["a"])) {
-            Decision::Limited(limited) => {
-                let key = limited.charges().iter().find_map(|charge| charge.key);
+            Decision::Owing(owing) => {
+                let key = owing.charges().iter().find_map(|charge| charge.key);
                 key.expect("it has one").request
             }
             other => panic!("{other:?}"),
@@ -186,7 +186,7 @@ fn only_an_answer_makes_a_permit() {
         "POST https://h/orders",
         r#"{"amount": 2}"#,
     ) {
-        Decision::Limited(limited) => *limited,
+        Decision::Owing(owing) => *owing,
         other => panic!("{other:?}"),
     };
     let permit = ask(&policy).answered(&Room::Taken(vec![2, 1_305_000]));

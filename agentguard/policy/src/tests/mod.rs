@@ -133,7 +133,7 @@ impl Asked {
 pub(super) fn answer(policy: &Policy, input: &Input<'_>) -> Result<Vec<String>, Vec<String>> {
     match policy.decide(input) {
         Decision::Permit(permit) => Ok(permit.policies().to_vec()),
-        Decision::Limited(limited) => Ok(limited.policies().to_vec()),
+        Decision::Owing(owing) => Ok(owing.policies().to_vec()),
         Decision::Deny(denial) => {
             let mut said = vec![denial.reason.slug().to_owned()];
             said.extend(denial.policies);

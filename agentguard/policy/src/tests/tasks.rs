@@ -44,7 +44,7 @@ fn decided(policy: &Policy, agent: AgentId, request: &str, tasks: Option<Tasks>)
         false => policy.decide(&asked.input(agent)),
     };
     match decision {
-        Decision::Permit(_) | Decision::Limited(_) => "allow",
+        Decision::Permit(_) | Decision::Owing(_) => "allow",
         Decision::Deny(denial) => denial.reason.slug(),
     }
 }
@@ -225,7 +225,7 @@ fn a_limit_per_task_counts_each_of_a_supervisors_and_all_else_together() {
         let mut asked = Asked::new("GET https://h/x", &[]);
         asked.context.tasks = on(own);
         match policy.decide(&asked.input(agent)) {
-            Decision::Limited(limited) => limited.charges()[0].counter.task.clone(),
+            Decision::Owing(owing) => owing.charges()[0].counter.task.clone(),
             other => panic!("{other:?}"),
         }
     };

@@ -1,0 +1,32 @@
+//! What an agent does, in the one form in which it is judged and sent.
+
+use agentguard_policy::{Action, CanonicalPath};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+
+use super::identity::Target;
+use super::tasks::Named;
+
+/// One thing that an agent does at one host: what one decision is about.
+#[derive(Clone, Copy)]
+pub struct Act<'a> {
+    pub target: &'a Target,
+    pub action: Action<'a>,
+}
+
+/// A request without its body. Which acts it has is its [`Protocol`](super::protocol::Protocol)'s to say.
+pub struct Message {
+    /// The head, without what is the hop's own.
+    pub parts: Parts,
+    pub target: Target,
+    pub scheme: Scheme,
+    pub path: CanonicalPath,
+    /// The task that it says it is on.
+    pub task: Named,
+    /// As `Host` or `:authority`.
+    pub authority: Authority,
+    /// Path and query, as they are sent.
+    pub line: PathAndQuery,
+    /// It asks for a WebSocket.
+    pub websocket: bool,
+}

@@ -1,0 +1,188 @@
+//! What may come in: a connection whose agent is known and lives, the one name that TLS is for, and a request whose head
+//! agrees with itself and with its connection.
+
+use std::sync::Arc;
+
+use agentguard_common::abi::{AgentId, Origin};
+use agentguard_policy::{CanonicalPath, HostName, TlsMode, is_reserved};
+use agentguard_record::DenyReason;
+use http::request::Parts;
+use http::uri::Scheme;
+use http::{StatusCode, Version};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::exchange::Exchange;
+use super::forwarder::Forwarder;
+use super::framing;
+use super::identity::{self, Entrance, Target};
+use super::life::Life;
+use super::origin::{self, OriginError, OriginSource};
+use super::record::{Ended, Entry};
+use super::refusal::{NO_AUDIT, Refusal};
+use super::session::Session;
+use super::sniff::Hello;
+
+/// Where connections come in.
+pub struct Door {
+    pub forwarder: Arc<Forwarder>,
+    pub origins: Arc<dyn OriginSource>,
+    /// Connections at once, over all doors together.
+    pub places: Arc<Semaphore>,
+}
+
+/// One of them, held for as long as the connection is there.
+pub type Place = OwnedSemaphorePermit;
+
+/// A connection whose agent and destination are known.
+pub struct Arrival {
+    pub forwarder: Arc<Forwarder>,
+    pub life: Arc<Life>,
+    pub origin: Origin,
+    /// What `CONNECT` named, inside one.
+    pub tunnel: Option<Target>,
+}
+
+/// Somebody's connection, and nobody knows whose: closed, and recorded as nobody's.
+pub fn nobodys(forwarder: &Forwarder, error: &OriginError) -> Ended {
+    let life = forwarder.lives.of(AgentId::NONE);
+    match forwarder.records.open(&life, &Origin::default()) {
+        Some(entry) => entry.refuse(Refusal::protocol(error.to_string())),
+        None => Ended,
+    }
+}
+
+/// Opens the connection's entry and hangs it on its agent's life. Ended: it cannot be recorded, there is no place for it,
+/// or its agent has been stopped.
+pub fn admit(
+    door: &Door,
+    origin: Origin,
+    place: Option<&Place>,
+) -> Result<(Arrival, Entry), Ended> {
+    let forwarder = door.forwarder.serving(origin.agent);
+    let life = forwarder.lives.of(origin.agent);
+    let mut entry = forwarder.records.open(&life, &origin).ok_or(Ended)?;
+    entry.resource = origin::place(&origin);
+    if place.is_none() {
+        let limit = forwarder.limits.max_connections;
+        return Err(entry.fail(None, format!("more than {limit} connections at once")));
+    }
+    if let Some(why) = life.why() {
+        return Err(entry.refuse(Refusal::new(why, "this agent has been stopped")));
+    }
+    let arrival = Arrival {
+        forwarder,
+        life,
+        origin,
+        tunnel: None,
+    };
+    Ok((arrival, entry))
+}
+
+impl Arrival {
+    /// The port that the agent asked for.
+    pub fn port(&self) -> u16 {
+        match &self.tunnel {
+            Some(target) => target.port,
+            None => self.origin.port,
+        }
+    }
+
+    /// The one name that a TLS connection is for: no name, no connection.
+    pub fn named(&self, hello: &Hello) -> Result<Target, String> {
+        let name = hello
+            .server_name
+            .as_deref()
+            .ok_or("the TLS ClientHello names no host (no usable SNI)")?;
+        let host =
+            HostName::parse(name).map_err(|error| format!("the TLS server name: {error}"))?;
+        if let Some(target) = &self.tunnel
+            && target.host != host
+        {
+            return Err(format!(
+                "`CONNECT` was for `{}`, the TLS inside it for `{}`",
+                target.host.as_str(),
+                host.as_str()
+            ));
+        }
+        Ok(Target {
+            host,
+            port: self.port(),
+        })
+    }
+
+    /// Whether the host's TLS is not ended here. Names that nothing covers are: a request can be told why not.
+    pub fn passes(&self, target: &Target) -> bool {
+        if is_reserved(&target.host) {
+            return false;
+        }
+        let policy = self.forwarder.policy.load();
+        let reach = policy.reach(self.life.agent, &target.host, target.port);
+        matches!(reach, Some(TlsMode::Passthrough))
+    }
+
+    /// The connection as one that speaks HTTP. `name`: the one given in TLS.
+    pub fn session(
+        &self,
+        scheme: Scheme,
+        name: Option<HostName>,
+        http2: bool,
+        entry: Entry,
+    ) -> Arc<Session> {
+        let tunnel = self.tunnel.as_ref().map(|target| target.host.clone());
+        let entrance = Entrance {
+            scheme,
+            name: name.or(tunnel),
+            port: self.port(),
+            tunnel: self.tunnel.is_some(),
+            http2,
+        };
+        Arc::new(Session::new(
+            self.forwarder.clone(),
+            self.life.clone(),
+            self.origin,
+            entrance,
+            entry,
+        ))
+    }
+}
+
+/// Where the request goes, if it can be recorded and is one that can be judged. `head`: its bytes as they came.
+pub fn head(exchange: &mut Exchange, parts: &Parts, head: &[u8]) -> Result<Target, Refusal> {
+    let session = &exchange.session;
+    if !session.forwarder.records.available() {
+        return Err(Refusal::new(DenyReason::AuditUnavailable, NO_AUDIT));
+    }
+    let target = identity::target(&session.entrance, parts).map_err(Refusal::protocol)?;
+    let bounds = bounded(session, parts);
+    let entry = &mut exchange.docket.entry;
+    entry.resource = target.id();
+    if let Some(request) = &mut entry.request {
+        request.host = target.host.as_str().to_owned();
+        request.port = target.port;
+    }
+    bounds?;
+    if let Some(request) = &mut entry.request
+        && let Ok(path) = CanonicalPath::parse(parts.uri.path())
+    {
+        request.path = path.as_str().to_owned();
+    }
+    framing::check(parts, head)?;
+    Ok(target)
+}
+
+/// HTTP/2's header lists, whose limit in HTTP/1.1 is the parser's.
+fn bounded(session: &Session, parts: &Parts) -> Result<(), Refusal> {
+    if parts.version < Version::HTTP_2 {
+        return Ok(());
+    }
+    // As RFC 9113 section 6.5.2 counts them.
+    let fields = parts.headers.iter();
+    let bytes: usize = fields.map(|(n, v)| n.as_str().len() + v.len() + 32).sum();
+    let limit = session.forwarder.limits.max_header_bytes;
+    if bytes + parts.uri.path().len() <= limit as usize {
+        return Ok(());
+    }
+    let mut refusal = Refusal::protocol(format!("the headers are longer than {limit} bytes"));
+    refusal.status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    Err(refusal)
+}

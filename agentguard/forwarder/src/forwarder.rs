@@ -1,0 +1,154 @@
+//! What every connection is served with: the forwarder's parts, made from what the daemon says at start. The canary's
+//! requests take the way of every agent's, and nothing that is let through for them is there for an agent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use agentguard_common::abi::AgentId;
+use agentguard_link::frame::{CanaryOrigin, Limits, Start, ToDaemon};
+use agentguard_policy::Policy;
+use agentguard_record::{DenyReason, Draft};
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
+
+use super::asks::Asks;
+use super::body::Room;
+use super::charges::Charges;
+use super::compile::compile;
+use super::leaf::Leaves;
+use super::life::Lives;
+use super::lookup::Lookups;
+use super::record::{self, Records};
+use super::resolve::Resolver;
+use super::situation::Situation;
+use super::tasks::Tasks;
+use super::upstream::{Tag, Upstreams};
+use super::{canary, dns};
+
+/// What every connection is served with.
+pub struct Forwarder {
+    pub policy: Arc<ArcSwap<Policy>>,
+    /// Told when another bundle is in force.
+    pub applied: watch::Sender<()>,
+    pub lives: Arc<Lives>,
+    pub records: Arc<Records>,
+    pub leaves: Arc<Leaves>,
+    pub upstreams: Upstreams,
+    pub dns: Arc<dns::Server>,
+    pub situation: Situation,
+    pub asks: Arc<Asks>,
+    pub lookups: Arc<Lookups>,
+    pub charges: Arc<Charges>,
+    pub limits: Limits,
+    /// What the canary's connections are served with.
+    canary: Option<Arc<Self>>,
+    /// For the bodies that rules read.
+    pub room: Room,
+}
+
+/// What is on its way to the daemon.
+pub struct Inbox {
+    pub records: mpsc::Receiver<Draft>,
+    /// Names that leaves are wanted for.
+    pub names: mpsc::UnboundedReceiver<String>,
+    pub asked: mpsc::UnboundedReceiver<ToDaemon>,
+}
+
+impl Forwarder {
+    pub fn new(start: Start, tag: Tag) -> anyhow::Result<(Arc<Self>, Inbox)> {
+        let policy = Arc::new(ArcSwap::from_pointee(compile(&start.policy)?));
+        let resolver = Arc::new(Resolver::new(&start.upstream)?);
+        let tasks = Tasks::new(&start.tasks).map_err(anyhow::Error::msg)?;
+        let (queue, records) = mpsc::channel(record::QUEUE);
+        let (wanted, names) = mpsc::unbounded_channel();
+        let (asks, asked) = mpsc::unbounded_channel();
+        let lives = Arc::new(Lives::default());
+        // Nothing of theirs is there yet to wait for.
+        drop(lives.kill(&start.killed));
+        let book = Arc::new(Records::new(queue.clone()));
+        let gate = gate(lives.clone(), book.clone());
+        let dns = dns::Server::new(policy.clone(), resolver.clone(), queue, gate);
+        let roots = &start.upstream.roots;
+        let upstreams = Upstreams::new(resolver, roots, &start.limits, tag)?;
+        let mut forwarder = Self {
+            policy,
+            applied: watch::Sender::new(()),
+            lives,
+            records: book,
+            leaves: Arc::new(Leaves::new(wanted)?),
+            lookups: Arc::new(Lookups::new(upstreams.fetcher())),
+            upstreams,
+            dns: Arc::new(dns),
+            room: Room::new(&start.limits),
+            situation: Situation::new(
+                start.trusted_network,
+                start.host_labels,
+                tasks,
+                start.presences,
+            ),
+            asks: Arc::new(Asks::new(asks.clone())),
+            charges: Arc::new(Charges::new(asks)),
+            limits: start.limits,
+            canary: None,
+        };
+        forwarder.canary = Some(Arc::new(forwarder.for_canary(&start.canary, tag)?));
+        Ok((
+            Arc::new(forwarder),
+            Inbox {
+                records,
+                names,
+                asked,
+            },
+        ))
+    }
+
+    /// For the canary in the place of `self`.
+    fn for_canary(&self, origin: &CanaryOrigin, tag: Tag) -> anyhow::Result<Self> {
+        let upstream = canary::upstream(origin);
+        let resolver = Arc::new(Resolver::new(&upstream)?);
+        let policy = compile(&canary::bundle(origin.port))?;
+        Ok(Self {
+            policy: Arc::new(ArcSwap::from_pointee(policy)),
+            applied: watch::Sender::new(()),
+            lives: self.lives.clone(),
+            records: self.records.clone(),
+            leaves: self.leaves.clone(),
+            upstreams: Upstreams::new(resolver, &upstream.roots, &self.limits, tag)?,
+            dns: self.dns.clone(),
+            charges: self.charges.clone(),
+            situation: Situation::new(false, Vec::new(), Tasks::default(), BTreeMap::new()),
+            lookups: self.lookups.clone(),
+            room: Room::new(&self.limits),
+            asks: self.asks.clone(),
+            limits: self.limits.clone(),
+            canary: None,
+        })
+    }
+
+    /// What `agent`'s connections are served with.
+    pub fn serving(self: &Arc<Self>, agent: AgentId) -> Arc<Self> {
+        match &self.canary {
+            Some(canary) if agent.is_canary() => canary.clone(),
+            _ => self.clone(),
+        }
+    }
+
+    /// Drops upstream connections that have been idle for too long, the canary's among them.
+    pub fn sweep(&self) {
+        self.upstreams.sweep();
+        if let Some(canary) = &self.canary {
+            canary.sweep();
+        }
+    }
+}
+
+/// Why an agent may do nothing at all now, for the resolver.
+fn gate(
+    lives: Arc<Lives>,
+    records: Arc<Records>,
+) -> Box<dyn Fn(AgentId) -> Option<DenyReason> + Send + Sync> {
+    Box::new(move |agent| {
+        let no_record = || (!records.available()).then_some(DenyReason::AuditUnavailable);
+        lives.of(agent).why().or_else(no_record)
+    })
+}

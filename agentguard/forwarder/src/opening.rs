@@ -1,0 +1,78 @@
+//! What a connection turns out to be, from its first bytes to the first request. A stage that ends it tells the client in
+//! its own words and completes the entry.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::admit::Arrival;
+use super::identity::Target;
+use super::io::{Client, Peeked};
+use super::record::{Ended, Entry};
+use super::respond;
+use super::sniff::{self, Hello, Opening};
+use super::terminate::{self, Terminated};
+use super::tunnel::Counting;
+
+/// How it begins. The bytes that it takes to know are read again.
+pub async fn sniff(
+    arrival: &Arrival,
+    client: Client,
+    entry: Entry,
+) -> Result<(Opening, Peeked<Client>, Entry), Ended> {
+    match timeout(limit(arrival), sniff::sniff(client, arrival.port())).await {
+        Err(_) => Err(entry.fail(None, "nothing that can be recognised came in time")),
+        Ok((stream, Err(error))) => Err(respond::opening(stream, error, entry).await),
+        Ok((stream, Ok(opening))) => Ok((opening, stream, entry)),
+    }
+}
+
+/// Which host TLS is for.
+pub async fn named(
+    arrival: &Arrival,
+    hello: &Hello,
+    stream: Peeked<Client>,
+    entry: Entry,
+) -> Result<(Target, Peeked<Client>, Entry), Ended> {
+    match arrival.named(hello) {
+        Ok(target) => Ok((target, stream, entry)),
+        Err(detail) => Err(respond::unnamed(stream, detail, entry).await),
+    }
+}
+
+/// Ends the client's TLS with a leaf for `target`.
+pub async fn terminate(
+    arrival: &Arrival,
+    target: &Target,
+    stream: Peeked<Client>,
+    entry: Entry,
+) -> Result<(Terminated, Entry), Ended> {
+    let leaves = &arrival.forwarder.leaves;
+    let terminated = terminate::terminate(leaves, &target.host, stream, limit(arrival));
+    // On the heap, so that a connection that is served does not hold the room for its handshake.
+    match Box::pin(terminated).await {
+        Ok(terminated) => Ok((terminated, entry)),
+        Err(error) => Err(respond::handshake(target, &error, entry)),
+    }
+}
+
+/// DNS over TCP: the resolver records each query itself.
+pub async fn resolve(arrival: &Arrival, stream: Peeked<Client>, entry: Entry) -> Ended {
+    let dns = &arrival.forwarder.dns;
+    let passed = entry.passed.clone();
+    let stream = Counting {
+        inner: stream,
+        read: &passed.up,
+    };
+    let served = dns.serve_stream(stream, &arrival.origin).await;
+    match served {
+        _ if passed.up.load(Ordering::Relaxed) > 2 => entry.hand_over(),
+        Ok(()) => entry.fail(None, "the connection ended before a query"),
+        Err(error) => entry.fail(None, format!("DNS over TCP: {error}")),
+    }
+}
+
+fn limit(arrival: &Arrival) -> Duration {
+    Duration::from_millis(arrival.forwarder.limits.head_timeout_ms.into())
+}

@@ -1,0 +1,81 @@
+//! What an agent speaks, a file each. A protocol answers three questions: whether a request is its own, by the head;
+//! which acts the request has; and how no is said in it.
+
+mod grpc;
+mod http;
+
+use ::http::request::Parts;
+use ::http::uri::{Authority, PathAndQuery, Scheme};
+use ::http::{HeaderMap, Response};
+use agentguard_policy::CanonicalPath;
+
+use super::act::{Act, Message};
+use super::headers;
+use super::identity::Target;
+use super::refusal::Refusal;
+use super::reply::Reply;
+use super::tasks::Named;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Whatever no other protocol claims.
+    Http,
+    Grpc,
+}
+
+impl Protocol {
+    /// Whose a request with this head is.
+    pub fn of(headers: &HeaderMap) -> Self {
+        match grpc::is_its(headers) {
+            true => Self::Grpc,
+            false => Self::Http,
+        }
+    }
+
+    /// Everything that the request does: all of it is permitted, or none of it is sent. A request of either protocol is
+    /// one act, for which nothing is allocated.
+    pub fn acts(self, message: &Message) -> impl AsRef<[Act<'_>]> {
+        match self {
+            Self::Http | Self::Grpc => [http::act(message)],
+        }
+    }
+
+    /// The answer that says no.
+    pub fn refuse(self, refusal: &Refusal, about: &About<'_>) -> Response<Reply> {
+        match self {
+            Self::Http => http::problem(refusal, about),
+            Self::Grpc => grpc::trailers_only(refusal),
+        }
+    }
+}
+
+/// What was refused, for the answer.
+pub struct About<'a> {
+    pub decision: uuid::Uuid,
+    pub agent: &'a str,
+    pub action: &'a str,
+    pub resource: &'a str,
+}
+
+/// Brings a request into the form in which it is judged and sent.
+pub fn read(mut parts: Parts, target: Target, scheme: &Scheme) -> Result<Message, Refusal> {
+    let path = CanonicalPath::parse(parts.uri.path()).map_err(Refusal::protocol)?;
+    let authority = target.authority(scheme);
+    let task = Named::take(&mut parts.headers);
+    let websocket = headers::clean(&mut parts, &authority)?;
+    let line = match parts.uri.query() {
+        Some(query) => PathAndQuery::try_from(format!("{}?{query}", path.as_str())),
+        None => PathAndQuery::try_from(path.as_str()),
+    };
+    Ok(Message {
+        parts,
+        target,
+        scheme: scheme.clone(),
+        path,
+        task,
+        authority: Authority::try_from(authority)
+            .map_err(|_| Refusal::protocol("the request's host cannot be sent on"))?,
+        line: line.map_err(|_| Refusal::protocol("the request's path cannot be sent on"))?,
+        websocket,
+    })
+}

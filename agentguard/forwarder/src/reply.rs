@@ -1,0 +1,160 @@
+//! What an agent gets, frame by frame. Nothing is collected; the record is complete before the agent can see the end of its
+//! answer.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+
+use agentguard_record::DenyReason;
+use agentguard_record::Outcome;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::clock::Busy;
+use super::record::{Entry, Passed};
+use super::refusal::{CUT, Refusal};
+use super::standing::Standing;
+use super::upstream::Fault;
+use super::upstream::exchange::Lease;
+
+/// A document of ours, or upstream's own body.
+pub enum Reply {
+    Document(Option<Bytes>),
+    Upstream(Box<Download>),
+}
+
+/// Upstream's body with the record that ends with it.
+pub struct Download {
+    body: Incoming,
+    lease: Lease,
+    entry: Option<Entry>,
+    passed: Arc<Passed>,
+    standing: Standing,
+    /// The end of the tasks that it was permitted on.
+    over: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    _busy: Busy,
+}
+
+impl Reply {
+    pub fn empty() -> Self {
+        Self::Document(None)
+    }
+
+    pub fn document(text: String) -> Self {
+        Self::Document((!text.is_empty()).then(|| text.into()))
+    }
+
+    /// A permitted answer. One without a body is complete here.
+    pub fn upstream(
+        body: Incoming,
+        lease: Lease,
+        entry: Entry,
+        standing: Standing,
+        busy: Busy,
+    ) -> Self {
+        let passed = entry.passed.clone();
+        let mut download = Download {
+            body,
+            lease,
+            entry: Some(entry),
+            passed,
+            over: standing.over().map(|over| Box::pin(over) as Pin<Box<_>>),
+            standing,
+            _busy: busy,
+        };
+        if download.body.is_end_stream() {
+            download.record();
+        }
+        Self::Upstream(Box::new(download))
+    }
+}
+
+impl Download {
+    fn record(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            entry.complete(Outcome::Allow);
+        }
+    }
+
+    fn cut(&mut self) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(entry) = self.entry.take() {
+            entry.refuse(Refusal::new(self.standing.reason(), CUT));
+        }
+        Poll::Ready(Some(Err(io::Error::other(CUT))))
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        // An answer that says nothing for long ends in time, too.
+        let over = self.over.as_mut().map(|over| over.as_mut().poll(cx));
+        if over.is_some_and(|over| over.is_ready()) {
+            self.over = None;
+            if !self.standing.holds() {
+                return self.cut();
+            }
+        }
+        let mut frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_pending() && self.lease.drive(cx) {
+            frame = Pin::new(&mut self.body).poll_frame(cx);
+        }
+        let frame = match ready!(frame) {
+            Some(Ok(frame)) if !self.standing.holds() => {
+                drop(frame);
+                return self.cut();
+            }
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                if let Some(entry) = self.entry.take() {
+                    let detail = format!("the answer broke off: {}", Fault::exchange(&error));
+                    entry.fail(Some(DenyReason::UpstreamUnreachable), detail);
+                }
+                return Poll::Ready(Some(Err(io::Error::other(error))));
+            }
+            None => {
+                self.record();
+                self.lease.end(cx);
+                return Poll::Ready(None);
+            }
+        };
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        self.passed.down.fetch_add(bytes as u64, Ordering::Relaxed);
+        if frame.is_trailers() || self.body.is_end_stream() {
+            self.record();
+            self.lease.end(cx);
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self.get_mut() {
+            Self::Document(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Upstream(download) => download.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Document(text) => text.is_none(),
+            Self::Upstream(download) => download.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Document(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64)
+            }
+            Self::Upstream(download) => download.body.size_hint(),
+        }
+    }
+}

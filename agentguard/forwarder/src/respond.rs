@@ -1,0 +1,83 @@
+//! How a refused agent is told: in the shape that its protocol understands, or in TLS's words.
+
+use agentguard_common::abi::AgentId;
+use agentguard_policy::Policy;
+use agentguard_record::DenyReason;
+use http::{HeaderValue, Request, Response, Version, header};
+use hyper::body::Incoming;
+use uuid::Uuid;
+
+use super::identity::Target;
+use super::io::{Client, Peeked};
+use super::origin;
+use super::protocol::{About, Protocol};
+use super::record::{Ended, Entry};
+use super::refusal::{QUEUE_FULL, Refusal};
+use super::reply::Reply;
+use super::session::Session;
+use super::sniff::SniffError;
+use super::terminate::{Alert, TerminateError, send_alert};
+
+/// Refuses what there is no room to record.
+pub fn unrecorded(session: &Session, request: &Request<Incoming>) -> Response<Reply> {
+    let policy = session.forwarder.policy.load();
+    let protocol = Protocol::of(request.headers());
+    let close = request.version() < Version::HTTP_2;
+    let refusal = Refusal::new(DenyReason::AuditUnavailable, QUEUE_FULL);
+    let about = About {
+        decision: Uuid::nil(),
+        agent: &name(&policy, session.life.agent),
+        action: request.method().as_str(),
+        resource: &origin::place(&session.origin),
+    };
+    answer(&refusal, protocol, close, &about)
+}
+
+pub fn name(policy: &Policy, agent: AgentId) -> String {
+    policy
+        .agent(agent)
+        .map_or_else(String::new, |agent| agent.name.clone())
+}
+
+/// The answer that refuses. `close`: the connection cannot be used further, as the request's body is not going to be read.
+pub fn answer(
+    refusal: &Refusal,
+    protocol: Protocol,
+    close: bool,
+    about: &About<'_>,
+) -> Response<Reply> {
+    let mut response = protocol.refuse(refusal, about);
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if close {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Ends a connection whose beginning was not understood, in TLS's words if it speaks TLS.
+pub async fn opening(mut stream: Peeked<Client>, error: SniffError, entry: Entry) -> Ended {
+    let detail = error.to_string();
+    match error {
+        SniffError::Closed | SniffError::Read(_) => entry.fail(None, detail),
+        SniffError::Hello { alert, .. } => {
+            let ended = entry.refuse(Refusal::protocol(detail));
+            send_alert(&mut stream, &alert).await;
+            ended
+        }
+        SniffError::HelloTooLong | SniffError::Unknown => entry.refuse(Refusal::protocol(detail)),
+    }
+}
+
+/// Ends a TLS connection for no name, or for another than its tunnel's.
+pub async fn unnamed(mut stream: Peeked<Client>, detail: String, entry: Entry) -> Ended {
+    let ended = entry.refuse(Refusal::protocol(detail));
+    send_alert(&mut stream, &Alert::UnrecognizedName.bytes()).await;
+    ended
+}
+
+/// Records a TLS connection that did not come about. What there was to tell the client it has been told.
+pub fn handshake(target: &Target, error: &TerminateError, mut entry: Entry) -> Ended {
+    entry.resource = target.id();
+    entry.fail(None, error.to_string())
+}

@@ -1,0 +1,108 @@
+//! One connection of an agent's that speaks HTTP: what its requests share.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agentguard_common::abi::Origin;
+
+use super::clock::Clock;
+use super::forwarder::Forwarder;
+use super::framing::Heads;
+use super::identity::Entrance;
+use super::life::Life;
+use super::origin;
+use super::record::Entry;
+use super::tunnel::Tunnel;
+use super::upstream::pool::Pool;
+
+const UNPOISONED: &str = "nothing panics with the lock held";
+
+/// One connection of an agent's that speaks HTTP.
+pub struct Session {
+    pub forwarder: Arc<Forwarder>,
+    pub life: Arc<Life>,
+    pub origin: Origin,
+    pub entrance: Entrance,
+    /// Upstream connections kept for its agent.
+    pub pool: Arc<Pool>,
+    /// The connection's record, until a request takes it.
+    unused: Mutex<Option<Entry>>,
+    /// What the connection becomes after the last answer.
+    next: Mutex<Option<Tunnel>>,
+    pub clock: Arc<Clock>,
+    heads: Mutex<Heads>,
+}
+
+impl Session {
+    pub fn new(
+        forwarder: Arc<Forwarder>,
+        life: Arc<Life>,
+        origin: Origin,
+        entrance: Entrance,
+        entry: Entry,
+    ) -> Self {
+        let limits = &forwarder.limits;
+        let clock = Clock::new(
+            Duration::from_millis(limits.head_timeout_ms.into()),
+            Duration::from_millis(limits.idle_timeout_ms.into()),
+        );
+        Self {
+            pool: forwarder.upstreams.pool(&life),
+            forwarder,
+            life,
+            origin,
+            entrance,
+            unused: Mutex::new(Some(entry)),
+            next: Mutex::new(None),
+            clock: Arc::new(clock),
+            heads: Mutex::default(),
+        }
+    }
+
+    /// The record for the next request: the connection's own for the first one.
+    pub fn entry(&self) -> Option<Entry> {
+        match self.unused() {
+            Some(mut entry) => {
+                entry.restart();
+                Some(entry)
+            }
+            None => self.forwarder.records.open(&self.life, &self.origin),
+        }
+    }
+
+    /// Takes note of bytes that came. Not of HTTP/2's: its idle connections talk, too, and its heads have one framing.
+    pub fn arrived(&self, bytes: &[u8]) {
+        if !self.entrance.http2 && self.clock.is_head() {
+            self.heads.lock().expect(UNPOISONED).feed(bytes);
+        }
+    }
+
+    /// The bytes of the head that has just been parsed.
+    pub fn head(&self) -> Vec<u8> {
+        self.heads.lock().expect(UNPOISONED).take()
+    }
+
+    /// What takes the connection over when the answer has been sent.
+    pub fn becomes(&self, tunnel: Tunnel) {
+        *self.next.lock().expect(UNPOISONED) = Some(tunnel);
+    }
+
+    /// What the connection becomes.
+    pub fn next(&self) -> Option<Tunnel> {
+        self.next.lock().expect(UNPOISONED).take()
+    }
+
+    /// The record of a connection that no request has taken.
+    pub fn unused(&self) -> Option<Entry> {
+        self.unused.lock().expect(UNPOISONED).take()
+    }
+
+    /// The connection, where no request says more.
+    pub fn place(&self) -> String {
+        match &self.entrance.name {
+            Some(name) if self.entrance.port == 443 => name.as_str().to_owned(),
+            Some(name) => format!("{}:{}", name.as_str(), self.entrance.port),
+            None => origin::place(&self.origin),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Limits: the room that an act takes in each that counts it, and what becomes of it once it is known whether the act was
+//! done.
+
+use std::sync::Arc;
+
+use agentguard_policy::{Denial, Owed, Permit, Settled, Settlement};
+use http::StatusCode;
+
+use crate::charges::{Charges, Held};
+
+/// The room that has been taken. It is given back when this is dropped, unless it was said that the act has been done.
+pub struct Claim(Vec<Held>);
+
+/// Takes the room of every limit that counts the act, of all of them or of none.
+pub async fn take(
+    charges: &Arc<Charges>,
+    permit: Permit<Owed>,
+) -> Result<(Permit<Settled>, Claim), Denial> {
+    let (permit, held) = charges.take(permit).await?;
+    Ok((permit, Claim(vec![held])))
+}
+
+impl Claim {
+    /// Of an act that no limit counts. Nothing is allocated.
+    pub fn nothing() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Of both acts.
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
+    /// From now on something of it may have gone out.
+    pub fn goes_out(&mut self) {
+        self.settle(Settlement::Kept);
+    }
+
+    /// Nothing of it has gone out after all.
+    pub fn was_not_sent(mut self) {
+        self.settle(Settlement::Unsent);
+    }
+
+    /// Upstream has answered, with a refusal perhaps.
+    pub fn was_answered(mut self, status: StatusCode) {
+        if status.is_client_error() {
+            self.settle(Settlement::Refused);
+        }
+    }
+
+    fn settle(&mut self, settlement: Settlement) {
+        for held in &mut self.0 {
+            held.settled = settlement;
+        }
+    }
+}

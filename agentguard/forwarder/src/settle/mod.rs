@@ -1,0 +1,17 @@
+//! What a permit still owes before it can be spent, a file for each kind of debt. A permit without debts never comes here.
+
+mod limits;
+
+use agentguard_policy::{Denial, Owed, Permit, Settled};
+
+pub use self::limits::Claim;
+
+use super::forwarder::Forwarder;
+
+/// Settles everything that `permit` owes, or says why it cannot be.
+pub async fn settle(
+    forwarder: &Forwarder,
+    permit: Permit<Owed>,
+) -> Result<(Permit<Settled>, Claim), Denial> {
+    limits::take(&forwarder.charges, permit).await
+}
