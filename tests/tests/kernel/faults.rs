@@ -323,10 +323,7 @@ fn call(program: i32, arguments: &[u64; 4]) {
         ..TestRun::default()
     };
     // SAFETY: `run` and what it points to outlive the call.
-    #[allow(
-        unsafe_code,
-        reason = "no library has BPF_PROG_TEST_RUN with a context"
-    )]
+    #[allow(unsafe_code, reason = "no library runs a program on arguments")]
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,
