@@ -2,6 +2,9 @@
 
 mod commands;
 mod configuration;
+mod context;
+mod control_api;
+mod guarantees;
 mod page;
 
 use std::path::Path;
@@ -12,7 +15,13 @@ use self::page::Page;
 const WRITE: &str = "AGENTGUARD_WRITE_PAGES";
 
 fn pages() -> Vec<Page> {
-    vec![configuration::page(), commands::page()]
+    vec![
+        configuration::page(),
+        context::page(),
+        guarantees::page(),
+        commands::page(),
+        control_api::page(),
+    ]
 }
 
 #[test]

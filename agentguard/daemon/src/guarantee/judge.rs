@@ -62,10 +62,10 @@ fn rows(facts: &Facts) -> Vec<Guarantee> {
     GuaranteeId::ALL
         .iter()
         .map(|&id| {
-            let (name, (holds, why, remedy)) = row(id, facts);
+            let (holds, why, remedy) = row(id, facts);
             Guarantee {
                 id,
-                name: name.to_owned(),
+                name: id.name().to_owned(),
                 holds,
                 why,
                 remedy,
@@ -76,104 +76,53 @@ fn rows(facts: &Facts) -> Vec<Guarantee> {
 
 type Row = (Holds, String, Option<String>);
 
-fn row(id: GuaranteeId, facts: &Facts) -> (&'static str, Row) {
+fn row(id: GuaranteeId, facts: &Facts) -> Row {
     let hooks = |names: &[&str]| by_hooks(facts, names);
     match id {
-        GuaranteeId::Lineage => (
-            "every process of an agent's is known as the agent's",
-            lineage(facts),
+        GuaranteeId::Lineage => lineage(facts),
+        GuaranteeId::Tcp => hooks(&[
+            "sock_create",
+            "connect4",
+            "connect6",
+            "connected",
+            "egress",
+            "sock_release",
+        ]),
+        GuaranteeId::Udp => hooks(&["sock_create", "sendmsg4", "sendmsg6", "egress"]),
+        GuaranteeId::Dns => hooks(&[
+            "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6",
+        ]),
+        GuaranteeId::RawSockets => hooks(&["sock_create"]),
+        GuaranteeId::Listen => listen(facts),
+        GuaranteeId::Kill => hooks(&["connect4", "connect6", "sendmsg4", "sendmsg6", "egress"]),
+        GuaranteeId::KillResets => kill_resets(facts),
+        GuaranteeId::AddressFamilies => address_families(facts),
+        GuaranteeId::Exec => exec(facts),
+        GuaranteeId::ExecScripts => by_lsm(
+            facts,
+            &["bprm_check_security"],
+            "an interpreter that an agent may execute runs any script",
         ),
-        GuaranteeId::Tcp => (
-            "TCP connections go where the policy says",
-            hooks(&[
-                "sock_create",
-                "connect4",
-                "connect6",
-                "connected",
-                "egress",
-                "sock_release",
-            ]),
+        GuaranteeId::ExecDigest => exec_digest(facts),
+        GuaranteeId::UnixSockets => unix_sockets(facts),
+        GuaranteeId::HandedOverSockets => by_lsm(
+            facts,
+            &["file_receive", "socket_sendmsg"],
+            "a socket that someone else opens and hands over (SCM_RIGHTS, pidfd_getfd) is not the agent's",
         ),
-        GuaranteeId::Udp => (
-            "datagrams leave only by a rule",
-            hooks(&["sock_create", "sendmsg4", "sendmsg6", "egress"]),
+        GuaranteeId::IoUring => io_uring(facts),
+        GuaranteeId::Terminal => terminal(facts),
+        GuaranteeId::Tamper => by_lsm(
+            facts,
+            &["bpf", "task_kill", "ptrace_access_check"],
+            "root can unload the programs and end the daemon; `run` drops all capabilities unless the agent's file says privileges = \"keep\"",
         ),
-        GuaranteeId::Dns => (
-            "names are resolved by the guard, and only those that a rule can reach",
-            hooks(&[
-                "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6",
-            ]),
-        ),
-        GuaranteeId::RawSockets => (
-            "raw, ICMP, SCTP and MPTCP sockets are refused",
-            hooks(&["sock_create"]),
-        ),
-        GuaranteeId::Listen => ("agents listen only where the policy says", listen(facts)),
-        GuaranteeId::Kill => (
-            "a killed agent sends nothing",
-            hooks(&["connect4", "connect6", "sendmsg4", "sendmsg6", "egress"]),
-        ),
-        GuaranteeId::KillResets => ("a kill resets live sockets", kill_resets(facts)),
-        GuaranteeId::AddressFamilies => (
-            "other address families (AF_PACKET, AF_XDP, vsock, …) are refused",
-            address_families(facts),
-        ),
-        GuaranteeId::Exec => ("executables are judged", exec(facts)),
-        GuaranteeId::ExecScripts => (
-            "a script's own file is judged, not only its interpreter",
-            by_lsm(
-                facts,
-                &["bprm_check_security"],
-                "an interpreter that an agent may execute runs any script",
-            ),
-        ),
-        GuaranteeId::ExecDigest => (
-            "a file that a rule names by its SHA-256 runs with that content alone",
-            exec_digest(facts),
-        ),
-        GuaranteeId::UnixSockets => (
-            "Unix sockets (docker.sock, D-Bus, …) are judged",
-            unix_sockets(facts),
-        ),
-        GuaranteeId::HandedOverSockets => (
-            "a socket that another process opened carries nothing for an agent",
-            by_lsm(
-                facts,
-                &["file_receive", "socket_sendmsg"],
-                "a socket that someone else opens and hands over (SCM_RIGHTS, pidfd_getfd) is not the agent's",
-            ),
-        ),
-        GuaranteeId::IoUring => ("io_uring is no way around", io_uring(facts)),
-        GuaranteeId::Terminal => (
-            "nothing is typed into the terminal that started an agent",
-            terminal(facts),
-        ),
-        GuaranteeId::Tamper => (
-            "an agent that has root cannot tamper with the guard",
-            by_lsm(
-                facts,
-                &["bpf", "task_kill", "ptrace_access_check"],
-                "root can unload the programs and end the daemon; `run` drops all capabilities unless the agent's file says privileges = \"keep\"",
-            ),
-        ),
-        GuaranteeId::OwnFiles => (
-            "an agent that has root cannot change the guard's files, nor read its secrets",
-            own_files(facts),
-        ),
-        GuaranteeId::Namespaces => (
-            "another network namespace is no way around",
-            hooks(&[
-                "fork", "connect4", "connect6", "sendmsg4", "sendmsg6", "egress",
-            ]),
-        ),
-        GuaranteeId::ForwarderSandbox => (
-            "a forwarder that is taken over gets at no file and no privilege",
-            forwarder_sandbox(facts),
-        ),
-        GuaranteeId::Canary => (
-            "the guard tries for itself, again and again, what must be refused",
-            canary(facts),
-        ),
+        GuaranteeId::OwnFiles => own_files(facts),
+        GuaranteeId::Namespaces => hooks(&[
+            "fork", "connect4", "connect6", "sendmsg4", "sendmsg6", "egress",
+        ]),
+        GuaranteeId::ForwarderSandbox => forwarder_sandbox(facts),
+        GuaranteeId::Canary => canary(facts),
     }
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 macro_rules! guarantees {
-    ($($name:ident = $id:literal,)+) => {
+    ($($name:ident = $id:literal: $words:literal,)+) => {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum GuaranteeId {
             $(#[serde(rename = $id)] $name,)+
@@ -21,32 +21,39 @@ macro_rules! guarantees {
                     $(Self::$name => $id,)+
                 }
             }
+
+            /// What is guaranteed, in words.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $words,)+
+                }
+            }
         }
     };
 }
 
 guarantees! {
-    Lineage = "lineage",
-    Tcp = "tcp",
-    Udp = "udp",
-    Dns = "dns",
-    RawSockets = "raw-sockets",
-    Listen = "listen",
-    Kill = "kill",
-    KillResets = "kill-resets",
-    AddressFamilies = "address-families",
-    Exec = "exec",
-    ExecScripts = "exec-scripts",
-    ExecDigest = "exec-digest",
-    UnixSockets = "unix-sockets",
-    HandedOverSockets = "handed-over-sockets",
-    IoUring = "io-uring",
-    Terminal = "terminal",
-    Tamper = "tamper",
-    OwnFiles = "own-files",
-    Namespaces = "namespaces",
-    ForwarderSandbox = "forwarder-sandbox",
-    Canary = "canary",
+    Lineage = "lineage": "every process of an agent's is known as the agent's",
+    Tcp = "tcp": "TCP connections go where the policy says",
+    Udp = "udp": "datagrams leave only by a rule",
+    Dns = "dns": "names are resolved by the guard, and only those that a rule can reach",
+    RawSockets = "raw-sockets": "raw, ICMP, SCTP and MPTCP sockets are refused",
+    Listen = "listen": "agents listen only where the policy says",
+    Kill = "kill": "a killed agent sends nothing",
+    KillResets = "kill-resets": "a kill resets live sockets",
+    AddressFamilies = "address-families": "other address families (AF_PACKET, AF_XDP, vsock, …) are refused",
+    Exec = "exec": "executables are judged",
+    ExecScripts = "exec-scripts": "a script's own file is judged, not only its interpreter",
+    ExecDigest = "exec-digest": "a file that a rule names by its SHA-256 runs with that content alone",
+    UnixSockets = "unix-sockets": "Unix sockets (docker.sock, D-Bus, …) are judged",
+    HandedOverSockets = "handed-over-sockets": "a socket that another process opened carries nothing for an agent",
+    IoUring = "io-uring": "io_uring is no way around",
+    Terminal = "terminal": "nothing is typed into the terminal that started an agent",
+    Tamper = "tamper": "an agent that has root cannot tamper with the guard",
+    OwnFiles = "own-files": "an agent that has root cannot change the guard's files, nor read its secrets",
+    Namespaces = "namespaces": "another network namespace is no way around",
+    ForwarderSandbox = "forwarder-sandbox": "a forwarder that is taken over gets at no file and no privilege",
+    Canary = "canary": "the guard tries for itself, again and again, what must be refused",
 }
 
 impl fmt::Display for GuaranteeId {
