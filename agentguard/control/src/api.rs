@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use agentguard_bundle::history::Entry;
 use agentguard_bundle::pack::Signer;
-use agentguard_link::frame::OpenTask;
+use agentguard_link::state::OpenTask;
 use agentguard_policy::{Diagnostic, OpenedBy, Terms};
 use agentguard_record::Meta;
 use agentguard_record::guarantee::Guarantee;

@@ -22,7 +22,6 @@ use jiff::Timestamp;
 use self::rules::{exec_rules, rules, unix_names};
 pub use self::wanted::Wanted;
 use self::wanted::{check_serial, find, next_entry, signed};
-use super::forwarder::Ask;
 use super::records::{Item, Operated};
 use super::state::{Active, Shared};
 use super::stop::everywhere;
@@ -30,9 +29,6 @@ use super::{adoption, expiry, lock, stop};
 use crate::agents::identify::Blocks;
 use crate::agents::registry::RegistryError;
 use crate::agents::stops::stops;
-
-/// How long the forwarder may take to compile a bundle.
-const FORWARDER_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -299,33 +295,24 @@ async fn roll_back(shared: &Arc<Shared>, old: Option<Arc<Active>>, new: Arc<Acti
     };
     if restored.is_err() {
         let why = "it did not take the old bundle back";
-        shared.forwarder.tell(Ask::Restart(why)).await;
+        shared.forwarder.restart(why).await;
     }
 }
 
 pub async fn tell_forwarder(shared: &Shared, active: &Active) -> Result<(), String> {
-    let update = Arc::new(active.update());
-    let digest = active.meta.digest.clone();
-    shared
-        .forwarder
-        .ask(FORWARDER_LIMIT, |reply| Ask::Policy(update, digest, reply))
-        .await
+    shared.forwarder.put_in_force(active.update()).await
 }
 
 /// There was no bundle before: whatever the forwarder starts with next, the kernel sends it nothing.
 async fn tell_nothing(shared: &Shared) -> Result<(), String> {
-    let update = Arc::new(no_bundle());
-    shared
-        .forwarder
-        .ask(Duration::from_millis(1), |reply| {
-            Ask::Policy(update, String::new(), reply)
-        })
-        .await
+    let told = shared.forwarder.put_in_force(no_bundle());
+    let told = tokio::time::timeout(Duration::from_millis(1), told).await;
+    told.unwrap_or_else(|_| Err("the forwarder may still have the bundle".into()))
 }
 
 /// What the forwarder has while there is no bundle.
-pub fn no_bundle() -> agentguard_link::frame::PolicyUpdate {
-    agentguard_link::frame::PolicyUpdate {
+pub fn no_bundle() -> agentguard_link::state::PolicyUpdate {
+    agentguard_link::state::PolicyUpdate {
         sources: Sources::default(),
         agents: BTreeMap::new(),
         owners: BTreeMap::new(),

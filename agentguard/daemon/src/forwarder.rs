@@ -1,21 +1,25 @@
 //! Keeps one forwarder process running and talks to it. While none runs, agents' connects are refused in the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
-use agentguard_link::frame::{
-    CanaryOrigin, OpenTask, PolicyUpdate, Sandbox, Start, TaskFault, ToForwarder, Upstream,
+use agentguard_link::calls::to_daemon::DaemonAnswer;
+use agentguard_link::calls::to_forwarder::{
+    Flush, ForwarderAnswer, ForwarderCall, FreeAgents, PutInForce, StopAgents,
 };
-use agentguard_link::presence::{self, Changes, Presence};
+use agentguard_link::calls::{Call, Calls, Silent, Token};
+use agentguard_link::frame::{Sandbox, Start};
+use agentguard_link::state::{Delta, PolicyUpdate};
 use agentguard_record::DenyReason;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
-use uuid::Uuid;
 
-use super::link::{Ended, Session};
+pub use agentguard_link::calls::to_forwarder::Dropped;
+
+use super::link::{Ended, Session, Unanswered};
 use super::namespaces::Entering;
 use super::state::Shared;
 
@@ -24,23 +28,14 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 /// A forwarder that lived this long was well: the next delay is the shortest again.
 const WELL: Duration = Duration::from_secs(30);
 
-/// What the rest of the daemon wants of the forwarder. The answer comes when the forwarder has done it, or at once while
-/// none runs: it starts with what holds then.
-pub enum Ask {
-    /// With the bundle's digest, by which the forwarder answers.
-    Policy(Arc<PolicyUpdate>, String, Reply),
-    /// Answered by how many client connections of each agent were dropped.
-    Kill(BTreeMap<AgentId, DenyReason>, Reply<Dropped>),
-    Revive(Vec<AgentId>, Reply),
-    /// Whether the host's network is trusted now.
-    Network(bool),
-    /// The agent's open tasks, in the place of those before.
-    Tasks(AgentId, Vec<OpenTask>),
-    /// What has become of the change with this token that an agent has asked for.
-    Changed(Uuid, Result<OpenTask, TaskFault>),
-    /// How agents are up now.
-    Presence(Changes),
-    Flush(Reply),
+/// What the supervisor does for the rest of the daemon, in order.
+pub enum Order {
+    /// Changes the state that forwarders hold.
+    Tell(Delta),
+    /// Asks the forwarder, if one runs.
+    Call(Token, ForwarderCall),
+    /// Answers a call of a forwarder's, after what it was told before.
+    Answer(Unanswered, DaemonAnswer),
     /// Serve another network namespace. An error if no forwarder runs or the kernel does not take it.
     Enter(Entering, Reply),
     /// Serve the one with this cookie no longer.
@@ -50,9 +45,7 @@ pub enum Ask {
     Stop(Reply),
 }
 
-/// Client connections by agent.
-pub type Dropped = BTreeMap<AgentId, u32>;
-pub type Reply<T = ()> = oneshot::Sender<Result<T, String>>;
+pub type Reply = oneshot::Sender<Result<(), String>>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
@@ -69,26 +62,29 @@ pub enum Status {
     },
 }
 
-/// The daemon's side of it; cheap to clone.
+/// The forwarder, as the rest of the daemon has it: whichever process is one now. Cheap to clone.
 #[derive(Clone)]
-pub struct Handle {
-    asks: mpsc::Sender<Ask>,
+pub struct ForwarderLink {
+    orders: mpsc::Sender<Order>,
+    calls: Arc<Calls<ForwarderAnswer>>,
     status: Arc<Mutex<(Status, u64)>>,
     /// How many forwarders have come up.
     sessions: Arc<watch::Sender<u64>>,
 }
 
-impl Handle {
-    pub fn new() -> (Self, mpsc::Receiver<Ask>) {
-        let (asks, taken) = mpsc::channel(64);
+impl ForwarderLink {
+    pub fn new() -> (Self, mpsc::Receiver<Order>) {
+        let (orders, ordered) = mpsc::channel(64);
         let status = Arc::new(Mutex::new((Status::Starting, 0)));
         let sessions = Arc::new(watch::Sender::new(0));
-        let handle = Self {
-            asks,
+        let link = Self {
+            orders,
+            // None of its answers gives anything that would have to be given back.
+            calls: Calls::new(|_, _| {}),
             status,
             sessions,
         };
-        (handle, taken)
+        (link, ordered)
     }
 
     /// Told when another forwarder has come up.
@@ -117,16 +113,98 @@ impl Handle {
         }
     }
 
-    /// Asks, and waits at most `limit`.
-    pub async fn ask<T>(
+    /// Changes the state that the forwarder holds, and the next one starts with.
+    pub async fn tell(&self, delta: Delta) {
+        self.order(Order::Tell(delta)).await;
+    }
+
+    /// Waits at most `limit` until every record completed so far has come, and everything told so far is taken up.
+    pub async fn flush(&self, limit: Duration) -> Result<(), String> {
+        let flushed = tokio::time::timeout(limit, self.call(Flush));
+        let late = |_| Err(Silent::Late(Flush::NAME, limit));
+        held_by_none((), flushed.await.unwrap_or_else(late))
+    }
+
+    /// Has the forwarder hold agents to this bundle. If none runs, the next one does.
+    pub async fn put_in_force(&self, update: PolicyUpdate) -> Result<(), String> {
+        let asked = self.call(PutInForce(Box::new(update))).await;
+        asked.map_err(|silent| match silent {
+            Silent::Gone => "the forwarder ended while it took the bundle".into(),
+            Silent::TooMany(_) | Silent::Late(..) | Silent::Senseless(_) => said(silent),
+        })
+    }
+
+    /// Drops what stopped agents have open, and says how much it was.
+    pub async fn stop_agents(
+        &self,
+        agents: BTreeMap<AgentId, DenyReason>,
+    ) -> Result<Dropped, String> {
+        held_by_none(Dropped::new(), self.call(StopAgents(agents)).await)
+    }
+
+    /// Has what comes of these agents judged again.
+    pub async fn free_agents(&self, agents: BTreeSet<AgentId>) -> Result<(), String> {
+        held_by_none((), self.call(FreeAgents(agents)).await)
+    }
+
+    /// Has the forwarder serve another network namespace.
+    pub async fn enter(&self, entering: Entering, limit: Duration) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(limit, Order::Enter(entering, reply), answer).await
+    }
+
+    /// Has it serve the namespace with this cookie no longer.
+    pub async fn leave(&self, netns: u64, limit: Duration) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(limit, Order::Leave(netns, reply), answer).await
+    }
+
+    /// Ends the process and starts another.
+    pub async fn restart(&self, why: &'static str) {
+        self.order(Order::Restart(why)).await;
+    }
+
+    /// Ends the process in order, and the supervisor.
+    pub async fn stop(&self, limit: Duration) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(limit, Order::Stop(reply), answer).await
+    }
+
+    /// Answers a call of a forwarder's, after what has been told until now.
+    pub async fn answer(&self, call: Unanswered, answer: DaemonAnswer) {
+        self.order(Order::Answer(call, answer)).await;
+    }
+
+    /// The forwarder's answer to the call with this token.
+    pub fn answered(&self, token: Token, answer: ForwarderAnswer) {
+        self.calls.answered(token, answer);
+    }
+
+    /// The forwarder that was asked is gone.
+    pub fn unanswered(&self, token: Token) {
+        self.calls.forget(token);
+    }
+
+    async fn call<C>(&self, call: C) -> Result<C::Answer, Silent>
+    where
+        C: Call<Question = ForwarderCall, Reply = ForwarderAnswer>,
+    {
+        let send = |token, call| async move {
+            let sent = self.orders.send(Order::Call(token, call)).await;
+            sent.map_err(|_| Silent::Gone)
+        };
+        self.calls.call(call, send).await
+    }
+
+    async fn ask(
         &self,
         limit: Duration,
-        ask: impl FnOnce(Reply<T>) -> Ask,
-    ) -> Result<T, String> {
-        let (reply, answer) = oneshot::channel();
+        order: Order,
+        answer: oneshot::Receiver<Result<(), String>>,
+    ) -> Result<(), String> {
         let asked = async {
             let gone = || "the forwarder's supervisor has ended".to_owned();
-            self.asks.send(ask(reply)).await.map_err(|_| gone())?;
+            self.orders.send(order).await.map_err(|_| gone())?;
             answer.await.unwrap_or_else(|_| Err(gone()))
         };
         tokio::time::timeout(limit, asked)
@@ -134,99 +212,58 @@ impl Handle {
             .unwrap_or_else(|_| Err(format!("the forwarder did not answer within {limit:?}")))
     }
 
-    pub async fn tell(&self, ask: Ask) {
+    async fn order(&self, order: Order) {
         // The supervisor ends only when the daemon does.
-        let _ = self.asks.send(ask).await;
+        let _ = self.orders.send(order).await;
     }
 }
 
-/// What a new forwarder starts with. Changes before a forwarder is told, so that one that dies in between loses nothing.
-pub struct Desired {
-    pub policy: Arc<PolicyUpdate>,
-    pub killed: BTreeMap<AgentId, DenyReason>,
-    /// Whether records can be written.
-    pub audit: watch::Receiver<bool>,
-    pub upstream: Upstream,
-    pub canary: CanaryOrigin,
-    pub trusted_network: bool,
-    pub tasks: BTreeMap<AgentId, Vec<OpenTask>>,
-    pub presences: BTreeMap<AgentId, Presence>,
-}
-
-impl Desired {
-    fn start(&self, shared: &Shared) -> ToForwarder {
-        ToForwarder::Start(Box::new(Start {
-            port: shared.config.forwarder.port,
-            limits: shared.config.forwarder.limits(),
-            upstream: self.upstream.clone(),
-            killed: self.killed.clone(),
-            policy: PolicyUpdate::clone(&self.policy),
-            canary: self.canary.clone(),
-            trusted_network: self.trusted_network,
-            host_labels: shared.config.host.labels.clone(),
-            tasks: self.tasks.clone(),
-            presences: self.presences.clone(),
-        }))
-    }
-
-    /// Takes up an ask, and says what the forwarder must be told of it.
-    pub fn take(&mut self, ask: &Ask) -> Option<ToForwarder> {
-        match ask {
-            Ask::Policy(update, ..) => {
-                self.policy = update.clone();
-                Some(ToForwarder::Policy(Box::new(PolicyUpdate::clone(update))))
-            }
-            Ask::Kill(agents, _) => {
-                self.killed.extend(agents);
-                Some(ToForwarder::Kill {
-                    agents: agents.clone(),
-                })
-            }
-            Ask::Revive(agents, _) => {
-                self.killed.retain(|agent, _| !agents.contains(agent));
-                Some(ToForwarder::Revive {
-                    agents: agents.clone(),
-                })
-            }
-            Ask::Network(trusted) => {
-                self.trusted_network = *trusted;
-                Some(ToForwarder::Network { trusted: *trusted })
-            }
-            Ask::Tasks(agent, tasks) => {
-                self.tasks.insert(*agent, tasks.clone());
-                Some(ToForwarder::Tasks {
-                    agent: *agent,
-                    tasks: tasks.clone(),
-                })
-            }
-            Ask::Changed(token, result) => Some(ToForwarder::TaskChanged {
-                token: *token,
-                result: result.clone(),
-            }),
-            Ask::Presence(changes) => {
-                presence::follow(&mut self.presences, changes);
-                Some(ToForwarder::Presence(changes.clone()))
-            }
-            Ask::Enter(..) | Ask::Leave(..) | Ask::Flush(_) | Ask::Restart(_) | Ask::Stop(_) => {
-                None
-            }
+/// A forwarder that is gone holds no record and no connection, and the next one starts with what holds: it need not answer.
+fn held_by_none<T>(none: T, answer: Result<T, Silent>) -> Result<T, String> {
+    match answer {
+        Ok(answer) => Ok(answer),
+        Err(Silent::Gone) => Ok(none),
+        Err(silent @ (Silent::TooMany(_) | Silent::Late(..) | Silent::Senseless(_))) => {
+            Err(said(silent))
         }
     }
 }
 
-/// Runs until told to stop.
-pub async fn supervise(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>, mut desired: Desired) {
+fn said(silent: Silent) -> String {
+    match silent {
+        Silent::Late(_, limit) => format!("the forwarder did not answer within {limit:?}"),
+        Silent::Gone => "the forwarder is gone".into(),
+        Silent::TooMany(_) | Silent::Senseless(_) => format!("the forwarder: {silent}"),
+    }
+}
+
+/// Tells forwarders whether their records can be written, for as long as there is a log.
+async fn tell_of_audit(link: ForwarderLink, mut writable: watch::Receiver<bool>) {
+    loop {
+        let is = *writable.borrow_and_update();
+        link.tell(Delta::AuditWritable(is)).await;
+        if writable.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Runs until told to stop. `start`: what a new forwarder starts with; its state changes before a forwarder is told, so
+/// that one that dies in between loses nothing.
+pub async fn supervise(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, mut start: Start) {
+    let link = &shared.forwarder;
+    let telling = tokio::spawn(tell_of_audit(link.clone(), shared.records.available()));
     let mut delay = BACKOFF.0;
     loop {
         let begun = tokio::time::Instant::now();
-        let start = desired.start(&shared);
-        let ended = match Session::start(&shared, start).await {
-            Ok(session) => session.serve(&shared, &mut asks, &mut desired).await,
+        let ended = match Session::start(&shared, start.clone()).await {
+            Ok(session) => session.serve(&shared, &mut orders, &mut start.state).await,
             Err(error) => Ended::Failed(error),
         };
         shared.forwarder_is_down();
         let error = match ended {
             Ended::Stopped(reply) => {
+                telling.abort();
                 let _ = reply.send(Ok(()));
                 return;
             }
@@ -236,33 +273,32 @@ pub async fn supervise(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>, mut d
             delay = BACKOFF.0;
         }
         tracing::error!(%error, retry_in = ?delay, "no forwarder: agents' connections are refused");
-        super::lock(&shared.forwarder.status).1 += 1;
-        shared.forwarder.set_status(Status::Down { error });
+        super::lock(&link.status).1 += 1;
+        link.set_status(Status::Down { error });
         let again = tokio::time::sleep(delay);
         tokio::pin!(again);
         loop {
             tokio::select! {
                 () = &mut again => break,
-                Some(ask) = asks.recv() => {
-                    desired.take(&ask);
-                    match ask {
-                        Ask::Policy(_, _, reply) | Ask::Revive(_, reply) | Ask::Flush(reply) => {
-                            let _ = reply.send(Ok(()));
+                Some(order) = orders.recv() => match order {
+                    Order::Tell(delta) => start.state.apply(delta),
+                    Order::Call(token, call) => {
+                        let answer = call.without_forwarder();
+                        match call {
+                            ForwarderCall::Take(delta) => start.state.apply(delta),
+                            ForwarderCall::Flush => {}
                         }
-                        Ask::Kill(_, reply) => { let _ = reply.send(Ok(Dropped::new())); }
-                        // None is served, and they are looked for again when a forwarder is up.
-                        Ask::Enter(_, reply) => { let _ = reply.send(Err("no forwarder runs".into())); }
-                        Ask::Leave(_, reply) => { let _ = reply.send(Ok(())); }
-                        Ask::Stop(reply) => {
-                            let _ = reply.send(Ok(()));
-                            return;
-                        }
-                        Ask::Network(_)
-                        | Ask::Tasks(..)
-                        | Ask::Changed(..)
-                        | Ask::Presence(_)
-                        | Ask::Restart(_) => {}
+                        link.answered(token, answer);
                     }
+                    // None is served, and they are looked for again when a forwarder is up.
+                    Order::Enter(_, reply) => { let _ = reply.send(Err("no forwarder runs".into())); }
+                    Order::Leave(_, reply) => { let _ = reply.send(Ok(())); }
+                    Order::Stop(reply) => {
+                        telling.abort();
+                        let _ = reply.send(Ok(()));
+                        return;
+                    }
+                    Order::Answer(..) | Order::Restart(_) => {}
                 }
             }
         }

@@ -32,6 +32,7 @@ mod unix;
 pub mod upstream;
 pub mod view;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -41,6 +42,8 @@ use agentguard_audit::Log;
 use agentguard_bundle::history::History;
 use agentguard_common::abi::AgentId;
 use agentguard_kernel::Kernel;
+use agentguard_link::frame::Start;
+use agentguard_link::state::State;
 use agentguard_record::Operation;
 use agentguard_sys as sys;
 use arc_swap::ArcSwapOption;
@@ -142,7 +145,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         tracing::error!(%error, "the daemon's files are not protected from agents that are root");
         host.unprotected = Some(error.to_string());
     }
-    let (forwarder, forwarder_asks) = forwarder::Handle::new();
+    let (forwarder, orders) = forwarder::ForwarderLink::new();
     let (namespaces, looks) =
         namespaces::Handle::new().map_err(|e| StartError::Failed(e.to_string()))?;
     let (event_asks, event_asked) = mpsc::channel(16);
@@ -202,36 +205,30 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let entering = tokio::spawn(namespaces::serve(shared.clone(), looks));
     let looking = tokio::spawn(adoption::serve(shared.clone()));
 
-    let desired = forwarder::Desired {
-        policy: Arc::new(
-            shared
-                .active
-                .load()
-                .as_ref()
-                .map_or_else(apply::no_bundle, |active| active.update()),
-        ),
-        killed: stop::reasons(&shared.stops()),
-        audit: shared.records.available(),
+    let active = shared.active.load();
+    let update = active.as_ref().map(|active| active.update());
+    let start = Start {
+        port: shared.config.forwarder.port,
+        limits: shared.config.forwarder.limits(),
         upstream,
         canary: canary.origin(),
-        trusted_network: shared.network.is_trusted(),
-        tasks: shared.tasks.open(&lock(&shared.registry)),
-        presences: Default::default(),
+        state: State {
+            policy: Box::new(update.unwrap_or_else(apply::no_bundle)),
+            stopped: stop::reasons(&shared.stops()),
+            audit_writable: *shared.records.available().borrow(),
+            trusted_network: shared.network.is_trusted(),
+            host_labels: shared.config.host.labels.iter().cloned().collect(),
+            tasks: shared.tasks.open(&lock(&shared.registry)),
+            presences: BTreeMap::new(),
+        },
     };
+    drop(active);
     tokio::spawn(network::serve(shared.clone(), watch));
     tokio::spawn(tasks::serve(shared.clone()));
     tokio::spawn(presence::serve(shared.clone()));
-    let supervising = tokio::spawn(forwarder::supervise(
-        shared.clone(),
-        forwarder_asks,
-        desired,
-    ));
+    let supervising = tokio::spawn(forwarder::supervise(shared.clone(), orders, start));
     // Answered when it listens or has failed: the daemon serves either way, agents stay closed until it does.
-    if let Err(error) = shared
-        .forwarder
-        .ask(FORWARDER_LIMIT, forwarder::Ask::Flush)
-        .await
-    {
+    if let Err(error) = shared.forwarder.flush(FORWARDER_LIMIT).await {
         tracing::warn!(%error, "the forwarder is not ready");
     }
     canary.check(&shared).await;
@@ -261,10 +258,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let _ = controlling.await;
     let _ = std::fs::remove_file(shared.config.paths.control_socket());
     shared.forwarder_is_down();
-    let stopped = shared
-        .forwarder
-        .ask(FORWARDER_LIMIT, forwarder::Ask::Stop)
-        .await;
+    let stopped = shared.forwarder.stop(FORWARDER_LIMIT).await;
     if let Err(error) = stopped {
         tracing::warn!(%error, "the forwarder was not stopped in order");
         supervising.abort();

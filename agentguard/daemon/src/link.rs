@@ -1,6 +1,6 @@
 //! One forwarder process from its start to its end: frames out, frames in, answers to who waits for them.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::process::Child;
@@ -8,16 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_common::abi::{AgentId, Forwarder};
+use agentguard_link::calls::Token;
+use agentguard_link::calls::to_daemon::{DaemonAnswer, DaemonCall, TaskChange, TaskFault};
+use agentguard_link::calls::to_forwarder::ForwarderCall;
 use agentguard_link::channel::{self, Receiver};
-use agentguard_link::frame::{TaskChange, TaskFault, ToDaemon, ToForwarder};
+use agentguard_link::frame::{Start, ToDaemon, ToForwarder};
+use agentguard_link::state::State;
 use agentguard_policy::{Charge, Room};
 use agentguard_sys as sys;
 use jiff::Timestamp;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use super::forwarder::{Ask, Desired, Dropped, Reply, Status};
+use super::forwarder::{ForwarderLink, Order, Reply, Status};
 use super::namespaces::Entering;
 use super::state::Shared;
 use super::tasks;
@@ -56,21 +59,37 @@ impl Out {
     }
 }
 
+/// A call of a forwarder's, for whoever answers it. The answer to one that is gone goes nowhere.
+pub struct Unanswered {
+    token: Token,
+    out: Out,
+}
+
+impl Unanswered {
+    fn answer(self, answer: DaemonAnswer) {
+        let token = self.token;
+        self.out.send(ToForwarder::Answer { token, answer });
+    }
+}
+
 pub struct Session {
     child: ChildGuard,
     out: Out,
     frames: Receiver<ToDaemon>,
-    waiting: Waiting,
+    asked: Asked,
     ledger: limits::Session,
 }
 
-/// Who waits for which answer.
-#[derive(Default)]
-struct Waiting {
-    policy: Vec<(String, Reply)>,
-    kills: Vec<(Vec<AgentId>, Reply<Dropped>)>,
-    flushes: HashMap<u64, Reply>,
-    next_token: u64,
+/// The daemon's calls that this forwarder has been asked and has not answered.
+struct Asked {
+    tokens: BTreeSet<Token>,
+    link: ForwarderLink,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.tokens.iter().for_each(|it| self.link.unanswered(*it));
+    }
 }
 
 /// Ends the process if it still runs, and waits for it: no forwarder is left that the kernel does not know of.
@@ -85,7 +104,7 @@ impl Drop for ChildGuard {
 
 impl Session {
     /// Starts a process and waits until it listens.
-    pub async fn start(shared: &Arc<Shared>, start: ToForwarder) -> Result<Self, String> {
+    pub async fn start(shared: &Arc<Shared>, start: Start) -> Result<Self, String> {
         let (ours, theirs) = channel::pair().map_err(|e| e.to_string())?;
         let maps = super::lock(&shared.kernel)
             .forwarder_maps()
@@ -111,7 +130,7 @@ impl Session {
                 }
             }
         });
-        out.send(start);
+        out.send(ToForwarder::Start(Box::new(start)));
         let ready = tokio::time::timeout(START_LIMIT, frames.receive());
         let ready = match ready.await {
             Ok(Ok(Some(ready))) => ready,
@@ -161,7 +180,10 @@ impl Session {
             child,
             out,
             frames,
-            waiting: Waiting::default(),
+            asked: Asked {
+                tokens: BTreeSet::new(),
+                link: shared.forwarder.clone(),
+            },
             ledger: shared.ledger.session().await,
         })
     }
@@ -170,12 +192,9 @@ impl Session {
     pub async fn serve(
         mut self,
         shared: &Arc<Shared>,
-        asks: &mut mpsc::Receiver<Ask>,
-        desired: &mut Desired,
+        orders: &mut mpsc::Receiver<Order>,
+        state: &mut State,
     ) -> Ended {
-        if !*desired.audit.borrow_and_update() {
-            self.out.send(ToForwarder::AuditAvailable(false));
-        }
         loop {
             tokio::select! {
                 frame = self.frames.receive() => match frame {
@@ -189,41 +208,33 @@ impl Session {
                 () = self.out.stuck.cancelled() => {
                     return Ended::Failed("it does not take what it is told".into());
                 }
-                Ok(()) = desired.audit.changed() => {
-                    let available = *desired.audit.borrow_and_update();
-                    self.out.send(ToForwarder::AuditAvailable(available));
-                }
-                Some(ask) = asks.recv() => {
-                    if let Some(frame) = desired.take(&ask) {
-                        self.out.send(frame);
+                Some(order) = orders.recv() => match order {
+                    Order::Tell(delta) => {
+                        state.apply(delta.clone());
+                        self.out.send(ToForwarder::Delta(delta));
                     }
-                    match ask {
-                        Ask::Policy(_, digest, reply) => self.waiting.policy.push((digest, reply)),
-                        Ask::Kill(agents, reply) => {
-                            self.waiting.kills.push((agents.into_keys().collect(), reply));
+                    Order::Call(token, call) => {
+                        match &call {
+                            ForwarderCall::Take(delta) => state.apply(delta.clone()),
+                            ForwarderCall::Flush => {}
                         }
-                        Ask::Revive(_, reply) => { let _ = reply.send(Ok(())); }
-                        Ask::Flush(reply) => {
-                            let token = self.waiting.next_token;
-                            self.waiting.next_token += 1;
-                            self.waiting.flushes.insert(token, reply);
-                            self.out.send(ToForwarder::Flush { token });
-                        }
-                        Ask::Enter(entering, reply) => {
-                            let _ = reply.send(self.enter(shared, entering));
-                        }
-                        Ask::Leave(netns, reply) => {
-                            let left = super::lock(&shared.kernel).remove_namespace(netns);
-                            self.out.send(ToForwarder::Leave { netns });
-                            let _ = reply.send(left.map_err(|e| e.to_string()));
-                        }
-                        Ask::Network(_) | Ask::Tasks(..) | Ask::Changed(..) | Ask::Presence(_) => {}
-                        Ask::Restart(why) => return Ended::Failed(why.into()),
-                        Ask::Stop(reply) => {
-                            self.out.send(ToForwarder::Stop);
-                            self.finish(shared).await;
-                            return Ended::Stopped(reply);
-                        }
+                        self.asked.tokens.insert(token);
+                        self.out.send(ToForwarder::Call { token, call });
+                    }
+                    Order::Answer(call, answer) => call.answer(answer),
+                    Order::Enter(entering, reply) => {
+                        let _ = reply.send(self.enter(shared, entering));
+                    }
+                    Order::Leave(netns, reply) => {
+                        let left = super::lock(&shared.kernel).remove_namespace(netns);
+                        self.out.send(ToForwarder::Leave { netns });
+                        let _ = reply.send(left.map_err(|e| e.to_string()));
+                    }
+                    Order::Restart(why) => return Ended::Failed(why.into()),
+                    Order::Stop(reply) => {
+                        self.out.send(ToForwarder::Stop);
+                        self.finish(shared).await;
+                        return Ended::Stopped(reply);
                     }
                 }
             }
@@ -253,40 +264,16 @@ impl Session {
     async fn received(&mut self, shared: &Arc<Shared>, frame: ToDaemon) {
         match frame {
             ToDaemon::Records(drafts) => shared.record(drafts).await,
-            ToDaemon::WantLeaf { name } => {
-                let result = shared.authority.issue(&name).map_err(|e| e.to_string());
-                self.out.send(ToForwarder::Leaf { name, result });
+            ToDaemon::Call { token, call } => {
+                let out = self.out.clone();
+                self.called(shared, Unanswered { token, out }, call).await;
             }
-            ToDaemon::ChangeTask {
-                token,
-                agent,
-                change,
-            } => self.change_task(shared, token, agent, change),
-            ToDaemon::Flushed { token } => {
-                if let Some(reply) = self.waiting.flushes.remove(&token) {
-                    let _ = reply.send(Ok(()));
+            ToDaemon::Answer { token, answer } => {
+                if self.asked.tokens.remove(&token) {
+                    shared.forwarder.answered(token, answer);
                 }
             }
-            ToDaemon::Charge { token, charges } => self.charge(shared, token, charges).await,
             ToDaemon::Settle { token, settled } => self.ledger.settle(token, settled).await,
-            ToDaemon::Applied { digest } => {
-                for (wanted, reply) in std::mem::take(&mut self.waiting.policy) {
-                    if wanted == digest {
-                        let _ = reply.send(Ok(()));
-                    } else {
-                        self.waiting.policy.push((wanted, reply));
-                    }
-                }
-            }
-            ToDaemon::Killed { dropped } => {
-                for (wanted, reply) in std::mem::take(&mut self.waiting.kills) {
-                    if wanted.iter().all(|agent| dropped.contains_key(agent)) {
-                        let _ = reply.send(Ok(dropped.clone()));
-                    } else {
-                        self.waiting.kills.push((wanted, reply));
-                    }
-                }
-            }
             ToDaemon::Connections(connections) => {
                 super::lock(&shared.activity).connected(&connections);
             }
@@ -295,29 +282,25 @@ impl Session {
         }
     }
 
-    fn change_task(&self, shared: &Arc<Shared>, token: Uuid, agent: AgentId, change: TaskChange) {
-        let Some(place) = shared.tasks.place() else {
-            let result = Err(TaskFault::Failed);
-            self.out.send(ToForwarder::TaskChanged { token, result });
-            return;
-        };
-        // It tells the forwarder, which this session does: not to be waited for here.
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            let changed = tasks::change_own(&shared, agent, change).await;
-            shared.forwarder.tell(Ask::Changed(token, changed)).await;
-            drop(place);
-        });
+    async fn called(&mut self, shared: &Arc<Shared>, asked: Unanswered, call: DaemonCall) {
+        match call {
+            DaemonCall::Leaf(name) => {
+                let result = shared.authority.issue(&name).map_err(|e| e.to_string());
+                asked.answer(DaemonAnswer::Leaf(result));
+            }
+            DaemonCall::Task { agent, change } => change_task(shared, asked, agent, change),
+            DaemonCall::Charge(charges) => self.charge(shared, asked, charges).await,
+        }
     }
 
-    async fn charge(&self, shared: &Shared, token: u64, charges: Vec<Charge>) {
-        let out = self.out.clone();
+    async fn charge(&self, shared: &Shared, asked: Unanswered, charges: Vec<Charge>) {
         let known = {
             let registry = super::lock(&shared.registry);
-            let agents = charges.iter().filter_map(|it| it.counter.agent.as_ref());
-            { agents }.all(|agent| registry.id(agent).is_some())
+            let mut agents = charges.iter().filter_map(|it| it.counter.agent.as_ref());
+            agents.all(|agent| registry.id(agent).is_some())
         };
-        let answer = move |room| out.send(ToForwarder::Charged { token, room });
+        let token = asked.token;
+        let answer = move |room| asked.answer(DaemonAnswer::Charge(room));
         match known {
             true => self.ledger.take(token, charges, answer).await,
             false => answer(Room::Unavailable("an agent is not known here".into())),
@@ -346,19 +329,18 @@ impl Session {
     }
 }
 
-impl Drop for Waiting {
-    /// A dead forwarder holds no connection and no record; but whether it could use a new bundle is not known.
-    fn drop(&mut self) {
-        for (_, reply) in self.policy.drain(..) {
-            let _ = reply.send(Err("the forwarder ended while it took the bundle".into()));
-        }
-        for (_, reply) in self.kills.drain(..) {
-            let _ = reply.send(Ok(Dropped::new()));
-        }
-        for (_, reply) in self.flushes.drain() {
-            let _ = reply.send(Ok(()));
-        }
-    }
+fn change_task(shared: &Arc<Shared>, asked: Unanswered, agent: AgentId, change: TaskChange) {
+    let Some(place) = shared.tasks.place() else {
+        return asked.answer(DaemonAnswer::Task(Err(TaskFault::Failed)));
+    };
+    // The change is told by this session: not to be waited for here.
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let changed = tasks::change_own(&shared, agent, change).await;
+        let answer = DaemonAnswer::Task(changed);
+        shared.forwarder.answer(asked, answer).await;
+        drop(place);
+    });
 }
 
 /// Passes the forwarder's standard error on to the log, line by line, until it closes.

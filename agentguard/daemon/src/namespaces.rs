@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::forwarder::{self, Ask};
+use super::forwarder;
 use super::lock;
 use super::state::Shared;
 
@@ -266,9 +266,7 @@ async fn enter(shared: &Arc<Shared>, namespace: Namespace, port: u16) -> Result<
         .map_err(|e| e.to_string())?
         .map_err(|e| e.to_string())?;
     let (cookie, port) = (entering.netns, entering.bound.port);
-    let asked = shared
-        .forwarder
-        .ask(FORWARDER_LIMIT, |reply| Ask::Enter(entering, reply));
+    let asked = shared.forwarder.enter(entering, FORWARDER_LIMIT);
     asked.await?;
     let id = namespace.id();
     let served = Served {
@@ -333,9 +331,7 @@ async fn leave(shared: &Shared, id: Id) {
     let Some(served) = lock(&shared.namespaces.served).remove(&id) else {
         return;
     };
-    let left = shared
-        .forwarder
-        .ask(FORWARDER_LIMIT, |reply| Ask::Leave(served.cookie, reply));
+    let left = shared.forwarder.leave(served.cookie, FORWARDER_LIMIT);
     match left.await {
         Ok(()) => tracing::info!(netns = served.cookie, "left another network namespace"),
         Err(error) => tracing::warn!(%error, netns = served.cookie, "leaving a network namespace"),

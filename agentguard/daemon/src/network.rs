@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use agentguard_sys::network::{Changes, Seen};
 
-use super::forwarder::Ask;
 use super::state::Shared;
 use crate::config::TrustedNetwork;
+use agentguard_link::state::Delta;
 
 /// What no message tells (the resolver's configuration) is looked at this often.
 const LOOK: Duration = Duration::from_secs(30);
@@ -46,13 +46,13 @@ pub async fn serve(shared: Arc<Shared>, changes: Changes) {
             changed = changes.next() => if let Err(error) = changed {
                 tracing::error!(%error, "changes of the network cannot be awaited: it is not trusted any more");
                 shared.network.trusted.store(false, Ordering::Relaxed);
-                return shared.forwarder.tell(Ask::Network(false)).await;
+                return shared.forwarder.tell(Delta::TrustedNetwork(false)).await;
             },
         }
         let now = look(trusted);
         if shared.network.trusted.swap(now, Ordering::Relaxed) != now {
             tracing::warn!(trusted = now, "the host is on another network");
-            shared.forwarder.tell(Ask::Network(now)).await;
+            shared.forwarder.tell(Delta::TrustedNetwork(now)).await;
         }
     }
 }

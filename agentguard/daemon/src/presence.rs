@@ -10,9 +10,9 @@ use agentguard_sys::peer::Peer;
 use agentguard_sys::process;
 use tokio::sync::Notify;
 
-use super::forwarder::Ask;
 use super::lock;
 use super::state::Shared;
+use agentguard_link::state::Delta;
 
 /// A terminal that hangs up leaves its processes without one, which nothing tells: it is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -47,7 +47,10 @@ async fn tell(shared: &Shared) {
     let _one = shared.presence.telling.lock().await;
     let changes = lock(&shared.lineage).presences.untold();
     if !changes.is_empty() {
-        shared.forwarder.tell(Ask::Presence(changes.clone())).await;
+        shared
+            .forwarder
+            .tell(Delta::Presences(changes.clone()))
+            .await;
         lock(&shared.lineage).presences.told(&changes);
     }
 }
@@ -72,7 +75,7 @@ pub async fn started(shared: &Arc<Shared>, agent: AgentId, starter: &Peer) {
     }
     let told = async {
         tell(shared).await;
-        shared.forwarder.ask(TOLD_LIMIT, Ask::Flush).await
+        shared.forwarder.flush(TOLD_LIMIT).await
     };
     // Until it knows, the agent has just started and is not attended.
     if !matches!(tokio::time::timeout(TOLD_LIMIT, told).await, Ok(Ok(()))) {

@@ -7,7 +7,6 @@ use agentguard_control::api::{AgentState, Change, Changed, Target};
 use agentguard_policy::Reassigned;
 use agentguard_record::{Operation, Outcome};
 
-use super::forwarder::Ask;
 use super::kill::{self, KillError};
 use super::records::{Item, Operated};
 use super::state::Shared;
@@ -264,7 +263,7 @@ async fn reassign(
     if let Err(error) = apply::tell_forwarder(shared, &new).await {
         tracing::error!(%error, "the forwarder did not take an agent's new owner and is ended");
         let why = "it did not take an agent's new owner";
-        shared.forwarder.tell(Ask::Restart(why)).await;
+        shared.forwarder.restart(why).await;
     }
     Ok(already)
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use agentguard_bundle::history::{Entry, History};
 use agentguard_common::abi::{AgentId, Forwarder, Label};
 use agentguard_kernel::{Kernel, KernelError};
-use agentguard_link::frame::PolicyUpdate;
+use agentguard_link::state::PolicyUpdate;
 use agentguard_policy::{Policy, Reassigned, Sources};
 use agentguard_record::Meta;
 use agentguard_record::guarantee::{Guarantee, GuaranteeId, require};
@@ -74,7 +74,7 @@ pub struct Shared {
     pub lineage: Mutex<Lineage>,
     pub active: ArcSwapOption<Active>,
     pub authority: Authority,
-    pub forwarder: forwarder::Handle,
+    pub forwarder: forwarder::ForwarderLink,
     pub forwarder_account: sys::user::Account,
     pub records: records::Handle,
     /// What limits have counted.
@@ -247,7 +247,7 @@ impl Shared {
                 let _ = drained.await;
             }
         };
-        let flush = self.forwarder.ask(limit, forwarder::Ask::Flush);
+        let flush = self.forwarder.flush(limit);
         let (_, flushed) = tokio::join!(kernel, flush);
         if let Err(error) = flushed {
             tracing::warn!(%error, "the forwarder's latest records may be missing");

@@ -1,8 +1,7 @@
 //! Makes the kernel, the forwarder and the open sockets follow who is stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
 use agentguard_control::api::Cut;
@@ -10,13 +9,11 @@ use agentguard_record::DenyReason;
 use agentguard_sys::netns::Namespace;
 use agentguard_sys::{diag, process};
 
-use super::forwarder::{Ask, Dropped};
+use super::forwarder::Dropped;
 use super::lock;
 use super::state::Shared;
 use crate::agents::stops::Stops;
 
-/// How long the forwarder may take to drop connections before it is ended itself.
-const FORWARDER_LIMIT: Duration = Duration::from_secs(2);
 /// Passes over the agent's sockets: another may be in the middle of being made.
 const PASSES: usize = 3;
 
@@ -49,13 +46,11 @@ pub async fn follow(
     let fresh: Vec<_> = stopped.into_iter().filter(|(id, _)| is_new(id)).collect();
     let cuts = cut(shared, &fresh, before, &stops, &mut failures).await;
     let freed = others.iter().map(|(id, _)| **id);
-    let freed: Vec<AgentId> = freed
+    let freed: BTreeSet<AgentId> = freed
         .filter(|id| named.contains(id) || before.contains_key(id))
         .collect();
     if !freed.is_empty() {
-        let asked = shared
-            .forwarder
-            .ask(FORWARDER_LIMIT, |reply| Ask::Revive(freed, reply));
+        let asked = shared.forwarder.free_agents(freed);
         failures.extend(asked.await.err());
     }
     failures.extend(flip(shared, &others, false));
@@ -94,15 +89,13 @@ async fn cut(
         .filter_map(|(id, _)| Some((**id, stops.get(id)?.reason())));
     let reasons = reasons.collect();
     // Before the sockets are destroyed under it: its records then say why they ended.
-    let asked = shared
-        .forwarder
-        .ask(FORWARDER_LIMIT, |reply| Ask::Kill(reasons, reply));
+    let asked = shared.forwarder.stop_agents(reasons);
     let dropped = match asked.await {
         Ok(dropped) => dropped,
         Err(error) => {
             tracing::error!(%error, "the forwarder did not drop stopped agents' connections and is ended");
             let why = "it did not drop stopped agents' connections";
-            shared.forwarder.tell(Ask::Restart(why)).await;
+            shared.forwarder.restart(why).await;
             Dropped::new()
         }
     };

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
 use agentguard_control::api::{TaskLine, TaskStart};
-use agentguard_link::frame::{OpenTask, TaskChange, TaskFault};
+use agentguard_link::calls::to_daemon::{TaskChange, TaskFault};
+use agentguard_link::state::{Delta, OpenTask};
 use agentguard_policy::{OpenedBy, Terms};
 use agentguard_record::{Operation, Outcome, TaskInfo};
 use agentguard_sys::peer::Peer;
@@ -15,7 +16,6 @@ use jiff::Timestamp;
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
-use super::forwarder::Ask;
 use super::lock;
 use super::records::{Item, Operated};
 use super::state::Shared;
@@ -354,18 +354,21 @@ async fn tell(shared: &Arc<Shared>, agents: Vec<String>) {
         let open = shared.tasks.list();
         let its = open.iter().filter(|it| it.agent == agent);
         let open = its.map(TaskLine::open).collect();
-        shared.forwarder.tell(Ask::Tasks(id, open)).await;
+        shared
+            .forwarder
+            .tell(Delta::Tasks { agent: id, open })
+            .await;
     }
     shared.tasks.changed.notify_one();
 }
 
 /// Waits until the forwarder has heard what it was told.
 async fn settle(shared: &Arc<Shared>) {
-    let heard = shared.forwarder.ask(FORWARDER_LIMIT, Ask::Flush).await;
+    let heard = shared.forwarder.flush(FORWARDER_LIMIT).await;
     if let Err(error) = heard {
         tracing::error!(%error, "the forwarder is started again: it may not know the open tasks");
         let why = "it did not take the open tasks in time";
-        shared.forwarder.tell(Ask::Restart(why)).await;
+        shared.forwarder.restart(why).await;
     }
 }
 

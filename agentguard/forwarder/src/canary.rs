@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use agentguard_common::abi::AgentId;
 use agentguard_link::canary::{HOST, PERMITTED};
-use agentguard_link::frame::{CanaryOrigin, PolicyUpdate, Upstream};
+use agentguard_link::frame::{CanaryOrigin, Upstream};
+use agentguard_link::state::PolicyUpdate;
 use agentguard_policy::Sources;
 
 /// Where its requests go: to the daemon's own origin on this host, and nowhere else.

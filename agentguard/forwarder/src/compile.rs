@@ -1,6 +1,6 @@
 //! Bundles as the daemon sends them, compiled once more: the forwarder trusts no compiled form.
 
-use agentguard_link::frame::PolicyUpdate;
+use agentguard_link::state::PolicyUpdate;
 use agentguard_policy::Policy;
 
 /// The daemon has compiled it before: what does not compile here is a fault of ours, and no reason to go on with less.

@@ -1,27 +1,26 @@
 //! What every connection is served with: the forwarder's parts, made from what the daemon says at start. The canary's
 //! requests take the way of every agent's, and nothing that is let through for them is there for an agent.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 use agentguard_link::frame::{CanaryOrigin, Limits, Start, ToDaemon};
+use agentguard_link::state::State;
 use agentguard_policy::Policy;
 use agentguard_record::{DenyReason, Draft};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
-use super::asks::Asks;
 use super::body::Room;
 use super::charges::Charges;
 use super::compile::compile;
+use super::daemon::Daemon;
 use super::leaf::Leaves;
 use super::life::Lives;
 use super::lookup::Lookups;
 use super::record::{self, Records};
 use super::resolve::Resolver;
 use super::situation::Situation;
-use super::tasks::Tasks;
 use super::upstream::{Tag, Upstreams};
 use super::{canary, dns};
 
@@ -36,7 +35,7 @@ pub struct Forwarder {
     pub upstreams: Upstreams,
     pub dns: Arc<dns::Server>,
     pub situation: Situation,
-    pub asks: Arc<Asks>,
+    pub daemon: Arc<Daemon>,
     pub lookups: Arc<Lookups>,
     pub charges: Arc<Charges>,
     pub limits: Limits,
@@ -49,23 +48,22 @@ pub struct Forwarder {
 /// What is on its way to the daemon.
 pub struct Inbox {
     pub records: mpsc::Receiver<Draft>,
-    /// Names that leaves are wanted for.
-    pub names: mpsc::UnboundedReceiver<String>,
-    pub asked: mpsc::UnboundedReceiver<ToDaemon>,
+    /// What is asked of the daemon, and what it need not answer.
+    pub calls: mpsc::UnboundedReceiver<ToDaemon>,
 }
 
 impl Forwarder {
     pub fn new(start: Start, tag: Tag) -> anyhow::Result<(Arc<Self>, Inbox)> {
-        let policy = Arc::new(ArcSwap::from_pointee(compile(&start.policy)?));
+        let policy = Arc::new(ArcSwap::from_pointee(compile(&start.state.policy)?));
         let resolver = Arc::new(Resolver::new(&start.upstream)?);
-        let tasks = Tasks::new(&start.tasks).map_err(anyhow::Error::msg)?;
         let (queue, records) = mpsc::channel(record::QUEUE);
-        let (wanted, names) = mpsc::unbounded_channel();
-        let (asks, asked) = mpsc::unbounded_channel();
+        let (out, calls) = mpsc::unbounded_channel();
+        let daemon = Arc::new(Daemon::new(out));
         let lives = Arc::new(Lives::default());
         // Nothing of theirs is there yet to wait for.
-        drop(lives.kill(&start.killed));
+        drop(lives.kill(&start.state.stopped));
         let book = Arc::new(Records::new(queue.clone()));
+        book.set_available(start.state.audit_writable);
         let gate = gate(lives.clone(), book.clone());
         let dns = dns::Server::new(policy.clone(), resolver.clone(), queue, gate);
         let roots = &start.upstream.roots;
@@ -75,31 +73,19 @@ impl Forwarder {
             applied: watch::Sender::new(()),
             lives,
             records: book,
-            leaves: Arc::new(Leaves::new(wanted)?),
+            leaves: Arc::new(Leaves::new(daemon.clone())?),
             lookups: Arc::new(Lookups::new(upstreams.fetcher())),
             upstreams,
             dns: Arc::new(dns),
             room: Room::new(&start.limits),
-            situation: Situation::new(
-                start.trusted_network,
-                start.host_labels,
-                tasks,
-                start.presences,
-            ),
-            asks: Arc::new(Asks::new(asks.clone())),
-            charges: Arc::new(Charges::new(asks)),
+            situation: Situation::new(start.state).map_err(anyhow::Error::msg)?,
+            charges: Arc::new(Charges::new(daemon.clone())),
+            daemon,
             limits: start.limits,
             canary: None,
         };
         forwarder.canary = Some(Arc::new(forwarder.for_canary(&start.canary, tag)?));
-        Ok((
-            Arc::new(forwarder),
-            Inbox {
-                records,
-                names,
-                asked,
-            },
-        ))
+        Ok((Arc::new(forwarder), Inbox { records, calls }))
     }
 
     /// For the canary in the place of `self`.
@@ -116,10 +102,10 @@ impl Forwarder {
             upstreams: Upstreams::new(resolver, &upstream.roots, &self.limits, tag)?,
             dns: self.dns.clone(),
             charges: self.charges.clone(),
-            situation: Situation::new(false, Vec::new(), Tasks::default(), BTreeMap::new()),
+            situation: Situation::new(State::default()).map_err(anyhow::Error::msg)?,
             lookups: self.lookups.clone(),
             room: Room::new(&self.limits),
-            asks: self.asks.clone(),
+            daemon: self.daemon.clone(),
             limits: self.limits.clone(),
             canary: None,
         })

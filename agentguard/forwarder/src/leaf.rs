@@ -6,18 +6,20 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use agentguard_link::frame::Leaf;
+use agentguard_link::calls::Silent;
+use agentguard_link::calls::to_daemon::{IssueLeaf, Leaf};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
 use lru::LruCache;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
-use tokio::sync::{mpsc, oneshot};
+
+use super::daemon::Daemon;
 
 /// Names whose configuration is kept.
 const KEPT: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
-/// Names that may be awaited from the daemon at once.
-const MAX_WANTED: usize = 1024;
 /// A leaf is asked for anew after this time: well before it expires, whenever the daemon's clock is right.
 const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
 
@@ -29,24 +31,28 @@ pub enum LeafError {
     Unusable { name: String, cause: String },
     #[error("too many certificates are awaited")]
     TooMany,
+    #[error("the daemon gave no certificate for `{0}` in time")]
+    Late(String),
     #[error("the daemon is gone")]
     Gone,
 }
 
-type Waiting = Vec<oneshot::Sender<Result<Arc<ServerConfig>, LeafError>>>;
+type Configured = Result<Arc<ServerConfig>, LeafError>;
+/// What all who need one name wait for.
+type Coming = Shared<BoxFuture<'static, Configured>>;
 
 /// TLS configurations by server name.
 pub struct Leaves {
     state: Mutex<State>,
-    /// Names to ask the daemon for.
-    wanted: mpsc::UnboundedSender<String>,
+    daemon: Arc<Daemon>,
     /// One for all names: a session is resumed only for the name it was made for.
     tickets: Arc<dyn ProducesTickets>,
 }
 
 struct State {
     kept: LruCache<String, Kept>,
-    waiting: HashMap<String, Waiting>,
+    /// Names that the daemon is being asked for.
+    coming: HashMap<String, Coming>,
 }
 
 struct Kept {
@@ -55,21 +61,20 @@ struct Kept {
 }
 
 impl Leaves {
-    /// `wanted` gets each name at most once until [`Self::arrived`] answers it.
-    pub fn new(wanted: mpsc::UnboundedSender<String>) -> Result<Self, rustls::Error> {
+    pub fn new(daemon: Arc<Daemon>) -> Result<Self, rustls::Error> {
         Ok(Self {
             state: Mutex::new(State {
                 kept: LruCache::new(KEPT),
-                waiting: HashMap::new(),
+                coming: HashMap::new(),
             }),
-            wanted,
+            daemon,
             tickets: aws_lc_rs::Ticketer::new()?,
         })
     }
 
-    /// The configuration with a leaf for `name`, asked of the daemon if need be.
-    pub async fn config(&self, name: &str) -> Result<Arc<ServerConfig>, LeafError> {
-        let answer = {
+    /// The configuration with a leaf for `name`, asked of the daemon if need be: once, whoever waits for it.
+    pub async fn config(self: &Arc<Self>, name: &str) -> Configured {
+        let coming = {
             let mut state = self.state.lock().expect(UNPOISONED);
             if let Some(kept) = state.kept.get(name) {
                 // A clock that was set back counts as too old, too.
@@ -77,45 +82,46 @@ impl Leaves {
                     return Ok(kept.config.clone());
                 }
             }
-            let (tell, answer) = oneshot::channel();
-            if let Some(waiting) = state.waiting.get_mut(name) {
-                waiting.push(tell);
-            } else if state.waiting.len() >= MAX_WANTED {
-                return Err(LeafError::TooMany);
+            if let Some(coming) = state.coming.get(name) {
+                coming.clone()
             } else {
-                self.wanted
-                    .send(name.to_owned())
-                    .map_err(|_| LeafError::Gone)?;
-                state.waiting.insert(name.to_owned(), vec![tell]);
+                // On a task of its own: those who wait may go, and the next who needs it does not ask again.
+                let asking = tokio::spawn(self.clone().ask(name.to_owned()));
+                let asked = asking.map(|asked| asked.unwrap_or(Err(LeafError::Gone)));
+                let coming = asked.boxed().shared();
+                state.coming.insert(name.to_owned(), coming.clone());
+                coming
             }
-            answer
         };
-        answer.await.unwrap_or(Err(LeafError::Gone))
+        coming.await
     }
 
-    /// The daemon's answer for `name`.
-    pub fn arrived(&self, name: &str, result: Result<Leaf, String>) {
-        let result = match result {
-            Ok(leaf) => self.configure(leaf).map_err(|error| LeafError::Unusable {
-                name: name.to_owned(),
-                cause: error.to_string(),
-            }),
-            Err(cause) => Err(LeafError::Refused {
-                name: name.to_owned(),
-                cause,
-            }),
-        };
+    async fn ask(self: Arc<Self>, name: String) -> Configured {
+        let answer = self.daemon.call(IssueLeaf(name.clone())).await;
+        let configured = self.configured(&name, answer);
         let mut state = self.state.lock().expect(UNPOISONED);
-        if let Ok(config) = &result {
+        state.coming.remove(&name);
+        if let Ok(config) = &configured {
             let kept = Kept {
                 config: config.clone(),
                 since: SystemTime::now(),
             };
-            state.kept.put(name.to_owned(), kept);
+            state.kept.put(name, kept);
         }
-        for waiting in state.waiting.remove(name).into_iter().flatten() {
-            // Whoever has stopped waiting needs no answer.
-            let _ = waiting.send(result.clone());
+        configured
+    }
+
+    fn configured(&self, name: &str, answer: Result<Result<Leaf, String>, Silent>) -> Configured {
+        let name = name.to_owned();
+        match answer {
+            Ok(Ok(leaf)) => self.configure(leaf).map_err(|error| LeafError::Unusable {
+                name,
+                cause: error.to_string(),
+            }),
+            Ok(Err(cause)) => Err(LeafError::Refused { name, cause }),
+            Err(Silent::TooMany(_)) => Err(LeafError::TooMany),
+            Err(Silent::Late(..) | Silent::Senseless(_)) => Err(LeafError::Late(name)),
+            Err(Silent::Gone) => Err(LeafError::Gone),
         }
     }
 

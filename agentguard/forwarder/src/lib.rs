@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 
 mod accept;
+mod daemon;
 mod doors;
 mod path;
 
@@ -55,7 +56,6 @@ mod reply;
 mod standing;
 
 pub mod address;
-mod asks;
 mod canary;
 mod compile;
 pub mod dns;

@@ -1,6 +1,6 @@
 //! An agent's life in the forwarder, from its first connection until it is stopped: everything opened for it hangs on it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -185,7 +185,7 @@ impl Lives {
         gone(lives)
     }
 
-    pub fn revive(&self, agents: &[AgentId]) {
+    pub fn revive(&self, agents: &BTreeSet<AgentId>) {
         let mut lives = self.by_agent.write().expect(UNPOISONED);
         for agent in agents {
             if lives.get(agent).is_some_and(|life| life.killed()) {

@@ -1,12 +1,15 @@
-//! What the daemon says and what it is told: start, bundles, leaves, kills, records in batches.
+//! What the daemon says: the start, what is other since, its questions and its answers, one after another.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentguard_link::calls::Token;
+use agentguard_link::calls::to_forwarder::{ForwarderAnswer, ForwarderCall};
 use agentguard_link::channel::{self, Receiver};
 use agentguard_link::frame::{Sandbox, Start, ToDaemon, ToForwarder};
 use agentguard_link::listen::{Bound, listen};
+use agentguard_link::state::{Delta, PolicyUpdate};
 use agentguard_policy::Policy;
 use agentguard_sys::socket::netns_cookie;
 use anyhow::{Context, bail};
@@ -66,7 +69,13 @@ pub async fn follow(
     doors.open(netns_cookie()?, bound)?;
     sweep(&forwarder);
     outbox.say(ready);
-    let followed = orders(&forwarder, &mut receiver, &outbox, &mut doors).await;
+    let mut orders = Orders {
+        forwarder: &forwarder,
+        outbox: &outbox,
+        doors: &mut doors,
+        compiling: None,
+    };
+    let followed = orders.follow(&mut receiver).await;
     drop(doors);
     if timeout(STOP, forwarder.lives.end()).await.is_err() {
         tracing::warn!(
@@ -94,75 +103,120 @@ fn sweep(forwarder: &Arc<Forwarder>) {
 }
 
 /// Carries out one order after another. Compiling a bundle holds nothing up.
-async fn orders(
-    forwarder: &Arc<Forwarder>,
-    receiver: &mut Receiver<ToForwarder>,
-    outbox: &Outbox,
-    doors: &mut Doors,
-) -> anyhow::Result<()> {
-    let mut compiling: Option<JoinHandle<anyhow::Result<Policy>>> = None;
-    loop {
-        let order = tokio::select! {
-            compiled = async { compiling.as_mut().expect("checked").await }, if compiling.is_some() => {
-                compiling = None;
-                apply(forwarder, outbox, compiled??);
-                continue;
-            }
-            order = receiver.receive() => order?,
-        };
-        match order {
-            None | Some(ToForwarder::Stop) => return Ok(()),
-            Some(ToForwarder::Enter { netns }) => {
-                let bound = Bound::from_descriptors(receiver.take_descriptors());
-                let bound = bound.context("the daemon's listeners are none")?;
-                if let Err(error) = doors.open(netns, bound) {
-                    tracing::error!(%error, netns, "a namespace's listeners cannot be served");
-                    outbox.say(ToDaemon::Lost { netns });
+struct Orders<'a> {
+    forwarder: &'a Arc<Forwarder>,
+    outbox: &'a Outbox,
+    doors: &'a mut Doors,
+    compiling: Option<Compiling>,
+}
+
+/// A bundle on its way to be in force.
+struct Compiling {
+    job: JoinHandle<anyhow::Result<Policy>>,
+    /// The call that is answered when it is.
+    token: Option<Token>,
+}
+
+impl Orders<'_> {
+    async fn follow(&mut self, receiver: &mut Receiver<ToForwarder>) -> anyhow::Result<()> {
+        loop {
+            let order = tokio::select! {
+                compiled = compiled(&mut self.compiling) => {
+                    let (policy, token) = compiled?;
+                    self.put_in_force(policy, token);
+                    continue;
                 }
-            }
-            Some(ToForwarder::Leave { netns }) => doors.close(netns),
-            Some(ToForwarder::Start(_)) => bail!("the daemon said Start twice"),
-            Some(ToForwarder::Policy(update)) => {
-                if let Some(earlier) = compiling.take() {
-                    apply(forwarder, outbox, earlier.await??);
+                order = receiver.receive() => order?,
+            };
+            match order {
+                None | Some(ToForwarder::Stop) => return Ok(()),
+                Some(ToForwarder::Start(_)) => bail!("the daemon said Start twice"),
+                Some(ToForwarder::Delta(delta)) => self.take(delta, None).await?,
+                Some(ToForwarder::Call { token, call }) => match call {
+                    ForwarderCall::Flush => self.answer(Some(token), ForwarderAnswer::Done),
+                    ForwarderCall::Take(delta) => self.take(delta, Some(token)).await?,
+                },
+                Some(ToForwarder::Answer { token, answer }) => {
+                    self.forwarder.daemon.answered(token, answer);
                 }
-                compiling = Some(tokio::task::spawn_blocking(move || compile(&update)));
-            }
-            Some(ToForwarder::Leaf { name, result }) => forwarder.leaves.arrived(&name, result),
-            Some(ToForwarder::Charged { token, room }) => forwarder.charges.arrived(token, room),
-            Some(ToForwarder::Kill { agents }) => {
-                let live = forwarder.lives.connections();
-                let count = |agent| (agent, live.get(&agent).copied().unwrap_or(0));
-                let dropped = agents.keys().copied().map(count).collect();
-                let gone = forwarder.lives.kill(&agents);
-                let outbox = outbox.clone();
-                tokio::spawn(async move {
-                    gone.await;
-                    outbox.say(ToDaemon::Killed { dropped });
-                });
-            }
-            Some(ToForwarder::Revive { agents }) => forwarder.lives.revive(&agents),
-            Some(ToForwarder::Flush { token }) => outbox.say(ToDaemon::Flushed { token }),
-            Some(ToForwarder::Network { trusted }) => forwarder.situation.set_trusted(trusted),
-            Some(ToForwarder::Tasks { agent, tasks }) => {
-                let set = forwarder.situation.tasks.set(agent, &tasks);
-                set.map_err(anyhow::Error::msg)
-                    .context("the daemon's tasks cannot be read here")?;
-            }
-            Some(ToForwarder::TaskChanged { token, result }) => {
-                forwarder.asks.answered(token, result);
-            }
-            Some(ToForwarder::Presence(changes)) => forwarder.situation.follow(&changes),
-            Some(ToForwarder::AuditAvailable(available)) => {
-                forwarder.records.set_available(available);
+                Some(ToForwarder::Enter { netns }) => {
+                    self.enter(netns, receiver.take_descriptors())?;
+                }
+                Some(ToForwarder::Leave { netns }) => self.doors.close(netns),
             }
         }
     }
+
+    /// Has everything hold to `delta`, and then answers, if the daemon waits for it.
+    async fn take(&mut self, delta: Delta, token: Option<Token>) -> anyhow::Result<()> {
+        let taken = self.forwarder.situation.apply(delta.clone());
+        taken
+            .map_err(anyhow::Error::msg)
+            .context("the daemon's tasks cannot be read here")?;
+        match delta {
+            Delta::Policy(update) => {
+                if self.compiling.is_some() {
+                    let (earlier, token) = compiled(&mut self.compiling).await?;
+                    self.put_in_force(earlier, token);
+                }
+                let job = tokio::task::spawn_blocking(move || compile(&update));
+                self.compiling = Some(Compiling { job, token });
+                return Ok(());
+            }
+            Delta::Stopped(agents) => {
+                let live = self.forwarder.lives.connections();
+                let count = |agent| (agent, live.get(&agent).copied().unwrap_or(0));
+                let dropped = agents.keys().copied().map(count).collect();
+                let gone = self.forwarder.lives.kill(&agents);
+                let outbox = self.outbox.clone();
+                tokio::spawn(async move {
+                    gone.await;
+                    answer(&outbox, token, ForwarderAnswer::Dropped(dropped));
+                });
+                return Ok(());
+            }
+            Delta::Freed(agents) => self.forwarder.lives.revive(&agents),
+            Delta::AuditWritable(is) => self.forwarder.records.set_available(is),
+            // Read where they are needed.
+            Delta::TrustedNetwork(_) | Delta::Tasks { .. } | Delta::Presences(_) => {}
+        }
+        self.answer(token, ForwarderAnswer::Done);
+        Ok(())
+    }
+
+    fn put_in_force(&self, policy: Policy, token: Option<Token>) {
+        self.forwarder.policy.store(Arc::new(policy));
+        self.forwarder.applied.send_replace(());
+        self.answer(token, ForwarderAnswer::Done);
+    }
+
+    fn enter(&mut self, netns: u64, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
+        let bound = Bound::from_descriptors(descriptors);
+        let bound = bound.context("the daemon's listeners are none")?;
+        if let Err(error) = self.doors.open(netns, bound) {
+            tracing::error!(%error, netns, "a namespace's listeners cannot be served");
+            self.outbox.say(ToDaemon::Lost { netns });
+        }
+        Ok(())
+    }
+
+    fn answer(&self, token: Option<Token>, what: ForwarderAnswer) {
+        answer(self.outbox, token, what);
+    }
 }
 
-fn apply(forwarder: &Forwarder, outbox: &Outbox, policy: Policy) {
-    let digest = policy.meta().digest.clone();
-    forwarder.policy.store(Arc::new(policy));
-    forwarder.applied.send_replace(());
-    outbox.say(ToDaemon::Applied { digest });
+fn answer(outbox: &Outbox, token: Option<Token>, answer: ForwarderAnswer) {
+    if let Some(token) = token {
+        outbox.say(ToDaemon::Answer { token, answer });
+    }
+}
+
+/// The bundle, when it is compiled; for ever if none is. Cancel-safe.
+async fn compiled(compiling: &mut Option<Compiling>) -> anyhow::Result<(Policy, Option<Token>)> {
+    let Some(Compiling { job, token }) = compiling else {
+        return std::future::pending().await;
+    };
+    let (policy, token) = (job.await, *token);
+    *compiling = None;
+    Ok((policy??, token))
 }

@@ -90,10 +90,7 @@ impl Post {
                         None => return Ok(()),
                     }
                 }
-                Some(name) = self.inbox.names.recv() => {
-                    self.sender.send(&ToDaemon::WantLeaf { name }).await?;
-                }
-                Some(asked) = self.inbox.asked.recv() => self.sender.send(&asked).await?,
+                Some(frame) = self.inbox.calls.recv() => self.sender.send(&frame).await?,
                 () = at(records_due), if records_due.is_some() => {
                     self.records().await?;
                     records_due = None;

@@ -1,11 +1,10 @@
 //! What rules read of the moment and of where the host is: gathered for a decision as far as its rules read it, and again
 //! while what was permitted goes on.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
-use agentguard_link::presence::{self, Changes, Presence};
+use agentguard_link::state::{Delta, State};
 use agentguard_policy::context::{AgentSituation, AttributeName, HostLabels, NetworkTrust};
 use agentguard_policy::{Context, Needs, Policy};
 use agentguard_sys::process::boottime_ns;
@@ -15,42 +14,44 @@ use tokio::sync::watch;
 use super::tasks::Tasks;
 
 pub struct Situation {
-    /// Whether the host's network is one that its configuration trusts, as the daemon last said.
-    trusted: watch::Sender<bool>,
-    labels: BTreeSet<String>,
+    /// What the daemon wants held.
+    state: watch::Sender<State>,
     pub tasks: Tasks,
-    /// How agents are up, as the daemon last said.
-    presences: watch::Sender<BTreeMap<AgentId, Presence>>,
 }
 
 impl Situation {
-    pub fn new(
-        trusted: bool,
-        labels: Vec<String>,
-        tasks: Tasks,
-        presences: BTreeMap<AgentId, Presence>,
-    ) -> Self {
-        Self {
-            trusted: watch::Sender::new(trusted),
-            labels: labels.into_iter().collect(),
+    /// # Errors
+    /// The daemon has accepted the tasks before: what cannot be read here is a fault of ours.
+    pub fn new(state: State) -> Result<Self, String> {
+        let tasks = Tasks::new(&state.tasks)?;
+        Ok(Self {
+            state: watch::Sender::new(state),
             tasks,
-            presences: watch::Sender::new(presences),
-        }
+        })
     }
 
-    pub fn set_trusted(&self, trusted: bool) {
-        self.trusted.send_replace(trusted);
-    }
-
-    pub fn follow(&self, changes: &Changes) {
-        self.presences
-            .send_modify(|presences| presence::follow(presences, changes));
+    /// Takes up what is other now.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn apply(&self, delta: Delta) -> Result<(), String> {
+        let changed = match &delta {
+            Delta::Tasks { agent, open } => self.tasks.set(*agent, open),
+            Delta::Policy(_)
+            | Delta::Stopped(_)
+            | Delta::Freed(_)
+            | Delta::AuditWritable(_)
+            | Delta::TrustedNetwork(_)
+            | Delta::Presences(_) => Ok(()),
+        };
+        self.state.send_modify(|state| state.apply(delta));
+        changed
     }
 
     /// An agent that the daemon has not told of has just started.
     fn of(&self, agent: AgentId) -> AgentSituation {
-        let presences = self.presences.borrow();
-        let presence = presences.get(&agent);
+        let state = self.state.borrow();
+        let presence = state.presences.get(&agent);
         presence.map_or(AgentSituation::default(), |presence| AgentSituation {
             uptime_s: presence.uptime_s(boottime_ns()),
             attended: presence.attended,
@@ -69,11 +70,11 @@ impl Situation {
             gathered.time = policy.moment(Timestamp::now());
         }
         if needs.has(AttributeName::Network) {
-            let trusted = *self.trusted.borrow();
+            let trusted = self.state.borrow().trusted_network;
             gathered.network = Some(NetworkTrust { trusted });
         }
         if needs.has(AttributeName::Host) {
-            let labels = self.labels.clone();
+            let labels = self.state.borrow().host_labels.clone();
             gathered.host = Some(HostLabels { labels });
         }
         if needs.has(AttributeName::Agent) {
@@ -84,35 +85,26 @@ impl Situation {
     /// Resolves when something of what was gathered for the agent may be otherwise; windows begin and end on the minute, and
     /// how long it is up is looked at as often.
     pub async fn changed(&self, agent: AgentId, gathered: &Context) {
-        let mut trusted = self.trusted.subscribe();
         let minute = async {
             match (gathered.time.is_some(), gathered.agent.is_some()) {
                 (false, false) => std::future::pending().await,
                 _ => tokio::time::sleep(to_the_minute(Timestamp::now())).await,
             }
         };
-        let attended = async {
-            let Some(then) = gathered.agent else {
-                return std::future::pending().await;
+        let told = async {
+            let mut state = self.state.subscribe();
+            let is_other = |state: &State| {
+                let attended = state.presences.get(&agent).is_some_and(|it| it.attended);
+                let trusted = state.trusted_network;
+                gathered.agent.is_some_and(|then| then.attended != attended)
+                    || gathered.network.is_some_and(|then| then.trusted != trusted)
             };
-            let mut presences = self.presences.subscribe();
             // The sender lives in `self`, so that it cannot be dropped while this waits.
-            let _ = presences
-                .wait_for(|now| now.get(&agent).is_some_and(|now| now.attended) != then.attended)
-                .await;
-        };
-        let network = async {
-            let known = gathered
-                .network
-                .is_some_and(|is| is.trusted != *trusted.borrow_and_update());
-            if gathered.network.is_none() || !known && trusted.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            let _ = state.wait_for(is_other).await;
         };
         tokio::select! {
             () = minute => {}
-            () = network => {}
-            () = attended => {}
+            () = told => {}
         }
     }
 }
@@ -126,10 +118,19 @@ fn to_the_minute(now: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agentguard_link::presence::Presence;
+
+    fn trusting() -> Situation {
+        Situation::new(State {
+            trusted_network: true,
+            ..State::default()
+        })
+        .unwrap()
+    }
 
     #[tokio::test]
     async fn a_change_of_network_is_seen_by_what_read_it() {
-        let situation = Situation::new(true, Vec::new(), Tasks::default(), BTreeMap::new());
+        let situation = trusting();
         let read = |trusted: Option<bool>| Context {
             network: trusted.map(|trusted| NetworkTrust { trusted }),
             ..Context::default()
@@ -147,7 +148,7 @@ mod tests {
         assert!(changed(read(Some(false))).await, "it has changed meanwhile");
         let waiting = read(Some(true));
         let waiting = situation.changed(AgentId(7), &waiting);
-        situation.set_trusted(false);
+        situation.apply(Delta::TrustedNetwork(false)).unwrap();
         waiting.await;
         assert!(!changed(read(None)).await, "nobody has read it");
     }
@@ -155,13 +156,15 @@ mod tests {
     #[tokio::test]
     async fn whether_it_is_attended_is_seen_by_what_read_it() {
         const AGENT: AgentId = AgentId(7);
-        let situation = Situation::new(true, Vec::new(), Tasks::default(), BTreeMap::new());
+        let situation = trusting();
         let tell = |attended| {
             let presence = Presence {
                 since_ns: boottime_ns() - 90_500_000_000,
                 attended,
             };
-            situation.follow(&[(AGENT, Some(presence))].into());
+            situation
+                .apply(Delta::Presences([(AGENT, Some(presence))].into()))
+                .unwrap();
         };
         assert_eq!(situation.of(AGENT), AgentSituation::default());
         tell(true);
@@ -172,10 +175,14 @@ mod tests {
             ..Context::default()
         };
         let waiting = situation.changed(AGENT, &read);
-        situation.follow(&[(AgentId(8), None)].into());
+        situation
+            .apply(Delta::Presences([(AgentId(8), None)].into()))
+            .unwrap();
         tell(false);
         waiting.await;
-        situation.follow(&[(AGENT, None)].into());
+        situation
+            .apply(Delta::Presences([(AGENT, None)].into()))
+            .unwrap();
         assert_eq!(situation.of(AGENT), AgentSituation::default());
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
-use agentguard_link::frame::OpenTask;
+use agentguard_link::state::OpenTask;
 use agentguard_policy::{Covered, OnTask, OpenedBy, Policy, Task, Tasks as Held};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, select_all};

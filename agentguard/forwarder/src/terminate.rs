@@ -1,5 +1,6 @@
 //! Ends the agent's TLS connection with a leaf for the name it asked for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_policy::HostName;
@@ -52,7 +53,7 @@ pub struct Terminated {
 
 /// Hands the client a leaf for `name` and finishes the handshake; each of the two within `limit`.
 pub async fn terminate(
-    leaves: &Leaves,
+    leaves: &Arc<Leaves>,
     name: &HostName,
     mut stream: Peeked<Client>,
     limit: Duration,

@@ -155,6 +155,7 @@ fn gone(call: &'static str, source: io::Error) -> LinkError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calls::to_daemon::DaemonCall;
     use crate::frame::{ToDaemon, ToForwarder};
     use nix::sys::socket::send;
 
@@ -165,23 +166,22 @@ mod tests {
         let (mut to_forwarder, mut from_forwarder) = open::<ToForwarder, ToDaemon>(far).unwrap();
         let large = "n".repeat(1_000_000);
         let send = async {
-            for token in 0..3 {
-                up.send(&ToDaemon::Flushed { token }).await.unwrap();
+            for netns in 0..3 {
+                up.send(&ToDaemon::Lost { netns }).await.unwrap();
             }
-            up.send(&ToDaemon::WantLeaf {
-                name: large.clone(),
-            })
-            .await
-            .unwrap();
+            let call = DaemonCall::Leaf(large.clone());
+            up.send(&ToDaemon::Call { token: 1, call }).await.unwrap();
             drop(up);
         };
         let receive = async {
             for expected in 0..3 {
                 let frame = from_forwarder.receive().await.unwrap();
-                assert!(matches!(frame, Some(ToDaemon::Flushed { token }) if token == expected));
+                assert!(matches!(frame, Some(ToDaemon::Lost { netns }) if netns == expected));
             }
             let frame = from_forwarder.receive().await.unwrap();
-            assert!(matches!(frame, Some(ToDaemon::WantLeaf { name }) if name == large));
+            assert!(
+                matches!(frame, Some(ToDaemon::Call { token: 1, call: DaemonCall::Leaf(name) }) if name == large)
+            );
         };
         tokio::join!(send, receive);
         to_forwarder.send(&ToForwarder::Stop).await.unwrap();

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::frame::{ToDaemon, ToForwarder};
 
 /// Grows with every change to a frame: daemon and forwarder are one binary, so another version is a mistake.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 /// Bytes of the longest datagram sent or taken.
 pub const MAX_DATAGRAM: usize = 64 * 1024;
 
@@ -156,6 +156,12 @@ impl Assembler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calls::to_daemon::DaemonCall;
+
+    fn leaf(name: String) -> ToDaemon {
+        let call = DaemonCall::Leaf(name);
+        ToDaemon::Call { token: 1, call }
+    }
 
     fn wire<F: Frame>(frame: &F) -> Vec<Vec<u8>> {
         let encoded = encode(frame).unwrap();
@@ -168,7 +174,7 @@ mod tests {
     fn a_frame_longer_than_a_datagram_comes_back_whole() {
         for length in [0, 1, 65_520, 65_530, 65_540, 200_000] {
             let name = "x".repeat(length);
-            let sent = wire(&ToDaemon::WantLeaf { name: name.clone() });
+            let sent = wire(&leaf(name.clone()));
             assert!(sent.iter().all(|datagram| datagram.len() <= MAX_DATAGRAM));
             let mut assembler = Assembler::default();
             let mut got = Vec::new();
@@ -178,17 +184,17 @@ mod tests {
             }
             assert_eq!(got.len(), 2, "length {length}");
             for frame in got {
-                assert!(matches!(frame, ToDaemon::WantLeaf { name: n } if n == name));
+                assert!(
+                    matches!(frame, ToDaemon::Call { call: DaemonCall::Leaf(n), .. } if n == name)
+                );
             }
         }
     }
 
     #[test]
     fn what_is_not_a_frame_is_an_error() {
-        let good = wire(&ToDaemon::Flushed { token: 7 }).remove(0);
-        let long = wire(&ToDaemon::WantLeaf {
-            name: "y".repeat(100_000),
-        });
+        let good = wire(&ToDaemon::Lost { netns: 7 }).remove(0);
+        let long = wire(&leaf("y".repeat(100_000)));
         let mut version = good.clone();
         version[0] = 9;
         let mut flags = good.clone();
@@ -227,10 +233,7 @@ mod tests {
 
     #[test]
     fn every_prefix_of_a_datagram_is_refused() {
-        let good = wire(&ToDaemon::WantLeaf {
-            name: "origin.test".into(),
-        })
-        .remove(0);
+        let good = wire(&leaf("origin.test".into())).remove(0);
         for end in 0..good.len() {
             assert!(
                 Assembler::default().push::<ToDaemon>(&good[..end]).is_err(),
@@ -243,7 +246,7 @@ mod tests {
     fn a_frame_over_its_limit_is_not_sent() {
         let name = "z".repeat(ToDaemon::MAX_BYTES + 1);
         assert!(matches!(
-            encode(&ToDaemon::WantLeaf { name }),
+            encode(&leaf(name)),
             Err(CodecError::TooLarge { .. })
         ));
     }

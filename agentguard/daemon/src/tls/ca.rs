@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use agentguard_link::frame::Leaf;
+use agentguard_link::calls::to_daemon::Leaf;
 use agentguard_sys::SysError;
 use agentguard_sys::file::ensure_folder;
 use rcgen::{

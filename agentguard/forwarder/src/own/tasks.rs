@@ -1,6 +1,7 @@
 //! An agent's own tasks: opened, looked at and ended by itself.
 
-use agentguard_link::frame::{OpenTask, TaskChange, TaskFault};
+use agentguard_link::calls::to_daemon::{ChangeTask, TaskChange, TaskFault};
+use agentguard_link::state::OpenTask;
 use agentguard_policy::{OpenedBy, Terms};
 use agentguard_record::{DenyReason, TaskInfo};
 use http::StatusCode;
@@ -82,11 +83,9 @@ async fn change(exchange: &mut Exchange, change: TaskChange) -> Result<OpenTask,
     let session = exchange.session.clone();
     let agent = session.life.agent;
     let _one_at_a_time = session.life.changing.lock().await;
-    let asked = session
-        .forwarder
-        .asks
-        .change(exchange.docket.entry.decision, agent, change);
-    let task = asked.await.map_err(|fault| match fault {
+    let asked = session.forwarder.daemon.call(ChangeTask { agent, change });
+    let changed = asked.await.unwrap_or(Err(TaskFault::Failed));
+    let task = changed.map_err(|fault| match fault {
         TaskFault::Terms(why) => wrong(StatusCode::BAD_REQUEST, why),
         TaskFault::Unknown(why) => wrong(StatusCode::NOT_FOUND, why),
         TaskFault::Refused(why) => Refusal::new(DenyReason::OutsideTask, why),

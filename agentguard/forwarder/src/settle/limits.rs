@@ -1,8 +1,7 @@
 //! Limits: the room that an act takes in each that counts it, and what becomes of it once it is known whether the act was
 //! done.
 
-use std::sync::Arc;
-
+use agentguard_common::abi::AgentId;
 use agentguard_policy::{Denial, Owed, Permit, Settled, Settlement};
 use http::StatusCode;
 
@@ -11,12 +10,13 @@ use crate::charges::{Charges, Held};
 /// The room that has been taken. It is given back when this is dropped, unless it was said that the act has been done.
 pub struct Claim(Vec<Held>);
 
-/// Takes the room of every limit that counts the act, of all of them or of none.
+/// Takes the room of every limit that counts the agent's act, of all of them or of none.
 pub async fn take(
-    charges: &Arc<Charges>,
+    charges: &Charges,
+    agent: AgentId,
     permit: Permit<Owed>,
 ) -> Result<(Permit<Settled>, Claim), Denial> {
-    let (permit, held) = charges.take(permit).await?;
+    let (permit, held) = charges.take(agent, permit).await?;
     Ok((permit, Claim(vec![held])))
 }
 

@@ -2,16 +2,18 @@
 
 mod limits;
 
+use agentguard_common::abi::AgentId;
 use agentguard_policy::{Denial, Owed, Permit, Settled};
 
 pub use self::limits::Claim;
 
 use super::forwarder::Forwarder;
 
-/// Settles everything that `permit` owes, or says why it cannot be.
+/// Settles everything that the agent's `permit` owes, or says why it cannot be.
 pub async fn settle(
     forwarder: &Forwarder,
+    agent: AgentId,
     permit: Permit<Owed>,
 ) -> Result<(Permit<Settled>, Claim), Denial> {
-    limits::take(&forwarder.charges, permit).await
+    limits::take(&forwarder.charges, agent, permit).await
 }

@@ -68,7 +68,7 @@ async fn live_answers_tunnels_and_idle_connections_end() {
         (record.outcome, record.reason),
         (Outcome::Deny, Some(DenyReason::AgentKilled))
     );
-    rig.forwarder.lives.revive(&[AGENT]);
+    rig.forwarder.lives.revive(&[AGENT].into());
     let mut again = rig.tls(&["http/1.1"]).await;
     assert_eq!(ask(&mut again, get("/ok/x")).await.status, 200);
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_common::abi::{AgentId, Origin};
+use agentguard_link::calls::to_daemon::DaemonCall;
+use agentguard_link::calls::to_forwarder::ForwarderAnswer;
 use agentguard_link::channel;
 use agentguard_link::frame::{ToDaemon, ToForwarder};
 use agentguard_record::DenyReason;
@@ -70,11 +72,10 @@ async fn everything_said_goes_after_the_records_completed_before() {
     let (sender, _orders) = channel::open::<ToDaemon, ToForwarder>(near).unwrap();
     let (_daemon, mut heard) = channel::open::<ToForwarder, ToDaemon>(far).unwrap();
     let (records, lives, drafts) = book(10_000);
-    let (wanted, names) = mpsc::unbounded_channel();
+    let (wanted, calls) = mpsc::unbounded_channel();
     let inbox = Inbox {
         records: drafts,
-        names,
-        asked: mpsc::unbounded_channel().1,
+        calls,
     };
     let outbox = Outbox::start(sender, inbox, lives.clone());
     let life = lives.of(AgentId(9));
@@ -87,8 +88,12 @@ async fn everything_said_goes_after_the_records_completed_before() {
         );
         entry.complete(Outcome::Allow);
     }
-    outbox.say(ToDaemon::Flushed { token: 5 });
-    wanted.send("origin.test".into()).unwrap();
+    outbox.say(ToDaemon::Answer {
+        token: 5,
+        answer: ForwarderAnswer::Done,
+    });
+    let call = DaemonCall::Leaf("origin.test".into());
+    wanted.send(ToDaemon::Call { token: 1, call }).unwrap();
     let (mut got, mut frames, mut flushed) = (0, 0, false);
     let mut asked = false;
     while !(flushed && asked) {
@@ -105,11 +110,14 @@ async fn everything_said_goes_after_the_records_completed_before() {
                     got += 1;
                 }
             }
-            ToDaemon::Flushed { token: 5 } => {
+            ToDaemon::Answer { token: 5, .. } => {
                 assert_eq!(got, 2_000);
                 flushed = true;
             }
-            ToDaemon::WantLeaf { name } => asked = name == "origin.test",
+            ToDaemon::Call {
+                call: DaemonCall::Leaf(name),
+                ..
+            } => asked = name == "origin.test",
             other => panic!("{other:?}"),
         }
     }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use agentguard_common::abi::{AgentId, FlowKey, Origin};
 use agentguard_common::net::Addr;
-use agentguard_link::frame::{CanaryOrigin, Leaf, Limits, PolicyUpdate, Start, Upstream};
+use agentguard_link::calls::to_daemon::{DaemonAnswer, DaemonCall, Leaf};
+use agentguard_link::frame::{CanaryOrigin, Limits, Start, ToDaemon, Upstream};
+use agentguard_link::state::{PolicyUpdate, State};
 use agentguard_policy::Sources;
 use agentguard_record::Draft;
 use bytes::Bytes;
@@ -121,26 +123,33 @@ impl Rig {
                 resolvers: vec![],
                 allow_addresses: vec!["127.0.0.0/8".parse().unwrap()],
             },
-            killed: BTreeMap::new(),
-            policy: bundle(&origin, setup.agent, setup.rules),
             canary: CanaryOrigin {
                 port: origin.port,
                 certificate: origin.root.clone(),
             },
-            trusted_network: false,
-            host_labels: Vec::new(),
-            tasks: BTreeMap::new(),
-            presences: Default::default(),
+            state: State {
+                policy: Box::new(bundle(&origin, setup.agent, setup.rules)),
+                audit_writable: true,
+                ..State::default()
+            },
         };
         let (forwarder, mut inbox) = Forwarder::new(start, |_, _, _| Ok(())).unwrap();
         let weak = Arc::downgrade(&forwarder);
         let issued = Arc::new(AtomicU64::new(0));
         let count = issued.clone();
         tokio::spawn(async move {
-            while let Some(name) = inbox.names.recv().await {
+            while let Some(frame) = inbox.calls.recv().await {
+                let ToDaemon::Call {
+                    token,
+                    call: DaemonCall::Leaf(name),
+                } = frame
+                else {
+                    continue;
+                };
                 count.fetch_add(1, Ordering::Relaxed);
+                let leaf = DaemonAnswer::Leaf(Ok(signer.issue(&name)));
                 match weak.upgrade() {
-                    Some(forwarder) => forwarder.leaves.arrived(&name, Ok(signer.issue(&name))),
+                    Some(forwarder) => forwarder.daemon.answered(token, leaf),
                     None => return,
                 }
             }
