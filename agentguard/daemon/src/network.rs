@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use agentguard_link::state::Delta;
 use agentguard_sys::network::{Changes, Seen};
 
 use super::state::Shared;
 use crate::config::TrustedNetwork;
-use agentguard_link::state::Delta;
 
 /// What no message tells (the resolver's configuration) is looked at this often.
 const LOOK: Duration = Duration::from_secs(30);

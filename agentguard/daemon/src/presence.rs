@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
+use agentguard_link::state::Delta;
 use agentguard_sys::peer::Peer;
 use agentguard_sys::process;
 use tokio::sync::Notify;
 
 use super::lock;
 use super::state::Shared;
-use agentguard_link::state::Delta;
 
 /// A terminal that hangs up leaves its processes without one, which nothing tells: it is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);

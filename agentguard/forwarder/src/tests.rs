@@ -6,6 +6,7 @@ mod http1;
 mod http2;
 mod judging;
 mod kill;
+mod orders;
 mod origin;
 mod pace;
 mod records;
