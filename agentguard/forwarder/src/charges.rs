@@ -24,7 +24,11 @@ impl Charges {
     }
 
     /// Takes what the agent's request needs, all of it or nothing.
-    pub async fn take(&self, agent: AgentId, permit: Permit<Owed>) -> Result<(Permit, Held), Denial> {
+    pub async fn take(
+        &self,
+        agent: AgentId,
+        permit: Permit<Owed>,
+    ) -> Result<(Permit, Held), Denial> {
         let charges = permit.charges().to_vec();
         let (room, held) = match self.0.call(TakeRoom { agent, charges }).await {
             // Nothing is awaited in between: what was taken is held by somebody at any time.
@@ -60,10 +64,6 @@ impl Held {
             of: None,
             settled: Settlement::Unsent,
         }
-    }
-
-    pub fn is_nothing(&self) -> bool {
-        self.of.is_none()
     }
 }
 

@@ -140,7 +140,8 @@ async fn pass(
         let (permit, claim) = match decision {
             Decision::Permit(permit) => (permit, Claim::nothing()),
             Decision::Owing(permit) => {
-                let settled = settle::settle(subject.forwarder, subject.life.agent, *permit).await?;
+                let settled =
+                    settle::settle(subject.forwarder, subject.life.agent, *permit).await?;
                 if !subject.is_unchanged(policy, &tasks) {
                     return Ok(None);
                 }

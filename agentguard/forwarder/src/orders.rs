@@ -9,7 +9,7 @@ use agentguard_link::calls::to_forwarder::{ForwarderAnswer, ForwarderCall};
 use agentguard_link::channel::{self, Receiver};
 use agentguard_link::frame::{Sandbox, Start, ToDaemon, ToForwarder};
 use agentguard_link::listen::{Bound, listen};
-use agentguard_link::state::{Delta, PolicyUpdate};
+use agentguard_link::state::Delta;
 use agentguard_policy::Policy;
 use agentguard_sys::socket::netns_cookie;
 use anyhow::{Context, bail};

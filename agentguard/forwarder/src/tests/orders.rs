@@ -10,7 +10,7 @@ use agentguard_link::calls::to_forwarder::{Dropped, ForwarderAnswer, ForwarderCa
 use agentguard_link::channel::{self, Receiver};
 use agentguard_link::frame::{CanaryOrigin, Sandbox, Start, ToDaemon, ToForwarder, Upstream};
 use agentguard_link::listen::listen;
-use agentguard_link::state::{Delta, PolicyUpdate, State};
+use agentguard_link::state::{Delta, State};
 use agentguard_record::DenyReason;
 use tokio::time::timeout;
 
@@ -73,9 +73,9 @@ async fn calls_are_answered_and_a_daemon_that_is_gone_ends_it() {
     let killed = [(AGENT, DenyReason::AgentKilled)];
     for frame in [
         ToForwarder::Delta(Delta::AuditWritable(true)),
-        take(1, Delta::Policy(Box::new(PolicyUpdate::default()))),
+        take(1, Delta::Policy(Box::default())),
         take(2, Delta::Stopped(killed.into())),
-        take(3, Delta::Policy(Box::new(PolicyUpdate::default()))),
+        take(3, Delta::Policy(Box::default())),
         take(4, Delta::Freed([AGENT].into())),
         ToForwarder::Call {
             token: 5,
