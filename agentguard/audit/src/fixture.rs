@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use agentguard_common::abi::AgentId;
-use agentguard_record::{Context, Draft, Entry, Latency, Outcome};
+use agentguard_record::{
+    ActionName, Context, DecidedBy, Draft, DraftTask, Ended, Latency, Outcome, Record,
+};
 use uuid::Uuid;
 
 use super::Log;
@@ -18,12 +20,14 @@ pub(super) fn draft(resource: &str) -> Draft {
         decision: Uuid::now_v7(),
         agent: AgentId(2),
         tgid: 4711,
-        action: "GET".into(),
+        action: ActionName::Method("GET".into()),
         resource: resource.into(),
         request: None,
-        task: None,
+        task: DraftTask::None,
         facts: BTreeMap::new(),
         outcome: Outcome::Allow,
+        decided_by: DecidedBy::Rules,
+        ended: Ended::Whole,
         policies: vec!["catalog".into()],
         reason: None,
         detail: None,
@@ -46,7 +50,7 @@ pub(super) fn append(log: &mut Log, draft: &Draft) -> u64 {
         owner: Some("john@example.com"),
         ..Context::default()
     };
-    log.append(Entry::Decision(draft, &context)).unwrap()
+    log.append(Record::Decision(draft, &context)).unwrap()
 }
 
 /// A closed log with `count` records for `h1.example`, `h2.example`, …, in segments of about `segment_bytes`.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use agentguard_record::Entry;
+use agentguard_record::Record;
 use agentguard_sys::file::ensure_folder;
 use agentguard_sys::lock::{FolderLock, Taken};
 use tokio::sync::watch;
@@ -145,14 +145,14 @@ impl Log {
     /// # Errors
     /// The log cannot be written now. The record is not lost ([`LogError::Full`] apart): it is written, before any later
     /// one, by the next call that can write.
-    pub fn append(&mut self, entry: Entry<'_>) -> Result<u64, LogError> {
-        let seq = self.stage(entry)?;
+    pub fn append(&mut self, record: Record<'_>) -> Result<u64, LogError> {
+        let seq = self.stage(record)?;
         self.commit()?;
         Ok(seq)
     }
 
     /// Chains a record that the next [`Log::commit`] writes: for batches.
-    pub fn stage(&mut self, entry: Entry<'_>) -> Result<u64, LogError> {
+    pub fn stage(&mut self, record: Record<'_>) -> Result<u64, LogError> {
         if self.pending.len() >= PENDING_BYTES {
             return Err(self.lose(LogError::Full));
         }
@@ -161,7 +161,7 @@ impl Log {
             seq: self.tail.seq + 1,
             prev: &self.tail.hash,
         };
-        if let Err(error) = line::write(&mut self.pending, place, entry) {
+        if let Err(error) = line::write(&mut self.pending, place, record) {
             self.pending.truncate(start);
             return Err(self.lose(error.into()));
         }

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use uuid::Uuid;
 
-use super::line::{Link, View};
+use super::line::{ChainLink, Line};
 use super::log::Head;
 use super::read::Backwards;
 use super::segment;
@@ -137,27 +138,29 @@ impl Filter {
         if !self.may_match(line) {
             return false;
         }
-        let Ok(view) = serde_json::from_str::<View<'_>>(line) else {
+        let Ok(line) = Line::parse(line.as_bytes()) else {
             return false;
         };
-        let time = || view.time.parse::<Timestamp>().ok();
         let is = |wanted: &Option<String>, check: &dyn Fn(&str) -> bool| {
             wanted.as_deref().is_none_or(check)
         };
-        is(&self.agent, &|wanted| view.agent.as_deref() == Some(wanted))
+        let is_id = |id: Uuid, wanted: &str, whole: bool| {
+            let mut buffer = Uuid::encode_buffer();
+            let id: &str = id.hyphenated().encode_lower(&mut buffer);
+            id.starts_with(wanted) && (!whole || id.len() == wanted.len())
+        };
+        is(&self.agent, &|wanted| line.agent.as_deref() == Some(wanted))
             && is(&self.action, &|wanted| {
-                view.action.eq_ignore_ascii_case(wanted)
+                line.action.eq_ignore_ascii_case(wanted)
             })
-            && is(&self.outcome, &|wanted| view.outcome == wanted)
-            && is(&self.resource, &|wanted| view.resource.contains(wanted))
-            && is(&self.task, &|wanted| view.task.as_deref() == Some(wanted))
-            && is(&self.id, &|wanted| view.decision.starts_with(wanted))
-            && self
-                .since
-                .is_none_or(|since| time().is_some_and(|time| time >= since))
-            && self
-                .until
-                .is_none_or(|until| time().is_some_and(|time| time < until))
+            && is(&self.outcome, &|wanted| line.outcome.text() == wanted)
+            && is(&self.resource, &|wanted| line.resource.contains(wanted))
+            && is(&self.task, &|wanted| {
+                line.task.is_some_and(|id| is_id(id, wanted, true))
+            })
+            && is(&self.id, &|wanted| is_id(line.decision, wanted, false))
+            && self.since.is_none_or(|since| line.time >= since)
+            && self.until.is_none_or(|until| line.time < until)
     }
 }
 
@@ -197,7 +200,7 @@ pub fn tail(dir: &Path, filter: &Filter, head: Head) -> Result<(Vec<String>, Fol
 }
 
 fn seq(line: &str) -> Option<u64> {
-    serde_json::from_str::<Link<'_>>(line)
+    serde_json::from_str::<ChainLink<'_>>(line)
         .ok()
         .map(|link| link.seq)
 }

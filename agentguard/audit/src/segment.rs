@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::line::{self, FIRST_PREV, Hash, Link};
+use super::line::{self, ChainLink, FIRST_PREV, Hash};
 use super::log::LogError;
 
 const PREFIX: &str = "audit-";
@@ -125,7 +125,7 @@ fn find_tail(path: &Path, file: &File, length: u64) -> Result<(Option<Tail>, u64
     while let Some((start, bytes)) = last_line(file, end).map_err(LogError::io("read", path))? {
         let whole = bytes.strip_suffix(b"\n");
         let content = whole.unwrap_or(&bytes);
-        if let Ok(link) = serde_json::from_slice::<Link<'_>>(content) {
+        if let Ok(link) = serde_json::from_slice::<ChainLink<'_>>(content) {
             if whole.is_none() {
                 // The record is all there, but for its newline.
                 finish_line(path, file)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use agentguard_sys::lock::FolderLock;
 use serde::Serialize;
 
-use super::line::{self, FIRST_PREV, Hash, Link};
+use super::line::{self, ChainLink, FIRST_PREV, Hash};
 use super::segment;
 
 /// A log whose chain holds.
@@ -27,19 +27,19 @@ pub enum VerifyError {
     #[error("cannot read {}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {fault}", path.display())]
-    File { path: PathBuf, fault: Fault },
+    File { path: PathBuf, fault: ChainFault },
     #[error("{}:{line}: {fault}", path.display())]
     Line {
         path: PathBuf,
         /// Counts from 1.
         line: u64,
-        fault: Fault,
+        fault: ChainFault,
     },
 }
 
 /// What is wrong with the chain.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Fault {
+pub enum ChainFault {
     #[error("not a record: {0}")]
     NotJson(String),
     #[error("the line is cut off")]
@@ -85,7 +85,7 @@ pub fn verify(dir: &Path) -> Result<Verified, VerifyError> {
         if segment.first != chain.next {
             return Err(VerifyError::File {
                 path: path.clone(),
-                fault: Fault::Segment {
+                fault: ChainFault::Segment {
                     expected: chain.next,
                     found: segment.first,
                 },
@@ -102,7 +102,7 @@ pub fn verify(dir: &Path) -> Result<Verified, VerifyError> {
                 Some(content) => chain.follow(content),
                 // The daemon is in the middle of a write.
                 None if index + 1 == segments.len() && is_live(dir) => break,
-                None => Err(Fault::Truncated),
+                None => Err(ChainFault::Truncated),
             };
             result.map_err(|fault| VerifyError::Line {
                 path: path.clone(),
@@ -116,17 +116,17 @@ pub fn verify(dir: &Path) -> Result<Verified, VerifyError> {
 }
 
 impl Chain {
-    fn follow(&mut self, content: &[u8]) -> Result<(), Fault> {
-        let link: Link<'_> =
-            serde_json::from_slice(content).map_err(|error| Fault::NotJson(error.to_string()))?;
+    fn follow(&mut self, content: &[u8]) -> Result<(), ChainFault> {
+        let link: ChainLink<'_> = serde_json::from_slice(content)
+            .map_err(|error| ChainFault::NotJson(error.to_string()))?;
         if link.seq != self.next {
-            return Err(Fault::Seq {
+            return Err(ChainFault::Seq {
                 expected: self.next,
                 found: link.seq,
             });
         }
         if link.prev.as_bytes() != self.prev {
-            return Err(Fault::Prev);
+            return Err(ChainFault::Prev);
         }
         self.next += 1;
         self.prev = line::hash(content);

@@ -8,8 +8,9 @@ use agentguard_common::abi::{Event, EventKind, Tamper};
 use agentguard_common::counter::Counter;
 use agentguard_common::verdict::{Finding, Refusal};
 use agentguard_kernel::{Events, Exec as JudgedExec, Seen};
-use agentguard_record::DenyReason;
-use agentguard_record::{Draft, Latency, Outcome, Process};
+use agentguard_record::{
+    ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, Process,
+};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -139,7 +140,7 @@ async fn take(shared: &Shared, seen: &[Seen]) {
     }
     shared.presence.changed();
     if !drafts.is_empty() {
-        shared.record_of(drafts).await;
+        shared.record(drafts).await;
     }
 }
 
@@ -195,11 +196,11 @@ fn executed(shared: &Shared, event: &Event) {
 
 /// The record of a verdict; `None` for events that are none, such as an exec that nobody judged.
 fn draft(event: &Event, kind: EventKind, is_judged: bool, clock: &Clock) -> Option<Draft> {
-    let (outcome, refusal) = match Finding::try_from(event.reason) {
-        Ok(Finding::Allowed) => (Outcome::Allow, None),
-        Ok(Finding::Observed(refusal)) => (Outcome::Observed, Some(refusal)),
-        Ok(Finding::Refused(refusal)) => (Outcome::Deny, Some(refusal)),
-        Err(_) => (Outcome::Deny, None),
+    let (outcome, ended, refusal) = match Finding::try_from(event.reason) {
+        Ok(Finding::Allowed) => (Outcome::Allow, Ended::Whole, None),
+        Ok(Finding::Observed(refusal)) => (Outcome::Observed, Ended::Whole, Some(refusal)),
+        Ok(Finding::Refused(refusal)) => (Outcome::Deny, Ended::Refused, Some(refusal)),
+        Err(_) => (Outcome::Deny, Ended::Refused, None),
     };
     let allowed = outcome == Outcome::Allow;
     let is_told = match kind {
@@ -232,12 +233,14 @@ fn draft(event: &Event, kind: EventKind, is_judged: bool, clock: &Clock) -> Opti
         decision: Uuid::now_v7(),
         agent: event.agent,
         tgid: event.tgid,
-        action: action.to_owned(),
+        action,
         resource,
         request: None,
-        task: None,
+        task: DraftTask::OfProcess,
         facts,
         outcome,
+        decided_by: DecidedBy::Kernel,
+        ended,
         policies: Vec::new(),
         reason: (!allowed).then(|| refusal.map_or(DenyReason::ProtocolRefused, reason)),
         detail: (!allowed).then(|| match refusal {
@@ -255,34 +258,36 @@ fn draft(event: &Event, kind: EventKind, is_judged: bool, clock: &Clock) -> Opti
 }
 
 /// What an agent did, and to what, as records name it; `None` for what only happens to a process.
-fn act(event: &Event, kind: EventKind) -> Option<(&'static str, String)> {
+fn act(event: &Event, kind: EventKind) -> Option<(ActionName, String)> {
     Some(match kind {
-        EventKind::Connect => ("connect", address(event)),
-        EventKind::Send => ("sendmsg", address(event)),
-        EventKind::Bind => ("bind", address(event)),
-        EventKind::Packet => ("packet", address(event)),
-        EventKind::Socket => ("socket", socket_name(event)),
-        EventKind::Unix if event.proto == Event::UNIX_SEND => ("sendmsg", unix::resource(event)),
-        EventKind::Unix => ("connect", unix::resource(event)),
-        EventKind::HandedOver => ("handed-over", "socket".to_owned()),
+        EventKind::Connect => (ActionName::Connect, address(event)),
+        EventKind::Send => (ActionName::Sendmsg, address(event)),
+        EventKind::Bind => (ActionName::Bind, address(event)),
+        EventKind::Packet => (ActionName::Packet, address(event)),
+        EventKind::Socket => (ActionName::Socket, socket_name(event)),
+        EventKind::Unix if event.proto == Event::UNIX_SEND => {
+            (ActionName::Sendmsg, unix::resource(event))
+        }
+        EventKind::Unix => (ActionName::Connect, unix::resource(event)),
+        EventKind::HandedOver => (ActionName::HandedOver, "socket".to_owned()),
         EventKind::Tamper => tampering(event),
-        EventKind::Exec | EventKind::Enrol => ("exec", path(event)),
+        EventKind::Exec | EventKind::Enrol => (ActionName::Exec, path(event)),
         EventKind::Fork | EventKind::Exit | EventKind::ForwarderDown | EventKind::Unread => {
             return None;
         }
     })
 }
 
-fn tampering(event: &Event) -> (&'static str, String) {
+fn tampering(event: &Event) -> (ActionName, String) {
     let process = || format!("process/{}", event.parent_tgid);
     match Tamper::try_from(event.sock_type) {
-        Ok(Tamper::Bpf) => ("bpf", "bpf".to_owned()),
-        Ok(Tamper::Ptrace) => ("ptrace", process()),
-        Ok(Tamper::Signal) => ("kill", process()),
-        Ok(Tamper::Terminal) => ("ioctl", "terminal".to_owned()),
-        Ok(Tamper::Pins) => ("unlink", "bpffs".to_owned()),
-        Ok(Tamper::Files) => ("file", "agentguard".to_owned()),
-        Err(_) => ("tamper", "tamper".to_owned()),
+        Ok(Tamper::Bpf) => (ActionName::Bpf, "bpf".to_owned()),
+        Ok(Tamper::Ptrace) => (ActionName::Ptrace, process()),
+        Ok(Tamper::Signal) => (ActionName::Kill, process()),
+        Ok(Tamper::Terminal) => (ActionName::Ioctl, "terminal".to_owned()),
+        Ok(Tamper::Pins) => (ActionName::Unlink, "bpffs".to_owned()),
+        Ok(Tamper::Files) => (ActionName::File, "agentguard".to_owned()),
+        Err(_) => (ActionName::Tamper, "tamper".to_owned()),
     }
 }
 

@@ -263,7 +263,10 @@ impl Session {
 
     async fn received(&mut self, shared: &Arc<Shared>, frame: ToDaemon) {
         match frame {
-            ToDaemon::Records(drafts) => shared.record(drafts).await,
+            ToDaemon::Records(drafts) => {
+                let drafts = drafts.into_iter().map(|draft| (draft, None));
+                shared.record(drafts.collect()).await;
+            }
             ToDaemon::Call { token, call } => {
                 let out = self.out.clone();
                 self.called(shared, Unanswered { token, out }, call).await;

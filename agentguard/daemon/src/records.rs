@@ -7,7 +7,7 @@ use agentguard_audit::log::Head;
 use agentguard_audit::{Log, LogError};
 use agentguard_common::abi::AgentId;
 use agentguard_record::Meta;
-use agentguard_record::{Context, Draft, Entry, Operation, Operator, Outcome, Process, TaskInfo};
+use agentguard_record::{Context, Draft, Operation, Operator, Outcome, Process, Record, TaskInfo};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Batches waiting for the writer at most; then their senders wait.
@@ -161,7 +161,7 @@ impl Writer {
 
     fn stage(&mut self, item: &Item) -> Result<(), LogError> {
         match item {
-            Item::Decision(decided) => self.log.stage(Entry::Decision(
+            Item::Decision(decided) => self.log.stage(Record::Decision(
                 &decided.draft,
                 &Context {
                     agent: &decided.agent,
@@ -173,7 +173,7 @@ impl Writer {
             )),
             Item::Operator(done) => {
                 let user = agentguard_sys::user::name(done.uid);
-                self.log.stage(Entry::Operator(&Operator {
+                self.log.stage(Record::Operator(&Operator {
                     uid: done.uid,
                     user: Some(&user),
                     operation: done.operation,

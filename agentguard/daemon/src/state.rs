@@ -12,7 +12,7 @@ use agentguard_link::state::PolicyUpdate;
 use agentguard_policy::{Policy, Reassigned, Sources};
 use agentguard_record::Meta;
 use agentguard_record::guarantee::{Guarantee, GuaranteeId, require};
-use agentguard_record::{Draft, Process};
+use agentguard_record::{Draft, DraftTask, Process};
 use agentguard_sys as sys;
 use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
@@ -183,24 +183,9 @@ impl Shared {
         }
     }
 
-    /// Completes drafts by what the daemon knows of their agents and processes, and has them written.
-    pub async fn record(&self, drafts: Vec<Draft>) {
-        let drafts = drafts.into_iter().map(|draft| (draft, None)).collect();
-        // What is on none of the open tasks for the forwarder is on none here.
-        self.complete(drafts, |draft| draft.action == "dns").await;
-    }
-
-    /// As [`Self::record`], of the kernel's, where a process may be given as it was at the time.
-    pub async fn record_of(&self, drafts: Vec<(Draft, Option<Process>)>) {
-        self.complete(drafts, |_| true).await;
-    }
-
-    /// `knows_no_tasks`: what has decided this does not look at tasks, so that it is on the one its process was started for.
-    async fn complete(
-        &self,
-        mut drafts: Vec<(Draft, Option<Process>)>,
-        knows_no_tasks: impl Fn(&Draft) -> bool + Send,
-    ) {
+    /// Completes drafts by what the daemon knows of their agents and processes, and has them written. A process may be
+    /// given as it was at the time.
+    pub async fn record(&self, mut drafts: Vec<(Draft, Option<Process>)>) {
         // What the canary does is the daemon's own doing, and told when it goes wrong.
         drafts.retain(|(draft, _)| !draft.agent.is_canary());
         let items = {
@@ -222,8 +207,9 @@ impl Shared {
                     agent: name.unwrap_or_else(|| records::unnamed(draft.agent)),
                     owner,
                     task: match &draft.task {
-                        None if knows_no_tasks(&draft) => lineage.task(draft.tgid, at),
-                        task => task.clone().map(Arc::new),
+                        DraftTask::OfProcess => lineage.task(draft.tgid, at),
+                        DraftTask::None => None,
+                        DraftTask::On(task) => Some(Arc::new(task.clone())),
                     },
                     process: process
                         .or_else(|| lineage.process_or_look(draft.tgid, at, draft.agent)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use agentguard_common::abi::{AgentId, Origin};
 use agentguard_policy::{CanonicalPath, HostName, TlsMode, is_reserved};
-use agentguard_record::DenyReason;
+use agentguard_record::{DecidedBy, Ended};
 use http::request::Parts;
 use http::uri::Scheme;
 use http::{StatusCode, Version};
@@ -17,7 +17,7 @@ use super::framing;
 use super::identity::{self, Entrance, Target};
 use super::life::Life;
 use super::origin::{self, OriginError, OriginSource};
-use super::record::{Ended, Entry};
+use super::record::{ConnectionOver, Entry};
 use super::refusal::{NO_AUDIT, Refusal};
 use super::session::Session;
 use super::sniff::Hello;
@@ -43,31 +43,36 @@ pub struct Arrival {
 }
 
 /// Somebody's connection, and nobody knows whose: closed, and recorded as nobody's.
-pub fn nobodys(forwarder: &Forwarder, error: &OriginError) -> Ended {
+pub fn nobodys(forwarder: &Forwarder, error: &OriginError) -> ConnectionOver {
     let life = forwarder.lives.of(AgentId::NONE);
     match forwarder.records.open(&life, &Origin::default()) {
         Some(entry) => entry.refuse(Refusal::protocol(error.to_string())),
-        None => Ended,
+        None => ConnectionOver,
     }
 }
 
-/// Opens the connection's entry and hangs it on its agent's life. Ended: it cannot be recorded, there is no place for it,
+/// Opens the connection's entry and hangs it on its agent's life. No connection: it cannot be recorded, there is no place for it,
 /// or its agent has been stopped.
 pub fn admit(
     door: &Door,
     origin: Origin,
     place: Option<&Place>,
-) -> Result<(Arrival, Entry), Ended> {
+) -> Result<(Arrival, Entry), ConnectionOver> {
     let forwarder = door.forwarder.serving(origin.agent);
     let life = forwarder.lives.of(origin.agent);
-    let mut entry = forwarder.records.open(&life, &origin).ok_or(Ended)?;
+    let mut entry = forwarder
+        .records
+        .open(&life, &origin)
+        .ok_or(ConnectionOver)?;
     entry.resource = origin::place(&origin);
     if place.is_none() {
         let limit = forwarder.limits.max_connections;
-        return Err(entry.fail(None, format!("more than {limit} connections at once")));
+        let detail = format!("more than {limit} connections at once");
+        return Err(entry.fail(Ended::HostFailed, None, detail));
     }
     if let Some(why) = life.why() {
-        return Err(entry.refuse(Refusal::new(why, "this agent has been stopped")));
+        let refusal = Refusal::new(DecidedBy::Stop, why, "this agent has been stopped");
+        return Err(entry.refuse(refusal));
     }
     let arrival = Arrival {
         forwarder,
@@ -150,7 +155,7 @@ impl Arrival {
 pub fn head(exchange: &mut Exchange, parts: &Parts, head: &[u8]) -> Result<Target, Refusal> {
     let session = &exchange.session;
     if !session.forwarder.records.available() {
-        return Err(Refusal::new(DenyReason::AuditUnavailable, NO_AUDIT));
+        return Err(Refusal::unrecorded(NO_AUDIT));
     }
     let target = identity::target(&session.entrance, parts).map_err(Refusal::protocol)?;
     let bounds = bounded(session, parts);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_link::frame::Limits;
-use agentguard_record::{DenyReason, Outcome};
+use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::refusal::Refusal;
+use super::refusal::{Cause, Refusal};
 
 /// Bytes that one permit of [`Room`] stands for.
 const UNIT: usize = 4096;
@@ -83,6 +83,7 @@ impl RequestBody {
             }
             Err(_) => {
                 return Err(Refusal::new(
+                    DecidedBy::Facts,
                     DenyReason::BodyUnreadable,
                     format!(
                         "a rule reads the request's body, and it did not come whole within {wait} ms"
@@ -166,6 +167,7 @@ impl From<&UploadError> for Refusal {
                 Self::protocol(format!("the request's body: {detail}"))
             }
             UploadError::Gone => Self {
+                cause: Cause::Ended(Ended::ClientGone),
                 outcome: Outcome::Error,
                 ..Self::protocol("the client broke off its request")
             },
@@ -215,6 +217,7 @@ async fn collect(body: &mut Incoming, limit: usize, room: &Room) -> Result<Whole
 
 fn too_large(limit: usize) -> Refusal {
     Refusal::new(
+        DecidedBy::Facts,
         DenyReason::BodyTooLarge,
         format!("a rule reads the request's body, and it is longer than {limit} bytes"),
     )
@@ -222,6 +225,7 @@ fn too_large(limit: usize) -> Refusal {
 
 fn no_room() -> Refusal {
     Refusal::new(
+        DecidedBy::Facts,
         DenyReason::BodyTooLarge,
         "a rule reads the request's body, and at the moment there is no room for it beside those of other requests",
     )

@@ -1,6 +1,6 @@
 //! Answers `CONNECT`, by which an agent takes the forwarder for its proxy.
 
-use agentguard_record::{DenyReason, RequestInfo};
+use agentguard_record::{ActionName, RequestInfo};
 use http::uri::Scheme;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
@@ -32,7 +32,7 @@ pub fn answer(session: &Session, mut request: Request<Incoming>) -> Response<Rep
         refusal => Err(refusal.to_owned()),
     };
     let Some(mut entry) = session.entry() else {
-        let refusal = Refusal::new(DenyReason::AuditUnavailable, QUEUE_FULL);
+        let refusal = Refusal::unrecorded(QUEUE_FULL);
         return refuse(session, None, refusal);
     };
     match target {
@@ -46,7 +46,7 @@ pub fn answer(session: &Session, mut request: Request<Incoming>) -> Response<Rep
             Response::new(Reply::empty())
         }
         Err(detail) => {
-            entry.action = "CONNECT".into();
+            entry.action = ActionName::Method("CONNECT".into());
             entry.resource = origin::place(&session.origin);
             refuse(session, Some(entry), Refusal::protocol(detail))
         }

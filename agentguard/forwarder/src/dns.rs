@@ -10,8 +10,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use agentguard_common::abi::Origin;
 use agentguard_policy::{HostName, Policy, is_reserved};
-use agentguard_record::DenyReason;
-use agentguard_record::{Draft, Latency, Outcome, RequestInfo};
+use agentguard_record::{
+    ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, RequestInfo,
+};
 use hickory_proto::op::Query;
 use hickory_proto::rr::RecordType;
 use jiff::Timestamp;
@@ -21,7 +22,7 @@ use self::verdict::Verdict;
 use self::wire::{encode, parse};
 use super::resolve::{Family, Resolver};
 
-pub use serve::{Counters, Server};
+pub use serve::{Counters, Gate, Server};
 
 /// How a query came, which bounds its answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,14 +55,14 @@ pub async fn answer(
     query: &[u8],
     transport: Transport,
     origin: &Origin,
-    refused: Option<DenyReason>,
+    refused: Option<(DecidedBy, DenyReason)>,
     policy: &Policy,
     resolver: &Resolver,
 ) -> Answer {
     let stale = || {
         policy
             .is_expired(Timestamp::now())
-            .then_some(DenyReason::PolicyStale)
+            .then_some((DecidedBy::Expiry, DenyReason::PolicyStale))
     };
     let refused = refused.or_else(stale);
     let observes = policy.observes(origin.agent);
@@ -80,7 +81,7 @@ async fn respond(
     query: &[u8],
     transport: Transport,
     origin: &Origin,
-    refused: Option<DenyReason>,
+    refused: Option<(DecidedBy, DenyReason)>,
     covers: impl Fn(&HostName) -> Covered,
     resolver: &Resolver,
 ) -> Answer {
@@ -113,7 +114,7 @@ async fn respond(
     let covered = name.as_ref().map_or(Covered::No, &covers);
     record.latency.decide = micros(started);
     let verdict = match (refused, name) {
-        (Some(reason), _) => Verdict::stopped(reason),
+        (Some((by, reason)), _) => Verdict::stopped(by, reason),
         (None, Some(_)) if covered == Covered::Own => Verdict::own(question.query_type()),
         (None, Some(name)) if covered != Covered::No => {
             let found = look_up(&name, question.query_type(), resolver).await;
@@ -160,12 +161,14 @@ fn blank(origin: &Origin) -> Draft {
         decision: Uuid::now_v7(),
         agent: origin.agent,
         tgid: origin.tgid,
-        action: "dns".into(),
+        action: ActionName::Dns,
         resource: String::new(),
         request: None,
-        task: None,
+        task: DraftTask::OfProcess,
         facts: BTreeMap::new(),
         outcome: Outcome::Deny,
+        decided_by: DecidedBy::Undecided,
+        ended: Ended::Refused,
         policies: Vec::new(),
         reason: None,
         detail: None,
@@ -183,6 +186,8 @@ fn finish(record: &mut Draft, verdict: &Verdict, started: Instant) {
         request.status = u16::from(verdict.code);
     }
     record.outcome = verdict.outcome;
+    record.decided_by = verdict.decided_by;
+    record.ended = verdict.ended;
     record.reason = verdict.reason;
     record.detail = Some(verdict.detail.clone());
     record.latency.total = micros(started);

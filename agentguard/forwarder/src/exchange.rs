@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agentguard_record::{DenyReason, RequestInfo};
+use agentguard_record::{ActionName, DenyReason, RequestInfo};
 use http::request::Parts;
 use http::uri::Scheme;
 use http::{Response, StatusCode, Version, header};
@@ -32,7 +32,7 @@ pub struct Exchange {
 
 impl Exchange {
     pub fn new(session: Arc<Session>, busy: Busy, mut entry: Entry, parts: &Parts) -> Self {
-        entry.action = parts.method.as_str().to_owned();
+        entry.action = ActionName::Method(parts.method.as_str().to_owned());
         entry.resource = origin::place(&session.origin);
         entry.request = Some(RequestInfo {
             scheme: session.entrance.scheme.to_string(),
@@ -82,7 +82,7 @@ impl Exchange {
         let about = About {
             decision: entry.decision,
             agent: &respond::name(&self.docket.policy, self.session.life.agent),
-            action: &entry.action,
+            action: entry.action.as_str(),
             resource: &entry.resource,
         };
         let response = respond::answer(&refusal, self.protocol, close, &about);

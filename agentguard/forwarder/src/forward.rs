@@ -1,6 +1,7 @@
 //! A permitted request on its way out, up to the head of the answer.
 
 use agentguard_policy::Context;
+use agentguard_record::Ended;
 use futures_util::future::OptionFuture;
 use http::{Request, Version};
 use hyper::upgrade::OnUpgrade;
@@ -95,7 +96,8 @@ pub async fn send(
                 Some(error) => error.into(),
                 None => {
                     let resource = &exchange.docket.entry.resource;
-                    Refusal::new(fault.reason, format!("{resource}: {}", fault.detail))
+                    let detail = format!("{resource}: {}", fault.detail);
+                    Refusal::ended(Ended::UpstreamFailed, fault.reason, detail)
                 }
             })
         }

@@ -7,7 +7,7 @@ use agentguard_common::abi::AgentId;
 use agentguard_link::frame::{CanaryOrigin, Limits, Start, ToDaemon};
 use agentguard_link::state::State;
 use agentguard_policy::Policy;
-use agentguard_record::{DenyReason, Draft};
+use agentguard_record::{DecidedBy, DenyReason, Draft};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
@@ -129,12 +129,13 @@ impl Forwarder {
 }
 
 /// Why an agent may do nothing at all now, for the resolver.
-fn gate(
-    lives: Arc<Lives>,
-    records: Arc<Records>,
-) -> Box<dyn Fn(AgentId) -> Option<DenyReason> + Send + Sync> {
+fn gate(lives: Arc<Lives>, records: Arc<Records>) -> dns::Gate {
     Box::new(move |agent| {
-        let no_record = || (!records.available()).then_some(DenyReason::AuditUnavailable);
-        lives.of(agent).why().or_else(no_record)
+        let no_record = || {
+            let no_record = (DecidedBy::Host, DenyReason::AuditUnavailable);
+            (!records.available()).then_some(no_record)
+        };
+        let stop = lives.of(agent).why().map(|why| (DecidedBy::Stop, why));
+        stop.or_else(no_record)
     })
 }

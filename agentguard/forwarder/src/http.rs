@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use agentguard_record::Ended;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -102,7 +103,8 @@ fn close(session: &Session, end: End) {
     match end {
         End::Closed => {
             if let Some(entry) = unused {
-                entry.fail(None, "the connection ended before a request");
+                let detail = "the connection ended before a request";
+                entry.fail(Ended::ClientGone, None, detail);
             }
         }
         End::Malformed(error) => {
@@ -119,7 +121,7 @@ fn close(session: &Session, end: End) {
                     true => "the connection ended before a request".into(),
                     false => chain(&error),
                 };
-                entry.fail(None, detail);
+                entry.fail(Ended::ClientGone, None, detail);
             }
         }
         End::Late(Late::Head) => {
@@ -128,7 +130,8 @@ fn close(session: &Session, end: End) {
             if let Some(mut entry) = entry {
                 entry.resource = session.place();
                 let limit = session.forwarder.limits.head_timeout_ms;
-                entry.fail(None, format!("no whole request head within {limit} ms"));
+                let detail = format!("no whole request head within {limit} ms");
+                entry.fail(Ended::ClientGone, None, detail);
             }
         }
         End::Late(Late::Idle) => drop(unused),

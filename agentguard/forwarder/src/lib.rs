@@ -75,8 +75,6 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio::runtime::{Builder, Runtime};
 
-pub use self::refusal::{CUT, OVER};
-
 use self::origin::OriginSource;
 
 /// What the daemon gave the forwarder at start, by inherited descriptor.

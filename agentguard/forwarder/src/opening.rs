@@ -4,12 +4,13 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use agentguard_record::Ended;
 use tokio::time::timeout;
 
 use super::admit::Arrival;
 use super::identity::Target;
 use super::io::{Client, Peeked};
-use super::record::{Ended, Entry};
+use super::record::{ConnectionOver, Entry};
 use super::respond;
 use super::sniff::{self, Hello, Opening};
 use super::terminate::{self, Terminated};
@@ -20,9 +21,12 @@ pub async fn sniff(
     arrival: &Arrival,
     client: Client,
     entry: Entry,
-) -> Result<(Opening, Peeked<Client>, Entry), Ended> {
+) -> Result<(Opening, Peeked<Client>, Entry), ConnectionOver> {
     match timeout(limit(arrival), sniff::sniff(client, arrival.port())).await {
-        Err(_) => Err(entry.fail(None, "nothing that can be recognised came in time")),
+        Err(_) => {
+            let detail = "nothing that can be recognised came in time";
+            Err(entry.fail(Ended::ClientGone, None, detail))
+        }
         Ok((stream, Err(error))) => Err(respond::opening(stream, error, entry).await),
         Ok((stream, Ok(opening))) => Ok((opening, stream, entry)),
     }
@@ -34,7 +38,7 @@ pub async fn named(
     hello: &Hello,
     stream: Peeked<Client>,
     entry: Entry,
-) -> Result<(Target, Peeked<Client>, Entry), Ended> {
+) -> Result<(Target, Peeked<Client>, Entry), ConnectionOver> {
     match arrival.named(hello) {
         Ok(target) => Ok((target, stream, entry)),
         Err(detail) => Err(respond::unnamed(stream, detail, entry).await),
@@ -47,7 +51,7 @@ pub async fn terminate(
     target: &Target,
     stream: Peeked<Client>,
     entry: Entry,
-) -> Result<(Terminated, Entry), Ended> {
+) -> Result<(Terminated, Entry), ConnectionOver> {
     let leaves = &arrival.forwarder.leaves;
     let terminated = terminate::terminate(leaves, &target.host, stream, limit(arrival));
     // On the heap, so that a connection that is served does not hold the room for its handshake.
@@ -58,7 +62,7 @@ pub async fn terminate(
 }
 
 /// DNS over TCP: the resolver records each query itself.
-pub async fn resolve(arrival: &Arrival, stream: Peeked<Client>, entry: Entry) -> Ended {
+pub async fn resolve(arrival: &Arrival, stream: Peeked<Client>, entry: Entry) -> ConnectionOver {
     let dns = &arrival.forwarder.dns;
     let passed = entry.passed.clone();
     let stream = Counting {
@@ -68,8 +72,11 @@ pub async fn resolve(arrival: &Arrival, stream: Peeked<Client>, entry: Entry) ->
     let served = dns.serve_stream(stream, &arrival.origin).await;
     match served {
         _ if passed.up.load(Ordering::Relaxed) > 2 => entry.hand_over(),
-        Ok(()) => entry.fail(None, "the connection ended before a query"),
-        Err(error) => entry.fail(None, format!("DNS over TCP: {error}")),
+        Ok(()) => {
+            let detail = "the connection ended before a query";
+            entry.fail(Ended::ClientGone, None, detail)
+        }
+        Err(error) => entry.fail(Ended::ClientGone, None, format!("DNS over TCP: {error}")),
     }
 }
 

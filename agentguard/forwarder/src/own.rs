@@ -9,7 +9,7 @@ mod tasks;
 use std::time::Duration;
 
 use agentguard_policy::Permissions;
-use agentguard_record::DenyReason;
+use agentguard_record::{DecidedBy, DenyReason};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -117,7 +117,8 @@ fn permissions(exchange: &Exchange) -> Result<Document, Refusal> {
         .permissions(exchange.session.life.agent);
     let Some(policy) = permissions else {
         let detail = "this agent is not part of the policy in force";
-        return Err(Refusal::new(DenyReason::AgentSuspended, detail));
+        let reason = DenyReason::AgentSuspended;
+        return Err(Refusal::new(DecidedBy::Reach, reason, detail));
     };
     let open = tasks::all(exchange);
     let open_tasks = tasks::views(&open);

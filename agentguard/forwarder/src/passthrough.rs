@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use agentguard_policy::Action;
-use agentguard_record::{DenyReason, UpstreamInfo};
+use agentguard_record::{Ended, UpstreamInfo};
 use tokio::io::AsyncWriteExt;
 
 use super::act::Act;
@@ -12,7 +12,7 @@ use super::body::RequestBody;
 use super::identity::Target;
 use super::io::{Client, Peeked};
 use super::judge::{self, Docket, Grant, Subject};
-use super::record::{Ended, Entry};
+use super::record::{ConnectionOver, Entry};
 use super::refusal::{NO_AUDIT, Refusal};
 use super::sniff::Hello;
 use super::standing::{Ongoing, Standing};
@@ -27,7 +27,7 @@ pub async fn pass(
     hello: &Hello,
     stream: Peeked<Client>,
     mut entry: Entry,
-) -> Ended {
+) -> ConnectionOver {
     entry.resource = target.id();
     let forwarder = &arrival.forwarder;
     let mut docket = Docket::new(forwarder, entry);
@@ -41,9 +41,9 @@ pub async fn pass(
     } = match judged {
         Ok(grant) => grant,
         Err(refusal) => {
-            let ended = entry.refuse(refusal);
+            let over = entry.refuse(refusal);
             send_alert(&mut client, &Alert::AccessDenied.bytes()).await;
-            return ended;
+            return over;
         }
     };
     let tasks = forwarder.situation.tasks.ends_of(permit.covered());
@@ -54,9 +54,9 @@ pub async fn pass(
         Err(fault) => {
             claim.was_not_sent();
             let detail = format!("{}: {}", entry.resource, fault.detail);
-            let ended = entry.fail(Some(fault.reason), detail);
+            let over = entry.fail(Ended::UpstreamFailed, Some(fault.reason), detail);
             send_alert(&mut client, &Alert::InternalError.bytes()).await;
-            return ended;
+            return over;
         }
     };
     drop(claim);
@@ -91,7 +91,7 @@ async fn judge(
 ) -> Result<Grant, Refusal> {
     let forwarder = &arrival.forwarder;
     if !forwarder.records.available() {
-        return Err(Refusal::new(DenyReason::AuditUnavailable, NO_AUDIT));
+        return Err(Refusal::unrecorded(NO_AUDIT));
     }
     if hello.encrypted {
         let detail = "the ClientHello may hide another name (encrypted_client_hello)";

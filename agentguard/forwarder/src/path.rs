@@ -1,6 +1,6 @@
 //! The path of one connection and of one request, each stage in the order in which it happens: the product on one screen.
 //!
-//! `?` ends a connection whose entry is complete, which [`Ended`] stands for, or hands up the [`Refusal`] of a request,
+//! `?` ends a connection whose entry is complete, which [`ConnectionOver`] stands for, or hands up the [`Refusal`] of a request,
 //! which [`answer`] alone answers. An answer that is to be rewritten on its way back is rewritten in [`relay::back`],
 //! where its body is made of upstream's.
 
@@ -19,7 +19,7 @@ use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::http::each as each_request;
 use super::io::{Client, Leg};
-use super::record::{Ended, Entry};
+use super::record::{ConnectionOver, Entry};
 use super::refusal::Refusal;
 use super::relay::Return;
 use super::reply::Reply;
@@ -31,7 +31,11 @@ use super::{
 };
 
 /// One connection of an agent's, which a kill ends wherever it is.
-pub async fn connection(door: &Door, socket: TcpStream, place: Option<Place>) -> Result<(), Ended> {
+pub async fn connection(
+    door: &Door,
+    socket: TcpStream,
+    place: Option<Place>,
+) -> Result<(), ConnectionOver> {
     // Whose it is, and where it was to go. There is no default.
     let origin = origin::recover(&*door.origins, &socket);
     let origin = origin.map_err(|error| admit::nobodys(&door.forwarder, &error))?;
@@ -41,11 +45,11 @@ pub async fn connection(door: &Door, socket: TcpStream, place: Option<Place>) ->
     let _counted = arrival.forwarder.lives.count(&life);
     let client = Client::Socket(Leg::new(socket, life.clone()));
     let served = life.hold(opened(arrival, client, entry)).await;
-    served.unwrap_or(Err(Ended))
+    served.unwrap_or(Err(ConnectionOver))
 }
 
 /// Everything between the first byte and the last, for a connection and for what `CONNECT` opens inside one.
-async fn opened(arrival: Arrival, client: Client, entry: Entry) -> Result<(), Ended> {
+async fn opened(arrival: Arrival, client: Client, entry: Entry) -> Result<(), ConnectionOver> {
     let (opening, stream, entry) = opening::sniff(&arrival, client, entry).await?;
     let (hello, http2) = match opening {
         Opening::Dns => return Err(opening::resolve(&arrival, stream, entry).await),
@@ -67,7 +71,7 @@ async fn opened(arrival: Arrival, client: Client, entry: Entry) -> Result<(), En
 }
 
 /// Each request, then what the connection has become, if it has.
-async fn speak<S>(arrival: Arrival, session: Arc<Session>, stream: S) -> Result<(), Ended>
+async fn speak<S>(arrival: Arrival, session: Arc<Session>, stream: S) -> Result<(), ConnectionOver>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

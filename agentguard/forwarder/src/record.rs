@@ -11,13 +11,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agentguard_common::abi::Origin;
 use agentguard_policy::{Context, Permit, Tasks};
-use agentguard_record::DenyReason;
-use agentguard_record::{Draft, Latency, Outcome, TaskInfo};
+use agentguard_record::{
+    ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, TaskInfo,
+};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::life::Life;
-use super::refusal::Refusal;
+use super::refusal::{Cause, Refusal};
 
 /// Decisions that may be open or waiting to be sent at once; over it agents are refused with `audit-unavailable`.
 pub const QUEUE: usize = 65_536;
@@ -49,7 +50,7 @@ pub struct Entry {
 
 /// The entry of a connection is complete, or there was no place for one: nothing is left to be done for it.
 #[derive(Debug)]
-pub struct Ended;
+pub struct ConnectionOver;
 
 impl Records {
     pub fn new(queue: mpsc::Sender<Draft>) -> Self {
@@ -82,12 +83,14 @@ impl Records {
             decision: decision_id(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
             agent: origin.agent,
             tgid: origin.tgid,
-            action: "connect".into(),
+            action: ActionName::Connect,
             resource: String::new(),
             request: None,
-            task: None,
+            task: DraftTask::None,
             facts: BTreeMap::new(),
             outcome: Outcome::Error,
+            decided_by: DecidedBy::Undecided,
+            ended: Ended::Aborted,
             policies: Vec::new(),
             reason: None,
             detail: None,
@@ -119,9 +122,11 @@ impl Entry {
     /// The task that a decision is taken on.
     pub fn on_task(&mut self, gathered: &Context) {
         let task = gathered.tasks.as_ref().and_then(Tasks::task);
-        self.task = task.map(|task| TaskInfo {
-            id: task.id,
-            intent: task.intent.clone(),
+        self.task = task.map_or(DraftTask::None, |task| {
+            DraftTask::On(TaskInfo {
+                id: task.id,
+                intent: task.intent.clone(),
+            })
         });
     }
 
@@ -129,15 +134,17 @@ impl Entry {
     pub fn permitted(&mut self, permit: &Permit) {
         self.policies = permit.policies().to_vec();
         self.facts = permit.facts().clone();
+        self.decided_by = DecidedBy::Rules;
         if let Some(denial) = permit.would_deny() {
             self.observed = true;
+            self.decided_by = denial.decided_by;
             self.reason = Some(denial.reason);
             self.detail = Some(denial.detail.clone());
         }
     }
 
     /// Ends it as refused, with everything that the refusal knows: the one way in which refusals are recorded.
-    pub fn refuse(mut self, refusal: Refusal) -> Ended {
+    pub fn refuse(mut self, refusal: Refusal) -> ConnectionOver {
         self.approval = refusal.approval;
         self.reason = Some(refusal.reason);
         self.detail = Some(refusal.detail);
@@ -147,40 +154,54 @@ impl Entry {
         if !refusal.facts.is_empty() {
             self.facts = refusal.facts;
         }
-        self.complete(refusal.outcome)
+        let ended = match refusal.cause {
+            Cause::Decided(by) => {
+                self.decided_by = by;
+                Ended::Refused
+            }
+            Cause::Ended(ended) => ended,
+        };
+        self.complete(refusal.outcome, ended)
     }
 
     /// Ends it as something that failed and was nobody's decision.
-    pub fn fail(mut self, reason: Option<DenyReason>, detail: impl Into<String>) -> Ended {
+    pub fn fail(
+        mut self,
+        ended: Ended,
+        reason: Option<DenyReason>,
+        detail: impl Into<String>,
+    ) -> ConnectionOver {
         self.reason = reason;
         self.detail = Some(detail.into());
-        self.complete(Outcome::Error)
+        self.complete(Outcome::Error, ended)
     }
 
-    pub fn complete(mut self, outcome: Outcome) -> Ended {
-        self.send(outcome);
-        Ended
+    pub fn complete(mut self, outcome: Outcome, ended: Ended) -> ConnectionOver {
+        self.send(outcome, ended);
+        ConnectionOver
     }
 
     /// Another will record what there is to record. The only way out without a record.
-    pub fn hand_over(mut self) -> Ended {
+    pub fn hand_over(mut self) -> ConnectionOver {
         self.place = None;
-        Ended
+        ConnectionOver
     }
 
-    fn send(&mut self, outcome: Outcome) {
+    fn send(&mut self, outcome: Outcome, ended: Ended) {
         let (Some(place), Some(mut draft)) = (self.place.take(), self.draft.take()) else {
             return;
         };
-        draft.outcome = match outcome {
-            Outcome::Error | Outcome::Allow if self.life.killed() => Outcome::Killed,
-            Outcome::Allow if self.observed => Outcome::Observed,
+        (draft.outcome, draft.ended) = match outcome {
+            Outcome::Error | Outcome::Allow if self.life.killed() => {
+                (Outcome::Killed, Ended::Stopped)
+            }
+            Outcome::Allow if self.observed => (Outcome::Observed, ended),
             Outcome::Allow
             | Outcome::Deny
             | Outcome::ApprovalRequired
             | Outcome::Observed
             | Outcome::Killed
-            | Outcome::Error => outcome,
+            | Outcome::Error => (outcome, ended),
         };
         draft.bytes_up = self.passed.up.load(Ordering::Relaxed);
         draft.bytes_down = self.passed.down.load(Ordering::Relaxed);
@@ -197,10 +218,10 @@ impl Drop for Entry {
         if let Some(why) = self.life.why() {
             self.reason = Some(why);
             self.detail = Some("cut when the agent was stopped".into());
-            self.send(Outcome::Error);
+            self.send(Outcome::Error, Ended::Aborted);
         } else {
             self.detail.get_or_insert_with(|| "aborted".into());
-            self.send(Outcome::Error);
+            self.send(Outcome::Error, Ended::Aborted);
         }
     }
 }

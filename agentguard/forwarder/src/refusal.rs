@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use agentguard_policy::Denial;
-use agentguard_record::{DenyReason, Outcome};
+use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use http::StatusCode;
 
 pub const NO_AUDIT: &str = "decisions cannot be recorded on this host at the moment";
@@ -13,11 +13,21 @@ pub const QUEUE_FULL: &str = "too many decisions wait to be recorded on this hos
 /// Said of what a new bundle ends, or the time.
 pub const CUT: &str = "permitted, and cut when the policy did not any more";
 /// Said of what has not been answered when its task ends.
-pub const OVER: &str = "The task that the request was permitted on has ended, and the request with it; what has been sent of it may have been done.";
+const OVER: &str = "The task that the request was permitted on has ended, and the request with it; what has been sent of it may have been done.";
+
+/// What became of a request or a connection that does not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It was refused.
+    Decided(DecidedBy),
+    /// Whatever was decided of it, it ended like this.
+    Ended(Ended),
+}
 
 /// Why a request or a connection is not let through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
+    pub cause: Cause,
     pub reason: DenyReason,
     pub detail: String,
     pub policies: Vec<String>,
@@ -29,51 +39,54 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    pub fn new(reason: DenyReason, detail: impl Into<String>) -> Self {
+    pub fn new(by: DecidedBy, reason: DenyReason, detail: impl Into<String>) -> Self {
+        Self::of(Cause::Decided(by), reason, detail)
+    }
+
+    /// Of what was permitted, or was not decided yet, and did not come to its end.
+    pub fn ended(ended: Ended, reason: DenyReason, detail: impl Into<String>) -> Self {
+        Self::of(Cause::Ended(ended), reason, detail)
+    }
+
+    fn of(cause: Cause, reason: DenyReason, detail: impl Into<String>) -> Self {
         Self {
+            cause,
             reason,
             detail: detail.into(),
             policies: Vec::new(),
             facts: BTreeMap::new(),
             approval: Vec::new(),
             status: StatusCode::from_u16(reason.status()).expect("reasons have valid statuses"),
-            outcome: match reason {
-                DenyReason::ApprovalRequired => Outcome::ApprovalRequired,
-                DenyReason::PolicyDenied
-                | DenyReason::AgentKilled
-                | DenyReason::AgentSuspended
-                | DenyReason::AgentOrphaned
-                | DenyReason::DelegationExceeded
-                | DenyReason::OutsideHours
-                | DenyReason::UntrustedNetwork
-                | DenyReason::OutsideTask
-                | DenyReason::RateLimited
-                | DenyReason::BodyAmbiguous
-                | DenyReason::BodyUnreadable
-                | DenyReason::BodyTooLarge
-                | DenyReason::AttributeUnavailable
-                | DenyReason::ProtocolRefused
-                | DenyReason::PolicyStale
-                | DenyReason::AuditUnavailable => Outcome::Deny,
-                DenyReason::UpstreamTls
-                | DenyReason::UpstreamUnreachable
-                | DenyReason::UpstreamTimeout => Outcome::Error,
-            },
+            outcome: reason.outcome(),
         }
     }
 
     /// What was permitted on a task that has ended before the answer began.
     pub fn over() -> Self {
-        Self::new(DenyReason::OutsideTask, OVER)
+        Self::ended(Ended::TaskOver, DenyReason::OutsideTask, OVER)
+    }
+
+    /// What was permitted, has begun, and may not go on.
+    pub fn cut(reason: DenyReason) -> Self {
+        let ended = match reason == DenyReason::OutsideTask {
+            true => Ended::TaskOver,
+            false => Ended::NotPermitted,
+        };
+        Self::ended(ended, reason, CUT)
+    }
+
+    /// What cannot be written down is not decided.
+    pub fn unrecorded(detail: impl Into<String>) -> Self {
+        Self::new(DecidedBy::Host, DenyReason::AuditUnavailable, detail)
     }
 
     /// Nothing is permitted by a bundle whose time is over.
     pub fn stale() -> Self {
-        Self::new(DenyReason::PolicyStale, STALE)
+        Self::new(DecidedBy::Expiry, DenyReason::PolicyStale, STALE)
     }
 
     pub fn protocol(detail: impl Into<String>) -> Self {
-        Self::new(DenyReason::ProtocolRefused, detail)
+        Self::new(DecidedBy::Protocol, DenyReason::ProtocolRefused, detail)
     }
 }
 
@@ -83,7 +96,7 @@ impl From<Denial> for Refusal {
             policies: denial.policies,
             facts: denial.facts,
             approval: denial.approval,
-            ..Self::new(denial.reason, denial.detail)
+            ..Self::new(denial.decided_by, denial.reason, denial.detail)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The way back: what upstream has answered, as the agent gets it.
 
-use agentguard_record::DenyReason;
+use agentguard_record::{DenyReason, Ended};
 use http::{Response, StatusCode, Version, header};
 
 use super::exchange::Exchange;
@@ -50,7 +50,8 @@ fn upstream(mut exchange: Exchange, forwarded: Forwarded) -> Response<Reply> {
         }
         _ if changes => {
             let detail = "upstream changed to a protocol that was not asked for";
-            let refusal = Refusal::new(DenyReason::UpstreamUnreachable, detail);
+            let reason = DenyReason::UpstreamUnreachable;
+            let refusal = Refusal::ended(Ended::UpstreamFailed, reason, detail);
             return exchange.refuse(refusal, None);
         }
         _ => (Ongoing::Answer, None),

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use agentguard_record::DenyReason;
-use agentguard_record::Outcome;
+use agentguard_record::{DenyReason, Ended, Outcome};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -75,13 +74,13 @@ impl Reply {
 impl Download {
     fn record(&mut self) {
         if let Some(entry) = self.entry.take() {
-            entry.complete(Outcome::Allow);
+            entry.complete(Outcome::Allow, Ended::Whole);
         }
     }
 
     fn cut(&mut self) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         if let Some(entry) = self.entry.take() {
-            entry.refuse(Refusal::new(self.standing.reason(), CUT));
+            entry.refuse(Refusal::cut(self.standing.reason()));
         }
         Poll::Ready(Some(Err(io::Error::other(CUT))))
     }
@@ -108,7 +107,8 @@ impl Download {
             Some(Err(error)) => {
                 if let Some(entry) = self.entry.take() {
                     let detail = format!("the answer broke off: {}", Fault::exchange(&error));
-                    entry.fail(Some(DenyReason::UpstreamUnreachable), detail);
+                    let reason = DenyReason::UpstreamUnreachable;
+                    entry.fail(Ended::UpstreamFailed, Some(reason), detail);
                 }
                 return Poll::Ready(Some(Err(io::Error::other(error))));
             }

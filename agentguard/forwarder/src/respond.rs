@@ -2,7 +2,7 @@
 
 use agentguard_common::abi::AgentId;
 use agentguard_policy::Policy;
-use agentguard_record::DenyReason;
+use agentguard_record::Ended;
 use http::{HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
 use uuid::Uuid;
@@ -11,7 +11,7 @@ use super::identity::Target;
 use super::io::{Client, Peeked};
 use super::origin;
 use super::protocol::{About, Protocol};
-use super::record::{Ended, Entry};
+use super::record::{ConnectionOver, Entry};
 use super::refusal::{QUEUE_FULL, Refusal};
 use super::reply::Reply;
 use super::session::Session;
@@ -23,7 +23,7 @@ pub fn unrecorded(session: &Session, request: &Request<Incoming>) -> Response<Re
     let policy = session.forwarder.policy.load();
     let protocol = Protocol::of(request.headers());
     let close = request.version() < Version::HTTP_2;
-    let refusal = Refusal::new(DenyReason::AuditUnavailable, QUEUE_FULL);
+    let refusal = Refusal::unrecorded(QUEUE_FULL);
     let about = About {
         decision: Uuid::nil(),
         agent: &name(&policy, session.life.agent),
@@ -56,28 +56,36 @@ pub fn answer(
 }
 
 /// Ends a connection whose beginning was not understood, in TLS's words if it speaks TLS.
-pub async fn opening(mut stream: Peeked<Client>, error: SniffError, entry: Entry) -> Ended {
+pub async fn opening(
+    mut stream: Peeked<Client>,
+    error: SniffError,
+    entry: Entry,
+) -> ConnectionOver {
     let detail = error.to_string();
     match error {
-        SniffError::Closed | SniffError::Read(_) => entry.fail(None, detail),
+        SniffError::Closed | SniffError::Read(_) => entry.fail(Ended::ClientGone, None, detail),
         SniffError::Hello { alert, .. } => {
-            let ended = entry.refuse(Refusal::protocol(detail));
+            let over = entry.refuse(Refusal::protocol(detail));
             send_alert(&mut stream, &alert).await;
-            ended
+            over
         }
         SniffError::HelloTooLong | SniffError::Unknown => entry.refuse(Refusal::protocol(detail)),
     }
 }
 
 /// Ends a TLS connection for no name, or for another than its tunnel's.
-pub async fn unnamed(mut stream: Peeked<Client>, detail: String, entry: Entry) -> Ended {
-    let ended = entry.refuse(Refusal::protocol(detail));
+pub async fn unnamed(mut stream: Peeked<Client>, detail: String, entry: Entry) -> ConnectionOver {
+    let over = entry.refuse(Refusal::protocol(detail));
     send_alert(&mut stream, &Alert::UnrecognizedName.bytes()).await;
-    ended
+    over
 }
 
 /// Records a TLS connection that did not come about. What there was to tell the client it has been told.
-pub fn handshake(target: &Target, error: &TerminateError, mut entry: Entry) -> Ended {
+pub fn handshake(target: &Target, error: &TerminateError, mut entry: Entry) -> ConnectionOver {
     entry.resource = target.id();
-    entry.fail(None, error.to_string())
+    let ended = match error {
+        TerminateError::Leaf(_) | TerminateError::LeafTimeout(_) => Ended::HostFailed,
+        TerminateError::Handshake(_) | TerminateError::HandshakeTimeout => Ended::ClientGone,
+    };
+    entry.fail(ended, None, error.to_string())
 }

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use agentguard_record::Outcome;
+use agentguard_record::{Ended, Outcome};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use super::clock::Busy;
 use super::identity::Target;
 use super::io::Client;
-use super::record::{Ended, Entry, Passed};
-use super::refusal::{CUT, Refusal};
+use super::record::{ConnectionOver, Entry, Passed};
+use super::refusal::Refusal;
 use super::standing::Standing;
 
 /// Bytes read at once, each way.
@@ -45,7 +45,7 @@ pub struct WebSocket {
 
 impl Connect {
     /// What was opened, once the answer has been sent.
-    pub async fn open(self) -> Result<(Client, Target, Entry), Ended> {
+    pub async fn open(self) -> Result<(Client, Target, Entry), ConnectionOver> {
         match self.client.await {
             Ok(client) => {
                 let client = Client::Tunnel(TokioIo::new(client));
@@ -53,7 +53,7 @@ impl Connect {
             }
             Err(error) => {
                 let detail = format!("`CONNECT` was not completed: {error}");
-                Err(self.entry.fail(None, detail))
+                Err(self.entry.fail(Ended::ClientGone, None, detail))
             }
         }
     }
@@ -61,7 +61,7 @@ impl Connect {
 
 impl WebSocket {
     /// Passes the bytes both ways until both sides have ended.
-    pub async fn pass(self) -> Ended {
+    pub async fn pass(self) -> ConnectionOver {
         let Self {
             client,
             upstream,
@@ -71,7 +71,10 @@ impl WebSocket {
         } = self;
         let (client, upstream) = match tokio::try_join!(client, upstream) {
             Ok(sides) => sides,
-            Err(error) => return entry.fail(None, format!("the upgrade did not happen: {error}")),
+            Err(error) => {
+                let detail = format!("the upgrade did not happen: {error}");
+                return entry.fail(Ended::BrokeOff, None, detail);
+            }
         };
         let passed = entry.passed.clone();
         let passing = splice(TokioIo::new(client), TokioIo::new(upstream), &passed);
@@ -84,15 +87,19 @@ pub async fn carry(
     passing: impl Future<Output = io::Result<()>>,
     mut entry: Entry,
     mut standing: Standing,
-) -> Ended {
+) -> ConnectionOver {
     tokio::select! {
         passed = passing => {
-            if let Err(error) = passed {
-                entry.detail = Some(format!("the connection broke off: {error}"));
-            }
-            entry.complete(Outcome::Allow)
+            let ended = match passed {
+                Ok(()) => Ended::Whole,
+                Err(error) => {
+                    entry.detail = Some(format!("the connection broke off: {error}"));
+                    Ended::BrokeOff
+                }
+            };
+            entry.complete(Outcome::Allow, ended)
         }
-        () = standing.lost() => entry.refuse(Refusal::new(standing.reason(), CUT)),
+        () = standing.lost() => entry.refuse(Refusal::cut(standing.reason())),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agentguard_record::DenyReason;
+use agentguard_record::{DecidedBy, DenyReason};
 
 use super::judge::{Judgement, Outcome};
 use super::permit::{Owed, Permit};
@@ -42,6 +42,7 @@ impl Policy {
             Outcome::Refused(refusal) => {
                 let denial = Denial {
                     reason: self.reason(&refusal),
+                    decided_by: self.decided_by(&refusal),
                     detail: detail(judgement.agent, input, &refusal),
                     policies: refusal.policies(),
                     approval: refusal.approval(),
@@ -70,6 +71,25 @@ impl Policy {
         let first = reasons.next().flatten();
         let first = first.filter(|first| reasons.all(|other| other == Some(*first)));
         first.unwrap_or_else(|| refusal.reason())
+    }
+
+    /// What the refusal came from.
+    fn decided_by(&self, refusal: &Refusal) -> DecidedBy {
+        match refusal {
+            Refusal::UnknownAgent
+            | Refusal::NoReach
+            | Refusal::WrongMode
+            | Refusal::UnknownMethod => DecidedBy::Reach,
+            Refusal::Unknown(_) => DecidedBy::Facts,
+            Refusal::Forbidden(ids) if self.are_limits(ids) => DecidedBy::Limit,
+            Refusal::Forbidden(_)
+            | Refusal::NotPermitted
+            | Refusal::Approval { .. }
+            | Refusal::NoAmount { .. }
+            | Refusal::Failed(_) => DecidedBy::Rules,
+            Refusal::Outside(_) => DecidedBy::Task,
+            Refusal::Delegation { .. } => DecidedBy::Parent,
+        }
     }
 
     /// The one way to every decision and explanation.

@@ -57,7 +57,7 @@ use std::net::IpAddr;
 
 use agentguard_common::abi::AgentId;
 use agentguard_record::guarantee::GuaranteeId;
-use agentguard_record::{DenyReason, Meta};
+use agentguard_record::{DecidedBy, DenyReason, Meta};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -215,6 +215,7 @@ pub enum Decision {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     pub reason: DenyReason,
+    pub decided_by: DecidedBy,
     /// Ids of the policies that decided; empty when nothing permitted.
     pub policies: Vec<String>,
     /// One sentence for the agent: what was refused and why. Reveals no rule's text.

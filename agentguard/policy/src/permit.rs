@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use agentguard_common::abi::AgentId;
-use agentguard_record::DenyReason;
+use agentguard_record::{DecidedBy, DenyReason};
 use jiff::Timestamp;
 
 use super::Denial;
@@ -197,8 +197,14 @@ impl Permit<Owed> {
                 )
             }
         };
+        // Rules that nobody could ask have not said no.
+        let judged = !matches!(room, Room::Unavailable(_));
         let denial = Denial {
             reason: DenyReason::RateLimited,
+            decided_by: match judged {
+                true => DecidedBy::Limit,
+                false => DecidedBy::Host,
+            },
             policies: charge
                 .map(|charge| charge.counter.rule.clone())
                 .into_iter()
@@ -207,8 +213,6 @@ impl Permit<Owed> {
             facts: permit.facts.clone(),
             approval: Vec::new(),
         };
-        // Rules that nobody could ask have not said no.
-        let judged = !matches!(room, Room::Unavailable(_));
         if owed.observed && judged {
             return Ok(permit.observed(denial));
         }
@@ -241,6 +245,7 @@ mod tests {
         assert_eq!((&*both.facts()["path"], &*both.facts()["z"]), ("/x", "1"));
         let denial = Denial {
             reason: DenyReason::PolicyDenied,
+            decided_by: DecidedBy::Rules,
             policies: vec!["c".into()],
             detail: String::new(),
             facts: BTreeMap::new(),

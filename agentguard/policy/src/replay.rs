@@ -5,7 +5,7 @@ mod recorded;
 mod tests;
 
 use agentguard_common::abi::AgentId;
-use agentguard_record::DenyReason;
+use agentguard_record::{self as record, DenyReason};
 use http::HeaderMap;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -36,6 +36,8 @@ pub enum Missing {
     Many,
     /// What rules read then was there more than once, or could not be read.
     Ambiguous,
+    /// What it was decided by, which records of earlier versions do not tell.
+    DecidedBy,
     /// The bundle that decided, which says what it read.
     Bundle,
     /// Whether its TLS is ended, or it comes to the forwarder at all, is otherwise in the new bundle.
@@ -55,6 +57,9 @@ impl Missing {
             Self::Long => "the new rules read a value that is longer than records keep",
             Self::Many => "the new rules read values, and there were more than records keep",
             Self::Ambiguous => "the new rules read what then could not be read, or in two ways",
+            Self::DecidedBy => {
+                "the record is of an earlier version, and does not tell what decided it"
+            }
             Self::Bundle => "the bundle that decided is not in the history",
             Self::Way => {
                 "the new bundle passes the host's connections where the old judged requests, or the reverse"
@@ -208,10 +213,13 @@ impl From<Decision> for Replayed {
                 None => (Outcome::Allow, None, permit.policies().to_vec()),
             },
             Decision::Deny(denial) => {
-                let outcome = if denial.reason == DenyReason::ApprovalRequired {
-                    Outcome::ApprovalRequired
-                } else {
-                    Outcome::Deny
+                let outcome = match denial.reason.outcome() {
+                    record::Outcome::ApprovalRequired => Outcome::ApprovalRequired,
+                    record::Outcome::Allow
+                    | record::Outcome::Deny
+                    | record::Outcome::Observed
+                    | record::Outcome::Killed
+                    | record::Outcome::Error => Outcome::Deny,
                 };
                 (outcome, Some(denial.reason), denial.policies)
             }

@@ -7,8 +7,7 @@ use agentguard_common::abi::AgentId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::DenyReason;
-use crate::Meta;
+use crate::{ActionName, DecidedBy, DenyReason, Ended, Meta};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -34,16 +33,16 @@ pub struct Draft {
     pub decision: Uuid,
     pub agent: AgentId,
     pub tgid: u32,
-    /// The method (`GET`, …) for requests; `connect`, `sendmsg`, `bind`, `socket`, `dns`, `exec`, … for the rest.
-    pub action: String,
+    pub action: ActionName,
     /// The host id, or `address:port` for what has no name.
     pub resource: String,
     pub request: Option<RequestInfo>,
-    /// The task that it was on, if the decider knew of one.
-    pub task: Option<TaskInfo>,
+    pub task: DraftTask,
     /// What rules read, by name.
     pub facts: BTreeMap<String, String>,
     pub outcome: Outcome,
+    pub decided_by: DecidedBy,
+    pub ended: Ended,
     /// Ids of the policies that decided.
     pub policies: Vec<String>,
     pub reason: Option<DenyReason>,
@@ -57,6 +56,16 @@ pub struct Draft {
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub latency: Latency,
+}
+
+/// What the decider knows of the task that its decision was on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DraftTask {
+    /// The decider does not look at tasks: the task is the one that the process was started for, if it was for one.
+    OfProcess,
+    /// The decider looks at tasks, and the act was on none.
+    None,
+    On(TaskInfo),
 }
 
 /// A task as records name it.
@@ -193,9 +202,9 @@ pub struct Operator<'a> {
     pub bundle: Option<&'a Meta>,
 }
 
-/// One record to be.
+/// One record, before it is a line.
 #[derive(Clone, Copy, Debug)]
-pub enum Entry<'a> {
+pub enum Record<'a> {
     Decision(&'a Draft, &'a Context<'a>),
     Operator(&'a Operator<'a>),
 }

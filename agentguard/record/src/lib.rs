@@ -3,14 +3,18 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 
+mod action;
+mod decision;
 mod draft;
 pub mod guarantee;
 mod meta;
 mod reason;
 
+pub use self::action::ActionName;
+pub use self::decision::{DecidedBy, Ended};
 pub use self::draft::{
-    ApprovalInfo, Context, Draft, Entry, Latency, Operation, Operator, Outcome, Process,
-    RequestInfo, TaskInfo, UpstreamInfo,
+    ApprovalInfo, Context, Draft, DraftTask, Latency, Operation, Operator, Outcome, Process,
+    Record, RequestInfo, TaskInfo, UpstreamInfo,
 };
 pub use self::meta::Meta;
-pub use self::reason::DenyReason;
+pub use self::reason::{DenyReason, ReasonClass};

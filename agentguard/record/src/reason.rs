@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Outcome;
+
 /// A refusal's reason. Its slug is in the agent's problem document (`urn:agentguard:problem:<slug>`, RFC 9457) and in
 /// the audit record's `reason`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -46,6 +48,19 @@ pub enum DenyReason {
     UpstreamUnreachable,
     /// Upstream did not answer in time.
     UpstreamTimeout,
+}
+
+/// Whose no a reason is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReasonClass {
+    /// The policy's, or that of an operator who has stopped the agent.
+    Policy,
+    /// What the agent sent cannot be judged as it is.
+    Protocol,
+    /// What has to be known or written down cannot be, at the moment.
+    Host,
+    /// Nobody's decision: upstream's fault, or the way's to it.
+    Upstream,
 }
 
 impl DenyReason {
@@ -97,9 +112,8 @@ impl DenyReason {
         }
     }
 
-    /// The HTTP status an agent gets: 403 for every policy outcome (popular SDKs retry 408, 409, 429 and 5xx by
-    /// themselves), 502 or 504 for upstream faults.
-    pub const fn status(self) -> u16 {
+    /// Whose no it is.
+    pub const fn class(self) -> ReasonClass {
         match self {
             Self::PolicyDenied
             | Self::ApprovalRequired
@@ -111,16 +125,42 @@ impl DenyReason {
             | Self::UntrustedNetwork
             | Self::OutsideTask
             | Self::RateLimited
-            | Self::BodyAmbiguous
+            | Self::PolicyStale => ReasonClass::Policy,
+            Self::BodyAmbiguous
             | Self::BodyUnreadable
             | Self::BodyTooLarge
-            | Self::AttributeUnavailable
-            | Self::ProtocolRefused
-            | Self::PolicyStale
-            | Self::AuditUnavailable => 403,
-            Self::UpstreamTls | Self::UpstreamUnreachable => 502,
-            Self::UpstreamTimeout => 504,
+            | Self::ProtocolRefused => ReasonClass::Protocol,
+            Self::AttributeUnavailable | Self::AuditUnavailable => ReasonClass::Host,
+            Self::UpstreamTls | Self::UpstreamUnreachable | Self::UpstreamTimeout => {
+                ReasonClass::Upstream
+            }
         }
+    }
+
+    /// The HTTP status an agent gets: 403 for every policy outcome (popular SDKs retry 408, 409, 429 and 5xx by
+    /// themselves), 502 or 504 for upstream faults.
+    pub const fn status(self) -> u16 {
+        match self.class() {
+            ReasonClass::Policy | ReasonClass::Protocol | ReasonClass::Host => 403,
+            ReasonClass::Upstream if self.is_timeout() => 504,
+            ReasonClass::Upstream => 502,
+        }
+    }
+
+    /// The outcome of what was refused for it.
+    pub const fn outcome(self) -> Outcome {
+        match self.class() {
+            ReasonClass::Policy if matches!(self, Self::ApprovalRequired) => {
+                Outcome::ApprovalRequired
+            }
+            ReasonClass::Policy | ReasonClass::Protocol | ReasonClass::Host => Outcome::Deny,
+            ReasonClass::Upstream => Outcome::Error,
+        }
+    }
+
+    /// Whether upstream was too slow.
+    pub const fn is_timeout(self) -> bool {
+        matches!(self, Self::UpstreamTimeout)
     }
 
     pub const fn title(self) -> &'static str {
@@ -162,6 +202,19 @@ mod tests {
                 serde_json::from_str::<DenyReason>(&written).unwrap(),
                 reason
             );
+        }
+    }
+
+    #[test]
+    fn only_upstreams_faults_are_no_denials() {
+        for reason in DenyReason::ALL {
+            let expected = match reason {
+                DenyReason::ApprovalRequired => (403, Outcome::ApprovalRequired),
+                DenyReason::UpstreamTls | DenyReason::UpstreamUnreachable => (502, Outcome::Error),
+                DenyReason::UpstreamTimeout => (504, Outcome::Error),
+                _ => (403, Outcome::Deny),
+            };
+            assert_eq!((reason.status(), reason.outcome()), expected, "{reason:?}");
         }
     }
 }

@@ -4,11 +4,11 @@ mod bar;
 mod decided;
 mod tally;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use agentguard_audit::line::Line;
 use agentguard_audit::scan::Scan;
 use agentguard_bundle::history::History;
 use agentguard_daemon::agents::registry::Registry;
@@ -16,12 +16,12 @@ use agentguard_daemon::audit_dir;
 use agentguard_daemon::config::Paths;
 use agentguard_policy::replay::{Missing, Recorded};
 use agentguard_policy::{HostName, Policy};
+use agentguard_record::ActionName;
 use clap::Args;
 use jiff::Timestamp;
-use serde::Deserialize;
 
 use self::bar::Bar;
-use self::decided::decided;
+use self::decided::Decided;
 use self::tally::Tally;
 use super::audit::when;
 use super::policy::valid;
@@ -37,54 +37,6 @@ pub struct Replay {
     /// One JSON object
     #[arg(long)]
     json: bool,
-}
-
-/// What of a record a decision is taken again from.
-#[derive(Deserialize)]
-struct Line<'l> {
-    time: Timestamp,
-    #[serde(borrow)]
-    decision: Cow<'l, str>,
-    #[serde(borrow)]
-    agent: Option<Cow<'l, str>>,
-    #[serde(borrow, default)]
-    task: Option<Cow<'l, str>>,
-    #[serde(borrow, default)]
-    intent: Option<Cow<'l, str>>,
-    #[serde(borrow)]
-    action: Cow<'l, str>,
-    #[serde(borrow)]
-    resource: Cow<'l, str>,
-    request: Option<Request<'l>>,
-    facts: Option<BTreeMap<String, String>>,
-    #[serde(borrow)]
-    outcome: Cow<'l, str>,
-    policies: Vec<String>,
-    #[serde(borrow)]
-    reason: Option<Cow<'l, str>>,
-    #[serde(borrow)]
-    detail: Option<Cow<'l, str>>,
-    #[serde(borrow)]
-    bundle: Option<Bundle<'l>>,
-}
-
-#[derive(Deserialize)]
-struct Request<'l> {
-    #[serde(borrow)]
-    scheme: Cow<'l, str>,
-    #[serde(borrow)]
-    host: Cow<'l, str>,
-    port: u16,
-    #[serde(borrow)]
-    method: Cow<'l, str>,
-    #[serde(borrow)]
-    path: Cow<'l, str>,
-}
-
-#[derive(Deserialize)]
-struct Bundle<'l> {
-    #[serde(borrow)]
-    digest: Cow<'l, str>,
 }
 
 struct Replayer<'p> {
@@ -149,7 +101,7 @@ fn earlier(paths: &Paths) -> Result<BTreeMap<String, Policy>, Failure> {
 
 impl Replayer<'_> {
     fn take(&self, tally: &mut Tally, line: &[u8]) {
-        let Ok(line) = serde_json::from_slice::<Line<'_>>(line) else {
+        let Ok(line) = Line::parse(line) else {
             return tally.skip("no record that this build can read");
         };
         if line.time < self.since {
@@ -160,33 +112,24 @@ impl Replayer<'_> {
             return;
         };
         tally.records += 1;
-        let old = line
-            .bundle
-            .as_ref()
-            .and_then(|it| self.earlier.get(it.digest.as_ref()));
-        let passed = passed_host(&line.resource);
-        let (scheme, host, port, method, path) = match (&line.request, line.action.as_ref()) {
-            (Some(it), _) if it.scheme.starts_with("http") && !it.path.is_empty() => (
-                it.scheme.as_ref(),
-                it.host.as_ref(),
-                it.port,
-                it.method.as_ref(),
-                it.path.as_ref(),
-            ),
-            (None, "connect") => match &passed {
-                Some((host, port)) => ("https", host.as_str(), *port, "connect", "/"),
-                None => return tally.skip("decided by the kernel"),
-            },
-            (None, "bind" | "sendmsg" | "exec" | "socket" | "unix") => {
-                return tally.skip("decided by the kernel");
-            }
-            (_, "dns") => return tally.skip("a name that was looked up"),
-            _ => return tally.skip("no whole request"),
-        };
-        let decided = match decided(&line, facts, old) {
+        let digest = line.bundle.as_ref().map(|bundle| &*bundle.digest);
+        let old = digest.and_then(|digest| self.earlier.get(digest));
+        let decided = match Decided::of(&line, old) {
             Ok(decided) => decided,
             Err(why) => return tally.skip(why),
         };
+        let passed = passed_host(&line.resource);
+        let (scheme, host, port, method, path) = match (&line.request, line.action_name(), &passed)
+        {
+            (Some(it), _, _) if !it.path.is_empty() => {
+                (&*it.scheme, &*it.host, it.port, &*it.method, &*it.path)
+            }
+            (None, Some(ActionName::Connect), Some((host, port))) => {
+                ("https", host.as_str(), *port, "connect", "/")
+            }
+            _ => return tally.skip("no whole request"),
+        };
+        let task = line.task.map(|task| task.to_string());
         let recorded = Recorded {
             agent,
             time: line.time,
@@ -196,7 +139,7 @@ impl Replayer<'_> {
             method,
             path,
             facts,
-            task: line.task.as_deref().zip(line.intent.as_deref()),
+            task: task.as_deref().zip(line.intent.as_deref()),
             exhausted: decided.exhausted,
             then: decided.then,
         };

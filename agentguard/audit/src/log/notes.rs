@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentguard_record::{Entry, Operation, Operator, Outcome};
+use agentguard_record::{Operation, Operator, Outcome, Record};
 
 use super::{Log, LogError};
 use crate::segment::Torn;
@@ -12,7 +12,7 @@ impl Log {
         let (segment, kept) = (torn.segment.display().to_string(), torn.kept.display());
         let detail = format!("{} bytes of a torn record set aside in {kept}", torn.bytes);
         tracing::warn!(segment, detail, "the audit log was not closed cleanly");
-        self.append(Entry::Operator(&recovered(&segment, &detail)))?;
+        self.append(Record::Operator(&recovered(&segment, &detail)))?;
         Ok(())
     }
 
@@ -24,7 +24,7 @@ impl Log {
         );
         tracing::warn!(detail, "the audit log can be written again");
         let path = self.path.display().to_string();
-        self.append(Entry::Operator(&recovered(&path, &detail)))?;
+        self.append(Record::Operator(&recovered(&path, &detail)))?;
         Ok(())
     }
 }

@@ -45,7 +45,7 @@ fn a_batch_is_seen_when_committed() {
     let draft = draft("a.example");
     let context = Context::default();
     for _ in 0..3 {
-        log.stage(Entry::Decision(&draft, &context)).unwrap();
+        log.stage(Record::Decision(&draft, &context)).unwrap();
     }
     assert_eq!((lines(dir.path()).len(), log.head().borrow().seq), (0, 0));
     log.commit().unwrap();
@@ -194,7 +194,7 @@ fn full_disk_child() {
         let mut appended = 0;
         let failed = loop {
             appended += 1;
-            if let Err(error) = log.append(Entry::Decision(&draft, &context)) {
+            if let Err(error) = log.append(Record::Decision(&draft, &context)) {
                 break error;
             }
         };
@@ -204,7 +204,7 @@ fn full_disk_child() {
         let bytes = fs::read(&files(dir.path())[0]).unwrap();
         assert!(bytes.ends_with(b"\n") && (bytes.len() as u64) < soft);
         appended += 1;
-        log.append(Entry::Decision(&draft, &context)).unwrap_err();
+        log.append(Record::Decision(&draft, &context)).unwrap_err();
         log.commit().unwrap_err();
         lift_limit();
         log.commit().unwrap();
@@ -227,7 +227,7 @@ fn what_cannot_be_kept_either_is_counted() {
     let (draft, context) = (draft("a.example"), Context::default());
     log.pending.resize(PENDING_BYTES, b' ');
     assert!(matches!(
-        log.stage(Entry::Decision(&draft, &context)),
+        log.stage(Record::Decision(&draft, &context)),
         Err(LogError::Full)
     ));
     log.pending.clear();

@@ -1,9 +1,7 @@
 use std::fs;
 use std::io::Write;
 
-use agentguard_record::DenyReason;
-use agentguard_record::Entry;
-use agentguard_record::{Operation, Operator, Outcome};
+use agentguard_record::{ActionName, DenyReason, Operation, Operator, Outcome, Record};
 use uuid::Uuid;
 
 use super::*;
@@ -15,10 +13,8 @@ fn resources(lines: &[String]) -> Vec<String> {
     lines
         .iter()
         .map(|line| {
-            serde_json::from_str::<View<'_>>(line)
-                .unwrap()
-                .resource
-                .into_owned()
+            let line = Line::parse(line.as_bytes()).unwrap();
+            line.resource.to_string()
         })
         .collect()
 }
@@ -58,7 +54,8 @@ fn mixed(dir: &Path) {
     {
         let mut draft = draft(resource);
         draft.time_us += at as i64 * 1_000_000;
-        draft.action = action.into();
+        draft.action =
+            ActionName::named(action).unwrap_or_else(|| ActionName::Method(action.into()));
         draft.outcome = outcome;
         draft.reason = reason;
         draft.decision = Uuid::from_u128((at as u128 + 1) << 120);
@@ -74,7 +71,7 @@ fn mixed(dir: &Path) {
         detail: "drill",
         bundle: None,
     };
-    log.append(Entry::Operator(&kill)).unwrap();
+    log.append(Record::Operator(&kill)).unwrap();
 }
 
 #[test]

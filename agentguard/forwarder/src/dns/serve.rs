@@ -10,8 +10,7 @@ use std::time::Duration;
 use agentguard_common::abi::{AgentId, FlowKey, Origin};
 use agentguard_common::net::Addr;
 use agentguard_policy::Policy;
-use agentguard_record::DenyReason;
-use agentguard_record::Draft;
+use agentguard_record::{DecidedBy, DenyReason, Draft};
 use arc_swap::ArcSwap;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UdpSocket;
@@ -28,8 +27,8 @@ const STREAM_IDLE: Duration = Duration::from_secs(10);
 /// Larger than any query needs to be: what is longer is truncated and found malformed.
 const DATAGRAM_BYTES: usize = 4096;
 
-/// Whether an agent may do anything now: killed, or not recordable.
-pub type Gate = Box<dyn Fn(AgentId) -> Option<DenyReason> + Send + Sync>;
+/// Why an agent may do nothing at all now, if it may not: it is stopped, or nothing can be recorded.
+pub type Gate = Box<dyn Fn(AgentId) -> Option<(DecidedBy, DenyReason)> + Send + Sync>;
 
 /// Datagrams that were dropped without an answer.
 #[derive(Debug, Default)]

@@ -296,18 +296,22 @@ async fn an_agent_that_is_stopped_gets_nothing_resolved() {
     let bytes = query("api.test.", RecordType::A, Some(1232))
         .to_vec()
         .unwrap();
-    for reason in [DenyReason::AgentKilled, DenyReason::AuditUnavailable] {
+    for refused in [
+        (DecidedBy::Stop, DenyReason::AgentKilled),
+        (DecidedBy::Host, DenyReason::AuditUnavailable),
+    ] {
         let answer = respond(
             &bytes,
             Transport::Udp,
             &origin(),
-            Some(reason),
+            Some(refused),
             covers,
             &resolver,
         )
         .await;
         assert_eq!(shown(&answer.bytes.unwrap()), "Non-Existent Domain [15]");
-        assert_eq!(answer.record.reason, Some(reason));
+        assert_eq!(answer.record.decided_by, refused.0);
+        assert_eq!(answer.record.reason, Some(refused.1));
     }
     assert!(stub.asked().is_empty());
 }

@@ -2,8 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use agentguard_record::DenyReason;
-use agentguard_record::Outcome;
+use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{RData, RecordType};
 
@@ -31,24 +30,38 @@ pub(super) struct Verdict {
     pub(super) answers: Vec<(RData, u32)>,
     pub(super) extended: Option<(Extended, &'static str)>,
     pub(super) outcome: Outcome,
+    pub(super) decided_by: DecidedBy,
+    pub(super) ended: Ended,
     pub(super) reason: Option<DenyReason>,
     pub(super) detail: String,
 }
 
 impl Verdict {
-    pub(super) fn new(
-        code: ResponseCode,
-        outcome: Outcome,
-        reason: Option<DenyReason>,
-        detail: &str,
-    ) -> Self {
+    /// `by` let the name be looked up.
+    fn allowed(by: DecidedBy, code: ResponseCode, detail: &str) -> Self {
         Self {
             code,
             answers: Vec::new(),
             extended: None,
-            outcome,
-            reason,
+            outcome: Outcome::Allow,
+            decided_by: by,
+            ended: Ended::Whole,
+            reason: None,
             detail: detail.to_owned(),
+        }
+    }
+
+    pub(super) fn refused(
+        by: DecidedBy,
+        reason: DenyReason,
+        code: ResponseCode,
+        detail: &str,
+    ) -> Self {
+        Self {
+            outcome: Outcome::Deny,
+            ended: Ended::Refused,
+            reason: Some(reason),
+            ..Self::allowed(by, code, detail)
         }
     }
 
@@ -60,12 +73,8 @@ impl Verdict {
     pub(super) fn resolved(found: &Resolved) -> Self {
         let ttl = u32::try_from(found.ttl.as_secs()).unwrap_or(u32::MAX);
         let shown: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
-        let mut verdict = Self::new(
-            ResponseCode::NoError,
-            Outcome::Allow,
-            None,
-            &format!("answered with {}", shown.join(", ")),
-        );
+        let detail = format!("answered with {}", shown.join(", "));
+        let mut verdict = Self::allowed(DecidedBy::Reach, ResponseCode::NoError, &detail);
         verdict.answers = found
             .addresses
             .iter()
@@ -80,7 +89,7 @@ impl Verdict {
             return Self::other_type();
         }
         let detail = "AgentGuard's own name";
-        let mut verdict = Self::new(ResponseCode::NoError, Outcome::Allow, None, detail);
+        let mut verdict = Self::allowed(DecidedBy::OwnName, ResponseCode::NoError, detail);
         if kind == RecordType::A {
             verdict.answers = vec![(RData::from(IpAddr::V4(OWN)), OWN_TTL)];
         }
@@ -89,33 +98,34 @@ impl Verdict {
 
     pub(super) fn failed(error: &ResolveError) -> Self {
         let detail = error.to_string();
-        let new = |code, outcome, reason| Self::new(code, outcome, reason, &detail);
+        let allowed = |code| Self::allowed(DecidedBy::Reach, code, &detail);
+        let failed = |code, reason: DenyReason, outcome| Self {
+            outcome,
+            ended: Ended::UpstreamFailed,
+            reason: Some(reason),
+            ..allowed(code)
+        };
         let (no_error, servfail) = (ResponseCode::NoError, ResponseCode::ServFail);
         match error {
-            ResolveError::NotFound(_) => new(ResponseCode::NXDomain, Outcome::Allow, None),
-            ResolveError::NoAddress(_) => new(no_error, Outcome::Allow, None),
+            ResolveError::NotFound(_) => allowed(ResponseCode::NXDomain),
+            ResolveError::NoAddress(_) => allowed(no_error),
             // Not SERVFAIL, which resolvers retry elsewhere.
-            ResolveError::Refused { .. } => new(
-                no_error,
-                Outcome::Deny,
-                Some(DenyReason::UpstreamUnreachable),
-            )
-            .saying(
-                Extended::Blocked,
-                "every address of this name is refused on this host",
-            ),
+            ResolveError::Refused { .. } => {
+                failed(no_error, DenyReason::UpstreamUnreachable, Outcome::Deny).saying(
+                    Extended::Blocked,
+                    "every address of this name is refused on this host",
+                )
+            }
             ResolveError::Timeout(_) => {
-                new(servfail, Outcome::Error, Some(DenyReason::UpstreamTimeout)).saying(
+                failed(servfail, DenyReason::UpstreamTimeout, Outcome::Error).saying(
                     Extended::NoReachableAuthority,
                     "no resolver answered in time",
                 )
             }
-            ResolveError::Failed { .. } | ResolveError::NoResolvers(_) => new(
-                servfail,
-                Outcome::Error,
-                Some(DenyReason::UpstreamUnreachable),
-            )
-            .saying(Extended::NetworkError, "the host's resolvers failed"),
+            ResolveError::Failed { .. } | ResolveError::NoResolvers(_) => {
+                failed(servfail, DenyReason::UpstreamUnreachable, Outcome::Error)
+                    .saying(Extended::NetworkError, "the host's resolvers failed")
+            }
         }
     }
 
@@ -130,32 +140,27 @@ impl Verdict {
     }
 
     pub(super) fn uncovered() -> Self {
-        Self::new(
+        Self::refused(
+            DecidedBy::Reach,
+            DenyReason::PolicyDenied,
             ResponseCode::NXDomain,
-            Outcome::Deny,
-            Some(DenyReason::PolicyDenied),
             UNCOVERED,
         )
         .saying(Extended::Blocked, "no rule lets this agent reach this name")
     }
 
     pub(super) fn other_type() -> Self {
-        Self::new(
+        Self::refused(
+            DecidedBy::Protocol,
+            DenyReason::PolicyDenied,
             ResponseCode::NoError,
-            Outcome::Deny,
-            Some(DenyReason::PolicyDenied),
             "only A and AAAA are answered",
         )
         .saying(Extended::Blocked, "only A and AAAA are answered")
     }
 
-    pub(super) fn stopped(reason: DenyReason) -> Self {
-        Self::new(
-            ResponseCode::NXDomain,
-            Outcome::Deny,
-            Some(reason),
-            reason.title(),
-        )
-        .saying(Extended::Blocked, reason.title())
+    pub(super) fn stopped(by: DecidedBy, reason: DenyReason) -> Self {
+        Self::refused(by, reason, ResponseCode::NXDomain, reason.title())
+            .saying(Extended::Blocked, reason.title())
     }
 }

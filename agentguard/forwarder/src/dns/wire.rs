@@ -1,7 +1,6 @@
 //! Queries off the wire and answers onto it. Strict: one question, class IN, opcode QUERY.
 
-use agentguard_record::DenyReason;
-use agentguard_record::Outcome;
+use agentguard_record::{DecidedBy, DenyReason};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{DNSClass, Record};
@@ -35,10 +34,10 @@ impl Fault {
             Self::Silent(detail) => (ResponseCode::FormErr, detail),
             Self::Code(code, detail) => (*code, detail),
         };
-        Verdict::new(
+        Verdict::refused(
+            DecidedBy::Protocol,
+            DenyReason::ProtocolRefused,
             code,
-            Outcome::Deny,
-            Some(DenyReason::ProtocolRefused),
             detail,
         )
     }

@@ -1,11 +1,11 @@
 //! What AgentGuard says under its own name.
 
-use agentguard_record::Outcome;
+use agentguard_record::{DecidedBy, Ended, Outcome};
 use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
 use crate::exchange::Exchange;
-use crate::refusal::Refusal;
+use crate::refusal::{Cause, Refusal};
 use crate::reply::Reply;
 
 /// What is said back.
@@ -28,7 +28,8 @@ impl Document {
             headers.insert(header::CONTENT_TYPE, json);
             headers.insert(header::CONTENT_LENGTH, length.into());
         }
-        exchange.docket.entry.complete(Outcome::Allow);
+        exchange.docket.entry.decided_by = DecidedBy::OwnName;
+        exchange.docket.entry.complete(Outcome::Allow, Ended::Whole);
         response
     }
 
@@ -44,6 +45,7 @@ impl Document {
 pub fn wrong(status: StatusCode, detail: impl Into<String>) -> Refusal {
     Refusal {
         status,
+        cause: Cause::Decided(DecidedBy::OwnName),
         ..Refusal::protocol(detail)
     }
 }

@@ -3,7 +3,7 @@
 use agentguard_link::calls::to_daemon::{ChangeTask, TaskChange, TaskFault};
 use agentguard_link::state::OpenTask;
 use agentguard_policy::{OpenedBy, Terms};
-use agentguard_record::{DenyReason, TaskInfo};
+use agentguard_record::{DecidedBy, DenyReason, DraftTask, TaskInfo};
 use http::StatusCode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -68,7 +68,8 @@ pub async fn end(exchange: &mut Exchange, id: &str) -> Result<Document, Refusal>
     let known = open.iter().find(|it| it.id == id).ok_or_else(unknown)?;
     if known.opened_by == OpenedBy::Supervisor {
         let detail = "the task has been opened by a supervisor, and supervisors end it";
-        return Err(Refusal::new(DenyReason::OutsideTask, detail));
+        let reason = DenyReason::OutsideTask;
+        return Err(Refusal::new(DecidedBy::OwnName, reason, detail));
     }
     change(exchange, TaskChange::End { id }).await?;
     exchange.docket.entry.detail = Some("has ended a task".into());
@@ -88,13 +89,10 @@ async fn change(exchange: &mut Exchange, change: TaskChange) -> Result<OpenTask,
     let task = changed.map_err(|fault| match fault {
         TaskFault::Terms(why) => wrong(StatusCode::BAD_REQUEST, why),
         TaskFault::Unknown(why) => wrong(StatusCode::NOT_FOUND, why),
-        TaskFault::Refused(why) => Refusal::new(DenyReason::OutsideTask, why),
-        TaskFault::Failed => Refusal::new(
-            DenyReason::AuditUnavailable,
-            "tasks cannot be kept on this host at the moment",
-        ),
+        TaskFault::Refused(why) => Refusal::new(DecidedBy::OwnName, DenyReason::OutsideTask, why),
+        TaskFault::Failed => Refusal::unrecorded("tasks cannot be kept on this host at the moment"),
     })?;
-    exchange.docket.entry.task = Some(TaskInfo {
+    exchange.docket.entry.task = DraftTask::On(TaskInfo {
         id: task.id,
         intent: task.terms.intent.clone(),
     });

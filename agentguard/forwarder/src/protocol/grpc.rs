@@ -1,7 +1,7 @@
 //! gRPC over HTTP/2: known by its content type; a call is the act of the request that carries it, and no is a status in
 //! trailers.
 
-use agentguard_record::DenyReason;
+use agentguard_record::ReasonClass;
 use http::{HeaderMap, HeaderValue, Response, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
@@ -23,26 +23,10 @@ pub fn is_its(headers: &HeaderMap) -> bool {
 
 /// "Trailers-Only": the status in the one header block.
 pub fn trailers_only(refusal: &Refusal) -> Response<Reply> {
-    let code = match refusal.reason {
-        DenyReason::PolicyDenied
-        | DenyReason::ApprovalRequired
-        | DenyReason::AgentKilled
-        | DenyReason::AgentSuspended
-        | DenyReason::AgentOrphaned
-        | DenyReason::DelegationExceeded
-        | DenyReason::OutsideHours
-        | DenyReason::UntrustedNetwork
-        | DenyReason::OutsideTask
-        | DenyReason::RateLimited
-        | DenyReason::BodyAmbiguous
-        | DenyReason::BodyUnreadable
-        | DenyReason::BodyTooLarge
-        | DenyReason::AttributeUnavailable
-        | DenyReason::ProtocolRefused
-        | DenyReason::PolicyStale
-        | DenyReason::AuditUnavailable => PERMISSION_DENIED,
-        DenyReason::UpstreamTls | DenyReason::UpstreamUnreachable => UNAVAILABLE,
-        DenyReason::UpstreamTimeout => DEADLINE_EXCEEDED,
+    let code = match refusal.reason.class() {
+        ReasonClass::Policy | ReasonClass::Protocol | ReasonClass::Host => PERMISSION_DENIED,
+        ReasonClass::Upstream if refusal.reason.is_timeout() => DEADLINE_EXCEEDED,
+        ReasonClass::Upstream => UNAVAILABLE,
     };
     let message = format!("{}: {}", refusal.reason.slug(), refusal.detail);
     let message = utf8_percent_encode(&message, GRPC_MESSAGE).to_string();

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use agentguard_record::DenyReason;
-use agentguard_record::Outcome;
+use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -107,6 +106,8 @@ async fn certificates_that_are_not_accepted_are_named() {
         (record.outcome, record.reason),
         (Outcome::Error, Some(DenyReason::UpstreamTls))
     );
+    let told = (record.decided_by, record.ended);
+    assert_eq!(told, (DecidedBy::Rules, Ended::UpstreamFailed));
     assert_eq!(record.request.unwrap().status, 502);
 
     // The rig's own origin has no certificate for other.test.

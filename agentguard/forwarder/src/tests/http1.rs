@@ -1,8 +1,7 @@
 //! HTTP/1.1: what is let through, what is refused, what upstream sees of it.
 
 use agentguard_common::abi::AgentId;
-use agentguard_record::DenyReason;
-use agentguard_record::Outcome;
+use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::rig::{AGENT, HOST, Rig, Setup, ask, reply};
@@ -49,6 +48,9 @@ async fn one_connection_carries_permitted_and_refused_requests() {
         assert!(allowed.latency.total > 0);
         assert_eq!(denied.outcome, Outcome::Deny);
         assert_eq!(denied.reason, Some(DenyReason::PolicyDenied));
+        let told = [&allowed, &denied].map(|it| (it.decided_by, it.ended));
+        let by = DecidedBy::Rules;
+        assert_eq!(told, [(by, Ended::Whole), (by, Ended::Refused)]);
         assert_eq!(denied.request.as_ref().unwrap().status, 403);
         assert_eq!(
             no.json()["instance"],
@@ -210,7 +212,7 @@ async fn plain_http_is_judged_alike() {
     assert_eq!(no.slug(), "policy-denied");
     let records = rig.records();
     assert_eq!(records[0].upstream.as_ref().unwrap().tls, "");
-    assert_eq!(records[1].action, "DELETE");
+    assert_eq!(records[1].action.as_str(), "DELETE");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! request are.
 
 use agentguard_policy::{Action, CanonicalPath};
-use agentguard_record::{DenyReason, Outcome};
+use agentguard_record::{ActionName, DecidedBy, DenyReason, Ended, Outcome};
 use http::HeaderMap;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -57,7 +57,9 @@ async fn a_passed_connection_that_people_have_to_approve_is_recorded_as_that() {
     );
     assert_eq!(record.approval, ["owner", "security"]);
     assert_eq!(record.policies, ["pinned-owner", "pinned-security"]);
-    assert_eq!(record.action, "connect");
+    assert_eq!(record.action, ActionName::Connect);
+    let told = (record.decided_by, record.ended);
+    assert_eq!(told, (DecidedBy::Rules, Ended::Refused));
 }
 
 /// What is judged of requests for these paths, which are one request's together.

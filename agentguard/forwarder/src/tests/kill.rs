@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use agentguard_record::DenyReason;
-use agentguard_record::Outcome;
+use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -143,6 +142,8 @@ async fn what_is_under_way_ends_with_the_bundle_that_permitted_it() {
     assert_eq!(socket.read(&mut [0]).await.unwrap_or(0), 0);
     let record = rig.record().await;
     assert_eq!((record.outcome, record.bytes_up), (Outcome::Deny, 4));
+    let told = (record.decided_by, record.ended);
+    assert_eq!(told, (DecidedBy::Rules, Ended::NotPermitted));
     // The host itself.
     rig.apply(&super::rig::BUNDLE.replace("origin.test", "elsewhere.test"));
     let mut rest = Vec::new();

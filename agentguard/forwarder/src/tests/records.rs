@@ -8,8 +8,7 @@ use agentguard_link::calls::to_daemon::DaemonCall;
 use agentguard_link::calls::to_forwarder::ForwarderAnswer;
 use agentguard_link::channel;
 use agentguard_link::frame::{ToDaemon, ToForwarder};
-use agentguard_record::DenyReason;
-use agentguard_record::{Draft, Outcome};
+use agentguard_record::{ActionName, DecidedBy, DenyReason, Draft, Ended, Outcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -35,6 +34,10 @@ async fn an_entry_that_is_dropped_is_recorded_as_aborted_or_killed() {
         (draft.outcome, draft.detail.as_deref()),
         (Outcome::Error, Some("aborted"))
     );
+    assert_eq!(
+        (draft.decided_by, draft.ended),
+        (DecidedBy::Undecided, Ended::Aborted)
+    );
     let entry = records.open(&life, &Origin::default());
     lives
         .kill(&[(AGENT, DenyReason::AgentOrphaned)].into())
@@ -45,6 +48,7 @@ async fn an_entry_that_is_dropped_is_recorded_as_aborted_or_killed() {
         (draft.outcome, draft.reason),
         (Outcome::Killed, Some(DenyReason::AgentOrphaned))
     );
+    assert_eq!(draft.ended, Ended::Stopped);
 }
 
 #[tokio::test]
@@ -58,7 +62,7 @@ async fn decisions_without_a_place_are_not_taken() {
         "places are taken when the decision is, not when it ends"
     );
     assert_ne!(first.decision, second.decision);
-    first.complete(Outcome::Allow);
+    first.complete(Outcome::Allow, Ended::Whole);
     assert!(open().is_none());
     drafts.try_recv().unwrap();
     assert!(open().is_some());
@@ -86,7 +90,7 @@ async fn everything_said_goes_after_the_records_completed_before() {
             "{index}:{}",
             "x".repeat(if index % 2 == 0 { 20_000 } else { 10 })
         );
-        entry.complete(Outcome::Allow);
+        entry.complete(Outcome::Allow, Ended::Whole);
     }
     outbox.say(ToDaemon::Answer {
         token: 5,
@@ -126,7 +130,7 @@ async fn everything_said_goes_after_the_records_completed_before() {
     records
         .open(&life, &Origin::default())
         .unwrap()
-        .complete(Outcome::Deny);
+        .complete(Outcome::Deny, Ended::Refused);
     let frame = timeout(Duration::from_secs(5), heard.receive())
         .await
         .unwrap()
@@ -161,7 +165,7 @@ async fn dns_over_tcp_is_answered_and_recorded_per_query() {
     }
     drop(client);
     let actions = [rig.record().await.action, rig.record().await.action];
-    assert_eq!(actions, ["dns", "dns"]);
+    assert_eq!(actions, [ActionName::Dns, ActionName::Dns]);
     drop(rig.connect(53).await);
     assert_eq!(
         rig.record().await.detail.unwrap(),

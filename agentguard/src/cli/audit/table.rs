@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use agentguard_audit::line::View;
+use agentguard_audit::line::Line;
 use serde_json::Value;
 
 const COLUMNS: usize = 100;
@@ -84,19 +84,15 @@ impl Table {
 }
 
 fn cells(line: &str) -> Option<[String; 6]> {
-    let view: View<'_> = serde_json::from_str(line).ok()?;
-    let path = view.request.as_ref().map_or("", |request| &request.path);
-    let seconds = view
-        .time
-        .get(..19)
-        .map_or_else(|| view.time.to_string(), |time| format!("{time}Z"));
+    let line = Line::parse(line.as_bytes()).ok()?;
+    let path = line.request.as_ref().map_or("", |request| &request.path);
     Some([
-        seconds,
-        printable(view.agent.as_deref().unwrap_or("-")),
-        printable(&view.action),
-        printable(&format!("{}{path}", view.resource)),
-        printable(&view.outcome),
-        printable(view.reason.as_deref().unwrap_or_default()),
+        format!("{:.0}", line.time),
+        printable(line.agent.as_deref().unwrap_or("-")),
+        printable(&line.action),
+        printable(&format!("{}{path}", &*line.resource)),
+        printable(line.outcome.text()),
+        printable(line.reason.as_ref().map_or("", |reason| reason.text())),
     ])
 }
 

@@ -1,93 +1,76 @@
-//! Of a record: what rules decided, whatever became of it.
+//! Of a record: what was decided by rules, whatever became of it. Only fields say so.
 
-use std::collections::BTreeMap;
-
-use agentguard_forwarder::{CUT, OVER};
+use agentguard_audit::line::Line;
 use agentguard_policy::Policy;
 use agentguard_policy::replay::{Missing, Outcome, Then};
-use agentguard_record::DenyReason;
+use agentguard_record::{self as record, ActionName, DecidedBy, DenyReason, Ended};
 
-use super::Line;
-
-/// What rules decided, whatever became of it.
+/// A decision of rules.
 pub struct Decided<'l> {
     pub outcome: Outcome,
-    pub reason: Option<&'l str>,
+    pub reason: Option<DenyReason>,
     pub then: Then,
     /// Limits that had no room.
     pub exhausted: &'l [String],
 }
 
-pub fn decided<'l>(
-    line: &'l Line<'_>,
-    facts: &BTreeMap<String, String>,
-    old: Option<&Policy>,
-) -> Result<Decided<'l>, &'static str> {
-    const NOT_BY_RULES: &str = "not decided by rules";
-    let permitted = Decided {
-        outcome: Outcome::Allow,
-        reason: None,
-        then: Then::All,
-        exhausted: &[],
-    };
-    let detail = line.detail.as_deref();
-    let cut = detail == Some(CUT) || detail == Some(OVER);
-    let outcome = match line.outcome.as_ref() {
-        "allow" if line.policies.is_empty() => return Err(NOT_BY_RULES),
-        "allow" => return Ok(permitted),
-        "killed" | "error" => return ended(line, old).map(|()| permitted),
-        "deny" if cut => return ended(line, old).map(|()| permitted),
-        "deny" => Outcome::Deny,
-        "approval-required" => Outcome::ApprovalRequired,
-        "observed" => Outcome::Observed,
-        _ => return Err(NOT_BY_RULES),
-    };
-    let reason = line.reason.as_deref();
-    let slug = |reason: DenyReason| Some(reason.slug());
-    let unread = [
-        DenyReason::BodyAmbiguous,
-        DenyReason::BodyUnreadable,
-        DenyReason::BodyTooLarge,
-        DenyReason::AttributeUnavailable,
-    ];
-    let by_rules = [
-        DenyReason::PolicyDenied,
-        DenyReason::ApprovalRequired,
-        DenyReason::OutsideHours,
-        DenyReason::UntrustedNetwork,
-    ];
-    // Everyone has been asked before anything is counted; without a rule, nothing could be.
-    let by_limit = reason == slug(DenyReason::RateLimited) && !line.policies.is_empty();
-    // A task that leaves it out is nothing that rules decide.
-    let by_forbid = reason == slug(DenyReason::OutsideTask) && !line.policies.is_empty();
-    // What has been judged has its path among its facts; a connection has none.
-    let judged = line.request.is_none() || facts.contains_key("path");
-    let then = if unread.into_iter().map(slug).any(|it| it == reason) {
-        Then::Nobody
-    } else if by_limit {
-        Then::All
-    } else if (by_forbid || by_rules.into_iter().map(slug).any(|it| it == reason)) && judged
-        // Operators stop agents for the same reasons.
-        || reason == slug(DenyReason::AgentSuspended) && facts.contains_key("path")
-        || reason == slug(DenyReason::DelegationExceeded) && facts.contains_key("parent_refused")
-    {
-        Then::Own
-    } else {
-        return Err(NOT_BY_RULES);
-    };
-    Ok(Decided {
-        outcome,
-        reason,
-        then,
-        exhausted: if by_limit { &line.policies } else { &[] },
-    })
+const UNREADABLE: &str = "no record that this build can read";
+const NOT_BY_RULES: &str = "not decided by rules";
+
+impl<'l> Decided<'l> {
+    /// `old`: the bundle that decided.
+    pub fn of(line: &'l Line<'_>, old: Option<&Policy>) -> Result<Self, &'static str> {
+        let told = line.decided_by.as_ref().zip(line.ended.as_ref());
+        let (by, ended) = told.ok_or(Missing::DecidedBy.why())?;
+        let (by, ended) = by.known().zip(ended.known()).ok_or(UNREADABLE)?;
+        let outcome = line.outcome.known().ok_or(UNREADABLE)?;
+        if line.action_name() == Some(ActionName::Dns) {
+            return Err("a name that was looked up");
+        }
+        let (then, exhausted) = match by {
+            DecidedBy::Rules | DecidedBy::Reach | DecidedBy::Parent => (Then::Own, &[][..]),
+            // Everyone has been asked before anything is counted.
+            DecidedBy::Limit => (Then::All, &*line.policies),
+            DecidedBy::Facts => (Then::Nobody, &[][..]),
+            DecidedBy::Kernel => return Err("decided by the kernel"),
+            DecidedBy::Undecided => return Err("it ended before it was decided"),
+            DecidedBy::Task
+            | DecidedBy::Stop
+            | DecidedBy::Expiry
+            | DecidedBy::Host
+            | DecidedBy::Protocol
+            | DecidedBy::OwnName => return Err(NOT_BY_RULES),
+        };
+        let decided = |outcome| Self {
+            outcome,
+            reason: line.reason.as_ref().and_then(|reason| reason.known()),
+            then,
+            exhausted,
+        };
+        match outcome {
+            record::Outcome::Allow => Ok(Self::permitted()),
+            record::Outcome::Observed => Ok(decided(Outcome::Observed)),
+            record::Outcome::ApprovalRequired => Ok(decided(Outcome::ApprovalRequired)),
+            record::Outcome::Deny if ended == Ended::Refused => Ok(decided(Outcome::Deny)),
+            record::Outcome::Deny | record::Outcome::Killed | record::Outcome::Error => {
+                was_enforced(line, old).map(|()| Self::permitted())
+            }
+        }
+    }
+
+    fn permitted() -> Self {
+        Self {
+            outcome: Outcome::Allow,
+            reason: None,
+            then: Then::All,
+            exhausted: &[],
+        }
+    }
 }
 
-/// Of what was ended or failed: whether it had been permitted. Of an agent that was only observed the record does not tell.
-fn ended(line: &Line<'_>, old: Option<&Policy>) -> Result<(), &'static str> {
-    if line.policies.is_empty() {
-        return Err("it ended before it was decided");
-    }
+/// What has ended otherwise had been permitted, unless its agent was only observed: of that the record tells how it ended, and
+/// not what would have been denied.
+fn was_enforced(line: &Line<'_>, old: Option<&Policy>) -> Result<(), &'static str> {
     let old = old.ok_or(Missing::Bundle.why())?;
     let mut agents = old.agents();
     let agent = agents.find(|agent| line.agent.as_deref() == Some(&*agent.name));
@@ -99,116 +82,107 @@ fn ended(line: &Line<'_>, old: Option<&Policy>) -> Result<(), &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::cli::policy_offline;
     use agentguard_policy::Sources;
 
     #[test]
     fn only_what_rules_decided_is_taken_again() {
-        let by = [r#""policies":["p"]"#, r#""policies":[]"#];
         let cases = [
-            (r#""outcome":"allow""#, by[0], r#"{}"#, "allow All"),
-            (r#""outcome":"allow""#, by[1], r#"{}"#, "-"),
+            ("allow", "rules", "whole", "", "allow All"),
+            // A tunnel that broke off had been permitted like any.
+            ("allow", "rules", "broke-off", "", "allow All"),
+            ("allow", "own-name", "whole", "", "-"),
+            ("allow", "kernel", "whole", "", "-"),
+            ("killed", "rules", "stopped", "agent-killed", "allow All"),
+            ("killed", "undecided", "stopped", "agent-killed", "-"),
             (
-                r#""outcome":"killed","reason":"agent-killed""#,
-                by[0],
-                "{}",
+                "error",
+                "rules",
+                "upstream-failed",
+                "upstream-tls",
                 "allow All",
             ),
+            ("error", "rules", "aborted", "", "allow All"),
+            ("error", "undecided", "aborted", "", "-"),
+            ("error", "undecided", "client-gone", "protocol-refused", "-"),
+            ("deny", "rules", "refused", "policy-denied", "deny Own"),
+            ("deny", "reach", "refused", "policy-denied", "deny Own"),
+            ("deny", "kernel", "refused", "policy-denied", "-"),
             (
-                r#""outcome":"killed","reason":"agent-killed""#,
-                by[1],
-                "{}",
-                "-",
-            ),
-            (
-                r#""outcome":"error","reason":"upstream-tls""#,
-                by[0],
-                "{}",
+                "deny",
+                "rules",
+                "not-permitted",
+                "policy-denied",
                 "allow All",
             ),
-            (r#""outcome":"error","detail":"aborted""#, by[1], "{}", "-"),
+            ("deny", "rules", "task-over", "outside-task", "allow All"),
             (
-                r#""outcome":"deny","reason":"policy-denied""#,
-                by[1],
-                r#"{"path":"/"}"#,
-                "deny Own",
-            ),
-            (
-                r#""outcome":"deny","reason":"policy-denied""#,
-                by[1],
-                "{}",
-                "-",
-            ),
-            (
-                r#""outcome":"observed","reason":"policy-denied""#,
-                by[0],
-                r#"{"path":"/"}"#,
+                "observed",
+                "rules",
+                "whole",
+                "policy-denied",
                 "observed Own",
             ),
+            ("observed", "limit", "whole", "rate-limited", "observed All"),
             (
-                r#""outcome":"approval-required","reason":"approval-required""#,
-                by[0],
-                r#"{"path":"/"}"#,
+                "approval-required",
+                "rules",
+                "refused",
+                "approval-required",
                 "approval-required Own",
             ),
-            (
-                r#""outcome":"deny","reason":"rate-limited""#,
-                by[0],
-                r#"{"path":"/"}"#,
-                "deny All",
-            ),
+            ("deny", "limit", "refused", "rate-limited", "deny All"),
             // Nothing could be counted.
+            ("deny", "host", "refused", "rate-limited", "-"),
+            ("deny", "facts", "refused", "body-too-large", "deny Nobody"),
+            // The bundle did not have the agent, or an operator has stopped it.
+            ("deny", "reach", "refused", "agent-suspended", "deny Own"),
+            ("deny", "stop", "refused", "agent-suspended", "-"),
             (
-                r#""outcome":"deny","reason":"rate-limited""#,
-                by[1],
-                r#"{"path":"/"}"#,
-                "-",
-            ),
-            (
-                r#""outcome":"deny","reason":"body-too-large""#,
-                by[1],
-                "{}",
-                "deny Nobody",
-            ),
-            (
-                r#""outcome":"deny","reason":"agent-suspended""#,
-                by[1],
-                "{}",
-                "-",
-            ),
-            (
-                r#""outcome":"deny","reason":"delegation-exceeded""#,
-                by[1],
-                r#"{"path":"/"}"#,
-                "-",
-            ),
-            (
-                r#""outcome":"deny","reason":"delegation-exceeded""#,
-                by[1],
-                r#"{"path":"/","parent_refused":"p"}"#,
+                "deny",
+                "parent",
+                "refused",
+                "delegation-exceeded",
                 "deny Own",
             ),
-            (
-                r#""outcome":"deny","reason":"protocol-refused""#,
-                by[1],
-                "{}",
-                "-",
-            ),
+            ("deny", "stop", "refused", "delegation-exceeded", "-"),
+            // A forbid says so, or a task leaves it out.
+            ("deny", "rules", "refused", "outside-task", "deny Own"),
+            ("deny", "task", "refused", "outside-task", "-"),
+            ("deny", "protocol", "refused", "protocol-refused", "-"),
+            ("deny", "expiry", "refused", "policy-stale", "-"),
         ];
         let enforced = bundle("");
-        for (outcome, policies, facts, expected) in cases {
-            let text = line(outcome, policies, facts);
+        for (outcome, by, ended, reason, expected) in cases {
+            let text = line(outcome, by, ended, reason);
             assert_eq!(taken(&text, Some(&enforced)), expected, "{text}");
         }
-        for (reason, detail) in [("policy-denied", CUT), ("outside-task", OVER)] {
-            let cut = format!(r#""outcome":"deny","reason":"{reason}","detail":"{detail}""#);
-            let cut = line(&cut, by[0], r#"{"path":"/"}"#);
-            assert_eq!(taken(&cut, Some(&enforced)), "allow All");
-            // What was let through and cut may have been observed.
+    }
+
+    #[test]
+    fn what_was_let_through_and_cut_may_have_been_observed() {
+        for ended in ["not-permitted", "task-over"] {
+            let cut = line("deny", "rules", ended, "policy-denied");
+            assert_eq!(taken(&cut, Some(&bundle(""))), "allow All");
             assert_eq!(taken(&cut, None), "-");
             assert_eq!(taken(&cut, Some(&bundle("mode = \"observe\"\n"))), "-");
         }
+    }
+
+    #[test]
+    fn what_a_record_does_not_tell_is_not_guessed() {
+        let whole = line("allow", "rules", "whole", "");
+        let earlier = whole.replace(r#""decided_by":"rules","ended":"whole","#, "");
+        assert_ne!(earlier, whole);
+        let why = |text: &str| {
+            let line = Line::parse(text.as_bytes()).unwrap();
+            Decided::of(&line, None).err()
+        };
+        assert_eq!(why(&earlier), Some(Missing::DecidedBy.why()));
+        assert_eq!(why(&whole.replace("rules", "oracle")), Some(UNREADABLE));
     }
 
     fn bundle(mode: &str) -> Policy {
@@ -223,16 +197,19 @@ mod tests {
         policy_offline::compile(&sources, &BTreeMap::new()).unwrap()
     }
 
-    fn line(outcome: &str, policies: &str, facts: &str) -> String {
+    fn line(outcome: &str, by: &str, ended: &str, reason: &str) -> String {
+        let reason = match reason {
+            "" => "null".to_owned(),
+            reason => format!("\"{reason}\""),
+        };
         format!(
-            r#"{{"time":"2026-11-23T09:00:00Z","decision":"d","agent":"a","action":"GET","resource":"h","request":{{"scheme":"https","host":"h","port":443,"method":"GET","path":"/"}},"facts":{facts},{policies},{outcome}}}"#
+            r#"{{"time":"2026-11-23T09:00:00Z","seq":1,"decision":"0197f6a0-0000-7000-8000-000000000001","agent":"a","action":"GET","resource":"h","request":{{"scheme":"https","host":"h","port":443,"method":"GET","path":"/","status":0}},"facts":{{}},"outcome":"{outcome}","decided_by":"{by}","ended":"{ended}","policies":["p"],"reason":{reason}}}"#
         )
     }
 
     fn taken(text: &str, old: Option<&Policy>) -> String {
-        let line: Line<'_> = serde_json::from_str(text).unwrap();
-        let facts = line.facts.as_ref().unwrap();
-        decided(&line, facts, old).map_or("-".to_owned(), |decided| {
+        let line = Line::parse(text.as_bytes()).unwrap();
+        Decided::of(&line, old).map_or("-".to_owned(), |decided| {
             format!("{} {:?}", decided.outcome.name(), decided.then)
         })
     }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use agentguard_audit::line::Line;
 use agentguard_policy::replay::{Outcome, Recorded, Replayed};
 use agentguard_record::DenyReason;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
-use super::Line;
 use crate::cli::table::table;
 
 /// Kinds of changes that are told apart.
@@ -27,7 +27,7 @@ struct Change {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct Side {
     outcome: &'static str,
-    reason: Option<String>,
+    reason: Option<&'static str>,
     policies: Vec<String>,
 }
 
@@ -59,30 +59,29 @@ impl Tally {
         &mut self,
         line: &Line<'_>,
         recorded: &Recorded<'_>,
-        old: (Outcome, Option<&str>),
+        old: (Outcome, Option<DenyReason>),
         new: Replayed,
     ) {
         self.replayed += 1;
-        let reason = new.reason.map(DenyReason::slug);
-        if old == (new.outcome, reason) {
+        if old == (new.outcome, new.reason) {
             return;
         }
         self.changed += 1;
-        let side = |outcome: Outcome, reason: Option<&str>, policies: Vec<String>| Side {
+        let side = |outcome: Outcome, reason: Option<DenyReason>, policies| Side {
             outcome: outcome.name(),
-            reason: reason.map(str::to_owned),
+            reason: reason.map(DenyReason::slug),
             policies,
         };
         let change = Change {
             agent: recorded.agent.to_owned(),
             action: recorded.method.to_owned(),
-            resource: line.resource.clone().into_owned(),
+            resource: line.resource.to_string(),
             old: side(old.0, old.1, line.policies.clone()),
-            new: side(new.outcome, reason, new.policies),
+            new: side(new.outcome, new.reason, new.policies),
         };
         let group = Group {
             count: 1,
-            decision: line.decision.clone().into_owned(),
+            decision: line.decision.to_string(),
             path: recorded.path.to_owned(),
         };
         self.group(change, group);
@@ -176,7 +175,7 @@ impl Side {
             true => String::new(),
             false => format!(" by {}", self.policies.join(", ")),
         };
-        let reason = self.reason.as_deref().filter(|it| *it != self.outcome);
+        let reason = self.reason.filter(|it| *it != self.outcome);
         let reason = reason.map_or(String::new(), |reason| format!(": {reason}"));
         format!("{}{reason}{by}", self.outcome)
     }

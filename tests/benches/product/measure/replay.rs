@@ -9,7 +9,8 @@ use agentguard_audit::Durability;
 use agentguard_audit::Log;
 use agentguard_common::abi::AgentId;
 use agentguard_record::{
-    Context, Draft, Entry, Latency, Outcome, Process, RequestInfo, UpstreamInfo,
+    ActionName, Context, DecidedBy, Draft, DraftTask, Ended, Latency, Outcome, Process, Record,
+    RequestInfo, UpstreamInfo,
 };
 use agentguard_tests::bundle::reach;
 use agentguard_tests::tools::agentguard;
@@ -112,8 +113,8 @@ fn fill(dir: &Path, records: u64) -> anyhow::Result<()> {
             decision: Uuid::now_v7(),
             agent: AgentId(AgentId::FIRST),
             tgid: process.tgid,
-            task: None,
-            action: "GET".into(),
+            task: DraftTask::None,
+            action: ActionName::Method("GET".into()),
             resource: host.into(),
             facts: BTreeMap::from(facts),
             request: Some(RequestInfo {
@@ -125,6 +126,8 @@ fn fill(dir: &Path, records: u64) -> anyhow::Result<()> {
                 status: 200,
             }),
             outcome: Outcome::Allow,
+            decided_by: DecidedBy::Rules,
+            ended: Ended::Whole,
             policies: vec![policy.into()],
             reason: None,
             detail: None,
@@ -138,7 +141,7 @@ fn fill(dir: &Path, records: u64) -> anyhow::Result<()> {
             bytes_down: 4096,
             latency: Latency::default(),
         };
-        log.stage(Entry::Decision(&draft, &context))?;
+        log.stage(Record::Decision(&draft, &context))?;
         if index.is_multiple_of(256) {
             log.commit()?;
         }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use agentguard_policy::Sources;
-use agentguard_record::Outcome;
+use agentguard_record::{DecidedBy, Outcome};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::DuplexStream;
@@ -39,7 +39,8 @@ async fn server() -> (Arc<Server>, Receiver<Draft>, Stub) {
     let stub = Stub::start(ZONE).await;
     let resolver = Resolver::new(&stub.upstream(&[])).unwrap();
     let (sender, records) = mpsc::channel(100);
-    let gate: Gate = Box::new(|agent| (agent == AgentId(3)).then_some(DenyReason::AgentKilled));
+    let killed = (DecidedBy::Stop, DenyReason::AgentKilled);
+    let gate: Gate = Box::new(move |agent| (agent == AgentId(3)).then_some(killed));
     let policy = Arc::new(ArcSwap::from_pointee(policy()));
     let server = Server::new(policy, Arc::new(resolver), sender, gate);
     (Arc::new(server), records, stub)
