@@ -4,50 +4,115 @@ use serde::{Deserialize, Serialize};
 
 use crate::Outcome;
 
-/// A refusal's reason. Its slug is in the agent's problem document (`urn:agentguard:problem:<slug>`, RFC 9457) and in
-/// the audit record's `reason`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DenyReason {
-    /// No rule permits it, or a forbid applies.
-    PolicyDenied,
-    /// Only forbids that a human can lift stand against it.
-    ApprovalRequired,
-    AgentKilled,
-    /// An operator has suspended or retired it, or the active bundle does not have it.
-    AgentSuspended,
-    /// Its owner is not active.
-    AgentOrphaned,
-    /// An agent that it acts for may not, or is stopped.
-    DelegationExceeded,
-    /// As the forbid that refused says (`@reason`): not at this time.
-    OutsideHours,
-    /// As the forbid that refused says: not from where the host is.
-    UntrustedNetwork,
-    /// Permitted, and not on the task that it is on or has to be on.
-    OutsideTask,
-    /// A limit has no room for it, or cannot be counted.
-    RateLimited,
-    /// A fact that a rule reads has more than one value.
-    BodyAmbiguous,
-    /// A body that a rule reads is not what was declared.
-    BodyUnreadable,
-    /// A body that a rule reads is longer or deeper than what is read.
-    BodyTooLarge,
-    /// A fact that a rule reads has to be looked up, and could not be.
-    AttributeUnavailable,
-    /// What arrived is not what the forwarder speaks, or its parts contradict each other.
-    ProtocolRefused,
-    /// The bundle in force has expired.
-    PolicyStale,
-    /// A decision that cannot be recorded is not taken.
-    AuditUnavailable,
-    /// Upstream's certificate was not accepted.
-    UpstreamTls,
-    /// Upstream's name or address could not be used or reached.
-    UpstreamUnreachable,
-    /// Upstream did not answer in time.
-    UpstreamTimeout,
+macro_rules! reasons {
+    ($($name:ident: $slug:literal, $class:ident, $title:literal, $when:literal, $turn:literal;)+) => {
+        /// A refusal's reason. Its slug is in the agent's problem document (`urn:agentguard:problem:<slug>`, RFC 9457) and in
+        /// the audit record's `reason`.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+        pub enum DenyReason {
+            $(#[doc = $when] #[serde(rename = $slug)] $name,)+
+        }
+
+        impl DenyReason {
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            pub const fn slug(self) -> &'static str {
+                match self {
+                    $(Self::$name => $slug,)+
+                }
+            }
+
+            /// Whose no it is.
+            pub const fn class(self) -> ReasonClass {
+                match self {
+                    $(Self::$name => ReasonClass::$class,)+
+                }
+            }
+
+            pub const fn title(self) -> &'static str {
+                match self {
+                    $(Self::$name => $title,)+
+                }
+            }
+
+            /// When it is given.
+            pub const fn when(self) -> &'static str {
+                match self {
+                    $(Self::$name => $when,)+
+                }
+            }
+
+            /// Whose turn it is then, and what they can do.
+            pub const fn turn(self) -> &'static str {
+                match self {
+                    $(Self::$name => $turn,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    PolicyDenied: "policy-denied", Policy, "Refused by policy",
+        "no rule permits it, or a forbid applies",
+        "who owns the agent: `agentguard audit show ID` names the rules that decided";
+    ApprovalRequired: "approval-required", Policy, "A human has to approve this first",
+        "only forbids that a human can lift stand against it",
+        "people of the roles in `approval`; nobody is asked yet, so a rule has to change";
+    AgentKilled: "agent-killed", Policy, "This agent has been stopped",
+        "the kill switch was used on the agent, or the canary failed",
+        "a responder: `agentguard revive NAME`, when the incident is over";
+    AgentSuspended: "agent-suspended", Policy, "This agent is not active",
+        "an operator has suspended or retired it, or the bundle in force does not have it",
+        "an admin: `agentguard agents activate NAME`, or a bundle that has the agent";
+    AgentOrphaned: "agent-orphaned", Policy, "This agent's owner is not active",
+        "its owner has been suspended",
+        "an admin: `agentguard agents activate --owner OWNER`, or `agents reassign`";
+    DelegationExceeded: "delegation-exceeded", Policy, "More than was delegated",
+        "an agent that it acts for may not do it, or is stopped",
+        "who owns the agent above it, which `detail` names";
+    OutsideHours: "outside-hours", Policy, "Not at this time",
+        "as the forbid that refused says by `@reason`: not at this time",
+        "nobody: it works again when the hours say so";
+    UntrustedNetwork: "untrusted-network", Policy, "Not from this network",
+        "as the forbid that refused says by `@reason`: not from where the host is",
+        "who runs the host: a trusted network, or `[[network.trusted]]`";
+    OutsideTask: "outside-task", Policy, "Outside the task",
+        "it is permitted, and not on the task that it is on or has to be on",
+        "who supervises the agent: a task that allows it";
+    RateLimited: "rate-limited", Policy, "A limit has been reached",
+        "a limit or budget has no room for it, or cannot be counted",
+        "nobody, until the time that `detail` names";
+    BodyAmbiguous: "body-ambiguous", Protocol, "The request can be read in more than one way",
+        "a fact that a rule reads has more than one value",
+        "who writes the agent: each field, header and parameter once";
+    BodyUnreadable: "body-unreadable", Protocol, "The request's body cannot be read",
+        "a body that a rule reads is not what was declared",
+        "who writes the agent, or who declared the body in the host's file";
+    BodyTooLarge: "body-too-large", Protocol, "The request's body is too large to be judged",
+        "a body that a rule reads is longer or deeper than what is read",
+        "who runs the host: `[forwarder] max_judged_body_bytes`";
+    AttributeUnavailable: "attribute-unavailable", Host, "A fact that decides cannot be had",
+        "a fact that a rule reads has to be looked up, and could not be",
+        "who runs the service of the look-up; the daemon's log names it";
+    ProtocolRefused: "protocol-refused", Protocol, "Protocol refused",
+        "what arrived is not what the forwarder speaks, or its parts contradict each other",
+        "who writes the agent; `detail` names the part";
+    PolicyStale: "policy-stale", Policy, "The policy in force has expired",
+        "the bundle in force has expired",
+        "an admin: apply a newer bundle";
+    AuditUnavailable: "audit-unavailable", Host, "The decision cannot be recorded",
+        "a decision that cannot be recorded is not taken",
+        "who runs the host: make room on the disk of the state";
+    UpstreamTls: "upstream-tls", Upstream, "The server's certificate was not accepted",
+        "the server's certificate was not accepted",
+        "who runs the server; for a CA of one's own `[upstream] roots`";
+    UpstreamUnreachable: "upstream-unreachable", Upstream, "The server cannot be reached",
+        "the server's name or address could not be used or reached",
+        "who runs the server; for private addresses `[upstream] allow_addresses`";
+    UpstreamTimeout: "upstream-timeout", Upstream, "The server did not answer in time",
+        "the server did not answer in time",
+        "who runs the server; retry later";
 }
 
 /// Whose no a reason is.
@@ -64,79 +129,6 @@ pub enum ReasonClass {
 }
 
 impl DenyReason {
-    pub const ALL: [Self; 20] = [
-        Self::PolicyDenied,
-        Self::ApprovalRequired,
-        Self::AgentKilled,
-        Self::AgentSuspended,
-        Self::AgentOrphaned,
-        Self::DelegationExceeded,
-        Self::OutsideHours,
-        Self::UntrustedNetwork,
-        Self::OutsideTask,
-        Self::RateLimited,
-        Self::BodyAmbiguous,
-        Self::BodyUnreadable,
-        Self::BodyTooLarge,
-        Self::AttributeUnavailable,
-        Self::ProtocolRefused,
-        Self::PolicyStale,
-        Self::AuditUnavailable,
-        Self::UpstreamTls,
-        Self::UpstreamUnreachable,
-        Self::UpstreamTimeout,
-    ];
-
-    pub const fn slug(self) -> &'static str {
-        match self {
-            Self::PolicyDenied => "policy-denied",
-            Self::ApprovalRequired => "approval-required",
-            Self::AgentKilled => "agent-killed",
-            Self::AgentSuspended => "agent-suspended",
-            Self::AgentOrphaned => "agent-orphaned",
-            Self::DelegationExceeded => "delegation-exceeded",
-            Self::OutsideHours => "outside-hours",
-            Self::UntrustedNetwork => "untrusted-network",
-            Self::OutsideTask => "outside-task",
-            Self::RateLimited => "rate-limited",
-            Self::BodyAmbiguous => "body-ambiguous",
-            Self::BodyUnreadable => "body-unreadable",
-            Self::BodyTooLarge => "body-too-large",
-            Self::AttributeUnavailable => "attribute-unavailable",
-            Self::ProtocolRefused => "protocol-refused",
-            Self::PolicyStale => "policy-stale",
-            Self::AuditUnavailable => "audit-unavailable",
-            Self::UpstreamTls => "upstream-tls",
-            Self::UpstreamUnreachable => "upstream-unreachable",
-            Self::UpstreamTimeout => "upstream-timeout",
-        }
-    }
-
-    /// Whose no it is.
-    pub const fn class(self) -> ReasonClass {
-        match self {
-            Self::PolicyDenied
-            | Self::ApprovalRequired
-            | Self::AgentKilled
-            | Self::AgentSuspended
-            | Self::AgentOrphaned
-            | Self::DelegationExceeded
-            | Self::OutsideHours
-            | Self::UntrustedNetwork
-            | Self::OutsideTask
-            | Self::RateLimited
-            | Self::PolicyStale => ReasonClass::Policy,
-            Self::BodyAmbiguous
-            | Self::BodyUnreadable
-            | Self::BodyTooLarge
-            | Self::ProtocolRefused => ReasonClass::Protocol,
-            Self::AttributeUnavailable | Self::AuditUnavailable => ReasonClass::Host,
-            Self::UpstreamTls | Self::UpstreamUnreachable | Self::UpstreamTimeout => {
-                ReasonClass::Upstream
-            }
-        }
-    }
-
     /// The HTTP status an agent gets: 403 for every policy outcome (popular SDKs retry 408, 409, 429 and 5xx by
     /// themselves), 502 or 504 for upstream faults.
     pub const fn status(self) -> u16 {
@@ -162,31 +154,6 @@ impl DenyReason {
     pub const fn is_timeout(self) -> bool {
         matches!(self, Self::UpstreamTimeout)
     }
-
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::PolicyDenied => "Refused by policy",
-            Self::ApprovalRequired => "A human has to approve this first",
-            Self::AgentKilled => "This agent has been stopped",
-            Self::AgentSuspended => "This agent is not active",
-            Self::AgentOrphaned => "This agent's owner is not active",
-            Self::DelegationExceeded => "More than was delegated",
-            Self::OutsideHours => "Not at this time",
-            Self::UntrustedNetwork => "Not from this network",
-            Self::OutsideTask => "Outside the task",
-            Self::RateLimited => "A limit has been reached",
-            Self::BodyAmbiguous => "The request can be read in more than one way",
-            Self::BodyUnreadable => "The request's body cannot be read",
-            Self::BodyTooLarge => "The request's body is too large to be judged",
-            Self::AttributeUnavailable => "A fact that decides cannot be had",
-            Self::ProtocolRefused => "Protocol refused",
-            Self::PolicyStale => "The policy in force has expired",
-            Self::AuditUnavailable => "The decision cannot be recorded",
-            Self::UpstreamTls => "The server's certificate was not accepted",
-            Self::UpstreamUnreachable => "The server cannot be reached",
-            Self::UpstreamTimeout => "The server did not answer in time",
-        }
-    }
 }
 
 #[cfg(test)]
@@ -195,7 +162,7 @@ mod tests {
 
     #[test]
     fn slugs_are_what_is_written_and_read() {
-        for reason in DenyReason::ALL {
+        for &reason in DenyReason::ALL {
             let written = serde_json::to_string(&reason).unwrap();
             assert_eq!(written, format!("\"{}\"", reason.slug()));
             assert_eq!(
@@ -207,7 +174,7 @@ mod tests {
 
     #[test]
     fn only_upstreams_faults_are_no_denials() {
-        for reason in DenyReason::ALL {
+        for &reason in DenyReason::ALL {
             let expected = match reason {
                 DenyReason::ApprovalRequired => (403, Outcome::ApprovalRequired),
                 DenyReason::UpstreamTls | DenyReason::UpstreamUnreachable => (502, Outcome::Error),

@@ -1,11 +1,13 @@
 //! The pages of the book that the code writes: `cargo xtask docs` writes them, and without it they must be what is there.
 
+mod audit_record;
 mod commands;
 mod configuration;
 mod context;
 mod control_api;
 mod guarantees;
 mod page;
+mod refused;
 
 use std::path::Path;
 
@@ -19,7 +21,9 @@ fn pages() -> Vec<Page> {
         configuration::page(),
         context::page(),
         guarantees::page(),
+        refused::page(),
         commands::page(),
+        audit_record::page(),
         control_api::page(),
     ]
 }

@@ -150,7 +150,7 @@ fn expected(
 }
 
 fn reason_of(report: &mut Report<'_>, slug: &Located<String>) -> Option<DenyReason> {
-    let known = DenyReason::ALL.into_iter();
+    let known = DenyReason::ALL.iter().copied();
     let found = known.clone().find(|reason| reason.slug() == slug.value);
     if found.is_none() {
         let slugs: Vec<&str> = known.map(DenyReason::slug).collect();
