@@ -29,7 +29,7 @@ pub const PATH_LEN: usize = 256;
 /// The id that stands for an agent in kernel maps. 0 is no agent; ids are given once per host and never reused.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AgentId(pub u32);
 
 impl AgentId {
@@ -544,8 +544,8 @@ const _: () = {
     assert!(size_of::<Event>() == 80 + PATH_LEN && offset_of!(Event, path) == Event::HEAD_LEN);
 };
 
-#[cfg(feature = "user")]
-mod user {
+#[cfg(feature = "aya")]
+mod bytes {
     use super::*;
 
     macro_rules! pod {

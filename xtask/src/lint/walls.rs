@@ -17,11 +17,19 @@ const WALLS: [Wall; 6] = [
     // Decides, and does nothing else: no runtime, no system calls, no network.
     Wall {
         package: "agentguard-policy",
-        without: &["tokio", "nix", "aya", "rcgen", "rustls", "hyper"],
+        without: &[
+            "agentguard-sys",
+            "aya",
+            "hyper",
+            "nix",
+            "rcgen",
+            "rustls",
+            "tokio",
+        ],
     },
     Wall {
         package: "agentguard-record",
-        without: &["tokio", "nix", "aya"],
+        without: &["agentguard-sys", "aya", "nix", "tokio"],
     },
     Wall {
         package: "agentguard-audit",
