@@ -20,8 +20,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use agentguard_link::calls::to_forwarder::Dropped;
 
 use super::link::{Ended, Session, Unanswered};
-use super::namespaces::Entering;
 use super::state::Shared;
+use crate::census::namespaces::Entering;
 
 /// Restart delays grow from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));

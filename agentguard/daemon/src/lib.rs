@@ -3,34 +3,16 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 
-mod adoption;
-pub mod agents;
-pub mod apply;
-pub mod canary;
-pub mod config;
-pub mod enrol;
-pub mod events;
-mod expiry;
-pub mod forwarder;
+mod books;
+mod census;
+mod enforce;
+mod forwarder;
 pub mod guarantee;
-pub mod kill;
-mod limits;
+mod host;
 mod link;
-pub mod namespaces;
-pub mod network;
-pub mod presence;
-pub mod records;
-pub mod registration;
+mod roster;
 pub mod serve;
-pub mod startup;
-pub mod state;
-pub mod stop;
-pub mod supervise;
-pub mod tasks;
-pub mod tls;
-mod unix;
-pub mod upstream;
-pub mod view;
+mod state;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -52,18 +34,27 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use self::startup as start;
-pub use self::startup::StartError;
-use self::state::{Active, Shared};
-use crate::agents::lineage::Lineage;
-use crate::agents::registry::Registry;
-use crate::agents::stops::stops;
-use crate::agents::tasks::Book;
-use crate::config::Config;
+use crate::books::limits::Ledger;
+use crate::books::{events, records};
+use crate::census::lineage::Lineage;
+use crate::census::{adoption, attendance as presence, namespaces};
+pub use crate::enforce::canary::process as canary_process;
+pub use crate::enforce::kill::suggest;
+use crate::enforce::{apply, canary, expiry, stop};
 use crate::guarantee::Facts;
-use crate::limits::Ledger;
+use crate::host::config::Config;
+use crate::host::network;
+use crate::host::startup as start;
+pub use crate::host::startup::StartError;
+use crate::host::tls::ca::Authority;
+pub use crate::host::{config, tls, upstream};
+use crate::roster::book::Book;
+pub use crate::roster::registry;
+use crate::roster::registry::Registry;
+use crate::roster::stops::stops;
+use crate::roster::tasks;
 use crate::serve as control;
-use crate::tls::ca::Authority;
+use crate::state::{Active, Shared};
 
 /// How long the forwarder may take at start and at stop.
 const FORWARDER_LIMIT: Duration = Duration::from_secs(25);
@@ -171,7 +162,6 @@ async fn serve(config: Config) -> Result<(), StartError> {
         records,
         ledger,
         events: event_asks,
-        cgroup_root,
         cgroups,
         netns_cookie,
         namespaces,

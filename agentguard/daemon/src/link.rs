@@ -21,10 +21,10 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 
 use super::forwarder::{ForwarderLink, Order, Reply, Status};
-use super::namespaces::Entering;
 use super::state::Shared;
-use super::tasks;
-use crate::limits;
+use crate::books::limits;
+use crate::census::namespaces::Entering;
+use crate::roster::tasks;
 
 /// How long a new forwarder may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(20);

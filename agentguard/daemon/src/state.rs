@@ -1,7 +1,6 @@
 //! What the daemon's parts share.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -19,18 +18,22 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{adoption, forwarder, lock, namespaces, network, presence, records, tasks};
-use crate::agents::activity::Activities;
-use crate::agents::adopt::Labels;
-use crate::agents::identify::Blocks;
-use crate::agents::lineage::Lineage;
-use crate::agents::registry::Registry;
-use crate::agents::stops::{Stops, stops};
-use crate::config::Config;
+use crate::books::limits::Ledger;
+use crate::books::records;
+use crate::census::activity::Activities;
+use crate::census::adopt::Labels;
+use crate::census::identify::Blocks;
+use crate::census::lineage::Lineage;
+use crate::census::{adoption, attendance as presence, namespaces};
 use crate::guarantee;
 use crate::guarantee::Facts;
-use crate::limits::Ledger;
-use crate::tls::ca::Authority;
+use crate::host::config::Config;
+use crate::host::network;
+use crate::host::tls::ca::Authority;
+use crate::roster::registry::Registry;
+use crate::roster::stops::{Stops, stops};
+use crate::roster::tasks;
+use crate::{forwarder, lock};
 
 /// Bundles whose name and serial late records can still be given.
 const METAS: usize = 16;
@@ -81,7 +84,6 @@ pub struct Shared {
     pub ledger: Ledger,
     /// Asks for what is in the kernel's ring to be taken now.
     pub events: mpsc::Sender<oneshot::Sender<()>>,
-    pub cgroup_root: PathBuf,
     pub cgroups: sys::cgroup::CgroupNames,
     /// Of the host's network namespace.
     pub netns_cookie: u64,

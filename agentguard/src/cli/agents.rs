@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use agentguard_control::api::{AgentLine, Change, Changed, DoneView, LimitView};
 use agentguard_control::client::Client;
-use agentguard_daemon::kill::suggest;
+use agentguard_daemon::suggest;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use agentguard_daemon::canary::process as canary;
+use agentguard_daemon::canary_process as canary;
 use agentguard_sys::spawn;
 
 use super::Failure;

@@ -12,7 +12,7 @@ use agentguard_kernel::{Hook, NoDigests};
 use agentguard_sys as sys;
 use agentguard_sys::diag;
 
-use crate::config::Config;
+use crate::host::config::Config;
 
 /// Whether `agentguard run` gives its command a system call filter.
 const RUN_FILTER: bool = true;

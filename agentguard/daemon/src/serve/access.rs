@@ -13,7 +13,7 @@ use agentguard_common::abi::Label;
 use agentguard_sys::peer::Peer;
 use agentguard_sys::user;
 
-use crate::config::{Role, RoleGrant};
+use crate::host::config::{Role, RoleGrant};
 
 /// What a route asks of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,13 +22,16 @@ use serde::de::DeserializeOwned;
 use super::response::{ControlError, ControlResponse, ErrorCode, json};
 use super::routes::{Route, RouteError};
 use super::{access, records};
-use crate::apply::{self, ApplyError, Wanted};
-use crate::enrol::{self, RunError};
-use crate::kill::{self, KillError};
-use crate::registration::{self, ChangeError};
+use crate::census::attendance as presence;
+use crate::census::enrol::{self, RunError};
+use crate::enforce::apply::{self, ApplyError, Wanted};
+use crate::enforce::kill::{self, KillError};
+use crate::lock;
+use crate::roster::registration::{self, ChangeError};
+use crate::roster::supervise;
+use crate::roster::tasks::{self, TaskError};
+use crate::serve::view;
 use crate::state::Shared;
-use crate::tasks::{self, TaskError};
-use crate::{lock, presence, supervise, view};
 
 /// Bytes of a request's body; a bundle's apart.
 const BODY: usize = 64 * 1024;

@@ -6,6 +6,7 @@ mod handle;
 mod records;
 mod response;
 pub mod routes;
+pub mod view;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

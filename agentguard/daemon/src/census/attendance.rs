@@ -1,0 +1,85 @@
+//! Tells the forwarder since when each agent is up, and whether somebody's terminal shows it. An agent is attended while one
+//! who started it by `run` is there and has a terminal: a process that is no agent's, whom no agent can be or speak for.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentguard_common::abi::AgentId;
+use agentguard_link::state::Delta;
+use agentguard_sys::peer::Peer;
+use agentguard_sys::process;
+use tokio::sync::Notify;
+
+use crate::lock;
+use crate::state::Shared;
+
+/// A terminal that hangs up leaves its processes without one, which nothing tells: it is looked at this often.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a `run` waits until the forwarder knows.
+const TOLD_LIMIT: Duration = Duration::from_secs(2);
+
+#[derive(Default)]
+pub struct Handle {
+    changed: Notify,
+    /// One at a time, so that what is told last is what holds.
+    telling: tokio::sync::Mutex<()>,
+}
+
+impl Handle {
+    /// Something of it may have changed.
+    pub fn changed(&self) {
+        self.changed.notify_one();
+    }
+}
+
+/// Tells of every change, until the daemon stops.
+pub async fn serve(shared: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = shared.presence.changed.notified() => tell(&shared).await,
+            () = shared.stop.cancelled() => return,
+        }
+    }
+}
+
+async fn tell(shared: &Shared) {
+    let _one = shared.presence.telling.lock().await;
+    let changes = lock(&shared.lineage).presences.untold();
+    if !changes.is_empty() {
+        shared
+            .forwarder
+            .tell(Delta::Presences(changes.clone()))
+            .await;
+        lock(&shared.lineage).presences.told(&changes);
+    }
+}
+
+/// `agent` has been started by `starter`, who still waits: notes whether they have a terminal, for as long as they have, and
+/// returns when the forwarder knows, so that no request of the agent's comes before.
+pub async fn started(shared: &Arc<Shared>, agent: AgentId, starter: &Peer) {
+    if let Ok(pidfd) = process::pidfd_open(starter.tgid)
+        && starter.is_alive()
+        && process::has_terminal(starter.tgid)
+    {
+        lock(&shared.lineage).presences.terminal_came(agent);
+        let (shared, tgid) = (shared.clone(), starter.tgid);
+        tokio::spawn(async move {
+            // The tgid is its own for as long as the descriptor says that it is there.
+            while process::has_terminal(tgid) && process::pidfd_alive(pidfd.as_fd()) {
+                tokio::time::sleep(LOOK).await;
+            }
+            lock(&shared.lineage).presences.terminal_left(agent);
+            shared.presence.changed();
+        });
+    }
+    let told = async {
+        tell(shared).await;
+        shared.forwarder.flush(TOLD_LIMIT).await
+    };
+    // Until it knows, the agent has just started and is not attended.
+    if !matches!(tokio::time::timeout(TOLD_LIMIT, told).await, Ok(Ok(()))) {
+        tracing::warn!("the forwarder does not know yet that an agent has started");
+        shared.presence.changed();
+    }
+}

@@ -1,0 +1,339 @@
+//! Agents in network namespaces of their own: listeners made inside and handed to the forwarder, for as long as a process
+//! of an agent's is there. Where none are, agents' connects are refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agentguard_common::abi::AgentId;
+use agentguard_link::listen::{self, Bound};
+use agentguard_sys as sys;
+use agentguard_sys::netns::{self, Id, Namespace};
+use agentguard_sys::{SysError, process};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::forwarder;
+use crate::lock;
+use crate::state::Shared;
+
+/// Namespaces besides the host's that `FORWARDERS` has room for.
+const MOST: usize = 1023;
+/// The forwarder has four listeners in each, and as much again is left for connections.
+const FILES_EACH: u64 = 8;
+/// How often is looked for namespaces that no event told of, and for those that no agent is in any more.
+const EVERY: Duration = Duration::from_secs(2);
+/// A namespace in which this many looks in a row have found no agent is left.
+const IDLE_LOOKS: u8 = 2;
+/// How long the forwarder may take to be told.
+const FORWARDER_LIMIT: Duration = Duration::from_secs(5);
+/// How long somebody may wait for a process's namespaces to be served.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What there is to look into, and who waits for it.
+pub enum Look {
+    Process(u32, Option<oneshot::Sender<()>>),
+    Everywhere(oneshot::Sender<()>),
+    /// A listener of the namespace with this cookie has been destroyed.
+    Lost(u64),
+}
+
+/// A namespace and its listeners, on their way to the forwarder.
+pub struct Entering {
+    pub netns: u64,
+    pub bound: Bound,
+}
+
+struct Served {
+    namespace: Arc<Namespace>,
+    /// By which the kernel and the forwarder know it.
+    cookie: u64,
+    idle: u8,
+}
+
+/// The daemon's side of it; cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    home: Id,
+    most: usize,
+    looks: mpsc::Sender<Look>,
+    served: Arc<Mutex<BTreeMap<Id, Served>>>,
+}
+
+impl Handle {
+    pub fn new() -> sys::Result<(Self, mpsc::Receiver<Look>)> {
+        let (looks, asked) = mpsc::channel(256);
+        let most = process::raise_open_files()? / FILES_EACH;
+        let handle = Self {
+            home: Namespace::current()?.id(),
+            most: usize::try_from(most).map_or(MOST, |most| most.min(MOST)),
+            looks,
+            served: Arc::default(),
+        };
+        Ok((handle, asked))
+    }
+
+    /// How many are served besides the host's.
+    pub fn count(&self) -> usize {
+        lock(&self.served).len()
+    }
+
+    /// A process of an agent's has begun or has another program: it may be where no listeners are.
+    pub fn begun(&self, tgid: u32) {
+        if netns::id_of(tgid).is_some_and(|id| self.is_new(id)) {
+            self.refused(tgid);
+        }
+    }
+
+    /// A process of an agent's was refused because there are none where it is.
+    pub fn refused(&self, tgid: u32) {
+        // A full queue: the next look at everything finds it.
+        let _ = self.looks.try_send(Look::Process(tgid, None));
+    }
+
+    /// A forwarder's listener in the namespace with this cookie is gone: others are made, if somebody is there.
+    pub fn lost(&self, cookie: u64) {
+        let _ = self.looks.try_send(Look::Lost(cookie));
+    }
+
+    /// Returns when the namespaces of a process are served or cannot be.
+    pub async fn settle(&self, tgid: u32) {
+        if netns::ids_of(tgid).into_keys().any(|id| self.is_new(id)) {
+            self.wait(|done| Look::Process(tgid, Some(done))).await;
+        }
+    }
+
+    /// Returns when the namespaces of all agents' processes are served or cannot be.
+    pub async fn settle_all(&self) {
+        self.wait(Look::Everywhere).await;
+    }
+
+    async fn wait(&self, look: impl FnOnce(oneshot::Sender<()>) -> Look) {
+        let (done, settled) = oneshot::channel();
+        let asked = async {
+            if self.looks.send(look(done)).await.is_ok() {
+                let _ = settled.await;
+            }
+        };
+        if timeout(SETTLE_LIMIT, asked).await.is_err() {
+            tracing::warn!("looking for network namespaces takes more than {SETTLE_LIMIT:?}");
+        }
+    }
+
+    /// The namespaces besides the host's that are served or that one of the processes is in.
+    pub fn all_of(&self, tgids: &[u32]) -> Vec<Arc<Namespace>> {
+        let mut found: BTreeMap<Id, Arc<Namespace>> = lock(&self.served)
+            .iter()
+            .map(|(id, served)| (*id, served.namespace.clone()))
+            .collect();
+        for tgid in tgids {
+            for (id, tid) in netns::ids_of(*tgid) {
+                if id != self.home
+                    && !found.contains_key(&id)
+                    && let Ok(namespace) = Namespace::of(*tgid, tid)
+                {
+                    found.insert(id, Arc::new(namespace));
+                }
+            }
+        }
+        found.into_values().collect()
+    }
+
+    fn is_new(&self, id: Id) -> bool {
+        id != self.home && !lock(&self.served).contains_key(&id)
+    }
+
+    /// The namespaces of these processes that are not served yet.
+    fn unserved(&self, tgids: &[u32]) -> Vec<Namespace> {
+        let mut found = BTreeMap::new();
+        for tgid in tgids {
+            for (id, tid) in netns::ids_of(*tgid) {
+                // The thread may have ended or gone elsewhere meanwhile.
+                if self.is_new(id)
+                    && !found.contains_key(&id)
+                    && let Ok(namespace) = Namespace::of(*tgid, tid)
+                    && self.is_new(namespace.id())
+                {
+                    found.insert(namespace.id(), namespace);
+                }
+            }
+        }
+        found.into_values().collect()
+    }
+}
+
+/// Runs until the daemon stops.
+pub async fn serve(shared: Arc<Shared>, mut looks: mpsc::Receiver<Look>) {
+    let mut sessions = shared.forwarder.sessions();
+    let mut every = interval(EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            Ok(()) = sessions.changed() => {
+                // What an earlier forwarder had went with it.
+                lock(&shared.namespaces.served).clear();
+                look_everywhere(&shared).await;
+            }
+            Some(look) = looks.recv() => match look {
+                Look::Process(tgid, done) => {
+                    if let Err(error) = look_at(&shared, vec![tgid]).await {
+                        alarm(&shared, Some(error));
+                    }
+                    if let Some(done) = done {
+                        let _ = done.send(());
+                    }
+                }
+                Look::Everywhere(done) => {
+                    look_everywhere(&shared).await;
+                    let _ = done.send(());
+                }
+                Look::Lost(cookie) => lost(&shared, cookie).await,
+            },
+            _ = every.tick() => {
+                look_everywhere(&shared).await;
+                if let Err(error) = leave_idle(&shared).await {
+                    tracing::warn!(%error, "network namespaces that no agent is in are kept");
+                }
+            }
+        }
+    }
+}
+
+async fn lost(shared: &Arc<Shared>, cookie: u64) {
+    let id = {
+        let served = lock(&shared.namespaces.served);
+        let found = served.iter().find(|(_, served)| served.cookie == cookie);
+        found.map(|(id, _)| *id)
+    };
+    if let Some(id) = id {
+        leave(shared, id).await;
+        look_everywhere(shared).await;
+    }
+}
+
+fn alarm(shared: &Shared, error: Option<String>) {
+    let told = error.map(|error| {
+        format!("agents in another network namespace are refused everything there: {error}")
+    });
+    if let Some(told) = &told
+        && lock(&shared.alarms).get("namespaces") != Some(told)
+    {
+        tracing::error!("{told}");
+    }
+    shared.alarm("namespaces", told);
+}
+
+async fn look_everywhere(shared: &Arc<Shared>) {
+    let running = lock(&shared.lineage).all_running();
+    alarm(shared, look_at(shared, running).await.err());
+}
+
+/// Serves the namespaces of these processes that are not served yet.
+async fn look_at(shared: &Arc<Shared>, tgids: Vec<u32>) -> Result<(), String> {
+    if tgids.is_empty() {
+        return Ok(());
+    }
+    let forwarder::Status::Up { port, .. } = shared.forwarder.status().0 else {
+        // It will be looked again when there is one.
+        return Ok(());
+    };
+    let handle = shared.namespaces.clone();
+    let found = spawn_blocking(move || handle.unserved(&tgids));
+    let mut result = Ok(());
+    for namespace in found.await.map_err(|e| e.to_string())? {
+        if let Err(error) = enter(shared, namespace, port).await {
+            result = Err(error);
+        }
+    }
+    result
+}
+
+/// Makes listeners inside and has the forwarder serve them.
+async fn enter(shared: &Arc<Shared>, namespace: Namespace, port: u16) -> Result<(), String> {
+    let most = shared.namespaces.most;
+    if shared.namespaces.count() >= most {
+        return Err(format!(
+            "{most} network namespaces are served, the most there can be"
+        ));
+    }
+    let namespace = Arc::new(namespace);
+    let inside = namespace.clone();
+    let made = spawn_blocking(move || inside.run(|| listeners(port)).flatten());
+    let entering = made
+        .await
+        .map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())?;
+    let (cookie, port) = (entering.netns, entering.bound.port);
+    let asked = shared.forwarder.enter(entering, FORWARDER_LIMIT);
+    asked.await?;
+    let id = namespace.id();
+    let served = Served {
+        namespace,
+        cookie,
+        idle: 0,
+    };
+    lock(&shared.namespaces.served).insert(id, served);
+    tracing::info!(netns = cookie, port, "serving another network namespace");
+    Ok(())
+}
+
+/// In the namespace of the calling thread, the forwarder's own port if nobody has it there.
+fn listeners(port: u16) -> sys::Result<Entering> {
+    netns::bring_loopback_up()?;
+    let bound = listen::listen_best(port).map_err(SysError::io("listen"))?;
+    Ok(Entering {
+        netns: sys::socket::netns_cookie()?,
+        bound,
+    })
+}
+
+/// Leaves the namespaces in which no agent has been for a while: listeners would keep them alive.
+async fn leave_idle(shared: &Arc<Shared>) -> Result<(), String> {
+    if shared.namespaces.count() == 0 {
+        return Ok(());
+    }
+    let looking = shared.clone();
+    let occupied = spawn_blocking(move || occupied(&looking))
+        .await
+        .map_err(|e| e.to_string())??;
+    let mut idle = Vec::new();
+    for (id, served) in lock(&shared.namespaces.served).iter_mut() {
+        served.idle = if occupied.contains(id) {
+            0
+        } else {
+            served.idle + 1
+        };
+        if served.idle >= IDLE_LOOKS {
+            idle.push(*id);
+        }
+    }
+    for id in idle {
+        leave(shared, id).await;
+    }
+    Ok(())
+}
+
+/// By the kernel's labels and not by the lineage, which is made of events that can be lost.
+fn occupied(shared: &Shared) -> Result<BTreeSet<Id>, String> {
+    let mut found = BTreeSet::new();
+    for tgid in process::all() {
+        let label = lock(&shared.kernel).label(tgid);
+        if label.map_err(|e| e.to_string())?.agent != AgentId::NONE {
+            found.extend(netns::ids_of(tgid).into_keys());
+        }
+    }
+    Ok(found)
+}
+
+async fn leave(shared: &Shared, id: Id) {
+    let Some(served) = lock(&shared.namespaces.served).remove(&id) else {
+        return;
+    };
+    let left = shared.forwarder.leave(served.cookie, FORWARDER_LIMIT);
+    match left.await {
+        Ok(()) => tracing::info!(netns = served.cookie, "left another network namespace"),
+        Err(error) => tracing::warn!(%error, netns = served.cookie, "leaving a network namespace"),
+    }
+}

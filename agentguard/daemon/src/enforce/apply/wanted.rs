@@ -1,0 +1,157 @@
+//! Which bundle is wanted in force, where its files are from, and whether it may follow the one that is.
+
+use agentguard_bundle::history::{Entry, Origin};
+use agentguard_bundle::pack::{self, Signer};
+use agentguard_bundle::store::{self, Loaded, Trust};
+use agentguard_policy::Sources;
+use agentguard_record::{Meta, Operation};
+use jiff::Timestamp;
+
+use super::ApplyError;
+use crate::lock;
+use crate::state::{Active, Shared};
+
+/// What an operator wants in force.
+pub enum Wanted {
+    Files(Sources),
+    /// A packed bundle's text.
+    Packed(String),
+    /// A bundle that has been in force: the newest of this serial, or the one before the one that is.
+    Earlier(Option<u64>),
+}
+
+impl Wanted {
+    pub(super) fn operation(&self) -> Operation {
+        match self {
+            Self::Files(_) | Self::Packed(_) => Operation::PolicyApply,
+            Self::Earlier(_) => Operation::PolicyRollback,
+        }
+    }
+
+    pub(super) fn origin(&self) -> Origin {
+        match self {
+            Self::Files(_) | Self::Packed(_) => Origin::Apply,
+            Self::Earlier(_) => Origin::Rollback,
+        }
+    }
+}
+
+/// The bundle's files, and whose signature they were accepted for.
+pub(super) fn find(
+    shared: &Shared,
+    wanted: Wanted,
+    in_force: Option<&Active>,
+) -> Result<Loaded, ApplyError> {
+    let refused = |why: String| ApplyError::Refused(why);
+    let keys = || {
+        store::trusted_keys(&shared.config.paths.trust, Trust::Root)
+            .map_err(|e| refused(e.to_string()))
+    };
+    match wanted {
+        Wanted::Files(sources) => Ok(Loaded {
+            sources,
+            signer: None,
+        }),
+        Wanted::Packed(text) => {
+            let (contents, signer) =
+                pack::open(&text, &keys()?).map_err(|e| refused(e.to_string()))?;
+            Ok(Loaded {
+                sources: contents.sources,
+                signer: Some(signer),
+            })
+        }
+        Wanted::Earlier(serial) => {
+            let history = lock(&shared.history);
+            let entry = earlier(history.entries(), serial, in_force.map(|it| &it.entry))
+                .map_err(refused)?;
+            if let Some(signer) = &entry.signer
+                && !keys()?.iter().any(|it| *it.key.id() == signer.key)
+            {
+                return Err(refused(format!(
+                    "bundle {} was signed by `{}` ({}), which this host no longer trusts",
+                    entry.meta.serial, signer.name, signer.key
+                )));
+            }
+            let sources = history.sources(entry).map_err(|e| refused(e.to_string()))?;
+            Ok(Loaded {
+                sources,
+                signer: entry.signer.clone(),
+            })
+        }
+    }
+}
+
+/// The newest of `serial`; without, the last one in force that is another than the one that is.
+fn earlier<'e>(
+    entries: &'e [Entry],
+    serial: Option<u64>,
+    in_force: Option<&Entry>,
+) -> Result<&'e Entry, String> {
+    let mut newest = entries.iter().rev();
+    match serial {
+        Some(serial) => newest.find(|it| it.meta.serial == serial).ok_or_else(|| {
+            format!("the history has no bundle of serial {serial}; `agentguard policy history` lists what it has")
+        }),
+        None => newest
+            .find(|it| {
+                in_force.is_none_or(|now| it.seq < now.seq && it.meta.digest != now.meta.digest)
+            })
+            .ok_or_else(|| "the history has no bundle from before the one in force".to_owned()),
+    }
+}
+
+pub(super) fn next_entry(
+    shared: &Shared,
+    meta: Meta,
+    origin: Origin,
+    uid: u32,
+    signer: Option<Signer>,
+) -> Entry {
+    let history = lock(&shared.history);
+    Entry {
+        seq: history.next_seq(),
+        highest: meta.serial.max(history.highest()),
+        meta,
+        applied_at: Timestamp::now(),
+        origin,
+        uid,
+        signer,
+    }
+}
+
+/// What was once in force comes back by a rollback alone, so that nobody brings an old bundle as a new one.
+pub(super) fn check_serial(
+    shared: &Shared,
+    old: Option<&Active>,
+    new: &Active,
+) -> Result<(), ApplyError> {
+    let serial = new.meta.serial;
+    let history = lock(&shared.history);
+    let highest = history
+        .highest()
+        .max(old.map_or(0, |old| old.entry.highest));
+    if new.entry.origin == Origin::Rollback || serial > highest {
+        return Ok(());
+    }
+    let entries = history.entries();
+    let known = entries.iter().any(|it| it.meta.digest == new.meta.digest);
+    let remedy = if known {
+        format!("it has been in force before: `agentguard policy rollback {serial}`")
+    } else {
+        "raise `serial` in bundle.toml".to_owned()
+    };
+    let below = match old {
+        Some(old) if old.meta.serial == highest => "the one in force".to_owned(),
+        _ => "the highest that has been in force here".to_owned(),
+    };
+    Err(ApplyError::Refused(format!(
+        "the bundle's serial {serial} is not above {highest}, {below}; {remedy}"
+    )))
+}
+
+/// What a record says of who signed.
+pub(super) fn signed(signer: Option<&Signer>) -> String {
+    signer.map_or(String::new(), |by| {
+        format!(", signed by {} ({})", by.name, by.key)
+    })
+}

@@ -1,0 +1,277 @@
+//! One canary: a process, labelled as `run` labels one, that tries everything once.
+
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::time::Duration;
+
+use agentguard_common::abi::{AgentId, Label};
+use agentguard_kernel::UnixJudged;
+use agentguard_sys as sys;
+
+use super::targets::{REQUEST, Targets, Trial};
+use crate::enforce::canary::process as canary;
+use crate::enforce::canary::process::{Attempt, FROM_ORIGIN, Seen};
+use crate::forwarder::Status;
+use crate::lock;
+use crate::state::Shared;
+
+/// How long it may take for all of its attempts; each has a shorter limit of its own.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) enum Trouble {
+    /// What is forbidden was not refused.
+    Surprise(String),
+    /// What is permitted did not work, or there is nothing to judge.
+    Doubt(String),
+}
+
+impl Trouble {
+    pub(super) fn lost(why: impl std::fmt::Display) -> Self {
+        Self::Doubt(format!("it could not be sent out: {why}"))
+    }
+
+    pub(super) fn into_message(self) -> String {
+        match self {
+            Self::Surprise(message) | Self::Doubt(message) => message,
+        }
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::lost(error)
+    }
+}
+
+pub(super) fn round(shared: &Shared, targets: &Targets) -> Result<(), Trouble> {
+    targets.clear();
+    let bird = Bird::start(shared)?;
+    let result = fly(shared, targets, bird);
+    targets.clear();
+    result
+}
+
+fn fly(shared: &Shared, targets: &Targets, mut bird: Bird<'_>) -> Result<(), Trouble> {
+    let unix = lock(&shared.kernel).unix_judged() != UnixJudged::Never;
+    bird.label(AgentId::CANARY)?;
+    let mut kernel = bird.tries(targets.kernel(unix)?)?;
+    // An upgrade has come meanwhile.
+    kernel.retain(|(trial, _)| trial.attempt != Attempt::Exec || targets.has_its_program());
+    bird.label(AgentId::CANARY_HOSTS)?;
+    kernel.extend(bird.tries(vec![forbidden("exec", Attempt::Exec)])?);
+    judge_all(&kernel)?;
+    requests(shared, targets, &mut bird)
+}
+
+fn requests(shared: &Shared, targets: &Targets, bird: &mut Bird<'_>) -> Result<(), Trouble> {
+    let before = shared.forwarder.status();
+    let trials = match before.0 {
+        Status::Up { .. } => targets.requests(shared.authority.certificate_pem()).into(),
+        Status::Down { .. } => {
+            let attempt = Attempt::Connect(targets.origin.addr());
+            vec![forbidden("TCP connect without a forwarder", attempt)]
+        }
+        // What an earlier daemon's has left may still be going.
+        Status::Starting => return Ok(()),
+    };
+    // Without an audit log requests are refused in other ways.
+    let is_recorded = || *shared.records.available().borrow();
+    let was_recorded = is_recorded();
+    let seen = bird.tries(trials)?;
+    for (_, seen) in &seen {
+        if let Seen::Failed { port, .. } = seen
+            && targets.origin.was_reached_from(*port)
+        {
+            let why = "a request reached its destination, past the forwarder";
+            return Err(Trouble::Surprise(why.into()));
+        }
+    }
+    if shared.forwarder.status() != before || !was_recorded || !is_recorded() {
+        return Ok(());
+    }
+    judge_all(&seen)
+}
+
+fn forbidden(name: &'static str, attempt: Attempt) -> Trial {
+    Trial {
+        name,
+        permitted: false,
+        attempt,
+    }
+}
+
+/// Everything that was not as it must be, by name.
+fn judge_all(seen: &[(Trial, Seen)]) -> Result<(), Trouble> {
+    let wrong = |permitted| {
+        let of_these = seen
+            .iter()
+            .filter(|(trial, _)| trial.permitted == permitted);
+        let found: Vec<String> = of_these
+            .filter_map(|(trial, seen)| judge(trial.name, permitted, seen).err())
+            .collect();
+        (!found.is_empty()).then(|| found.join("; "))
+    };
+    match (wrong(false), wrong(true)) {
+        (Some(open), Some(shut)) => Err(Trouble::Surprise(format!("{open}; {shut}"))),
+        (Some(open), None) => Err(Trouble::Surprise(open)),
+        (None, Some(shut)) => Err(Trouble::Doubt(shut)),
+        (None, None) => Ok(()),
+    }
+}
+
+fn judge(name: &str, permitted: bool, seen: &Seen) -> Result<(), String> {
+    let errno = match seen {
+        Seen::Failed { errno, .. } => *errno,
+        Seen::Done | Seen::Answered(_) | Seen::Killed => None,
+    };
+    match (permitted, seen) {
+        (true, Seen::Done | Seen::Answered(FROM_ORIGIN)) => Ok(()),
+        (false, Seen::Killed | Seen::Answered(403)) => Ok(()),
+        (false, Seen::Failed { .. }) if errno == Some(libc::EPERM) => Ok(()),
+        // A host without IPv6 has nothing to refuse there.
+        (_, Seen::Failed { .. }) if errno == Some(libc::EAFNOSUPPORT) => Ok(()),
+        // Nothing went through, and nothing was refused: the forwarder has no time, as the permitted one shows.
+        (false, Seen::Failed { .. }) if name == REQUEST => Ok(()),
+        (true, Seen::Failed { error, .. }) => {
+            Err(format!("a permitted {name} did not work: {error}"))
+        }
+        (true, Seen::Killed) => Err(format!("a permitted {name} was killed")),
+        (true, Seen::Answered(status)) => Err(format!(
+            "a permitted {name} was answered with {status}, and not by its destination"
+        )),
+        (false, Seen::Failed { error, .. }) => Err(format!(
+            "a forbidden {name} was not refused, it failed: {error}"
+        )),
+        (false, Seen::Done) => Err(format!("a forbidden {name} went through")),
+        (false, Seen::Answered(status)) => Err(format!(
+            "a forbidden {name} was answered with {status}, not 403"
+        )),
+    }
+}
+
+/// The process, and the daemon's end of the link. Dropped, it is nobody's, and ends.
+struct Bird<'s> {
+    shared: &'s Shared,
+    child: Child,
+    link: UnixStream,
+    answers: BufReader<UnixStream>,
+}
+
+impl<'s> Bird<'s> {
+    fn start(shared: &'s Shared) -> Result<Self, Trouble> {
+        let (link, theirs) = UnixStream::pair()?;
+        link.set_read_timeout(Some(LIMIT))?;
+        let answers = BufReader::new(link.try_clone()?);
+        let account = &shared.forwarder_account;
+        let child = sys::spawn::unprivileged(account, &["canary"], vec![theirs.into()])
+            .map_err(Trouble::lost)?;
+        Ok(Self {
+            shared,
+            child,
+            link,
+            answers,
+        })
+    }
+
+    /// It waits for its orders, and has done nothing yet as nobody's process.
+    fn label(&self, agent: AgentId) -> Result<(), Trouble> {
+        let label = Label { agent, flags: 0 };
+        lock(&self.shared.kernel)
+            .set_label(self.child.id(), label)
+            .map_err(Trouble::lost)
+    }
+
+    fn tries(&mut self, trials: Vec<Trial>) -> Result<Vec<(Trial, Seen)>, Trouble> {
+        let attempts: Vec<&Attempt> = trials.iter().map(|trial| &trial.attempt).collect();
+        canary::say(&mut self.link, &attempts)?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        let seen: Vec<Seen> = serde_json::from_str(&line).map_err(io::Error::from)?;
+        if seen.len() == attempts.len() {
+            Ok(trials.into_iter().zip(seen).collect())
+        } else {
+            Err(Trouble::lost("it did not try everything"))
+        }
+    }
+}
+
+impl Drop for Bird<'_> {
+    fn drop(&mut self) {
+        // Before its end: its tgid may be somebody else's at once.
+        if let Err(error) = self.label(AgentId::NONE) {
+            let error = error.into_message();
+            tracing::error!(error, "the canary's label could not be taken off");
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_surprise_is_one() {
+        let (any, request) = ("x", REQUEST);
+        for (name, permitted, seen, good) in [
+            (any, true, Seen::Done, true),
+            (any, true, failed(libc::EPERM), false),
+            (any, true, failed(libc::EAFNOSUPPORT), true),
+            (any, true, failed(libc::ECONNREFUSED), false),
+            (any, true, Seen::Killed, false),
+            (any, false, failed(libc::EPERM), true),
+            (any, false, failed(libc::EAFNOSUPPORT), true),
+            (any, false, failed(libc::ETIMEDOUT), false),
+            (any, false, failed(libc::ECONNREFUSED), false),
+            (any, false, Seen::Done, false),
+            (any, false, Seen::Killed, true),
+            (request, true, Seen::Answered(FROM_ORIGIN), true),
+            (request, true, Seen::Answered(403), false),
+            (request, true, Seen::Answered(502), false),
+            (request, true, failed(libc::ETIMEDOUT), false),
+            (request, false, Seen::Answered(403), true),
+            (request, false, Seen::Answered(FROM_ORIGIN), false),
+            (request, false, failed(libc::ETIMEDOUT), true),
+        ] {
+            assert_eq!(
+                judge(name, permitted, &seen).is_ok(),
+                good,
+                "{name} {permitted} {seen:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_surprise_is_named_and_what_is_open_comes_first() {
+        let trial = |name, permitted| Trial {
+            name,
+            permitted,
+            attempt: Attempt::Exec,
+        };
+        let broken = failed(libc::EPERM);
+        let both = [
+            (trial("exec", true), broken.clone()),
+            (trial("datagram", false), Seen::Done),
+        ];
+        let Err(Trouble::Surprise(said)) = judge_all(&both) else {
+            panic!("no surprise");
+        };
+        assert!(
+            said.starts_with("a forbidden datagram went through; a permitted exec"),
+            "{said}"
+        );
+        let [shut, _] = both;
+        assert!(matches!(judge_all(&[shut]), Err(Trouble::Doubt(_))));
+        assert!(judge_all(&[(trial("exec", false), broken)]).is_ok());
+    }
+
+    fn failed(errno: i32) -> Seen {
+        Seen::Failed {
+            errno: Some(errno),
+            error: "x".into(),
+            port: None,
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Whose agents are, and whether they are in use: what operators change of the registry, and what follows from it at once.
+
+use std::sync::Arc;
+
+use agentguard_common::abi::AgentId;
+use agentguard_control::api::{AgentState, Change, Changed, Target};
+use agentguard_policy::Reassigned;
+use agentguard_record::{Operation, Outcome};
+
+use crate::books::records::{Item, Operated};
+use crate::enforce::kill::{self, KillError};
+use crate::enforce::{apply, stop};
+use crate::lock;
+use crate::roster::registry::{Out, Registry, RegistryError};
+use crate::state::Shared;
+
+/// Bytes of an owner's name.
+const MAX_OWNER: usize = 256;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    Suspend,
+    Activate,
+    Retire,
+    Reassign,
+}
+
+impl Verb {
+    const fn operation(self) -> Operation {
+        match self {
+            Self::Suspend => Operation::Suspend,
+            Self::Activate => Operation::Activate,
+            Self::Retire => Operation::Retire,
+            Self::Reassign => Operation::Reassign,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    #[error("{0}")]
+    Usage(String),
+    /// Nothing has changed.
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Kill(#[from] KillError),
+}
+
+impl From<RegistryError> for ChangeError {
+    fn from(error: RegistryError) -> Self {
+        Self::Kill(KillError::Failed(error.to_string()))
+    }
+}
+
+type Named = Vec<(String, AgentId)>;
+
+/// Changes what agents are, for `uid`. When it returns, who is stopped by it does nothing any more.
+pub async fn change(
+    shared: &Arc<Shared>,
+    verb: Verb,
+    change: &Change,
+    uid: u32,
+) -> Result<Changed, ChangeError> {
+    check(verb, change)?;
+    // No bundle comes in between: what is written here goes by the owners of the one in force.
+    let _no_apply = shared.applying.lock().await;
+    let agents = match (verb, &change.owner) {
+        (Verb::Suspend | Verb::Activate, Some(owner)) => of_owner(shared, owner),
+        (Verb::Suspend | Verb::Activate, None) | (Verb::Retire | Verb::Reassign, _) => {
+            let target = Target {
+                agents: change.agents.clone(),
+                ..Target::default()
+            };
+            kill::named(shared, &target)?
+        }
+    };
+    let _one_at_a_time = shared.killing.lock().await;
+    let before = shared.stops();
+    let already = write(shared, verb, change, &agents, uid).await?;
+    let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
+    let (stopped, failures) = stop::follow(shared, &before, &ids).await;
+    let names: Vec<String> = agents.iter().map(|(name, _)| name.clone()).collect();
+    let detail = detail(verb, change);
+    if verb != Verb::Reassign
+        && let Some(owner) = &change.owner
+    {
+        record_owner(shared, verb, owner, &detail, uid).await;
+    }
+    kill::record(shared, verb.operation(), &names, &detail, uid, &failures).await;
+    let lines = crate::serve::view::agents(shared);
+    let states = agents.into_iter().map(|(agent, id)| {
+        let line = lines.iter().find(|line| line.name == agent);
+        AgentState {
+            state: line.map_or_else(String::new, |line| line.state.clone()),
+            owner: line.and_then(|line| line.owner.clone()),
+            already: already.contains(&id),
+            agent,
+        }
+    });
+    let changed = Changed {
+        agents: states.collect(),
+        stopped,
+    };
+    Ok(kill::finish(failures, changed)?)
+}
+
+fn check(verb: Verb, change: &Change) -> Result<(), ChangeError> {
+    let usage = |why: &str| Err(ChangeError::Usage(why.to_owned()));
+    if let Some(owner) = &change.owner {
+        let plain = !owner.trim().is_empty()
+            && owner.len() <= MAX_OWNER
+            && !owner.contains(|c: char| c.is_control());
+        if !plain {
+            return usage("an owner is 1 to 256 bytes without control characters");
+        }
+    }
+    match (verb, &change.owner, change.agents.len()) {
+        (Verb::Suspend | Verb::Activate, None, 1..) => Ok(()),
+        (Verb::Suspend | Verb::Activate, Some(_), 0) => Ok(()),
+        (Verb::Suspend | Verb::Activate, ..) => usage("name agents, or an `owner`, not both"),
+        (Verb::Retire, None, 1..) => Ok(()),
+        (Verb::Retire, ..) => usage("name the agents to retire, and no `owner`"),
+        (Verb::Reassign, Some(_), 1..) => Ok(()),
+        (Verb::Reassign, ..) => usage("name the agents to reassign, and their new `owner`"),
+    }
+}
+
+/// The agents of the bundle in force that are this owner's.
+fn of_owner(shared: &Shared, owner: &str) -> Named {
+    let active = shared.active.load();
+    let Some(active) = active.as_ref() else {
+        return Named::new();
+    };
+    let agents = active.ids.iter();
+    let owned = agents.filter(|(_, id)| {
+        let agent = active.policy.agent(**id);
+        agent.is_some_and(|agent| agent.owner == owner)
+    });
+    owned.map(|(name, id)| (name.clone(), *id)).collect()
+}
+
+/// Puts the change on disk, or refuses it whole. Answers the agents of which nothing has changed.
+async fn write(
+    shared: &Arc<Shared>,
+    verb: Verb,
+    change: &Change,
+    agents: &Named,
+    uid: u32,
+) -> Result<Vec<AgentId>, ChangeError> {
+    let done = kill::done(change.reason.clone(), uid);
+    if verb == Verb::Reassign {
+        return reassign(shared, change.owner.as_deref().unwrap_or_default(), agents).await;
+    }
+    let mut registry = lock(&shared.registry);
+    if let Some(owner) = &change.owner {
+        let inactive = verb == Verb::Suspend;
+        let already = registry.inactive().contains_key(owner) == inactive;
+        if !already {
+            registry.set_inactive(owner, inactive.then_some(&done))?;
+        }
+        let ids = agents.iter().map(|(_, id)| *id);
+        return Ok(ids.filter(|_| already).collect());
+    }
+    let out = |name: &str| {
+        registry
+            .agents()
+            .get(name)?
+            .out
+            .as_ref()
+            .map(|(out, _)| *out)
+    };
+    if verb != Verb::Retire {
+        refuse_retired(&registry, agents)?;
+    }
+    let wanted = match verb {
+        Verb::Suspend => Some(Out::Suspended),
+        Verb::Retire => Some(Out::Retired),
+        Verb::Activate | Verb::Reassign => None,
+    };
+    let (same, fresh): (Vec<_>, Vec<_>) = agents.iter().partition(|(name, _)| out(name) == wanted);
+    let fresh: Vec<String> = fresh.iter().map(|(name, _)| name.clone()).collect();
+    let same = same.iter().map(|(_, id)| *id).collect();
+    registry.set_out(&fresh, wanted.map(|out| (out, done)).as_ref())?;
+    Ok(same)
+}
+
+fn refuse_retired(registry: &Registry, agents: &Named) -> Result<(), ChangeError> {
+    let is_retired = |name: &str| {
+        let out = registry
+            .agents()
+            .get(name)
+            .and_then(|known| known.out.as_ref());
+        out.is_some_and(|(out, _)| *out == Out::Retired)
+    };
+    match agents.iter().find(|(name, _)| is_retired(name)) {
+        Some((name, _)) => Err(ChangeError::Refused(format!(
+            "agent `{name}` has been retired, which is for good; an agent that takes its place needs a name of its own"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Gives agents of the bundle in force another owner: rules that read it see the new one from here on.
+async fn reassign(
+    shared: &Arc<Shared>,
+    owner: &str,
+    agents: &Named,
+) -> Result<Vec<AgentId>, ChangeError> {
+    let active = shared.active.load_full().ok_or_else(|| {
+        ChangeError::Refused("no bundle is in force; `agentguard policy apply DIR` first".into())
+    })?;
+    let mut owners = active.owners.clone();
+    let mut already = Vec::new();
+    for (name, id) in agents {
+        let agent = active.policy.agent(*id).ok_or_else(|| {
+            let why = format!("agent `{name}` is not in the bundle in force, so it has no owner");
+            ChangeError::Refused(why)
+        })?;
+        if agent.owner == owner {
+            already.push(*id);
+            continue;
+        }
+        // The owner in its file, whoever it has been given to since.
+        let before = owners.get(name).filter(|before| before.to == agent.owner);
+        let from = before.map_or(&agent.owner, |before| &before.from).clone();
+        owners.remove(name);
+        if from != owner {
+            let to = owner.to_owned();
+            owners.insert(name.clone(), Reassigned { from, to });
+        }
+    }
+    {
+        let registry = lock(&shared.registry);
+        refuse_retired(&registry, agents)?;
+        if registry.inactive().contains_key(owner) {
+            return Err(ChangeError::Refused(format!(
+                "`{owner}` is not active; `agentguard agents activate --owner {owner}` first, or name another"
+            )));
+        }
+    }
+    if already.len() == agents.len() {
+        return Ok(already);
+    }
+    let ids = active.ids.clone();
+    let sources = active.sources.clone();
+    let prepared = apply::prepare(
+        sources,
+        |_| Ok(ids),
+        owners.clone(),
+        active.generation,
+        active.entry.clone(),
+    );
+    let new = Arc::new(prepared.map_err(|error| KillError::Failed(error.to_string()))?);
+    for (name, id) in agents.iter().filter(|(_, id)| !already.contains(id)) {
+        debug_assert!(
+            new.policy
+                .agent(*id)
+                .is_some_and(|agent| agent.owner == owner)
+        );
+        lock(&shared.registry).set_owner(name, owners.get(name))?;
+    }
+    shared.active.store(Some(new.clone()));
+    if let Err(error) = apply::tell_forwarder(shared, &new).await {
+        tracing::error!(%error, "the forwarder did not take an agent's new owner and is ended");
+        let why = "it did not take an agent's new owner";
+        shared.forwarder.restart(why).await;
+    }
+    Ok(already)
+}
+
+fn detail(verb: Verb, change: &Change) -> String {
+    let reason = change.reason.as_deref().unwrap_or("");
+    let what = match (verb, &change.owner) {
+        (Verb::Reassign, Some(owner)) => format!("to {owner}"),
+        (Verb::Suspend, Some(owner)) => format!("its owner {owner} is not active"),
+        (Verb::Activate, Some(owner)) => format!("its owner {owner} is active"),
+        (Verb::Retire, _) | (_, None) => return reason.to_owned(),
+    };
+    match reason {
+        "" => what,
+        reason => format!("{what}: {reason}"),
+    }
+}
+
+/// An owner's status has a record of its own: there may be no agent of theirs.
+async fn record_owner(shared: &Shared, verb: Verb, owner: &str, detail: &str, uid: u32) {
+    let active = shared.active.load();
+    let item = Item::Operator(Operated {
+        uid,
+        operation: verb.operation(),
+        agent: None,
+        resource: owner.to_owned(),
+        outcome: Outcome::Allow,
+        detail: detail.to_owned(),
+        bundle: active.as_ref().map(|active| active.meta.clone()),
+    });
+    shared.records.append(vec![item]).await;
+}
