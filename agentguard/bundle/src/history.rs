@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agentguard_policy::{Policy, Sources};
-use agentguard_record::Meta;
+use agentguard_record::{Actor, Meta};
 use agentguard_sys::SysError;
 use agentguard_sys::file;
 use jiff::Timestamp;
@@ -49,8 +49,28 @@ pub struct Entry {
     pub highest: u64,
     pub applied_at: Timestamp,
     pub origin: Origin,
-    pub uid: u32,
+    /// In files its uid alone.
+    #[serde(rename = "uid", with = "by_uid")]
+    pub by: Actor,
     pub signer: Option<Signer>,
+}
+
+/// [`Entry::by`] as files and the API have it.
+mod by_uid {
+    use agentguard_record::Actor;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(by: &Actor, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(by.uid())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Actor, D::Error> {
+        u32::deserialize(from).map(actor)
+    }
+
+    pub(super) fn actor(uid: u32) -> Actor {
+        Actor::Peer { uid, user: None }
+    }
 }
 
 /// A bundle as a file has it.
@@ -161,7 +181,11 @@ impl History {
             return Ok(());
         }
         write(&self.path(entry.seq), entry, sources)?;
-        self.entries.push(entry.clone());
+        // As it is read back: of who did it, a file keeps the uid.
+        self.entries.push(Entry {
+            by: by_uid::actor(entry.by.uid()),
+            ..entry.clone()
+        });
         self.entries.sort_by_key(|entry| entry.seq);
         while self.entries.len() > KEPT {
             let oldest = self.entries.remove(0);
@@ -233,7 +257,7 @@ mod tests {
             highest: serial,
             applied_at: Timestamp::from_second(1_000).unwrap(),
             origin: Origin::Apply,
-            uid: 0,
+            by: Actor::Peer { uid: 0, user: None },
             signer: None,
         };
         (entry, sources)
@@ -260,6 +284,26 @@ mod tests {
         assert_eq!(entry.unwrap(), bundle(25).0);
         assert_eq!(sources, bundle(25).1);
         assert_eq!(again.sources(&again.entries()[3]).unwrap(), bundle(9).1);
+    }
+
+    #[test]
+    fn who_did_it_is_a_uid_in_files() {
+        let ann = Actor::Peer {
+            uid: 7,
+            user: Some("ann".into()),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (mut history, _) = History::open(dir.path()).unwrap();
+        for (serial, by, uid) in [(1, Actor::Daemon, 0), (2, ann, 7)] {
+            let (entry, sources) = bundle(serial);
+            let entry = Entry { by, ..entry };
+            let json = serde_json::to_value(&entry).unwrap();
+            assert_eq!(json["uid"], uid);
+            assert!(json.get("by").is_none() && json.get("user").is_none());
+            history.keep(&entry, &sources).unwrap();
+            let kept = history.entries().last().unwrap();
+            assert_eq!(history.sources(kept).unwrap(), sources);
+        }
     }
 
     #[test]

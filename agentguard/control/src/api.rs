@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use agentguard_bundle::history::Entry;
 use agentguard_bundle::pack::Signer;
-use agentguard_link::state::OpenTask;
-use agentguard_policy::{Diagnostic, OpenedBy, Terms};
+use agentguard_policy::{Diagnostic, OpenedBy};
 use agentguard_record::Meta;
 use agentguard_record::guarantee::Guarantee;
 use jiff::Timestamp;
@@ -88,26 +87,6 @@ pub struct TaskLine {
     pub by: Option<String>,
     pub started_at: Timestamp,
     pub ends_at: Timestamp,
-}
-
-impl TaskLine {
-    pub fn terms(&self) -> Terms {
-        Terms {
-            intent: self.intent.clone(),
-            allow: self.allow.clone(),
-            scope: self.scope.clone(),
-        }
-    }
-
-    /// As the forwarder knows it. It ends no later there.
-    pub fn open(&self) -> OpenTask {
-        OpenTask {
-            id: self.id,
-            opened_by: self.opened_by,
-            terms: self.terms(),
-            ends: self.ends_at.as_second(),
-        }
-    }
 }
 
 /// `POST /v1/kill` and `/v1/revive`.

@@ -20,8 +20,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use agentguard_link::calls::to_forwarder::Dropped;
 
 use super::link::{Ended, Session, Unanswered};
-use super::state::Shared;
+use crate::books::Books;
+use crate::census::Census;
 use crate::census::namespaces::Entering;
+use crate::enforce::Enforce;
+use crate::host::Host;
+use crate::host::tls::ca::Authority;
+use crate::lock::lock;
+use crate::roster::Roster;
 
 /// Restart delays grow from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -94,7 +100,7 @@ impl ForwarderLink {
 
     /// The state, and how often it has been started again.
     pub fn status(&self) -> (Status, u64) {
-        super::lock(&self.status).clone()
+        lock(&self.status).clone()
     }
 
     /// The forwarder's process, if one runs.
@@ -107,7 +113,7 @@ impl ForwarderLink {
 
     pub fn set_status(&self, status: Status) {
         let is_up = matches!(status, Status::Up { .. });
-        super::lock(&self.status).0 = status;
+        lock(&self.status).0 = status;
         if is_up {
             self.sessions.send_modify(|sessions| *sessions += 1);
         }
@@ -218,6 +224,17 @@ impl ForwarderLink {
     }
 }
 
+/// What the forwarder's supervisor and its sessions use of the daemon.
+pub struct SupervisorParts {
+    pub host: Arc<Host>,
+    pub roster: Arc<Roster>,
+    pub census: Arc<Census>,
+    pub enforce: Arc<Enforce>,
+    pub books: Arc<Books>,
+    pub authority: Arc<Authority>,
+    pub forwarder: ForwarderLink,
+}
+
 /// A forwarder that is gone holds no record and no connection, and the next one starts with what holds: it need not answer.
 fn held_by_none<T>(none: T, answer: Result<T, Silent>) -> Result<T, String> {
     match answer {
@@ -250,17 +267,21 @@ async fn tell_of_audit(link: ForwarderLink, mut writable: watch::Receiver<bool>)
 
 /// Runs until told to stop. `start`: what a new forwarder starts with; its state changes before a forwarder is told, so
 /// that one that dies in between loses nothing.
-pub async fn supervise(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, mut start: Start) {
-    let link = &shared.forwarder;
-    let telling = tokio::spawn(tell_of_audit(link.clone(), shared.records.available()));
+pub async fn supervise(
+    parts: Arc<SupervisorParts>,
+    mut orders: mpsc::Receiver<Order>,
+    mut start: Start,
+) {
+    let link = &parts.forwarder;
+    let telling = tokio::spawn(tell_of_audit(link.clone(), parts.books.records.available()));
     let mut delay = BACKOFF.0;
     loop {
         let begun = tokio::time::Instant::now();
-        let ended = match Session::start(&shared, start.clone()).await {
-            Ok(session) => session.serve(&shared, &mut orders, &mut start.state).await,
+        let ended = match Session::start(&parts, start.clone()).await {
+            Ok(session) => session.serve(&parts, &mut orders, &mut start.state).await,
             Err(error) => Ended::Failed(error),
         };
-        shared.forwarder_is_down();
+        parts.enforce.forwarder_is_down(&parts.census);
         let error = match ended {
             Ended::Stopped(reply) => {
                 telling.abort();
@@ -273,7 +294,7 @@ pub async fn supervise(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, m
             delay = BACKOFF.0;
         }
         tracing::error!(%error, retry_in = ?delay, "no forwarder: agents' connections are refused");
-        super::lock(&link.status).1 += 1;
+        lock(&link.status).1 += 1;
         link.set_status(Status::Down { error });
         let again = tokio::time::sleep(delay);
         tokio::pin!(again);

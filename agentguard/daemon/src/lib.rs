@@ -10,51 +10,51 @@ mod forwarder;
 pub mod guarantee;
 mod host;
 mod link;
+mod lock;
+mod parts;
 mod roster;
 pub mod serve;
-mod state;
+mod services;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
-use agentguard_audit::Log;
-use agentguard_bundle::history::History;
-use agentguard_common::abi::AgentId;
 use agentguard_kernel::Kernel;
-use agentguard_link::frame::Start;
+use agentguard_link::frame::{Start, Upstream};
 use agentguard_link::state::State;
-use agentguard_record::Operation;
+use agentguard_record::guarantee::GuaranteeId;
+use agentguard_record::{Actor, Operation, Outcome};
 use agentguard_sys as sys;
-use arc_swap::ArcSwapOption;
-use jiff::Timestamp;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 
-use crate::books::limits::Ledger;
-use crate::books::{events, records};
-use crate::census::lineage::Lineage;
-use crate::census::{adoption, attendance as presence, namespaces};
+use self::parts::{Ending, Parts};
+use self::services::{Inboxes, Services};
+use crate::books::Books;
+pub use crate::books::alarms;
+use crate::books::alarms::{Alarm, Concern};
+use crate::books::records::Operated;
+use crate::census::{Census, adoption};
+use crate::enforce::Enforce;
+use crate::enforce::apply::{self, Installation};
+use crate::enforce::canary::Canary;
 pub use crate::enforce::canary::process as canary_process;
 pub use crate::enforce::kill::suggest;
-use crate::enforce::{apply, canary, expiry, stop};
-use crate::guarantee::Facts;
+use crate::enforce::stop;
+use crate::forwarder::ForwarderLink;
+use crate::host::Host;
 use crate::host::config::Config;
-use crate::host::network;
 use crate::host::startup as start;
 pub use crate::host::startup::StartError;
 use crate::host::tls::ca::Authority;
 pub use crate::host::{config, tls, upstream};
-use crate::roster::book::Book;
+use crate::lock::lock;
+use crate::roster::Roster;
+use crate::roster::active::{Active, no_bundle};
+use crate::roster::change::Changes;
 pub use crate::roster::registry;
-use crate::roster::registry::Registry;
-use crate::roster::stops::stops;
-use crate::roster::tasks;
-use crate::serve as control;
-use crate::state::{Active, Shared};
 
 /// How long the forwarder may take at start and at stop.
 const FORWARDER_LIMIT: Duration = Duration::from_secs(25);
@@ -71,14 +71,6 @@ pub fn trust_bundle(runtime: &Path) -> PathBuf {
 /// What makes wget use them.
 pub fn wgetrc(runtime: &Path) -> PathBuf {
     runtime.join("wgetrc")
-}
-
-/// A poisoned lock means that a thread panicked between two consistent states of a table: going on denies no more and
-/// allows no more than before.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Runs until it is told to stop.
@@ -100,246 +92,193 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let upstream = upstream::gather(&config.upstream, &system_roots)
         .map_err(|e| StartError::Config(e.to_string()))?;
     start::make_folders(&config)?;
-    let pins = &config.paths.pins;
     // The pins' own lock is the kernel side's; said here already, before anything has been written.
-    start::check_free(pins)?;
+    start::check_free(&config.paths.pins)?;
     let _only_daemon = start::take(&config.paths.state)?;
 
-    let state = config.paths.state.clone();
-    let authority = Authority::open_or_create(&state.join("ca"))
+    let authority = Authority::open_or_create(&config.paths.state.join("ca"))
         .map_err(|e| StartError::Failed(e.to_string()))?;
     write_trust(&config.paths.runtime, &system_roots, &authority)
         .map_err(|e| StartError::Failed(format!("cannot write the trust bundle: {e}")))?;
-    let log = Log::open(&audit_dir(&state), config.audit.durability)
-        .map_err(|e| StartError::Failed(e.to_string()))?;
-    let registry = Registry::open(&state.join("agents.json"))
-        .map_err(|e| StartError::Failed(e.to_string()))?;
-    let tasks =
-        Book::open(&state.join("tasks.json")).map_err(|e| StartError::Failed(e.to_string()))?;
-    let (history, lost) = History::open(&state).map_err(|e| StartError::Failed(e.to_string()))?;
-    for error in lost {
-        tracing::error!(%error, "an earlier bundle cannot be used");
-    }
-    let (active, bundle_trouble) = start::first_bundle(&config, &registry, &history)?;
-
+    let (books, drains) = Books::open(&config)?;
+    let (roster, first, unusable) = Roster::open(&config)?;
     let cgroup_root = start::cgroup_root(&config)?;
-    let mut kernel = Kernel::load(pins, &cgroup_root).map_err(|e| start::kernel_error(e, pins))?;
-    let events = kernel
-        .take_events()
-        .map_err(|e| StartError::Failed(e.to_string()))?;
-    let cgroups = sys::cgroup::CgroupNames::open(&cgroup_root)
-        .map_err(|e| StartError::Failed(format!("`{}`: {e}", cgroup_root.display())))?;
-    let netns_cookie =
-        sys::socket::netns_cookie().map_err(|e| StartError::Failed(e.to_string()))?;
-    let mut host = Facts::of_host(&config);
-    if let Err(error) = kernel.protect(&start::own_files(&config)) {
-        tracing::error!(%error, "the daemon's files are not protected from agents that are root");
-        host.unprotected = Some(error.to_string());
-    }
-    let (forwarder, orders) = forwarder::ForwarderLink::new();
-    let (namespaces, looks) =
-        namespaces::Handle::new().map_err(|e| StartError::Failed(e.to_string()))?;
-    let (event_asks, event_asked) = mpsc::channel(16);
-    let records = records::Handle::start(log)
-        .map_err(|e| StartError::Failed(format!("cannot start the audit log's thread: {e}")))?;
-    let ledger = Ledger::start(&state.join("limits.log"))
-        .map_err(|e| StartError::Failed(format!("cannot start the thread that counts: {e}")))?;
-    let (network, watch) = network::Handle::start(&config.network.trusted)
-        .map_err(|e| StartError::Failed(format!("cannot watch the host's network: {e}")))?;
-    let shared = Arc::new(Shared {
-        config,
-        started: Timestamp::now(),
-        kernel: Mutex::new(kernel),
-        history: Mutex::new(history),
-        registry: Mutex::new(registry),
-        lineage: Mutex::new(Lineage::default()),
-        activity: Mutex::default(),
-        active: ArcSwapOption::empty(),
-        metas: Mutex::default(),
-        authority,
+    let (enforce, events) = Enforce::open(&config, &cgroup_root)?;
+    let (host, network) = Host::open(config, account, &cgroup_root)?;
+    let (census, looks) = Census::open()?;
+    let (forwarder, orders) = ForwarderLink::new();
+    let parts = Parts {
+        host: Arc::new(host),
+        roster: Arc::new(roster),
+        changes: Arc::new(Changes::default()),
+        census: Arc::new(census),
+        enforce: Arc::new(enforce),
+        books: Arc::new(books),
         forwarder,
-        forwarder_account: account,
-        records,
-        ledger,
-        events: event_asks,
-        cgroups,
-        netns_cookie,
-        namespaces,
-        unread: adoption::Unread::default(),
-        network,
-        tasks: tasks::Handle::new(tasks),
-        presence: presence::Handle::default(),
-        killing: tokio::sync::Mutex::new(()),
-        applying: tokio::sync::Mutex::new(()),
-        applied: tokio::sync::Notify::new(),
-        closed: AtomicBool::new(false),
-        alarms: Mutex::default(),
-        canary: Mutex::new(guarantee::Canary::Pending),
-        held: AtomicBool::new(false),
-        host,
-        stop: tokio_util::sync::CancellationToken::new(),
-        unload: AtomicBool::new(false),
-    });
-    shared.alarm("bundle", bundle_trouble);
-    start::warn_of_unknown_groups(&shared.config);
+        authority: Arc::new(authority),
+        ending: Ending::default(),
+    };
+    if let Some(alarm) = unusable {
+        parts.books.alarms.raise(Concern::Bundle, alarm);
+    }
+    start::warn_of_unknown_groups(&parts.host.config);
     // Who is stopped is so before anything is enrolled.
-    hold_stopped(&shared, active.as_ref())?;
+    let policy = first.as_ref().map(|first| &first.policy);
+    parts
+        .enforce
+        .hold_stopped(&parts.roster, policy)
+        .map_err(|e| StartError::Failed(format!("cannot hold the stopped agents: {e}")))?;
     // Before any rule lets anything through. What it tries at the forwarder follows when there is one.
-    let canary = canary::Canary::open(&shared)?;
-    canary.check(&shared).await;
-    let (active, accepted_gaps) = start::hold_to_requirements(&shared, active);
-    put_in_force(&shared, active).await?;
-    let serving = tokio::spawn(events::serve(shared.clone(), events, event_asked));
+    let canary = services::canary(&parts)?;
+    canary.check().await;
+    let accepted = install_first(&parts, first).await?;
+    let start = forwarder_start(&parts, upstream, &canary);
+    let inboxes = Inboxes {
+        events,
+        drains,
+        looks,
+        network,
+        orders,
+    };
+    let services = Services::spawn(&parts, inboxes, start);
+    // Answered when it listens or has failed: the daemon serves either way, agents stay closed until it does.
+    if let Err(error) = parts.forwarder.flush(FORWARDER_LIMIT).await {
+        tracing::warn!(%error, "the forwarder is not ready");
+    }
+    canary.check().await;
+    tokio::spawn(canary.serve());
+    adopt(&parts).await;
+    parts.census.namespaces.settle_all().await;
+    let socket = parts.host.config.paths.control_socket();
+    let listener = serve::listen(&socket).map_err(|e| StartError::Failed(e.to_string()))?;
+    let controlling = tokio::spawn(serve::serve(parts.clone(), listener));
+    let started = format!("started{}", apply::gaps(&accepted));
+    note(&parts.books, Operation::Start, &started).await;
+    notify(&[NotifyState::Ready]);
+    tracing::info!(socket = %socket.display(), "ready");
 
-    tokio::spawn(expiry::serve(shared.clone()));
-    let entering = tokio::spawn(namespaces::serve(shared.clone(), looks));
-    let looking = tokio::spawn(adoption::serve(shared.clone()));
+    wait_for_the_end(&parts.ending).await?;
 
-    let active = shared.active.load();
-    let update = active.as_ref().map(|active| active.update());
-    let start = Start {
-        port: shared.config.forwarder.port,
-        limits: shared.config.forwarder.limits(),
+    notify(&[NotifyState::Stopping]);
+    parts.ending.stop.cancel();
+    let _ = controlling.await;
+    let _ = std::fs::remove_file(socket);
+    parts.enforce.forwarder_is_down(&parts.census);
+    if let Err(error) = parts.forwarder.stop(FORWARDER_LIMIT).await {
+        tracing::warn!(%error, "the forwarder was not stopped in order");
+        services.supervisor.abort();
+    }
+    services.ended().await;
+    finish(&parts).await
+}
+
+/// The first bundle, unless it requires what this host lacks. Answers which gaps count and are accepted.
+async fn install_first(
+    parts: &Parts,
+    first: Option<Active>,
+) -> Result<Vec<GuaranteeId>, StartError> {
+    let Parts {
+        host,
+        roster,
+        enforce,
+        books,
+        forwarder,
+        ..
+    } = parts;
+    let (first, accepted) = match start::hold_to_requirements(host, enforce, forwarder, first) {
+        Ok(held) => held,
+        Err(alarm) => {
+            tracing::error!("{alarm}");
+            books.alarms.raise(Concern::Bundle, alarm);
+            (None, Vec::new())
+        }
+    };
+    let first = first.map(Arc::new);
+    let change = parts.changes.bundle().await;
+    let installation = Installation::First(first.clone());
+    parts
+        .installer()
+        .install(&change, installation)
+        .await
+        .map_err(StartError::Failed)?;
+    let Some(first) = first else {
+        tracing::warn!("no bundle: every agent is denied everything");
+        return Ok(accepted);
+    };
+    for warning in &first.blocks.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        bundle = first.meta.name,
+        serial = first.meta.serial,
+        digest = first.meta.digest,
+        "bundle in force"
+    );
+    // What cannot be kept has been told, and the bundle is in force all the same.
+    let _ = apply::keep(roster, &first);
+    Ok(accepted)
+}
+
+/// What the forwarder starts with.
+fn forwarder_start(parts: &Parts, upstream: Upstream, canary: &Canary) -> Start {
+    let active = parts.roster.active.load();
+    let policy = active
+        .as_ref()
+        .map_or_else(no_bundle, |active| active.update());
+    let config = &parts.host.config;
+    Start {
+        port: config.forwarder.port,
+        limits: config.forwarder.limits(),
         upstream,
         canary: canary.origin(),
         state: State {
-            policy: Box::new(update.unwrap_or_else(apply::no_bundle)),
-            stopped: stop::reasons(&shared.stops()),
-            audit_writable: *shared.records.available().borrow(),
-            trusted_network: shared.network.is_trusted(),
-            host_labels: shared.config.host.labels.iter().cloned().collect(),
-            tasks: shared.tasks.open(&lock(&shared.registry)),
+            policy: Box::new(policy),
+            stopped: stop::reasons(&parts.roster.stops()),
+            audit_writable: *parts.books.records.available().borrow(),
+            trusted_network: parts.host.network.is_trusted(),
+            host_labels: config.host.labels.iter().cloned().collect(),
+            tasks: parts.roster.tasks.open(&lock(&parts.roster.registry)),
             presences: BTreeMap::new(),
         },
-    };
-    drop(active);
-    tokio::spawn(network::serve(shared.clone(), watch));
-    tokio::spawn(tasks::serve(shared.clone()));
-    tokio::spawn(presence::serve(shared.clone()));
-    let supervising = tokio::spawn(forwarder::supervise(shared.clone(), orders, start));
-    // Answered when it listens or has failed: the daemon serves either way, agents stay closed until it does.
-    if let Err(error) = shared.forwarder.flush(FORWARDER_LIMIT).await {
-        tracing::warn!(%error, "the forwarder is not ready");
     }
-    canary.check(&shared).await;
-    tokio::spawn(canary.serve(shared.clone()));
-    if let Err(error) = adoption::adopt(&shared).await {
-        tracing::error!(%error, "running processes could not all be looked at");
-        shared.alarm(
-            "adoption",
-            Some(format!(
-                "running processes could not all be looked at: {error}"
-            )),
-        );
-    }
-    shared.namespaces.settle_all().await;
-    let listener = control::listen(&shared.config.paths.control_socket())
-        .map_err(|e| StartError::Failed(e.to_string()))?;
-    let controlling = tokio::spawn(control::serve(shared.clone(), listener));
-    let started = format!("started{}", apply::gaps(&accepted_gaps));
-    note(&shared, Operation::Start, &started).await;
-    notify(&[NotifyState::Ready]);
-    tracing::info!(socket = %shared.config.paths.control_socket().display(), "ready");
+}
 
-    wait_for_the_end(&shared).await?;
-
-    notify(&[NotifyState::Stopping]);
-    shared.stop.cancel();
-    let _ = controlling.await;
-    let _ = std::fs::remove_file(shared.config.paths.control_socket());
-    shared.forwarder_is_down();
-    let stopped = shared.forwarder.stop(FORWARDER_LIMIT).await;
-    if let Err(error) = stopped {
-        tracing::warn!(%error, "the forwarder was not stopped in order");
-        supervising.abort();
+/// What runs already.
+async fn adopt(parts: &Parts) {
+    let Parts {
+        roster,
+        census,
+        enforce,
+        books,
+        forwarder,
+        ..
+    } = parts;
+    let adopted = adoption::adopt(roster, census, enforce, forwarder.tgid());
+    if let Err(error) = adopted.await {
+        let alarm = Alarm::ProcessesUnlabelled(error);
+        tracing::error!("{alarm}");
+        books.alarms.raise(Concern::Adoption, alarm);
     }
-    let _ = supervising.await;
-    let _ = serving.await;
-    let _ = entering.await;
-    let _ = looking.await;
-    finish(&shared).await
 }
 
 /// Takes the programs away if that was asked, and has the last record written.
-async fn finish(shared: &Arc<Shared>) -> Result<(), StartError> {
+async fn finish(parts: &Parts) -> Result<(), StartError> {
+    let books = &parts.books;
     let mut result = Ok(());
-    if shared.unload.load(Ordering::Acquire) {
-        match Kernel::unload(&shared.config.paths.pins) {
-            Ok(()) => note(shared, Operation::Unload, "agents are no longer held").await,
+    if parts.ending.is_unload() {
+        match Kernel::unload(&parts.host.config.paths.pins) {
+            Ok(()) => note(books, Operation::Unload, "agents are no longer held").await,
             Err(error) => result = Err(StartError::Failed(error.to_string())),
         }
     }
-    note(
-        shared,
-        Operation::Stop,
-        "stopped; what is loaded keeps holding the agents",
-    )
-    .await;
-    shared.records.settled().await;
+    let stopped = "stopped; what is loaded keeps holding the agents";
+    note(books, Operation::Stop, stopped).await;
+    books.records.settled().await;
     tracing::info!("stopped");
     result
 }
 
-/// By the bundle that is to come: what an earlier daemon has pinned holds until then.
-fn hold_stopped(shared: &Shared, active: Option<&Active>) -> Result<(), StartError> {
-    let registry = lock(&shared.registry);
-    let stops = stops(&registry, active.map(|active| &active.policy));
-    let mut kernel = lock(&shared.kernel);
-    for known in registry.agents().values() {
-        kernel
-            .set_killed(known.id, stops.contains_key(&known.id))
-            .map_err(|e| StartError::Failed(format!("cannot hold the stopped agents: {e}")))?;
-    }
-    Ok(())
-}
-
-/// The first bundle. Agents that it does not have lose the rules that an earlier daemon left pinned.
-async fn put_in_force(shared: &Arc<Shared>, active: Option<Active>) -> Result<(), StartError> {
-    let active = active.map(Arc::new);
-    if let Some(active) = &active {
-        lock(&shared.registry)
-            .keep(&active.ids)
-            .map_err(|e| StartError::Failed(e.to_string()))?;
-        shared.remember(active.meta.clone());
-        for warning in &active.blocks.warnings {
-            tracing::warn!("{warning}");
-        }
-    }
-    let gone: Vec<AgentId> = {
-        let registry = lock(&shared.registry);
-        let listed = |name: &String| active.as_ref().is_some_and(|a| a.ids.contains_key(name));
-        let unlisted = registry.agents().iter().filter(|(name, _)| !listed(name));
-        unlisted.map(|(_, known)| known.id).collect()
-    };
-    for id in gone {
-        lock(&shared.kernel)
-            .remove_rules(id)
-            .map_err(|e| StartError::Failed(e.to_string()))?;
-    }
-    apply::switch(shared, None, active.clone())
-        .await
-        .map_err(|e| {
-            StartError::Failed(format!("the kernel did not take the bundle's rules: {e}"))
-        })?;
-    match &active {
-        Some(active) => tracing::info!(
-            bundle = active.meta.name,
-            serial = active.meta.serial,
-            digest = active.meta.digest,
-            "bundle in force"
-        ),
-        None => tracing::warn!("no bundle: every agent is denied everything"),
-    }
-    if let Some(active) = &active
-        && let Err(error) = lock(&shared.history).keep(&active.entry, &active.sources)
-    {
-        tracing::error!(%error, "the bundle is in force, and not in the history");
-    }
-    shared.active.store(active);
-    Ok(())
-}
-
-async fn wait_for_the_end(shared: &Shared) -> Result<(), StartError> {
+async fn wait_for_the_end(ending: &Ending) -> Result<(), StartError> {
     let cannot = |e: std::io::Error| StartError::Failed(format!("cannot wait for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
@@ -350,7 +289,7 @@ async fn wait_for_the_end(shared: &Shared) -> Result<(), StartError> {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            () = shared.stop.cancelled() => return Ok(()),
+            () = ending.stop.cancelled() => return Ok(()),
             _ = alive.tick() => if watchdog.is_some() {
                 notify(&[NotifyState::Watchdog]);
             },
@@ -367,9 +306,17 @@ fn write_trust(runtime: &Path, system: &str, authority: &Authority) -> sys::Resu
     sys::file::write_atomically(&wgetrc(runtime), line.as_bytes(), 0o644)
 }
 
-async fn note(shared: &Shared, operation: Operation, detail: &str) {
-    let item = records::about_daemon(operation, "agentguard", detail.to_owned());
-    shared.records.append(vec![item]).await;
+async fn note(books: &Books, operation: Operation, detail: &str) {
+    let done = Operated {
+        by: Actor::Daemon,
+        operation,
+        agent: None,
+        resource: "agentguard".to_owned(),
+        outcome: Outcome::Allow,
+        detail: detail.to_owned(),
+        bundle: None,
+    };
+    books.operated(done).await;
 }
 
 fn notify(states: &[NotifyState<'_>]) {

@@ -20,10 +20,10 @@ use jiff::Timestamp;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 
-use super::forwarder::{ForwarderLink, Order, Reply, Status};
-use super::state::Shared;
+use super::forwarder::{ForwarderLink, Order, Reply, Status, SupervisorParts};
 use crate::books::limits;
 use crate::census::namespaces::Entering;
+use crate::lock::lock;
 use crate::roster::tasks;
 
 /// How long a new forwarder may take until it listens.
@@ -104,16 +104,15 @@ impl Drop for ChildGuard {
 
 impl Session {
     /// Starts a process and waits until it listens.
-    pub async fn start(shared: &Arc<Shared>, start: Start) -> Result<Self, String> {
+    pub async fn start(parts: &Arc<SupervisorParts>, start: Start) -> Result<Self, String> {
         let (ours, theirs) = channel::pair().map_err(|e| e.to_string())?;
-        let maps = super::lock(&shared.kernel)
+        let maps = lock(&parts.enforce.kernel)
             .forwarder_maps()
             .map_err(|e| e.to_string())?;
         let descriptors = vec![theirs, maps.accepted, maps.flows];
-        let mut child =
-            sys::spawn::unprivileged(&shared.forwarder_account, &["forwarder"], descriptors)
-                .map(ChildGuard)
-                .map_err(|e| e.to_string())?;
+        let mut child = sys::spawn::unprivileged(&parts.host.account, &["forwarder"], descriptors)
+            .map(ChildGuard)
+            .map_err(|e| e.to_string())?;
         log_errors_of(&mut child.0);
         let (mut sender, mut frames) =
             channel::open::<ToForwarder, ToDaemon>(ours).map_err(|e| e.to_string())?;
@@ -152,7 +151,8 @@ impl Session {
             return Err("the forwarder's first frame was not `Ready`".into());
         };
         let tgid = child.0.id();
-        shared
+        parts
+            .enforce
             .set_forwarder(Forwarder {
                 listener4,
                 listener6: listener6.unwrap_or(0),
@@ -169,7 +169,7 @@ impl Session {
             since,
             sandbox,
         };
-        shared.forwarder.set_status(status);
+        parts.forwarder.set_status(status);
         tracing::info!(
             pid = tgid,
             port,
@@ -182,26 +182,26 @@ impl Session {
             frames,
             asked: Asked {
                 tokens: BTreeSet::new(),
-                link: shared.forwarder.clone(),
+                link: parts.forwarder.clone(),
             },
-            ledger: shared.ledger.session().await,
+            ledger: parts.books.ledger.session().await,
         })
     }
 
     /// Serves until the process ends or is told to.
     pub async fn serve(
         mut self,
-        shared: &Arc<Shared>,
+        parts: &Arc<SupervisorParts>,
         orders: &mut mpsc::Receiver<Order>,
         state: &mut State,
     ) -> Ended {
         loop {
             tokio::select! {
                 frame = self.frames.receive() => match frame {
-                    Ok(Some(ToDaemon::Lost { netns })) if netns == shared.netns_cookie => {
+                    Ok(Some(ToDaemon::Lost { netns })) if netns == parts.enforce.netns_cookie => {
                         return Ended::Failed("its listener was destroyed".into());
                     }
-                    Ok(Some(frame)) => self.received(shared, frame).await,
+                    Ok(Some(frame)) => self.received(parts, frame).await,
                     Ok(None) => return Ended::Failed(self.how_it_ended()),
                     Err(error) => return Ended::Failed(error.to_string()),
                 },
@@ -223,17 +223,17 @@ impl Session {
                     }
                     Order::Answer(call, answer) => call.answer(answer),
                     Order::Enter(entering, reply) => {
-                        let _ = reply.send(self.enter(shared, entering));
+                        let _ = reply.send(self.enter(parts, entering));
                     }
                     Order::Leave(netns, reply) => {
-                        let left = super::lock(&shared.kernel).remove_namespace(netns);
+                        let left = lock(&parts.enforce.kernel).remove_namespace(netns);
                         self.out.send(ToForwarder::Leave { netns });
                         let _ = reply.send(left.map_err(|e| e.to_string()));
                     }
                     Order::Restart(why) => return Ended::Failed(why.into()),
                     Order::Stop(reply) => {
                         self.out.send(ToForwarder::Stop);
-                        self.finish(shared).await;
+                        self.finish(parts).await;
                         return Ended::Stopped(reply);
                     }
                 }
@@ -242,7 +242,7 @@ impl Session {
     }
 
     /// Known to the kernel first: a connection waits in the listener's queue until the forwarder has it.
-    fn enter(&self, shared: &Shared, entering: Entering) -> Result<(), String> {
+    fn enter(&self, parts: &SupervisorParts, entering: Entering) -> Result<(), String> {
         let Entering { netns, bound } = entering;
         let (listener4, listener6) = bound.cookies().map_err(|e| e.to_string())?;
         let listeners = Forwarder {
@@ -253,7 +253,7 @@ impl Session {
             tgid: self.child.0.id(),
             has_v6: listener6.is_some().into(),
         };
-        super::lock(&shared.kernel)
+        lock(&parts.enforce.kernel)
             .add_namespace(netns, listeners)
             .map_err(|e| e.to_string())?;
         let frame = ToForwarder::Enter { netns };
@@ -261,44 +261,47 @@ impl Session {
         Ok(())
     }
 
-    async fn received(&mut self, shared: &Arc<Shared>, frame: ToDaemon) {
+    async fn received(&mut self, parts: &Arc<SupervisorParts>, frame: ToDaemon) {
         match frame {
             ToDaemon::Records(drafts) => {
                 let drafts = drafts.into_iter().map(|draft| (draft, None));
-                shared.record(drafts.collect()).await;
+                parts
+                    .books
+                    .record(&parts.roster, &parts.census, drafts.collect())
+                    .await;
             }
             ToDaemon::Call { token, call } => {
                 let out = self.out.clone();
-                self.called(shared, Unanswered { token, out }, call).await;
+                self.called(parts, Unanswered { token, out }, call).await;
             }
             ToDaemon::Answer { token, answer } => {
                 if self.asked.tokens.remove(&token) {
-                    shared.forwarder.answered(token, answer);
+                    parts.forwarder.answered(token, answer);
                 }
             }
             ToDaemon::Settle { token, settled } => self.ledger.settle(token, settled).await,
             ToDaemon::Connections(connections) => {
-                super::lock(&shared.activity).connected(&connections);
+                lock(&parts.census.activity).connected(&connections);
             }
-            ToDaemon::Lost { netns } => shared.namespaces.lost(netns),
+            ToDaemon::Lost { netns } => parts.census.namespaces.lost(netns),
             ToDaemon::Ready { .. } => tracing::warn!("the forwarder said `Ready` twice"),
         }
     }
 
-    async fn called(&mut self, shared: &Arc<Shared>, asked: Unanswered, call: DaemonCall) {
+    async fn called(&mut self, parts: &Arc<SupervisorParts>, asked: Unanswered, call: DaemonCall) {
         match call {
             DaemonCall::Leaf(name) => {
-                let result = shared.authority.issue(&name).map_err(|e| e.to_string());
+                let result = parts.authority.issue(&name).map_err(|e| e.to_string());
                 asked.answer(DaemonAnswer::Leaf(result));
             }
-            DaemonCall::Task { agent, change } => change_task(shared, asked, agent, change),
-            DaemonCall::Charge(charges) => self.charge(shared, asked, charges).await,
+            DaemonCall::Task { agent, change } => change_task(parts, asked, agent, change),
+            DaemonCall::Charge(charges) => self.charge(parts, asked, charges).await,
         }
     }
 
-    async fn charge(&self, shared: &Shared, asked: Unanswered, charges: Vec<Charge>) {
+    async fn charge(&self, parts: &SupervisorParts, asked: Unanswered, charges: Vec<Charge>) {
         let known = {
-            let registry = super::lock(&shared.registry);
+            let registry = lock(&parts.roster.registry);
             let mut agents = charges.iter().filter_map(|it| it.counter.agent.as_ref());
             agents.all(|agent| registry.id(agent).is_some())
         };
@@ -311,10 +314,10 @@ impl Session {
     }
 
     /// Takes the last records until the forwarder closes the link.
-    async fn finish(&mut self, shared: &Arc<Shared>) {
+    async fn finish(&mut self, parts: &Arc<SupervisorParts>) {
         let rest = async {
             while let Ok(Some(frame)) = self.frames.receive().await {
-                self.received(shared, frame).await;
+                self.received(parts, frame).await;
             }
         };
         if tokio::time::timeout(STOP_LIMIT, rest).await.is_err() {
@@ -332,16 +335,21 @@ impl Session {
     }
 }
 
-fn change_task(shared: &Arc<Shared>, asked: Unanswered, agent: AgentId, change: TaskChange) {
-    let Some(place) = shared.tasks.place() else {
+fn change_task(
+    parts: &Arc<SupervisorParts>,
+    asked: Unanswered,
+    agent: AgentId,
+    change: TaskChange,
+) {
+    let Some(place) = parts.roster.tasks.place() else {
         return asked.answer(DaemonAnswer::Task(Err(TaskFault::Failed)));
     };
     // The change is told by this session: not to be waited for here.
-    let shared = shared.clone();
+    let parts = parts.clone();
     tokio::spawn(async move {
-        let changed = tasks::change_own(&shared, agent, change).await;
+        let changed = tasks::change_own(&parts.roster, &parts.forwarder, agent, change).await;
         let answer = DaemonAnswer::Task(changed);
-        shared.forwarder.answer(asked, answer).await;
+        parts.forwarder.answer(asked, answer).await;
         drop(place);
     });
 }

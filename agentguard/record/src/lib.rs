@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 
 mod action;
+mod actor;
 mod decision;
 mod draft;
 pub mod guarantee;
@@ -11,6 +12,7 @@ mod meta;
 mod reason;
 
 pub use self::action::ActionName;
+pub use self::actor::Actor;
 pub use self::decision::{DecidedBy, Ended};
 pub use self::draft::{
     ApprovalInfo, Context, Draft, DraftTask, Latency, Operation, Operator, Outcome, Process,

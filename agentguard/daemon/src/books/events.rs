@@ -12,44 +12,127 @@ use agentguard_record::{
     ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, Process,
 };
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::books::unix;
+use super::alarms::{Alarm, Concern};
+use super::complete::Clock;
+use super::{Books, unix};
+use crate::census::Census;
 use crate::census::lineage::Exec;
-use crate::lock;
-use crate::state::{Clock, Shared};
+use crate::enforce::Enforce;
+use crate::host::Host;
+use crate::lock::lock;
+use crate::roster::Roster;
 
 /// A full ring holds more events than these, whatever their kind: with fewer nothing can have been lost.
 const MAY_HAVE_LOST: usize = 256;
 
-/// Reads the ring until the daemon stops; on each `ask`, what is in it now, first.
-pub async fn serve(
-    shared: Arc<Shared>,
-    mut events: Events,
-    mut asks: mpsc::Receiver<oneshot::Sender<()>>,
-) {
-    let mut lost = Lost::before(&shared);
-    loop {
-        let ask = tokio::select! {
-            ready = events.readable() => {
-                if let Err(error) = ready {
-                    shared.alarm("events", Some(format!("kernel events cannot be read: {error}")));
-                    tracing::error!(%error, "kernel events cannot be read");
-                    return;
+/// Reads the kernel's ring.
+pub struct EventReader {
+    pub host: Arc<Host>,
+    pub roster: Arc<Roster>,
+    pub census: Arc<Census>,
+    pub enforce: Arc<Enforce>,
+    pub books: Arc<Books>,
+    pub stop: CancellationToken,
+}
+
+impl EventReader {
+    /// Until the daemon stops; on each of `asks`, what is in the ring now, first.
+    pub async fn serve(self, mut events: Events, mut asks: mpsc::Receiver<oneshot::Sender<()>>) {
+        let mut lost = Lost::before(&self.enforce);
+        loop {
+            let ask = tokio::select! {
+                ready = events.readable() => {
+                    if let Err(error) = ready {
+                        let alarm = Alarm::EventsUnreadable(error.to_string());
+                        tracing::error!("{alarm}");
+                        self.books.alarms.raise(Concern::Events, alarm);
+                        return;
+                    }
+                    None
                 }
-                None
+                Some(ask) = asks.recv() => Some(ask),
+                () = self.stop.cancelled() => return,
+            };
+            let mut taken = Vec::new();
+            events.drain(|seen| taken.push(seen));
+            if taken.len() >= MAY_HAVE_LOST
+                && let Some(alarm) = lost.look(&self.enforce)
+            {
+                self.books.alarms.raise(Concern::LostEvents, alarm);
+                // One of the lost may have told of a process that nobody has labelled.
+                self.census.unread.tell(0);
             }
-            Some(ask) = asks.recv() => Some(ask),
-            () = shared.stop.cancelled() => return,
-        };
-        let mut taken = Vec::new();
-        events.drain(|seen| taken.push(seen));
-        if taken.len() >= MAY_HAVE_LOST {
-            lost.look(&shared);
+            self.take(&taken).await;
+            if let Some(ask) = ask {
+                let _ = ask.send(());
+            }
         }
-        take(&shared, &taken).await;
-        if let Some(ask) = ask {
-            let _ = ask.send(());
+    }
+
+    async fn take(&self, seen: &[Seen]) {
+        let Self {
+            host,
+            roster,
+            census,
+            books,
+            ..
+        } = self;
+        let clock = Clock::now();
+        let mut drafts = Vec::new();
+        let seen = seen.iter().filter(|seen| !seen.event.agent.is_canary());
+        for Seen { event, exec } in seen {
+            let kind = match EventKind::try_from(event.kind) {
+                Ok(kind) => kind,
+                Err(kind) => {
+                    tracing::warn!(kind, "a kernel event of an unknown kind");
+                    continue;
+                }
+            };
+            match kind {
+                EventKind::Fork | EventKind::Exec | EventKind::Enrol => {
+                    census.namespaces.begun(event.tgid);
+                    // Of a process whose exec went through another event tells; else it runs what it ran.
+                    if !exec.as_ref().is_some_and(|exec| exec.before) {
+                        match kind == EventKind::Fork {
+                            true => forked(census, event),
+                            false => executed(host, census, event),
+                        }
+                    }
+                }
+                EventKind::Exit => lock(&census.lineage).exited(event.tgid, event.time_ns),
+                EventKind::Unread => {
+                    census.unread.tell(event.tgid);
+                    continue;
+                }
+                EventKind::ForwarderDown => {
+                    tracing::warn!(
+                        "the forwarder's listener is gone: agents' connects are refused"
+                    );
+                    continue;
+                }
+                EventKind::Connect
+                | EventKind::Send
+                | EventKind::Bind
+                | EventKind::Socket
+                | EventKind::Packet
+                | EventKind::Unix
+                | EventKind::Tamper
+                | EventKind::HandedOver => {
+                    if event.reason == Refusal::Namespace as u32 {
+                        census.namespaces.refused(event.tgid);
+                    }
+                }
+            }
+            if let Some(draft) = draft(event, kind, exec.is_some(), &clock) {
+                drafts.push((stopped(roster, draft), caller(census, event, exec.as_ref())));
+            }
+        }
+        census.attendance.changed();
+        if !drafts.is_empty() {
+            books.record(roster, census, drafts).await;
         }
     }
 }
@@ -60,94 +143,36 @@ struct Lost {
 }
 
 impl Lost {
-    fn before(shared: &Shared) -> Self {
+    fn before(enforce: &Enforce) -> Self {
         Self {
-            known: count(shared),
+            known: count(enforce),
         }
     }
 
-    /// One of the lost may have told of a process that nobody has labelled.
-    fn look(&mut self, shared: &Shared) {
-        let now = count(shared);
+    fn look(&mut self, enforce: &Enforce) -> Option<Alarm> {
+        let now = count(enforce);
         if now == self.known {
-            return;
+            return None;
         }
         let lost = now - self.known;
         self.known = now;
         tracing::error!(lost, "kernel events were lost: the audit log lacks them");
-        let message = format!("{now} kernel events were lost, and the audit log lacks them");
-        shared.alarm("lost events", Some(message));
-        shared.unread.tell(0);
+        Some(Alarm::EventsLost(now))
     }
 }
 
-fn count(shared: &Shared) -> u64 {
-    let counters = lock(&shared.kernel).counters().unwrap_or_default();
+fn count(enforce: &Enforce) -> u64 {
+    let counters = lock(&enforce.kernel).counters().unwrap_or_default();
     let found = counters
         .iter()
         .find(|(name, _)| *name == Counter::RingFull.name());
     found.map_or(0, |(_, count)| *count)
 }
 
-async fn take(shared: &Shared, seen: &[Seen]) {
-    let clock = Clock::now();
-    let mut drafts = Vec::new();
-    let seen = seen.iter().filter(|seen| !seen.event.agent.is_canary());
-    for Seen { event, exec } in seen {
-        let kind = match EventKind::try_from(event.kind) {
-            Ok(kind) => kind,
-            Err(kind) => {
-                tracing::warn!(kind, "a kernel event of an unknown kind");
-                continue;
-            }
-        };
-        match kind {
-            EventKind::Fork | EventKind::Exec | EventKind::Enrol => {
-                shared.namespaces.begun(event.tgid);
-                // Of a process whose exec went through another event tells; else it runs what it ran.
-                if !exec.as_ref().is_some_and(|exec| exec.before) {
-                    match kind == EventKind::Fork {
-                        true => forked(shared, event),
-                        false => executed(shared, event),
-                    }
-                }
-            }
-            EventKind::Exit => lock(&shared.lineage).exited(event.tgid, event.time_ns),
-            EventKind::Unread => {
-                shared.unread.tell(event.tgid);
-                continue;
-            }
-            EventKind::ForwarderDown => {
-                tracing::warn!("the forwarder's listener is gone: agents' connects are refused");
-                continue;
-            }
-            EventKind::Connect
-            | EventKind::Send
-            | EventKind::Bind
-            | EventKind::Socket
-            | EventKind::Packet
-            | EventKind::Unix
-            | EventKind::Tamper
-            | EventKind::HandedOver => {
-                if event.reason == Refusal::Namespace as u32 {
-                    shared.namespaces.refused(event.tgid);
-                }
-            }
-        }
-        if let Some(draft) = draft(event, kind, exec.is_some(), &clock) {
-            drafts.push((stopped(shared, draft), caller(shared, event, exec.as_ref())));
-        }
-    }
-    shared.presence.changed();
-    if !drafts.is_empty() {
-        shared.record(drafts).await;
-    }
-}
-
 /// The kernel knows that an agent is stopped, and not why.
-fn stopped(shared: &Shared, mut draft: Draft) -> Draft {
+fn stopped(roster: &Roster, mut draft: Draft) -> Draft {
     if draft.reason == Some(DenyReason::AgentKilled)
-        && let Some(stop) = shared.stops().get(&draft.agent)
+        && let Some(stop) = roster.stops().get(&draft.agent)
     {
         draft.reason = Some(stop.reason());
         draft.detail = Some(stop.detail().to_owned());
@@ -157,11 +182,11 @@ fn stopped(shared: &Shared, mut draft: Draft) -> Draft {
 
 /// The process that called, now: by the time its record is made it may run the next program. `None` of a packet, which may be
 /// sent in anybody's name.
-fn caller(shared: &Shared, event: &Event, exec: Option<&JudgedExec>) -> Option<Process> {
+fn caller(census: &Census, event: &Event, exec: Option<&JudgedExec>) -> Option<Process> {
     if event.cgroup == 0 && exec.is_none() {
         return None;
     }
-    let mut lineage = lock(&shared.lineage);
+    let mut lineage = lock(&census.lineage);
     let process = lineage.process_or_look(event.tgid, event.time_ns, event.agent)?;
     let exec = exec.cloned().unwrap_or_default();
     Some(Process {
@@ -174,20 +199,20 @@ fn caller(shared: &Shared, event: &Event, exec: Option<&JudgedExec>) -> Option<P
     })
 }
 
-fn forked(shared: &Shared, event: &Event) {
+fn forked(census: &Census, event: &Event) {
     let start = match event.start_ns {
         0 => event.time_ns,
         start => start,
     };
-    lock(&shared.lineage).forked(event.tgid, event.parent_tgid, event.agent, start);
+    lock(&census.lineage).forked(event.tgid, event.parent_tgid, event.agent, start);
 }
 
-fn executed(shared: &Shared, event: &Event) {
-    let mut lineage = lock(&shared.lineage);
+fn executed(host: &Host, census: &Census, event: &Event) {
+    let mut lineage = lock(&census.lineage);
     let exec = Exec {
         exe: path(event),
         uid: event.uid,
-        cgroup: shared.cgroups.path(event.cgroup),
+        cgroup: host.cgroups.path(event.cgroup),
         start_ns: event.start_ns,
         at_ns: event.time_ns,
     };

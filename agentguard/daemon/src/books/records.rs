@@ -6,9 +6,12 @@ use std::time::Duration;
 use agentguard_audit::log::Head;
 use agentguard_audit::{Log, LogError};
 use agentguard_common::abi::AgentId;
-use agentguard_record::Meta;
-use agentguard_record::{Context, Draft, Operation, Operator, Outcome, Process, Record, TaskInfo};
+use agentguard_record::{
+    Actor, Context, Draft, Meta, Operation, Operator, Outcome, Process, Record, TaskInfo,
+};
 use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::lock::lock;
 
 /// Batches waiting for the writer at most; then their senders wait.
 const QUEUE: usize = 256;
@@ -33,7 +36,7 @@ pub struct Decided {
 
 /// [`Operator`], owned.
 pub struct Operated {
-    pub uid: u32,
+    pub by: Actor,
     pub operation: Operation,
     pub agent: Option<String>,
     pub resource: String,
@@ -48,15 +51,16 @@ enum Job {
     Barrier(oneshot::Sender<()>),
 }
 
+/// Where records are handed in; cheap to clone.
 #[derive(Clone)]
-pub struct Handle {
+pub struct Records {
     jobs: mpsc::Sender<Job>,
     head: watch::Receiver<Head>,
     available: watch::Receiver<bool>,
     trouble: Arc<Mutex<Option<String>>>,
 }
 
-impl Handle {
+impl Records {
     /// Takes the log over. Must be called within a runtime.
     pub fn start(log: Log) -> std::io::Result<Self> {
         let (jobs, taken) = mpsc::channel(QUEUE);
@@ -102,7 +106,7 @@ impl Handle {
 
     /// Why records cannot be written now.
     pub fn trouble(&self) -> Option<String> {
-        crate::lock(&self.trouble).clone()
+        lock(&self.trouble).clone()
     }
 
     /// Whether records can be written; changes when that does.
@@ -172,9 +176,13 @@ impl Writer {
                 },
             )),
             Item::Operator(done) => {
-                let user = agentguard_sys::user::name(done.uid);
+                let uid = done.by.uid();
+                let user = match done.by.user() {
+                    Some(user) => user.to_owned(),
+                    None => agentguard_sys::user::name(uid),
+                };
                 self.log.stage(Record::Operator(&Operator {
-                    uid: done.uid,
+                    uid,
                     user: Some(&user),
                     operation: done.operation,
                     agent: done.agent.as_deref(),
@@ -191,7 +199,7 @@ impl Writer {
     /// Notes whether the log could be written, and says so when that changes.
     fn settle(&mut self, result: Result<(), LogError>) {
         let was_failing = !*self.available.borrow();
-        *crate::lock(&self.trouble) = result.as_ref().err().map(ToString::to_string);
+        *lock(&self.trouble) = result.as_ref().err().map(ToString::to_string);
         match result {
             Err(error) if !was_failing => {
                 tracing::error!(%error, "audit records cannot be written: agents' requests are refused until they can");
@@ -204,19 +212,6 @@ impl Writer {
             _ => {}
         }
     }
-}
-
-/// An operator's record without an agent.
-pub fn about_daemon(operation: Operation, resource: &str, detail: String) -> Item {
-    Item::Operator(Operated {
-        uid: 0,
-        operation,
-        agent: None,
-        resource: resource.to_owned(),
-        outcome: Outcome::Allow,
-        detail,
-        bundle: None,
-    })
 }
 
 /// The name a record has for an agent that the registry does not know.

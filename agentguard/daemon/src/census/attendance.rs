@@ -10,9 +10,11 @@ use agentguard_link::state::Delta;
 use agentguard_sys::peer::Peer;
 use agentguard_sys::process;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
-use crate::lock;
-use crate::state::Shared;
+use super::Census;
+use crate::forwarder::ForwarderLink;
+use crate::lock::lock;
 
 /// A terminal that hangs up leaves its processes without one, which nothing tells: it is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -20,13 +22,13 @@ const LOOK: Duration = Duration::from_secs(1);
 const TOLD_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
-pub struct Handle {
+pub struct Attendance {
     changed: Notify,
     /// One at a time, so that what is told last is what holds.
     telling: tokio::sync::Mutex<()>,
 }
 
-impl Handle {
+impl Attendance {
     /// Something of it may have changed.
     pub fn changed(&self) {
         self.changed.notify_one();
@@ -34,52 +36,54 @@ impl Handle {
 }
 
 /// Tells of every change, until the daemon stops.
-pub async fn serve(shared: Arc<Shared>) {
+pub async fn serve(census: Arc<Census>, forwarder: ForwarderLink, stop: CancellationToken) {
     loop {
         tokio::select! {
-            () = shared.presence.changed.notified() => tell(&shared).await,
-            () = shared.stop.cancelled() => return,
+            () = census.attendance.changed.notified() => tell(&census, &forwarder).await,
+            () = stop.cancelled() => return,
         }
     }
 }
 
-async fn tell(shared: &Shared) {
-    let _one = shared.presence.telling.lock().await;
-    let changes = lock(&shared.lineage).presences.untold();
+async fn tell(census: &Census, forwarder: &ForwarderLink) {
+    let _one = census.attendance.telling.lock().await;
+    let changes = lock(&census.lineage).presences.untold();
     if !changes.is_empty() {
-        shared
-            .forwarder
-            .tell(Delta::Presences(changes.clone()))
-            .await;
-        lock(&shared.lineage).presences.told(&changes);
+        forwarder.tell(Delta::Presences(changes.clone())).await;
+        lock(&census.lineage).presences.told(&changes);
     }
 }
 
 /// `agent` has been started by `starter`, who still waits: notes whether they have a terminal, for as long as they have, and
 /// returns when the forwarder knows, so that no request of the agent's comes before.
-pub async fn started(shared: &Arc<Shared>, agent: AgentId, starter: &Peer) {
+pub async fn started(
+    census: &Arc<Census>,
+    forwarder: &ForwarderLink,
+    agent: AgentId,
+    starter: &Peer,
+) {
     if let Ok(pidfd) = process::pidfd_open(starter.tgid)
         && starter.is_alive()
         && process::has_terminal(starter.tgid)
     {
-        lock(&shared.lineage).presences.terminal_came(agent);
-        let (shared, tgid) = (shared.clone(), starter.tgid);
+        lock(&census.lineage).presences.terminal_came(agent);
+        let (census, tgid) = (census.clone(), starter.tgid);
         tokio::spawn(async move {
             // The tgid is its own for as long as the descriptor says that it is there.
             while process::has_terminal(tgid) && process::pidfd_alive(pidfd.as_fd()) {
                 tokio::time::sleep(LOOK).await;
             }
-            lock(&shared.lineage).presences.terminal_left(agent);
-            shared.presence.changed();
+            lock(&census.lineage).presences.terminal_left(agent);
+            census.attendance.changed();
         });
     }
     let told = async {
-        tell(shared).await;
-        shared.forwarder.flush(TOLD_LIMIT).await
+        tell(census, forwarder).await;
+        forwarder.flush(TOLD_LIMIT).await
     };
     // Until it knows, the agent has just started and is not attended.
     if !matches!(tokio::time::timeout(TOLD_LIMIT, told).await, Ok(Ok(()))) {
         tracing::warn!("the forwarder does not know yet that an agent has started");
-        shared.presence.changed();
+        census.attendance.changed();
     }
 }

@@ -9,10 +9,13 @@ use agentguard_sys::peer::Peer;
 use agentguard_sys::process::{self, Snapshot};
 use agentguard_sys::user;
 
+use super::Census;
+use crate::enforce::Enforce;
 use crate::enforce::kill::suggest;
-use crate::lock;
+use crate::host::Host;
+use crate::lock::lock;
+use crate::roster::Roster;
 use crate::roster::stops::Stop;
-use crate::state::Shared;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -27,8 +30,15 @@ pub enum RunError {
 }
 
 /// Labels `request.pid` for the agent, if `peer` may start it.
-pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<(AgentId, Started), RunError> {
-    let active = shared.active.load_full().ok_or_else(|| {
+pub fn run(
+    host: &Host,
+    roster: &Roster,
+    census: &Census,
+    enforce: &Enforce,
+    request: &Run,
+    peer: &Peer,
+) -> Result<(AgentId, Started), RunError> {
+    let active = roster.active.load_full().ok_or_else(|| {
         RunError::Conflict("no bundle is in force; `agentguard policy apply DIR` first".into())
     })?;
     let Some((id, agent)) = active
@@ -52,12 +62,12 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<(AgentId, Star
             agent.name
         )));
     }
-    if shared.is_held() {
+    if enforce.is_held() {
         return Err(RunError::Conflict(
             "agents are held closed: the canary failed; see `agentguard status`".into(),
         ));
     }
-    if let Some(stop) = shared
+    if let Some(stop) = roster
         .stops()
         .get(&id)
         .filter(|stop| **stop != Stop::Killed)
@@ -80,7 +90,7 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<(AgentId, Star
             agent.name
         )));
     }
-    if let Some(killed) = lock(&shared.registry)
+    if let Some(killed) = lock(&roster.registry)
         .agents()
         .get(&agent.name)
         .and_then(|known| known.killed.clone())
@@ -94,20 +104,20 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<(AgentId, Star
             agent.name, agent.name
         )));
     }
-    label_child(shared, id, request.pid, peer)?;
+    label_child(census, enforce, id, request.pid, peer)?;
     tracing::info!(
         agent = agent.name,
         pid = request.pid,
         by = user::name(peer.uid),
         "started"
     );
-    let runtime = &shared.config.paths.runtime;
+    let runtime = &host.config.paths.runtime;
     let started = Started {
         agent: agent.name.clone(),
         keep_privileges: agent.keep_privileges,
         hidden: vec![
-            shared.config.paths.state.clone(),
-            shared.config.paths.pins.clone(),
+            host.config.paths.state.clone(),
+            host.config.paths.pins.clone(),
         ],
         trust: crate::trust_bundle(runtime),
         wgetrc: crate::wgetrc(runtime),
@@ -116,7 +126,13 @@ pub fn run(shared: &Shared, request: &Run, peer: &Peer) -> Result<(AgentId, Star
     Ok((id, started))
 }
 
-fn label_child(shared: &Shared, id: AgentId, tgid: u32, peer: &Peer) -> Result<(), RunError> {
+fn label_child(
+    census: &Census,
+    enforce: &Enforce,
+    id: AgentId,
+    tgid: u32,
+    peer: &Peer,
+) -> Result<(), RunError> {
     let gone = || RunError::Conflict(format!("process {tgid} has ended"));
     // From here on the descriptor says whether the tgid still means the process that is looked at.
     let pidfd = process::pidfd_open(tgid).map_err(|_| gone())?;
@@ -131,7 +147,7 @@ fn label_child(shared: &Shared, id: AgentId, tgid: u32, peer: &Peer) -> Result<(
             "process {tgid} is another user's"
         )));
     }
-    let mut kernel = lock(&shared.kernel);
+    let mut kernel = lock(&enforce.kernel);
     let call = |e: agentguard_kernel::KernelError| RunError::Failed(e.to_string());
     let before = kernel.label(tgid).map_err(call)?;
     if before != Label::default() {
@@ -150,7 +166,7 @@ fn label_child(shared: &Shared, id: AgentId, tgid: u32, peer: &Peer) -> Result<(
         return Err(gone());
     }
     drop(kernel);
-    lock(&shared.lineage).adopted(&child, id);
+    lock(&census.lineage).adopted(&child, id);
     Ok(())
 }
 

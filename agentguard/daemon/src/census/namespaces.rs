@@ -13,10 +13,14 @@ use agentguard_sys::{SysError, process};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 
-use crate::forwarder;
-use crate::lock;
-use crate::state::Shared;
+use super::Census;
+use crate::books::Books;
+use crate::books::alarms::{Alarm, Concern};
+use crate::enforce::Enforce;
+use crate::forwarder::{ForwarderLink, Status};
+use crate::lock::lock;
 
 /// Namespaces besides the host's that `FORWARDERS` has room for.
 const MOST: usize = 1023;
@@ -52,16 +56,16 @@ struct Served {
     idle: u8,
 }
 
-/// The daemon's side of it; cheap to clone.
+/// The network namespaces that are served; cheap to clone.
 #[derive(Clone)]
-pub struct Handle {
+pub struct Namespaces {
     home: Id,
     most: usize,
     looks: mpsc::Sender<Look>,
     served: Arc<Mutex<BTreeMap<Id, Served>>>,
 }
 
-impl Handle {
+impl Namespaces {
     pub fn new() -> sys::Result<(Self, mpsc::Receiver<Look>)> {
         let (looks, asked) = mpsc::channel(256);
         let most = process::raise_open_files()? / FILES_EACH;
@@ -163,120 +167,171 @@ impl Handle {
     }
 }
 
-/// Runs until the daemon stops.
-pub async fn serve(shared: Arc<Shared>, mut looks: mpsc::Receiver<Look>) {
-    let mut sessions = shared.forwarder.sessions();
-    let mut every = interval(EVERY);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = shared.stop.cancelled() => return,
-            Ok(()) = sessions.changed() => {
-                // What an earlier forwarder had went with it.
-                lock(&shared.namespaces.served).clear();
-                look_everywhere(&shared).await;
-            }
-            Some(look) = looks.recv() => match look {
-                Look::Process(tgid, done) => {
-                    if let Err(error) = look_at(&shared, vec![tgid]).await {
-                        alarm(&shared, Some(error));
+/// Serves the namespaces that agents are in.
+pub struct NamespaceServer {
+    pub census: Arc<Census>,
+    pub enforce: Arc<Enforce>,
+    pub books: Arc<Books>,
+    pub forwarder: ForwarderLink,
+    pub stop: CancellationToken,
+}
+
+impl NamespaceServer {
+    /// Until the daemon stops.
+    pub async fn serve(self, mut looks: mpsc::Receiver<Look>) {
+        let mut sessions = self.forwarder.sessions();
+        let mut every = interval(EVERY);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                Ok(()) = sessions.changed() => {
+                    // What an earlier forwarder had went with it.
+                    lock(&self.census.namespaces.served).clear();
+                    self.look_everywhere().await;
+                }
+                Some(look) = looks.recv() => match look {
+                    Look::Process(tgid, done) => {
+                        if let Err(error) = self.look_at(vec![tgid]).await {
+                            self.alarm(error);
+                        }
+                        if let Some(done) = done {
+                            let _ = done.send(());
+                        }
                     }
-                    if let Some(done) = done {
+                    Look::Everywhere(done) => {
+                        self.look_everywhere().await;
                         let _ = done.send(());
                     }
-                }
-                Look::Everywhere(done) => {
-                    look_everywhere(&shared).await;
-                    let _ = done.send(());
-                }
-                Look::Lost(cookie) => lost(&shared, cookie).await,
-            },
-            _ = every.tick() => {
-                look_everywhere(&shared).await;
-                if let Err(error) = leave_idle(&shared).await {
-                    tracing::warn!(%error, "network namespaces that no agent is in are kept");
+                    Look::Lost(cookie) => self.lost(cookie).await,
+                },
+                _ = every.tick() => {
+                    self.look_everywhere().await;
+                    if let Err(error) = self.leave_idle().await {
+                        tracing::warn!(%error, "network namespaces that no agent is in are kept");
+                    }
                 }
             }
         }
     }
-}
 
-async fn lost(shared: &Arc<Shared>, cookie: u64) {
-    let id = {
-        let served = lock(&shared.namespaces.served);
-        let found = served.iter().find(|(_, served)| served.cookie == cookie);
-        found.map(|(id, _)| *id)
-    };
-    if let Some(id) = id {
-        leave(shared, id).await;
-        look_everywhere(shared).await;
-    }
-}
-
-fn alarm(shared: &Shared, error: Option<String>) {
-    let told = error.map(|error| {
-        format!("agents in another network namespace are refused everything there: {error}")
-    });
-    if let Some(told) = &told
-        && lock(&shared.alarms).get("namespaces") != Some(told)
-    {
-        tracing::error!("{told}");
-    }
-    shared.alarm("namespaces", told);
-}
-
-async fn look_everywhere(shared: &Arc<Shared>) {
-    let running = lock(&shared.lineage).all_running();
-    alarm(shared, look_at(shared, running).await.err());
-}
-
-/// Serves the namespaces of these processes that are not served yet.
-async fn look_at(shared: &Arc<Shared>, tgids: Vec<u32>) -> Result<(), String> {
-    if tgids.is_empty() {
-        return Ok(());
-    }
-    let forwarder::Status::Up { port, .. } = shared.forwarder.status().0 else {
-        // It will be looked again when there is one.
-        return Ok(());
-    };
-    let handle = shared.namespaces.clone();
-    let found = spawn_blocking(move || handle.unserved(&tgids));
-    let mut result = Ok(());
-    for namespace in found.await.map_err(|e| e.to_string())? {
-        if let Err(error) = enter(shared, namespace, port).await {
-            result = Err(error);
+    async fn lost(&self, cookie: u64) {
+        let id = {
+            let served = lock(&self.census.namespaces.served);
+            let found = served.iter().find(|(_, served)| served.cookie == cookie);
+            found.map(|(id, _)| *id)
+        };
+        if let Some(id) = id {
+            self.leave(id).await;
+            self.look_everywhere().await;
         }
     }
-    result
-}
 
-/// Makes listeners inside and has the forwarder serve them.
-async fn enter(shared: &Arc<Shared>, namespace: Namespace, port: u16) -> Result<(), String> {
-    let most = shared.namespaces.most;
-    if shared.namespaces.count() >= most {
-        return Err(format!(
-            "{most} network namespaces are served, the most there can be"
-        ));
+    fn alarm(&self, error: String) {
+        let alarm = Alarm::NamespaceClosed(error);
+        let message = alarm.to_string();
+        if self.books.alarms.raise(Concern::Namespaces, alarm) {
+            tracing::error!("{message}");
+        }
     }
-    let namespace = Arc::new(namespace);
-    let inside = namespace.clone();
-    let made = spawn_blocking(move || inside.run(|| listeners(port)).flatten());
-    let entering = made
-        .await
-        .map_err(|e| e.to_string())?
-        .map_err(|e| e.to_string())?;
-    let (cookie, port) = (entering.netns, entering.bound.port);
-    let asked = shared.forwarder.enter(entering, FORWARDER_LIMIT);
-    asked.await?;
-    let id = namespace.id();
-    let served = Served {
-        namespace,
-        cookie,
-        idle: 0,
-    };
-    lock(&shared.namespaces.served).insert(id, served);
-    tracing::info!(netns = cookie, port, "serving another network namespace");
-    Ok(())
+
+    async fn look_everywhere(&self) {
+        let running = lock(&self.census.lineage).all_running();
+        match self.look_at(running).await {
+            Ok(()) => self.books.alarms.clear(Concern::Namespaces),
+            Err(error) => self.alarm(error),
+        }
+    }
+
+    /// Serves the namespaces of these processes that are not served yet.
+    async fn look_at(&self, tgids: Vec<u32>) -> Result<(), String> {
+        if tgids.is_empty() {
+            return Ok(());
+        }
+        let Status::Up { port, .. } = self.forwarder.status().0 else {
+            // It will be looked again when there is one.
+            return Ok(());
+        };
+        let namespaces = self.census.namespaces.clone();
+        let found = spawn_blocking(move || namespaces.unserved(&tgids));
+        let mut result = Ok(());
+        for namespace in found.await.map_err(|e| e.to_string())? {
+            if let Err(error) = self.enter(namespace, port).await {
+                result = Err(error);
+            }
+        }
+        result
+    }
+
+    /// Makes listeners inside and has the forwarder serve them.
+    async fn enter(&self, namespace: Namespace, port: u16) -> Result<(), String> {
+        let namespaces = &self.census.namespaces;
+        let most = namespaces.most;
+        if namespaces.count() >= most {
+            return Err(format!(
+                "{most} network namespaces are served, the most there can be"
+            ));
+        }
+        let namespace = Arc::new(namespace);
+        let inside = namespace.clone();
+        let made = spawn_blocking(move || inside.run(|| listeners(port)).flatten());
+        let entering = made
+            .await
+            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())?;
+        let (cookie, port) = (entering.netns, entering.bound.port);
+        let asked = self.forwarder.enter(entering, FORWARDER_LIMIT);
+        asked.await?;
+        let id = namespace.id();
+        let served = Served {
+            namespace,
+            cookie,
+            idle: 0,
+        };
+        lock(&namespaces.served).insert(id, served);
+        tracing::info!(netns = cookie, port, "serving another network namespace");
+        Ok(())
+    }
+
+    /// Leaves the namespaces in which no agent has been for a while: listeners would keep them alive.
+    async fn leave_idle(&self) -> Result<(), String> {
+        let namespaces = &self.census.namespaces;
+        if namespaces.count() == 0 {
+            return Ok(());
+        }
+        let enforce = self.enforce.clone();
+        let occupied = spawn_blocking(move || occupied(&enforce))
+            .await
+            .map_err(|e| e.to_string())??;
+        let mut idle = Vec::new();
+        for (id, served) in lock(&namespaces.served).iter_mut() {
+            served.idle = if occupied.contains(id) {
+                0
+            } else {
+                served.idle + 1
+            };
+            if served.idle >= IDLE_LOOKS {
+                idle.push(*id);
+            }
+        }
+        for id in idle {
+            self.leave(id).await;
+        }
+        Ok(())
+    }
+
+    async fn leave(&self, id: Id) {
+        let Some(served) = lock(&self.census.namespaces.served).remove(&id) else {
+            return;
+        };
+        let left = self.forwarder.leave(served.cookie, FORWARDER_LIMIT);
+        match left.await {
+            Ok(()) => tracing::info!(netns = served.cookie, "left another network namespace"),
+            Err(error) => {
+                tracing::warn!(%error, netns = served.cookie, "leaving a network namespace");
+            }
+        }
+    }
 }
 
 /// In the namespace of the calling thread, the forwarder's own port if nobody has it there.
@@ -289,51 +344,14 @@ fn listeners(port: u16) -> sys::Result<Entering> {
     })
 }
 
-/// Leaves the namespaces in which no agent has been for a while: listeners would keep them alive.
-async fn leave_idle(shared: &Arc<Shared>) -> Result<(), String> {
-    if shared.namespaces.count() == 0 {
-        return Ok(());
-    }
-    let looking = shared.clone();
-    let occupied = spawn_blocking(move || occupied(&looking))
-        .await
-        .map_err(|e| e.to_string())??;
-    let mut idle = Vec::new();
-    for (id, served) in lock(&shared.namespaces.served).iter_mut() {
-        served.idle = if occupied.contains(id) {
-            0
-        } else {
-            served.idle + 1
-        };
-        if served.idle >= IDLE_LOOKS {
-            idle.push(*id);
-        }
-    }
-    for id in idle {
-        leave(shared, id).await;
-    }
-    Ok(())
-}
-
 /// By the kernel's labels and not by the lineage, which is made of events that can be lost.
-fn occupied(shared: &Shared) -> Result<BTreeSet<Id>, String> {
+fn occupied(enforce: &Enforce) -> Result<BTreeSet<Id>, String> {
     let mut found = BTreeSet::new();
     for tgid in process::all() {
-        let label = lock(&shared.kernel).label(tgid);
+        let label = lock(&enforce.kernel).label(tgid);
         if label.map_err(|e| e.to_string())?.agent != AgentId::NONE {
             found.extend(netns::ids_of(tgid).into_keys());
         }
     }
     Ok(found)
-}
-
-async fn leave(shared: &Shared, id: Id) {
-    let Some(served) = lock(&shared.namespaces.served).remove(&id) else {
-        return;
-    };
-    let left = shared.forwarder.leave(served.cookie, FORWARDER_LIMIT);
-    match left.await {
-        Ok(()) => tracing::info!(netns = served.cookie, "left another network namespace"),
-        Err(error) => tracing::warn!(%error, netns = served.cookie, "leaving a network namespace"),
-    }
 }

@@ -7,38 +7,67 @@ mod round;
 mod targets;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
 use agentguard_kernel::{Kernel, KernelError, Rule};
 use agentguard_link::frame::CanaryOrigin;
-use agentguard_record::{Operation, Outcome};
+use agentguard_record::{Actor, Operation, Outcome};
+use tokio_util::sync::CancellationToken;
 
 use self::round::Trouble;
 use self::targets::Targets;
-use crate::books::records::{Item, Operated};
+use super::Enforce;
+use crate::books::Books;
+use crate::books::alarms::{Alarm, Concern};
+use crate::books::records::Operated;
+use crate::forwarder::ForwarderLink;
 use crate::guarantee;
+use crate::host::Host;
 use crate::host::config::OnFailure;
 use crate::host::startup::StartError;
-use crate::lock;
-use crate::state::Shared;
+use crate::host::tls::ca::Authority;
+use crate::lock::lock;
+use crate::roster::Roster;
+
+/// What one round uses of the daemon.
+#[derive(Clone)]
+pub struct CanaryParts {
+    pub host: Arc<Host>,
+    pub enforce: Arc<Enforce>,
+    pub books: Arc<Books>,
+    pub forwarder: ForwarderLink,
+    pub authority: Arc<Authority>,
+}
 
 /// What it needs as long as the daemon runs.
 pub struct Canary {
+    parts: CanaryParts,
+    roster: Arc<Roster>,
+    stop: CancellationToken,
     targets: Arc<Targets>,
 }
 
 impl Canary {
     /// Opens what it aims at, and gives its two agents their rules. Must be called within a runtime.
-    pub fn open(shared: &Shared) -> Result<Self, StartError> {
+    pub fn open(
+        parts: CanaryParts,
+        roster: Arc<Roster>,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             StartError::Failed(format!("the canary's {what}: {error}"))
         };
-        let runtime = &shared.config.paths.runtime;
-        let targets = Targets::open(runtime, &shared.forwarder_account)
+        let runtime = &parts.host.config.paths.runtime;
+        let targets = Targets::open(runtime, &parts.host.account)
             .map_err(|error| failed("targets", &error))?;
-        give_rules(&mut lock(&shared.kernel), &targets).map_err(|error| failed("rules", &error))?;
+        give_rules(&mut lock(&parts.enforce.kernel), &targets)
+            .map_err(|error| failed("rules", &error))?;
         Ok(Self {
+            parts,
+            roster,
+            stop,
             targets: Arc::new(targets),
         })
     }
@@ -50,38 +79,92 @@ impl Canary {
 
     /// Sends one out, and deals with what it has seen. One that does not come back, or from which something was kept that
     /// is permitted, has a second chance: that is a slow machine more often than a broken one.
-    pub async fn check(&self, shared: &Arc<Shared>) {
+    pub async fn check(&self) {
         let begun = tokio::time::Instant::now();
-        let mut result = self.send(shared).await;
+        let mut result = self.send().await;
         if let Err(Trouble::Doubt(why)) = result {
             tracing::warn!(why, "the canary is sent again");
-            result = self.send(shared).await;
+            result = self.send().await;
         }
         tracing::debug!(took = ?begun.elapsed(), "the canary is back");
-        if shared.stop.is_cancelled() {
+        if self.stop.is_cancelled() {
             // What it saw may be the end of what it was to see.
             return;
         }
-        settle(shared, result.map_err(Trouble::into_message)).await;
+        self.settle(result.map_err(Trouble::into_message)).await;
     }
 
-    async fn send(&self, shared: &Arc<Shared>) -> Result<(), Trouble> {
-        let (shared, targets) = (shared.clone(), self.targets.clone());
-        let sending = tokio::task::spawn_blocking(move || round::round(&shared, &targets));
+    async fn send(&self) -> Result<(), Trouble> {
+        let (parts, targets) = (self.parts.clone(), self.targets.clone());
+        let sending = tokio::task::spawn_blocking(move || round::round(&parts, &targets));
         sending
             .await
             .unwrap_or_else(|error| Err(Trouble::lost(error)))
     }
 
     /// Until the daemon stops.
-    pub async fn serve(self, shared: Arc<Shared>) {
-        let every = Duration::from_secs(shared.config.canary.every_s.into());
+    pub async fn serve(self) {
+        let every = Duration::from_secs(self.parts.host.config.canary.every_s.into());
         loop {
             tokio::select! {
-                () = shared.stop.cancelled() => return,
-                () = tokio::time::sleep(every) => self.check(&shared).await,
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(every) => self.check().await,
             }
         }
+    }
+
+    /// Only a change is told and recorded.
+    async fn settle(&self, result: Result<(), String>) {
+        let CanaryParts {
+            host,
+            enforce,
+            books,
+            ..
+        } = &self.parts;
+        let now = match &result {
+            Ok(()) => guarantee::Canary::Passed,
+            Err(why) => guarantee::Canary::Failed(why.clone()),
+        };
+        let before = std::mem::replace(&mut *lock(&enforce.canary), now.clone());
+        if before == now {
+            return;
+        }
+        let (outcome, detail) = match result {
+            Err(why) => {
+                let (alarm, failed) = match host.config.canary.on_failure {
+                    OnFailure::Close => (Alarm::CanaryHolds(why), enforce.hold(&self.roster, true)),
+                    OnFailure::Alarm => (Alarm::CanaryFailed(why), Vec::new()),
+                };
+                let message = alarm.to_string();
+                tracing::error!("{message}");
+                for error in failed {
+                    tracing::error!(error, "an agent could not be held");
+                }
+                books.alarms.raise(Concern::Canary, alarm);
+                (Outcome::Error, message)
+            }
+            Ok(()) => {
+                books.alarms.clear(Concern::Canary);
+                if !matches!(before, guarantee::Canary::Failed(_)) {
+                    return;
+                }
+                for error in enforce.hold(&self.roster, false) {
+                    tracing::error!(error, "an agent could not be let go on");
+                }
+                tracing::warn!("the canary is refused again as it must: agents go on");
+                (Outcome::Allow, "agents go on".to_owned())
+            }
+        };
+        let record = Operated {
+            by: Actor::Daemon,
+            operation: Operation::Canary,
+            agent: None,
+            resource: "agentguard".to_owned(),
+            outcome,
+            detail,
+            bundle: self.roster.meta(),
+        };
+        books.operated(record).await;
     }
 }
 
@@ -93,70 +176,22 @@ fn give_rules(kernel: &mut Kernel, targets: &Targets) -> Result<(), KernelError>
     kernel.set_canary_exec(&targets.exec())
 }
 
-/// Only a change is told and recorded.
-async fn settle(shared: &Arc<Shared>, result: Result<(), String>) {
-    let now = match &result {
-        Ok(()) => guarantee::Canary::Passed,
-        Err(why) => guarantee::Canary::Failed(why.clone()),
-    };
-    let before = std::mem::replace(&mut *lock(&shared.canary), now.clone());
-    if before == now {
-        return;
+impl Enforce {
+    /// Every agent, as by a kill that is on no disk: a restart of the daemon begins anew.
+    fn hold(&self, roster: &Roster, held: bool) -> Vec<String> {
+        // First, so that an agent of a bundle that is being applied now is held by whoever comes later.
+        self.held.store(held, Ordering::SeqCst);
+        let stops = roster.stops();
+        let agents = roster.known();
+        // No kill comes in between, which this would undo.
+        let mut kernel = lock(&self.kernel);
+        agents
+            .iter()
+            .filter_map(|(name, id)| {
+                let killed = held || stops.contains_key(id);
+                let result = kernel.set_killed(*id, killed);
+                result.err().map(|error| format!("`{name}`: {error}"))
+            })
+            .collect()
     }
-    let close = shared.config.canary.on_failure == OnFailure::Close;
-    let (outcome, detail) = match result {
-        Err(why) => {
-            let (held, failed) = match close {
-                true => ("agents are held closed", hold(shared, true)),
-                false => ("agents go on, as `on_failure` says", Vec::new()),
-            };
-            let message = format!("the canary failed, {held}: {why}");
-            tracing::error!("{message}");
-            for error in failed {
-                tracing::error!(error, "an agent could not be held");
-            }
-            shared.alarm("canary", Some(message.clone()));
-            (Outcome::Error, message)
-        }
-        Ok(()) => {
-            shared.alarm("canary", None);
-            if !matches!(before, guarantee::Canary::Failed(_)) {
-                return;
-            }
-            for error in hold(shared, false) {
-                tracing::error!(error, "an agent could not be let go on");
-            }
-            tracing::warn!("the canary is refused again as it must: agents go on");
-            (Outcome::Allow, "agents go on".to_owned())
-        }
-    };
-    let record = Operated {
-        uid: 0,
-        operation: Operation::Canary,
-        agent: None,
-        resource: "agentguard".to_owned(),
-        outcome,
-        detail,
-        bundle: shared
-            .active
-            .load()
-            .as_ref()
-            .map(|active| active.meta.clone()),
-    };
-    shared.records.append(vec![Item::Operator(record)]).await;
-}
-
-/// Every agent, as by a kill that is on no disk: a restart of the daemon begins anew.
-fn hold(shared: &Shared, held: bool) -> Vec<String> {
-    // First, so that an agent of a bundle that is being applied now is held by whoever comes later.
-    shared.hold(held);
-    let stops = shared.stops();
-    let registry = lock(&shared.registry);
-    let mut kernel = lock(&shared.kernel);
-    let each = registry.agents().iter().filter_map(|(name, known)| {
-        let killed = held || stops.contains_key(&known.id);
-        let result = kernel.set_killed(known.id, killed);
-        result.err().map(|error| format!("`{name}`: {error}"))
-    });
-    each.collect()
 }

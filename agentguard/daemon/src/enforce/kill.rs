@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 use agentguard_control::api::{Cut, Named, Target};
-use agentguard_record::{Operation, Outcome};
+use agentguard_record::{Actor, Operation, Outcome};
 use agentguard_sys::user;
 use jiff::Timestamp;
 
-use super::stop;
+use super::stop::Stopper;
+use crate::books::Books;
 use crate::books::records::{Item, Operated};
-use crate::lock;
-use crate::roster::registry::Done;
-use crate::state::Shared;
+use crate::lock::lock;
+use crate::roster::Roster;
+use crate::roster::change::Changes;
+use crate::roster::registry::{Done, RegistryError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum KillError {
@@ -33,8 +35,8 @@ fn did_you_mean(suggestion: &Option<String>) -> String {
 }
 
 /// The agents a request names, all of them known, or an error about the first that is not.
-pub fn named(shared: &Shared, target: &Target) -> Result<Vec<(String, AgentId)>, KillError> {
-    let registry = lock(&shared.registry);
+pub fn named(roster: &Roster, target: &Target) -> Result<Vec<(String, AgentId)>, KillError> {
+    let registry = lock(&roster.registry);
     if target.all {
         let all = registry.agents().iter();
         return Ok(all.map(|(name, known)| (name.clone(), known.id)).collect());
@@ -58,77 +60,133 @@ pub fn suggest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Optio
         .map(|(_, known)| known.clone())
 }
 
-/// Holds the agents, and those that act for them, until they are revived, whatever restarts in between.
-pub async fn kill(
-    shared: &Arc<Shared>,
-    target: &Target,
-    reason: Option<String>,
-    uid: u32,
-) -> Result<Vec<Cut>, KillError> {
-    let agents = named(shared, target)?;
-    let all: Vec<_> = agents.iter().map(|(name, id)| (id, name)).collect();
-    // At once, whoever else is at it; and again when a revival under way cannot undo it any more.
-    stop::flip(shared, &all, true);
-    let _one_at_a_time = shared.killing.lock().await;
-    let mut failures = stop::flip(shared, &all, true);
-    let killed = done(reason.clone(), uid);
-    let before = shared.stops();
-    let names: Vec<String> = agents.iter().map(|(name, _)| name.clone()).collect();
-    // Who finds an agent killed wants to know who did it first; the audit log has them all.
-    let killed_before = lock(&shared.registry).killed();
-    let fresh = agents.iter().filter(|(_, id)| !killed_before.contains(id));
-    let fresh: Vec<String> = fresh.map(|(name, _)| name.clone()).collect();
-    let result = lock(&shared.registry).set_killed(&fresh, Some(&killed));
-    let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
-    let (cuts, more) = stop::follow(shared, &before, &ids).await;
-    failures.extend(more);
-    if let Err(error) = result {
-        // What the registry does not have, nobody else holds.
-        failures.extend(stop::flip(shared, &all, true));
-        failures.push(format!("it holds until the daemon restarts only: {error}"));
+/// The kill switch.
+pub struct KillSwitch {
+    pub changes: Arc<Changes>,
+    pub stopper: Stopper,
+    pub books: Arc<Books>,
+}
+
+impl KillSwitch {
+    /// Holds the agents, and those that act for them, until they are revived, whatever restarts in between. `by` may take
+    /// its time: it is asked when nothing of the agents' leaves the host any more.
+    pub async fn kill(
+        &self,
+        target: &Target,
+        reason: Option<String>,
+        by: impl Future<Output = Actor> + Send,
+    ) -> Result<Vec<Cut>, KillError> {
+        let Self {
+            changes,
+            stopper,
+            books,
+        } = self;
+        let (roster, enforce) = (&stopper.roster, &stopper.enforce);
+        let agents = named(roster, target)?;
+        // At once, whoever else is at it; and again when a revival under way cannot undo it any more.
+        enforce.flip(&agents, true);
+        let change = changes.stops().await;
+        let mut failures = enforce.flip(&agents, true);
+        let by = by.await;
+        let before = roster.stops();
+        let names: Vec<String> = agents.iter().map(|(name, _)| name.clone()).collect();
+        let result = write(roster, &agents, reason.clone(), &by);
+        let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
+        let (cuts, more) = stopper.reconcile(&change, &before, &ids).await;
+        failures.extend(more);
+        if let Err(error) = result {
+            // What the registry does not have, nobody else holds.
+            failures.extend(enforce.flip(&agents, true));
+            failures.push(format!("it holds until the daemon restarts only: {error}"));
+        }
+        let detail = reason.as_deref().unwrap_or("");
+        record(
+            books,
+            roster,
+            Operation::Kill,
+            &names,
+            detail,
+            &by,
+            &failures,
+        )
+        .await;
+        finish(failures, cuts)
     }
-    let detail = reason.as_deref().unwrap_or("");
-    record(shared, Operation::Kill, &names, detail, uid, &failures).await;
-    finish(failures, cuts)
+
+    /// Lets agents go on where the policy says so, and nothing else stops them.
+    pub async fn revive(
+        &self,
+        target: &Target,
+        reason: Option<String>,
+        by: &Actor,
+    ) -> Result<Vec<Named>, KillError> {
+        let Self {
+            changes,
+            stopper,
+            books,
+        } = self;
+        let roster = &stopper.roster;
+        let agents = named(roster, target)?;
+        let change = changes.stops().await;
+        let before = roster.stops();
+        let killed_before = lock(&roster.registry).killed();
+        let names: Vec<String> = agents.iter().map(|(name, _)| name.clone()).collect();
+        // Disk first: an agent that runs must not be one that is killed after a restart.
+        lock(&roster.registry)
+            .set_killed(&names, None)
+            .map_err(|error| KillError::Failed(error.to_string()))?;
+        let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
+        let (_, failures) = stopper.reconcile(&change, &before, &ids).await;
+        let detail = reason.as_deref().unwrap_or("");
+        record(
+            books,
+            roster,
+            Operation::Revive,
+            &names,
+            detail,
+            by,
+            &failures,
+        )
+        .await;
+        let stops = roster.stops();
+        let revived = agents
+            .into_iter()
+            .map(|(agent, id)| Named {
+                agent,
+                already: !killed_before.contains(&id),
+                stopped: stops.get(&id).map(|stop| stop.detail().to_owned()),
+            })
+            .collect();
+        finish(failures, revived)
+    }
 }
 
-/// Lets agents go on where the policy says so, and nothing else stops them.
-pub async fn revive(
-    shared: &Arc<Shared>,
-    target: &Target,
+/// Who finds an agent killed wants to know who did it first; the audit log has them all.
+fn write(
+    roster: &Roster,
+    agents: &[(String, AgentId)],
     reason: Option<String>,
-    uid: u32,
-) -> Result<Vec<Named>, KillError> {
-    let agents = named(shared, target)?;
-    let _one_at_a_time = shared.killing.lock().await;
-    let before = shared.stops();
-    let killed_before = lock(&shared.registry).killed();
-    let names: Vec<String> = agents.iter().map(|(name, _)| name.clone()).collect();
-    // Disk first: an agent that runs must not be one that is killed after a restart.
-    lock(&shared.registry)
-        .set_killed(&names, None)
-        .map_err(|error| KillError::Failed(error.to_string()))?;
-    let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
-    let (_, failures) = stop::follow(shared, &before, &ids).await;
-    let detail = reason.as_deref().unwrap_or("");
-    record(shared, Operation::Revive, &names, detail, uid, &failures).await;
-    let stops = shared.stops();
-    let revived = agents
-        .into_iter()
-        .map(|(agent, id)| Named {
-            agent,
-            already: !killed_before.contains(&id),
-            stopped: stops.get(&id).map(|stop| stop.detail().to_owned()),
-        })
+    by: &Actor,
+) -> Result<(), RegistryError> {
+    let killed = done(reason, by);
+    let mut registry = lock(&roster.registry);
+    let killed_before = registry.killed();
+    let fresh: Vec<String> = agents
+        .iter()
+        .filter(|(_, id)| !killed_before.contains(id))
+        .map(|(name, _)| name.clone())
         .collect();
-    finish(failures, revived)
+    registry.set_killed(&fresh, Some(&killed))
 }
 
-/// What `uid` does now.
-pub fn done(reason: Option<String>, uid: u32) -> Done {
+/// What `by` does now.
+pub fn done(reason: Option<String>, by: &Actor) -> Done {
     Done {
         reason,
-        by: user::name(uid),
+        by: match by.user() {
+            Some(user) => user.to_owned(),
+            None => user::name(by.uid()),
+        },
         at: Timestamp::now(),
     }
 }
@@ -143,42 +201,32 @@ pub fn finish<T>(failures: Vec<String>, done: T) -> Result<T, KillError> {
 
 /// One record for each agent.
 pub async fn record(
-    shared: &Shared,
+    books: &Books,
+    roster: &Roster,
     operation: Operation,
     names: &[String],
     detail: &str,
-    uid: u32,
+    by: &Actor,
     failures: &[String],
 ) {
-    let bundle = shared
-        .active
-        .load()
-        .as_ref()
-        .map(|active| active.meta.clone());
+    let bundle = roster.meta();
+    let (outcome, detail) = match failures {
+        [] => (Outcome::Allow, detail.to_owned()),
+        failures => (Outcome::Error, failures.join("; ")),
+    };
     let item = |name: &String| {
         Item::Operator(Operated {
-            uid,
+            by: by.clone(),
             operation,
             agent: Some(name.clone()),
             resource: name.clone(),
-            outcome: if failures.is_empty() {
-                Outcome::Allow
-            } else {
-                Outcome::Error
-            },
-            detail: if failures.is_empty() {
-                detail.to_owned()
-            } else {
-                failures.join("; ")
-            },
+            outcome,
+            detail: detail.clone(),
             bundle: bundle.clone(),
         })
     };
-    shared
-        .records
-        .append(names.iter().map(item).collect())
-        .await;
-    shared.records.settled().await;
+    books.records.append(names.iter().map(item).collect()).await;
+    books.records.settled().await;
 }
 
 #[cfg(test)]

@@ -5,3 +5,134 @@ pub mod canary;
 pub mod expiry;
 pub mod kill;
 pub mod stop;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use agentguard_common::abi::{AgentId, Forwarder, Label};
+use agentguard_kernel::{Events, Kernel, KernelError};
+use agentguard_policy::Policy;
+use agentguard_record::guarantee::{Guarantee, GuaranteeId, require};
+use agentguard_sys as sys;
+
+use crate::census::Census;
+use crate::census::adopt::Labels;
+use crate::forwarder::{self, ForwarderLink};
+use crate::guarantee::{self, Facts};
+use crate::host::Host;
+use crate::host::config::Config;
+use crate::host::startup::{self, StartError};
+use crate::lock::lock;
+
+pub struct Enforce {
+    /// Held for one call at a time: the kill never waits for more than one map's swap.
+    pub kernel: Mutex<Kernel>,
+    /// Cookie of the host's own network namespace, where the forwarder listens.
+    pub netns_cookie: u64,
+    /// What the canary saw last.
+    canary: Mutex<guarantee::Canary>,
+    /// Why the daemon's own files are not protected, if they are not.
+    unprotected: Option<String>,
+    /// The bundle has expired, and the kernel has been told so.
+    closed: AtomicBool,
+    /// Every agent is held closed, whoever has been killed.
+    held: AtomicBool,
+}
+
+impl Enforce {
+    /// Loads the programs, or takes over what an earlier daemon has pinned.
+    pub fn open(config: &Config, cgroup_root: &Path) -> Result<(Self, Events), StartError> {
+        let failed = |error: &dyn std::fmt::Display| StartError::Failed(error.to_string());
+        let pins = &config.paths.pins;
+        let mut kernel =
+            Kernel::load(pins, cgroup_root).map_err(|e| startup::kernel_error(e, pins))?;
+        let events = kernel.take_events().map_err(|e| failed(&e))?;
+        let unprotected = kernel.protect(&startup::own_files(config)).err();
+        if let Some(error) = &unprotected {
+            tracing::error!(%error, "the daemon's files are not protected from agents that are root");
+        }
+        let enforce = Self {
+            kernel: Mutex::new(kernel),
+            netns_cookie: sys::socket::netns_cookie().map_err(|e| failed(&e))?,
+            canary: Mutex::new(guarantee::Canary::Pending),
+            unprotected: unprotected.map(|error| error.to_string()),
+            closed: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+        };
+        Ok((enforce, events))
+    }
+
+    pub fn set_forwarder(&self, forwarder: Forwarder) -> Result<(), KernelError> {
+        lock(&self.kernel).set_forwarder(self.netns_cookie, forwarder)
+    }
+
+    /// Agents' connects are refused from here on. The kernel has mostly noticed by itself, when the listener closed.
+    pub fn forwarder_is_down(&self, census: &Census) {
+        if let Err(error) = self.set_forwarder(Forwarder::default()) {
+            tracing::error!(%error, "cannot tell the kernel that the forwarder is gone");
+        }
+        lock(&census.activity).connected(&BTreeMap::new());
+    }
+
+    /// What holds now.
+    pub fn guarantees(&self, host: &Host, forwarder: &ForwarderLink) -> Vec<Guarantee> {
+        let landlock_abi = match forwarder.status().0 {
+            forwarder::Status::Up { sandbox, .. } => sandbox.landlock_abi,
+            forwarder::Status::Starting | forwarder::Status::Down { .. } => host.facts.landlock_abi,
+        };
+        let hooks = lock(&self.kernel).hooks();
+        let canary = lock(&self.canary).clone();
+        guarantee::judge(&Facts {
+            hooks,
+            landlock_abi,
+            canary,
+            unprotected: self.unprotected.clone(),
+            ..host.facts.clone()
+        })
+    }
+
+    /// Whether this host gives what the bundle requires, and which gaps the configuration accepts.
+    pub fn meets(
+        &self,
+        host: &Host,
+        forwarder: &ForwarderLink,
+        policy: &Policy,
+    ) -> Result<Vec<GuaranteeId>, String> {
+        let accepted = &host.config.policy.accept_gaps;
+        require(
+            policy.require(),
+            accepted,
+            &self.guarantees(host, forwarder),
+        )
+    }
+
+    /// Whether the canary's failure holds every agent.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
+    }
+
+    /// Whether the kernel holds every agent closed because the bundle has expired.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// In the kernel alone, and whatever else holds the agent.
+    fn set_killed(&self, agent: AgentId, killed: bool) -> Result<(), KernelError> {
+        lock(&self.kernel).set_killed(agent, killed || self.is_held())
+    }
+}
+
+/// Labels, the kernel locked for each call: a scan of all processes holds no kill up.
+impl Labels for &Enforce {
+    type Error = KernelError;
+
+    fn label(&self, tgid: u32) -> Result<AgentId, KernelError> {
+        lock(&self.kernel).label(tgid).map(|label| label.agent)
+    }
+
+    fn set_label(&mut self, tgid: u32, agent: AgentId) -> Result<(), KernelError> {
+        lock(&self.kernel).set_label(tgid, Label { agent, flags: 0 })
+    }
+}

@@ -7,18 +7,21 @@ use std::time::Duration;
 
 use agentguard_link::state::Delta;
 use agentguard_sys::network::{Changes, Seen};
+use tokio_util::sync::CancellationToken;
 
-use crate::host::config::TrustedNetwork;
-use crate::state::Shared;
+use super::Host;
+use super::config::TrustedNetwork;
+use crate::forwarder::ForwarderLink;
 
 /// What no message tells (the resolver's configuration) is looked at this often.
 const LOOK: Duration = Duration::from_secs(30);
 
-pub struct Handle {
+/// Whether the host is on a trusted network.
+pub struct Network {
     trusted: AtomicBool,
 }
 
-impl Handle {
+impl Network {
     /// Listens before it looks, so that no change is missed. Must be called in a tokio runtime.
     pub fn start(trusted: &[TrustedNetwork]) -> std::io::Result<(Self, Changes)> {
         let changes = Changes::new()?;
@@ -34,25 +37,30 @@ impl Handle {
 }
 
 /// Tells the forwarder of every change, until the daemon stops.
-pub async fn serve(shared: Arc<Shared>, changes: Changes) {
-    let trusted = &shared.config.network.trusted;
+pub async fn serve(
+    host: Arc<Host>,
+    forwarder: ForwarderLink,
+    changes: Changes,
+    stop: CancellationToken,
+) {
+    let trusted = &host.config.network.trusted;
     if trusted.is_empty() {
         return;
     }
     loop {
         tokio::select! {
-            () = shared.stop.cancelled() => return,
+            () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
             changed = changes.next() => if let Err(error) = changed {
                 tracing::error!(%error, "changes of the network cannot be awaited: it is not trusted any more");
-                shared.network.trusted.store(false, Ordering::Relaxed);
-                return shared.forwarder.tell(Delta::TrustedNetwork(false)).await;
+                host.network.trusted.store(false, Ordering::Relaxed);
+                return forwarder.tell(Delta::TrustedNetwork(false)).await;
             },
         }
         let now = look(trusted);
-        if shared.network.trusted.swap(now, Ordering::Relaxed) != now {
+        if host.network.trusted.swap(now, Ordering::Relaxed) != now {
             tracing::warn!(trusted = now, "the host is on another network");
-            shared.forwarder.tell(Delta::TrustedNetwork(now)).await;
+            forwarder.tell(Delta::TrustedNetwork(now)).await;
         }
     }
 }

@@ -10,16 +10,21 @@ use agentguard_bundle::store::{self, Trust};
 use agentguard_kernel as kernel;
 use agentguard_kernel::{KernelError, Protected};
 use agentguard_policy::{Diagnostic, Policy, Sources};
+use agentguard_record::Actor;
 use agentguard_record::guarantee::GuaranteeId;
 use agentguard_sys::file;
 use agentguard_sys::lock::{self, FolderLock, Taken};
 use agentguard_sys::user::{self, Account};
 use jiff::Timestamp;
 
+use super::Host;
+use super::config::Config;
+use crate::books::alarms::Alarm;
+use crate::enforce::Enforce;
 use crate::enforce::apply::{self, ApplyError};
-use crate::host::config::Config;
+use crate::forwarder::ForwarderLink;
+use crate::roster::active::Active;
 use crate::roster::registry::Registry;
-use crate::state::{Active, Shared};
 
 /// Inode of the first pid namespace (`PROC_PID_INIT_INO` in `include/linux/proc_ns.h`).
 const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
@@ -181,13 +186,13 @@ pub fn own_files(config: &Config) -> Vec<Protected> {
     files
 }
 
-/// The bundle to start with, and what is to be known about it. The one applied last counts, else the configured one. Where
+/// The bundle to start with, and what is wrong with it. The one applied last counts, else the configured one. Where
 /// the one applied last cannot be used, the last of the history that can.
 pub fn first_bundle(
     config: &Config,
     registry: &Registry,
     history: &History,
-) -> Result<(Option<Active>, Option<String>), StartError> {
+) -> Result<(Option<Active>, Option<Alarm>), StartError> {
     let prepare = |sources, entry| {
         let propose = |names: &_| registry.propose(names);
         apply::prepare(sources, propose, registry.reassigned(), 1, entry)
@@ -213,26 +218,25 @@ pub fn first_bundle(
         Err(error) => error.to_string(),
     };
     // The daemon runs all the same, and another bundle can be applied.
-    let trouble = format!("the bundle applied last cannot be used: {trouble}");
+    let unusable = |instead| Alarm::BundleUnusable {
+        why: trouble.clone(),
+        instead,
+    };
     for entry in history.entries().iter().rev() {
         let sources = history.sources(entry).map_err(|e| e.to_string());
         let prepared =
             sources.and_then(|sources| prepare(sources, entry.clone()).map_err(|e| one_line(&e)));
         match prepared {
             Ok(active) => {
-                let meta = &entry.meta;
-                let instead = format!(
-                    "{trouble}; in force is the last good one, {} serial {}: apply one to go on",
-                    meta.name, meta.serial
-                );
-                return Ok((Some(active), Some(instead)));
+                let instead = (entry.meta.name.clone(), entry.meta.serial);
+                return Ok((Some(active), Some(unusable(Some(instead)))));
             }
             Err(error) => {
                 tracing::error!(error, seq = entry.seq, "an earlier bundle cannot be used")
             }
         }
     }
-    Ok((None, Some(trouble)))
+    Ok((None, Some(unusable(None))))
 }
 
 /// The configured bundle, while none has been applied.
@@ -240,7 +244,7 @@ fn configured(
     config: &Config,
     history: &History,
     prepare: impl FnOnce(Sources, Entry) -> Result<Active, ApplyError>,
-) -> Result<(Option<Active>, Option<String>), StartError> {
+) -> Result<(Option<Active>, Option<Alarm>), StartError> {
     let path = &config.policy.bundle;
     if !path.exists() {
         return Ok((None, None));
@@ -275,7 +279,7 @@ fn entry_at_start(
             meta,
             applied_at: Timestamp::now(),
             origin,
-            uid: 0,
+            by: Actor::Daemon,
             signer,
         },
     }
@@ -284,21 +288,21 @@ fn entry_at_start(
 /// A bundle that requires what this host lacks is not put in force: agents stay closed. Answers which gaps count and are
 /// accepted.
 pub fn hold_to_requirements(
-    shared: &Shared,
+    host: &Host,
+    enforce: &Enforce,
+    forwarder: &ForwarderLink,
     active: Option<Active>,
-) -> (Option<Active>, Vec<GuaranteeId>) {
+) -> Result<(Option<Active>, Vec<GuaranteeId>), Alarm> {
     let Some(active) = active else {
-        return (None, Vec::new());
+        return Ok((None, Vec::new()));
     };
-    match shared.meets(&active.policy) {
-        Ok(accepted) => (Some(active), accepted),
-        Err(why) => {
-            let (name, serial) = (&active.meta.name, active.meta.serial);
-            let trouble = format!("the bundle {name} {serial} is refused: {why}");
-            tracing::error!("{trouble}");
-            shared.alarm("bundle", Some(trouble));
-            (None, Vec::new())
-        }
+    match enforce.meets(host, forwarder, &active.policy) {
+        Ok(accepted) => Ok((Some(active), accepted)),
+        Err(why) => Err(Alarm::BundleRefused {
+            name: active.meta.name.clone(),
+            serial: active.meta.serial,
+            why,
+        }),
     }
 }
 

@@ -1,8 +1,10 @@
 //! The open tasks of every agent, on disk: they outlive the daemon, and end when their time is over.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use agentguard_control::api::TaskLine;
+use agentguard_link::state::OpenTask;
 use agentguard_policy::{OpenedBy, Task, Terms};
 use agentguard_sys::{SysError, file};
 use jiff::{SignedDuration, Timestamp};
@@ -29,10 +31,60 @@ pub enum BookError {
     Full(String),
 }
 
+/// An open task as the file has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRow {
+    pub id: Uuid,
+    pub agent: String,
+    pub intent: String,
+    pub allow: Vec<String>,
+    pub scope: BTreeSet<String>,
+    pub opened_by: OpenedBy,
+    /// The supervisor.
+    pub by: Option<String>,
+    pub started_at: Timestamp,
+    pub ends_at: Timestamp,
+}
+
+impl TaskRow {
+    fn terms(&self) -> Terms {
+        Terms {
+            intent: self.intent.clone(),
+            allow: self.allow.clone(),
+            scope: self.scope.clone(),
+        }
+    }
+
+    /// As the forwarder knows it. It ends no later there.
+    pub fn open(&self) -> OpenTask {
+        OpenTask {
+            id: self.id,
+            opened_by: self.opened_by,
+            terms: self.terms(),
+            ends: self.ends_at.as_second(),
+        }
+    }
+
+    /// As the control API shows it.
+    pub fn shown(self) -> TaskLine {
+        TaskLine {
+            id: self.id,
+            agent: self.agent,
+            intent: self.intent,
+            allow: self.allow,
+            scope: self.scope,
+            opened_by: self.opened_by,
+            by: self.by,
+            started_at: self.started_at,
+            ends_at: self.ends_at,
+        }
+    }
+}
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    tasks: Vec<TaskLine>,
+    tasks: Vec<TaskRow>,
 }
 
 #[derive(Debug)]
@@ -43,7 +95,7 @@ pub struct Book {
 
 /// A task that is to be opened.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct NewTask {
     pub agent: String,
     pub opened_by: OpenedBy,
     /// The supervisor's name.
@@ -74,23 +126,23 @@ impl Book {
     }
 
     /// Oldest first.
-    pub fn tasks(&self) -> &[TaskLine] {
+    pub fn tasks(&self) -> &[TaskRow] {
         &self.file.tasks
     }
 
-    pub fn of<'b>(&'b self, agent: &'b str) -> impl Iterator<Item = &'b TaskLine> {
+    pub fn of<'b>(&'b self, agent: &'b str) -> impl Iterator<Item = &'b TaskRow> {
         self.file.tasks.iter().filter(move |it| it.agent == agent)
     }
 
     /// Opens a task. A supervisor's ends those that the agent has opened itself: they are returned.
     pub fn add(
         &mut self,
-        wanted: Wanted,
+        new: NewTask,
         now: Timestamp,
-    ) -> Result<(TaskLine, Vec<TaskLine>), BookError> {
+    ) -> Result<(TaskRow, Vec<TaskRow>), BookError> {
         let id = Uuid::now_v7();
-        Task::new(id, wanted.opened_by, &wanted.terms).map_err(BookError::Terms)?;
-        let seconds = wanted.seconds.unwrap_or(SECONDS);
+        Task::new(id, new.opened_by, &new.terms).map_err(BookError::Terms)?;
+        let seconds = new.seconds.unwrap_or(SECONDS);
         let ends = i64::try_from(seconds)
             .ok()
             .filter(|_| (1..=MAX_SECONDS).contains(&seconds))
@@ -100,38 +152,37 @@ impl Book {
                     "a task is open for 1 to {MAX_SECONDS} seconds (30 days), not {seconds}"
                 ))
             })?;
-        let supervisors = wanted.opened_by == OpenedBy::Supervisor;
-        let makes_way = |it: &TaskLine| {
-            supervisors && it.agent == wanted.agent && it.opened_by == OpenedBy::Agent
-        };
+        let supervisors = new.opened_by == OpenedBy::Supervisor;
+        let makes_way =
+            |it: &TaskRow| supervisors && it.agent == new.agent && it.opened_by == OpenedBy::Agent;
         let (gone, mut kept): (Vec<_>, Vec<_>) =
             self.file.tasks.iter().cloned().partition(makes_way);
-        let own = kept.iter().filter(|it| it.agent == wanted.agent).count();
-        let alike = kept.iter().filter(|it| it.opened_by == wanted.opened_by);
+        let own = kept.iter().filter(|it| it.agent == new.agent).count();
+        let alike = kept.iter().filter(|it| it.opened_by == new.opened_by);
         if own >= MAX_OPEN.0 || alike.count() >= MAX_OPEN.1 {
             let (own, all) = MAX_OPEN;
-            let whose = match wanted.opened_by {
+            let whose = match new.opened_by {
                 OpenedBy::Supervisor => "of supervisors",
                 OpenedBy::Agent => "that agents have opened themselves",
             };
             return Err(BookError::Full(format!(
                 "`{}` has {own} open tasks, or this host {all} {whose}: end one first",
-                wanted.agent
+                new.agent
             )));
         }
         let Terms {
             intent,
             allow,
             scope,
-        } = wanted.terms;
-        let line = TaskLine {
+        } = new.terms;
+        let line = TaskRow {
             id,
-            agent: wanted.agent,
+            agent: new.agent,
             intent,
             allow,
             scope,
-            opened_by: wanted.opened_by,
-            by: wanted.by,
+            opened_by: new.opened_by,
+            by: new.by,
             started_at: now,
             ends_at: ends,
         };
@@ -141,7 +192,7 @@ impl Book {
     }
 
     /// Ends those for which it holds.
-    pub fn end(&mut self, is: impl Fn(&TaskLine) -> bool) -> Result<Vec<TaskLine>, BookError> {
+    pub fn end(&mut self, is: impl Fn(&TaskRow) -> bool) -> Result<Vec<TaskRow>, BookError> {
         let (gone, kept): (Vec<_>, Vec<_>) = self.file.tasks.iter().cloned().partition(is);
         if !gone.is_empty() {
             self.write(kept)?;
@@ -149,7 +200,7 @@ impl Book {
         Ok(gone)
     }
 
-    fn write(&mut self, tasks: Vec<TaskLine>) -> Result<(), BookError> {
+    fn write(&mut self, tasks: Vec<TaskRow>) -> Result<(), BookError> {
         let fresh = File { tasks };
         let json = serde_json::to_vec_pretty(&fresh).expect("strings and times only");
         file::write_atomically(&self.path, &json, 0o600).map_err(|source| BookError::Write {
@@ -165,8 +216,8 @@ impl Book {
 mod tests {
     use super::*;
 
-    fn wanted(agent: &str, opened_by: OpenedBy, seconds: Option<u64>) -> Wanted {
-        Wanted {
+    fn wanted(agent: &str, opened_by: OpenedBy, seconds: Option<u64>) -> NewTask {
+        NewTask {
             agent: agent.into(),
             opened_by,
             by: None,
@@ -208,7 +259,7 @@ mod tests {
         let (line, _) = book.add(wanted("a", Agent, None), now).unwrap();
         // As if it had been there a thousand times: each is written whole.
         let many = |opened_by| {
-            let line = TaskLine {
+            let line = TaskRow {
                 agent: "many".into(),
                 opened_by,
                 ..line.clone()

@@ -5,14 +5,18 @@ use std::sync::Arc;
 use agentguard_common::abi::AgentId;
 use agentguard_control::api::{AgentState, Change, Changed, Target};
 use agentguard_policy::Reassigned;
-use agentguard_record::{Operation, Outcome};
+use agentguard_record::{Actor, Operation, Outcome};
 
-use crate::books::records::{Item, Operated};
+use super::Roster;
+use super::change::{BundleChange, Changes};
+use super::registry::{Out, Registry, RegistryError};
+use crate::books::Books;
+use crate::books::records::Operated;
+use crate::enforce::apply;
 use crate::enforce::kill::{self, KillError};
-use crate::enforce::{apply, stop};
-use crate::lock;
-use crate::roster::registry::{Out, Registry, RegistryError};
-use crate::state::Shared;
+use crate::enforce::stop::Stopper;
+use crate::lock::lock;
+use crate::serve::view;
 
 /// Bytes of an owner's name.
 const MAX_OWNER: usize = 256;
@@ -53,56 +57,155 @@ impl From<RegistryError> for ChangeError {
     }
 }
 
-type Named = Vec<(String, AgentId)>;
+type Agents = Vec<(String, AgentId)>;
 
-/// Changes what agents are, for `uid`. When it returns, who is stopped by it does nothing any more.
-pub async fn change(
-    shared: &Arc<Shared>,
-    verb: Verb,
-    change: &Change,
-    uid: u32,
-) -> Result<Changed, ChangeError> {
-    check(verb, change)?;
-    // No bundle comes in between: what is written here goes by the owners of the one in force.
-    let _no_apply = shared.applying.lock().await;
-    let agents = match (verb, &change.owner) {
-        (Verb::Suspend | Verb::Activate, Some(owner)) => of_owner(shared, owner),
-        (Verb::Suspend | Verb::Activate, None) | (Verb::Retire | Verb::Reassign, _) => {
-            let target = Target {
-                agents: change.agents.clone(),
-                ..Target::default()
-            };
-            kill::named(shared, &target)?
+/// What it takes to change what agents are.
+pub struct Registrar {
+    pub changes: Arc<Changes>,
+    pub stopper: Stopper,
+    pub books: Arc<Books>,
+}
+
+impl Registrar {
+    /// Changes what agents are. When it returns, who is stopped by it does nothing any more.
+    pub async fn change(
+        &self,
+        verb: Verb,
+        change: &Change,
+        by: &Actor,
+    ) -> Result<Changed, ChangeError> {
+        check(verb, change)?;
+        let Self {
+            changes,
+            stopper,
+            books,
+        } = self;
+        let roster = &stopper.roster;
+        // No bundle comes in between: what is written here goes by the owners of the one in force.
+        let bundle = changes.bundle().await;
+        let agents = match (verb, &change.owner) {
+            (Verb::Suspend | Verb::Activate, Some(owner)) => of_owner(roster, owner),
+            (Verb::Suspend | Verb::Activate | Verb::Retire | Verb::Reassign, _) => {
+                let target = Target {
+                    agents: change.agents.clone(),
+                    ..Target::default()
+                };
+                kill::named(roster, &target)?
+            }
+        };
+        let stopping = bundle.stops().await;
+        let before = roster.stops();
+        let already = match verb {
+            Verb::Reassign => {
+                let owner = change.owner.as_deref().unwrap_or_default();
+                self.reassign(&bundle, owner, &agents).await?
+            }
+            Verb::Suspend | Verb::Activate | Verb::Retire => {
+                write(roster, verb, change, &agents, by)?
+            }
+        };
+        let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
+        let (stopped, failures) = stopper.reconcile(&stopping, &before, &ids).await;
+        let names: Vec<String> = agents.iter().map(|(name, _)| name.clone()).collect();
+        let detail = detail(verb, change);
+        if verb != Verb::Reassign
+            && let Some(owner) = &change.owner
+        {
+            record_owner(books, roster, verb, owner, &detail, by).await;
         }
-    };
-    let _one_at_a_time = shared.killing.lock().await;
-    let before = shared.stops();
-    let already = write(shared, verb, change, &agents, uid).await?;
-    let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
-    let (stopped, failures) = stop::follow(shared, &before, &ids).await;
-    let names: Vec<String> = agents.iter().map(|(name, _)| name.clone()).collect();
-    let detail = detail(verb, change);
-    if verb != Verb::Reassign
-        && let Some(owner) = &change.owner
-    {
-        record_owner(shared, verb, owner, &detail, uid).await;
+        let operation = verb.operation();
+        kill::record(books, roster, operation, &names, &detail, by, &failures).await;
+        let lines = view::agents(roster, &stopper.census, books);
+        let states = agents.into_iter().map(|(agent, id)| {
+            let line = lines.iter().find(|line| line.name == agent);
+            AgentState {
+                state: line.map_or_else(String::new, |line| line.state.clone()),
+                owner: line.and_then(|line| line.owner.clone()),
+                already: already.contains(&id),
+                agent,
+            }
+        });
+        let changed = Changed {
+            agents: states.collect(),
+            stopped,
+        };
+        Ok(kill::finish(failures, changed)?)
     }
-    kill::record(shared, verb.operation(), &names, &detail, uid, &failures).await;
-    let lines = crate::serve::view::agents(shared);
-    let states = agents.into_iter().map(|(agent, id)| {
-        let line = lines.iter().find(|line| line.name == agent);
-        AgentState {
-            state: line.map_or_else(String::new, |line| line.state.clone()),
-            owner: line.and_then(|line| line.owner.clone()),
-            already: already.contains(&id),
-            agent,
+
+    /// Gives agents of the bundle in force another owner: rules that read it see the new one from here on.
+    async fn reassign(
+        &self,
+        _change: &BundleChange<'_>,
+        owner: &str,
+        agents: &Agents,
+    ) -> Result<Vec<AgentId>, ChangeError> {
+        let Stopper {
+            roster, forwarder, ..
+        } = &self.stopper;
+        let active = roster.active.load_full().ok_or_else(|| {
+            ChangeError::Refused(
+                "no bundle is in force; `agentguard policy apply DIR` first".into(),
+            )
+        })?;
+        let mut owners = active.owners.clone();
+        let mut already = Vec::new();
+        for (name, id) in agents {
+            let agent = active.policy.agent(*id).ok_or_else(|| {
+                let why =
+                    format!("agent `{name}` is not in the bundle in force, so it has no owner");
+                ChangeError::Refused(why)
+            })?;
+            if agent.owner == owner {
+                already.push(*id);
+                continue;
+            }
+            // The owner in its file, whoever it has been given to since.
+            let before = owners.get(name).filter(|before| before.to == agent.owner);
+            let from = before.map_or(&agent.owner, |before| &before.from).clone();
+            owners.remove(name);
+            if from != owner {
+                let to = owner.to_owned();
+                owners.insert(name.clone(), Reassigned { from, to });
+            }
         }
-    });
-    let changed = Changed {
-        agents: states.collect(),
-        stopped,
-    };
-    Ok(kill::finish(failures, changed)?)
+        {
+            let registry = lock(&roster.registry);
+            refuse_retired(&registry, agents)?;
+            if registry.inactive().contains_key(owner) {
+                return Err(ChangeError::Refused(format!(
+                    "`{owner}` is not active; `agentguard agents activate --owner {owner}` first, or name another"
+                )));
+            }
+        }
+        if already.len() == agents.len() {
+            return Ok(already);
+        }
+        let ids = active.ids.clone();
+        let sources = active.sources.clone();
+        let prepared = apply::prepare(
+            sources,
+            |_| Ok(ids),
+            owners.clone(),
+            active.generation,
+            active.entry.clone(),
+        );
+        let new = Arc::new(prepared.map_err(|error| KillError::Failed(error.to_string()))?);
+        for (name, id) in agents.iter().filter(|(_, id)| !already.contains(id)) {
+            debug_assert!(
+                new.policy
+                    .agent(*id)
+                    .is_some_and(|agent| agent.owner == owner)
+            );
+            lock(&roster.registry).set_owner(name, owners.get(name))?;
+        }
+        roster.active.store(Some(new.clone()));
+        if let Err(error) = apply::tell_forwarder(forwarder, &new).await {
+            tracing::error!(%error, "the forwarder did not take an agent's new owner and is ended");
+            let why = "it did not take an agent's new owner";
+            forwarder.restart(why).await;
+        }
+        Ok(already)
+    }
 }
 
 fn check(verb: Verb, change: &Change) -> Result<(), ChangeError> {
@@ -127,32 +230,32 @@ fn check(verb: Verb, change: &Change) -> Result<(), ChangeError> {
 }
 
 /// The agents of the bundle in force that are this owner's.
-fn of_owner(shared: &Shared, owner: &str) -> Named {
-    let active = shared.active.load();
+fn of_owner(roster: &Roster, owner: &str) -> Agents {
+    let active = roster.active.load();
     let Some(active) = active.as_ref() else {
-        return Named::new();
+        return Agents::new();
     };
-    let agents = active.ids.iter();
-    let owned = agents.filter(|(_, id)| {
-        let agent = active.policy.agent(**id);
-        agent.is_some_and(|agent| agent.owner == owner)
-    });
-    owned.map(|(name, id)| (name.clone(), *id)).collect()
+    active
+        .ids
+        .iter()
+        .filter(|(_, id)| {
+            let agent = active.policy.agent(**id);
+            agent.is_some_and(|agent| agent.owner == owner)
+        })
+        .map(|(name, id)| (name.clone(), *id))
+        .collect()
 }
 
 /// Puts the change on disk, or refuses it whole. Answers the agents of which nothing has changed.
-async fn write(
-    shared: &Arc<Shared>,
+fn write(
+    roster: &Roster,
     verb: Verb,
     change: &Change,
-    agents: &Named,
-    uid: u32,
+    agents: &Agents,
+    by: &Actor,
 ) -> Result<Vec<AgentId>, ChangeError> {
-    let done = kill::done(change.reason.clone(), uid);
-    if verb == Verb::Reassign {
-        return reassign(shared, change.owner.as_deref().unwrap_or_default(), agents).await;
-    }
-    let mut registry = lock(&shared.registry);
+    let done = kill::done(change.reason.clone(), by);
+    let mut registry = lock(&roster.registry);
     if let Some(owner) = &change.owner {
         let inactive = verb == Verb::Suspend;
         let already = registry.inactive().contains_key(owner) == inactive;
@@ -185,7 +288,7 @@ async fn write(
     Ok(same)
 }
 
-fn refuse_retired(registry: &Registry, agents: &Named) -> Result<(), ChangeError> {
+fn refuse_retired(registry: &Registry, agents: &Agents) -> Result<(), ChangeError> {
     let is_retired = |name: &str| {
         let out = registry
             .agents()
@@ -199,74 +302,6 @@ fn refuse_retired(registry: &Registry, agents: &Named) -> Result<(), ChangeError
         ))),
         None => Ok(()),
     }
-}
-
-/// Gives agents of the bundle in force another owner: rules that read it see the new one from here on.
-async fn reassign(
-    shared: &Arc<Shared>,
-    owner: &str,
-    agents: &Named,
-) -> Result<Vec<AgentId>, ChangeError> {
-    let active = shared.active.load_full().ok_or_else(|| {
-        ChangeError::Refused("no bundle is in force; `agentguard policy apply DIR` first".into())
-    })?;
-    let mut owners = active.owners.clone();
-    let mut already = Vec::new();
-    for (name, id) in agents {
-        let agent = active.policy.agent(*id).ok_or_else(|| {
-            let why = format!("agent `{name}` is not in the bundle in force, so it has no owner");
-            ChangeError::Refused(why)
-        })?;
-        if agent.owner == owner {
-            already.push(*id);
-            continue;
-        }
-        // The owner in its file, whoever it has been given to since.
-        let before = owners.get(name).filter(|before| before.to == agent.owner);
-        let from = before.map_or(&agent.owner, |before| &before.from).clone();
-        owners.remove(name);
-        if from != owner {
-            let to = owner.to_owned();
-            owners.insert(name.clone(), Reassigned { from, to });
-        }
-    }
-    {
-        let registry = lock(&shared.registry);
-        refuse_retired(&registry, agents)?;
-        if registry.inactive().contains_key(owner) {
-            return Err(ChangeError::Refused(format!(
-                "`{owner}` is not active; `agentguard agents activate --owner {owner}` first, or name another"
-            )));
-        }
-    }
-    if already.len() == agents.len() {
-        return Ok(already);
-    }
-    let ids = active.ids.clone();
-    let sources = active.sources.clone();
-    let prepared = apply::prepare(
-        sources,
-        |_| Ok(ids),
-        owners.clone(),
-        active.generation,
-        active.entry.clone(),
-    );
-    let new = Arc::new(prepared.map_err(|error| KillError::Failed(error.to_string()))?);
-    for (name, id) in agents.iter().filter(|(_, id)| !already.contains(id)) {
-        debug_assert!(
-            new.policy
-                .agent(*id)
-                .is_some_and(|agent| agent.owner == owner)
-        );
-        lock(&shared.registry).set_owner(name, owners.get(name))?;
-    }
-    shared.active.store(Some(new.clone()));
-    if let Err(error) = apply::tell_forwarder(shared, &new).await {
-        tracing::error!(%error, "the forwarder did not take an agent's new owner and is ended");
-        let why = "it did not take an agent's new owner";
-        shared.forwarder.restart(why).await;
-    }
-    Ok(already)
 }
 
 fn detail(verb: Verb, change: &Change) -> String {
@@ -284,16 +319,22 @@ fn detail(verb: Verb, change: &Change) -> String {
 }
 
 /// An owner's status has a record of its own: there may be no agent of theirs.
-async fn record_owner(shared: &Shared, verb: Verb, owner: &str, detail: &str, uid: u32) {
-    let active = shared.active.load();
-    let item = Item::Operator(Operated {
-        uid,
+async fn record_owner(
+    books: &Books,
+    roster: &Roster,
+    verb: Verb,
+    owner: &str,
+    detail: &str,
+    by: &Actor,
+) {
+    let done = Operated {
+        by: by.clone(),
         operation: verb.operation(),
         agent: None,
         resource: owner.to_owned(),
         outcome: Outcome::Allow,
         detail: detail.to_owned(),
-        bundle: active.as_ref().map(|active| active.meta.clone()),
-    });
-    shared.records.append(vec![item]).await;
+        bundle: roster.meta(),
+    };
+    books.operated(done).await;
 }

@@ -5,28 +5,35 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use agentguard_control::api::TaskLine;
+use agentguard_record::Actor;
 use agentguard_sys::peer::Peer;
 use agentguard_sys::user;
 
+use super::Roster;
+use super::book::TaskRow;
+use super::tasks::{TaskError, failed};
 use crate::census::enrol::may_start;
 use crate::enforce::kill::suggest;
-use crate::roster::tasks::{TaskError, failed};
+use crate::host::Host;
 use crate::serve::access;
-use crate::state::Shared;
 
-/// The caller's name.
+/// The caller, as who acts.
 ///
 /// # Errors
 /// It may not open or end tasks of this agent.
-pub async fn name(
-    shared: &Arc<Shared>,
+pub async fn supervisor(
+    host: &Arc<Host>,
+    roster: &Arc<Roster>,
     peer: &Arc<Peer>,
     agent: String,
-) -> Result<String, TaskError> {
-    let (shared, peer) = (shared.clone(), peer.clone());
+) -> Result<Actor, TaskError> {
+    let (host, roster, peer) = (host.clone(), roster.clone(), peer.clone());
     let looking = tokio::task::spawn_blocking(move || {
-        may(&shared, &peer, &agent)?;
-        Ok(user::name(peer.uid))
+        may(&host, &roster, &peer, &agent)?;
+        Ok(Actor::Peer {
+            uid: peer.uid,
+            user: Some(user::name(peer.uid)),
+        })
     });
     looking.await.map_err(failed)?
 }
@@ -35,36 +42,42 @@ pub async fn name(
 ///
 /// # Errors
 /// There is no such agent.
-pub async fn seen(shared: &Arc<Shared>, peer: &Arc<Peer>) -> Result<Vec<TaskLine>, TaskError> {
-    let (shared, peer) = (shared.clone(), peer.clone());
+pub async fn seen(
+    host: &Arc<Host>,
+    roster: &Arc<Roster>,
+    peer: &Arc<Peer>,
+) -> Result<Vec<TaskLine>, TaskError> {
+    let (host, roster, peer) = (host.clone(), roster.clone(), peer.clone());
     let looking = tokio::task::spawn_blocking(move || {
-        let mut open = shared.tasks.list().to_vec();
-        let Err(refused) = access::may_look(&peer, &shared.config.roles) else {
-            return Ok(open);
-        };
-        let active = shared.active.load_full();
-        let all = active.iter().flat_map(|active| active.policy.agents());
-        let its = all.filter(|it| may_start(&peer, &it.start_by, user::uid, user::gid));
-        let its: BTreeSet<&str> = its.map(|it| it.name.as_str()).collect();
-        if its.is_empty() {
-            return Err(TaskError::Forbidden(refused.to_string()));
+        let mut open = roster.tasks.list().to_vec();
+        if let Err(refused) = access::may_look(&peer, &host.config.roles) {
+            let active = roster.active.load_full();
+            let its: BTreeSet<&str> = active
+                .iter()
+                .flat_map(|active| active.policy.agents())
+                .filter(|it| may_start(&peer, &it.start_by, user::uid, user::gid))
+                .map(|it| it.name.as_str())
+                .collect();
+            if its.is_empty() {
+                return Err(TaskError::Forbidden(refused.to_string()));
+            }
+            open.retain(|it| its.contains(it.agent.as_str()));
         }
-        open.retain(|it| its.contains(it.agent.as_str()));
-        Ok(open)
+        Ok(open.into_iter().map(TaskRow::shown).collect())
     });
     looking.await.map_err(failed)?
 }
 
-fn may(shared: &Shared, peer: &Peer, agent: &str) -> Result<(), TaskError> {
-    let active = shared.active.load_full().ok_or_else(|| {
+fn may(host: &Host, roster: &Roster, peer: &Peer, agent: &str) -> Result<(), TaskError> {
+    let active = roster.active.load_full().ok_or_else(|| {
         TaskError::Refused("no bundle is in force; `agentguard policy apply DIR` first".into())
     })?;
     let known = active.policy.agents().find(|it| it.name == agent);
-    let admin = access::is_admin(peer, &shared.config.roles);
+    let admin = access::is_admin(peer, &host.config.roles);
     match known {
         Some(known) if admin || may_start(peer, &known.start_by, user::uid, user::gid) => Ok(()),
         // It may have tasks from when the bundle had it.
-        None if admin && shared.tasks.list().iter().any(|it| it.agent == agent) => Ok(()),
+        None if admin && roster.tasks.list().iter().any(|it| it.agent == agent) => Ok(()),
         None => {
             let hint = match suggest(agent, active.ids.keys()) {
                 Some(name) => format!(", did you mean `{name}`?"),

@@ -9,19 +9,24 @@ use agentguard_control::api::{TaskLine, TaskStart};
 use agentguard_link::calls::to_daemon::{TaskChange, TaskFault};
 use agentguard_link::state::{Delta, OpenTask};
 use agentguard_policy::{OpenedBy, Terms};
-use agentguard_record::{Operation, Outcome, TaskInfo};
+use agentguard_record::{Actor, Operation, Outcome, TaskInfo};
 use agentguard_sys::peer::Peer;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::books::records::{Item, Operated};
-use crate::lock;
-use crate::roster::book::{Book, BookError, Wanted};
-use crate::roster::registry::Registry;
-use crate::roster::supervise;
-use crate::state::Shared;
+use super::Roster;
+use super::book::{Book, BookError, NewTask, TaskRow};
+use super::registry::Registry;
+use super::supervise;
+use crate::books::Books;
+use crate::books::records::Operated;
+use crate::census::Census;
+use crate::forwarder::ForwarderLink;
+use crate::host::Host;
+use crate::lock::lock;
 
 /// The clock is looked at this often at least: it may be set.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -57,16 +62,17 @@ impl From<BookError> for TaskError {
     }
 }
 
-pub struct Handle {
+/// The open tasks of all agents.
+pub struct Tasks {
     /// Held for one change, until the forwarder has been told of it: so it is told of them in their order.
     book: Arc<Mutex<Book>>,
     /// What is in the book. Who looks does not wait for the disk.
-    open: ArcSwap<Vec<TaskLine>>,
+    open: ArcSwap<Vec<TaskRow>>,
     changes: Arc<Semaphore>,
     changed: Notify,
 }
 
-impl Handle {
+impl Tasks {
     pub fn new(book: Book) -> Self {
         Self {
             open: ArcSwap::from_pointee(book.tasks().to_vec()),
@@ -82,7 +88,7 @@ impl Handle {
     }
 
     /// Oldest first.
-    pub fn list(&self) -> Arc<Vec<TaskLine>> {
+    pub fn list(&self) -> Arc<Vec<TaskRow>> {
         self.open.load_full()
     }
 
@@ -114,51 +120,119 @@ impl Handle {
     }
 }
 
-/// Opens a task for a supervisor: root, the role `admin`, or who the agent's `start_by` lists.
-pub async fn start(
-    shared: &Arc<Shared>,
-    peer: &Arc<Peer>,
-    start: TaskStart,
-) -> Result<TaskLine, TaskError> {
-    let by = supervise::name(shared, peer, start.agent.clone()).await?;
-    let wanted = Wanted {
-        agent: start.agent,
-        opened_by: OpenedBy::Supervisor,
-        by: Some(by),
-        terms: Terms {
-            intent: start.intent,
-            allow: start.allow,
-            scope: start.scope,
-        },
-        seconds: start.for_s,
-    };
-    let (line, gone) = {
-        let add = |book: &mut Book| Ok(book.add(wanted, Timestamp::now())?);
-        let (_told_in_order, added) = shared.tasks.change(add).await?;
-        tell(shared, vec![added.0.agent.clone()]).await;
-        added
-    };
-    settle(shared).await;
-    let mut detail = line.intent.clone();
-    if !line.allow.is_empty() {
-        detail += &format!("; allow {}", line.allow.join(", "));
+/// What supervisors open and end tasks with.
+#[derive(Clone)]
+pub struct Supervision {
+    pub host: Arc<Host>,
+    pub roster: Arc<Roster>,
+    pub census: Arc<Census>,
+    pub books: Arc<Books>,
+    pub forwarder: ForwarderLink,
+}
+
+impl Supervision {
+    /// Opens a task for a supervisor: root, the role `admin`, or who the agent's `start_by` lists.
+    pub async fn start(&self, peer: &Arc<Peer>, start: TaskStart) -> Result<TaskLine, TaskError> {
+        let row = self.open(peer, start).await?;
+        Ok(row.shown())
     }
-    if !line.scope.is_empty() {
-        let scope: Vec<&str> = line.scope.iter().map(String::as_str).collect();
-        detail += &format!("; scope {}", scope.join(", "));
+
+    async fn open(&self, peer: &Arc<Peer>, start: TaskStart) -> Result<TaskRow, TaskError> {
+        let Self {
+            host,
+            roster,
+            books,
+            forwarder,
+            ..
+        } = self;
+        let by = supervise::supervisor(host, roster, peer, start.agent.clone()).await?;
+        let new = NewTask {
+            agent: start.agent,
+            opened_by: OpenedBy::Supervisor,
+            by: by.user().map(str::to_owned),
+            terms: Terms {
+                intent: start.intent,
+                allow: start.allow,
+                scope: start.scope,
+            },
+            seconds: start.for_s,
+        };
+        let (row, gone) = {
+            let add = |book: &mut Book| Ok(book.add(new, Timestamp::now())?);
+            let (_told_in_order, added) = roster.tasks.change(add).await?;
+            tell(roster, forwarder, vec![added.0.agent.clone()]).await;
+            added
+        };
+        settle(forwarder).await;
+        let mut detail = row.intent.clone();
+        if !row.allow.is_empty() {
+            detail += &format!("; allow {}", row.allow.join(", "));
+        }
+        if !row.scope.is_empty() {
+            let scope: Vec<&str> = row.scope.iter().map(String::as_str).collect();
+            detail += &format!("; scope {}", scope.join(", "));
+        }
+        detail += &format!("; until {}", row.ends_at);
+        record(roster, books, Operation::TaskStart, &row, &by, detail).await;
+        for own in gone {
+            let why = "ended by the task that a supervisor has opened".to_owned();
+            record(roster, books, Operation::TaskEnd, &own, &by, why).await;
+        }
+        Ok(row)
     }
-    detail += &format!("; until {}", line.ends_at);
-    record(shared, Operation::TaskStart, &line, peer.uid, detail).await;
-    for own in gone {
-        let why = "ended by the task that a supervisor has opened".to_owned();
-        record(shared, Operation::TaskEnd, &own, peer.uid, why).await;
+
+    /// [`Self::start`], for a process that is to run on it.
+    pub async fn start_for(
+        self,
+        peer: Arc<Peer>,
+        task: TaskStart,
+        tgid: u32,
+    ) -> Result<Unheard, TaskError> {
+        let row = self.open(&peer, task).await?;
+        let id = row.id;
+        let info = TaskInfo {
+            id,
+            intent: row.intent,
+        };
+        lock(&self.census.lineage).set_task(tgid, info);
+        Ok(Unheard {
+            supervision: self,
+            peer,
+            id,
+            told: false,
+        })
     }
-    Ok(line)
+
+    /// Ends a task for a supervisor; what was permitted on it is cut.
+    pub async fn end(&self, peer: &Arc<Peer>, id: Uuid) -> Result<TaskLine, TaskError> {
+        let Self {
+            host,
+            roster,
+            books,
+            forwarder,
+            ..
+        } = self;
+        let known = roster.tasks.list();
+        let known = known.iter().find(|it| it.id == id);
+        let unknown = || {
+            TaskError::NotFound(format!(
+                "no task `{id}` is open; `agentguard task list` has those that are"
+            ))
+        };
+        let agent = known.ok_or_else(unknown)?.agent.clone();
+        let by = supervise::supervisor(host, roster, peer, agent).await?;
+        let ended = remove(roster, forwarder, move |it| it.id == id).await?;
+        settle(forwarder).await;
+        // Somebody else, or its time, may have been first.
+        let row = ended.into_iter().next().ok_or_else(unknown)?;
+        record(roster, books, Operation::TaskEnd, &row, &by, "ended".into()).await;
+        Ok(row.shown())
+    }
 }
 
 /// A task that is ended unless who asked for it is told: nobody else would end it.
 pub struct Unheard {
-    shared: Arc<Shared>,
+    supervision: Supervision,
     peer: Arc<Peer>,
     pub id: Uuid,
     told: bool,
@@ -175,97 +249,59 @@ impl Drop for Unheard {
         if self.told {
             return;
         }
-        let (shared, peer, id) = (self.shared.clone(), self.peer.clone(), self.id);
+        let (supervision, peer, id) = (self.supervision.clone(), self.peer.clone(), self.id);
         tokio::spawn(async move {
-            if let Err(error) = end(&shared, &peer, id).await {
+            if let Err(error) = supervision.end(&peer, id).await {
                 tracing::warn!(%error, task = %id, "a task that nobody knows of stays open");
             }
         });
     }
 }
 
-/// [`start`], for a process that is to run on it.
-pub async fn start_for(
-    shared: Arc<Shared>,
-    peer: Arc<Peer>,
-    task: TaskStart,
-    tgid: u32,
-) -> Result<Unheard, TaskError> {
-    let line = start(&shared, &peer, task).await?;
-    let info = TaskInfo {
-        id: line.id,
-        intent: line.intent.clone(),
-    };
-    lock(&shared.lineage).set_task(tgid, info);
-    Ok(Unheard {
-        shared,
-        peer,
-        id: line.id,
-        told: false,
-    })
-}
-
-/// Ends a task for a supervisor; what was permitted on it is cut.
-pub async fn end(shared: &Arc<Shared>, peer: &Arc<Peer>, id: Uuid) -> Result<TaskLine, TaskError> {
-    let known = shared.tasks.list();
-    let known = known.iter().find(|it| it.id == id);
-    let unknown = || {
-        TaskError::NotFound(format!(
-            "no task `{id}` is open; `agentguard task list` has those that are"
-        ))
-    };
-    let agent = known.ok_or_else(unknown)?.agent.clone();
-    supervise::name(shared, peer, agent).await?;
-    let ended = remove(shared, move |it| it.id == id).await?;
-    settle(shared).await;
-    // Somebody else, or its time, may have been first.
-    let line = ended.into_iter().next().ok_or_else(unknown)?;
-    record(shared, Operation::TaskEnd, &line, peer.uid, "ended".into()).await;
-    Ok(line)
-}
-
 /// Opens or ends a task for the agent itself. Its request is the record.
 pub async fn change_own(
-    shared: &Arc<Shared>,
+    roster: &Roster,
+    forwarder: &ForwarderLink,
     id: AgentId,
     change: TaskChange,
 ) -> Result<OpenTask, TaskFault> {
-    let Some(agent) = lock(&shared.registry).name(id).map(str::to_owned) else {
+    let Some(agent) = lock(&roster.registry).name(id).map(str::to_owned) else {
         return Err(TaskFault::Refused("this agent is not known".into()));
     };
     let changed = match change {
-        TaskChange::Open { terms, seconds } => open_own(shared, id, agent, terms, seconds).await,
+        TaskChange::Open { terms, seconds } => {
+            open_own(roster, forwarder, id, agent, terms, seconds).await
+        }
         TaskChange::End { id } => {
-            let is_own = move |it: &TaskLine| {
+            let is_own = move |it: &TaskRow| {
                 it.id == id && it.agent == agent && it.opened_by == OpenedBy::Agent
             };
-            let ended = remove(shared, is_own).await;
+            let ended = remove(roster, forwarder, is_own).await;
             let unknown =
                 || TaskError::NotFound("no task of this id is open for this agent".into());
             ended.and_then(|ended| ended.into_iter().next().ok_or_else(unknown))
         }
     };
-    changed
-        .map(|line| line.open())
-        .map_err(|error| match error {
-            TaskError::Usage(why) => TaskFault::Terms(why),
-            TaskError::NotFound(why) => TaskFault::Unknown(why),
-            TaskError::Refused(why) | TaskError::Forbidden(why) => TaskFault::Refused(why),
-            TaskError::Failed(why) => {
-                tracing::error!(error = why, "an agent's task cannot be kept");
-                TaskFault::Failed
-            }
-        })
+    changed.map(|row| row.open()).map_err(|error| match error {
+        TaskError::Usage(why) => TaskFault::Terms(why),
+        TaskError::NotFound(why) => TaskFault::Unknown(why),
+        TaskError::Refused(why) | TaskError::Forbidden(why) => TaskFault::Refused(why),
+        TaskError::Failed(why) => {
+            tracing::error!(error = why, "an agent's task cannot be kept");
+            TaskFault::Failed
+        }
+    })
 }
 
 async fn open_own(
-    shared: &Arc<Shared>,
+    roster: &Roster,
+    forwarder: &ForwarderLink,
     id: AgentId,
     agent: String,
     terms: Terms,
     seconds: Option<u64>,
-) -> Result<TaskLine, TaskError> {
-    let active = shared.active.load_full();
+) -> Result<TaskRow, TaskError> {
+    let active = roster.active.load_full();
     let known = active.as_ref().and_then(|active| active.policy.agent(id));
     let refused = |why: &str| Err(TaskError::Refused(why.to_owned()));
     match known {
@@ -275,7 +311,7 @@ async fn open_own(
         }
         Some(_) => {}
     }
-    let wanted = Wanted {
+    let new = NewTask {
         agent: agent.clone(),
         opened_by: OpenedBy::Agent,
         by: None,
@@ -283,48 +319,65 @@ async fn open_own(
         seconds,
     };
     let add = move |book: &mut Book| {
-        let supervised = |it: &TaskLine| it.opened_by == OpenedBy::Supervisor;
-        if book.of(&wanted.agent).any(supervised) {
+        let supervised = |it: &TaskRow| it.opened_by == OpenedBy::Supervisor;
+        if book.of(&new.agent).any(supervised) {
             return Err(TaskError::Refused(
                 "a supervisor has opened a task for this agent, which holds for all that it does"
                     .into(),
             ));
         }
-        Ok(book.add(wanted, Timestamp::now())?.0)
+        Ok(book.add(new, Timestamp::now())?.0)
     };
-    let (_told_in_order, line) = shared.tasks.change(add).await?;
-    tell(shared, vec![agent]).await;
-    Ok(line)
+    let (_told_in_order, row) = roster.tasks.change(add).await?;
+    tell(roster, forwarder, vec![agent]).await;
+    Ok(row)
 }
 
-/// Ends tasks when their time is over, until the daemon stops.
-pub async fn serve(shared: Arc<Shared>) {
-    loop {
-        let next = shared.tasks.list().iter().map(|it| it.ends_at).min();
-        let wait = next.map_or(LOOK_EVERY, |ends| {
-            let left = Duration::try_from(Timestamp::now().duration_until(ends));
-            left.unwrap_or_default().min(LOOK_EVERY)
-        });
-        tokio::select! {
-            () = shared.stop.cancelled() => return,
-            () = shared.tasks.changed.notified() => {}
-            () = tokio::time::sleep(wait) => {}
-        }
-        let now = Timestamp::now();
-        let is_over = move |it: &TaskLine| it.ends_at <= now;
-        if !shared.tasks.list().iter().any(is_over) {
-            continue;
-        }
-        match remove(&shared, is_over).await {
-            Ok(ended) => {
-                for line in ended {
-                    let detail = format!("its time was over at {}", line.ends_at);
-                    record(&shared, Operation::TaskEnd, &line, 0, detail).await;
-                }
+/// Ends tasks when their time is over.
+pub struct TaskClock {
+    pub roster: Arc<Roster>,
+    pub books: Arc<Books>,
+    pub forwarder: ForwarderLink,
+    pub stop: CancellationToken,
+}
+
+impl TaskClock {
+    /// Until the daemon stops.
+    pub async fn serve(self) {
+        let Self {
+            roster,
+            books,
+            forwarder,
+            stop,
+        } = self;
+        loop {
+            let next = roster.tasks.list().iter().map(|it| it.ends_at).min();
+            let wait = next.map_or(LOOK_EVERY, |ends| {
+                let left = Duration::try_from(Timestamp::now().duration_until(ends));
+                left.unwrap_or_default().min(LOOK_EVERY)
+            });
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = roster.tasks.changed.notified() => {}
+                () = tokio::time::sleep(wait) => {}
             }
-            Err(error) => {
-                tracing::error!(%error, "tasks whose time is over are still on disk");
-                tokio::time::sleep(LOOK_EVERY).await;
+            let now = Timestamp::now();
+            let is_over = move |it: &TaskRow| it.ends_at <= now;
+            if !roster.tasks.list().iter().any(is_over) {
+                continue;
+            }
+            match remove(&roster, &forwarder, is_over).await {
+                Ok(ended) => {
+                    for row in ended {
+                        let (operation, by) = (Operation::TaskEnd, Actor::Daemon);
+                        let detail = format!("its time was over at {}", row.ends_at);
+                        record(&roster, &books, operation, &row, &by, detail).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "tasks whose time is over are still on disk");
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
             }
         }
     }
@@ -332,43 +385,45 @@ pub async fn serve(shared: Arc<Shared>) {
 
 /// Takes them out of the book, and tells the forwarder.
 async fn remove(
-    shared: &Arc<Shared>,
-    is: impl Fn(&TaskLine) -> bool + Send + 'static,
-) -> Result<Vec<TaskLine>, TaskError> {
+    roster: &Roster,
+    forwarder: &ForwarderLink,
+    is: impl Fn(&TaskRow) -> bool + Send + 'static,
+) -> Result<Vec<TaskRow>, TaskError> {
     let end = move |book: &mut Book| Ok(book.end(is)?);
-    let (_told_in_order, gone) = shared.tasks.change(end).await?;
+    let (_told_in_order, gone) = roster.tasks.change(end).await?;
     if gone.is_empty() {
         return Ok(gone);
     }
     let agents = gone.iter().map(|it| it.agent.clone()).collect();
-    tell(shared, agents).await;
+    tell(roster, forwarder, agents).await;
     Ok(gone)
 }
 
 /// What the agents' tasks are now.
-async fn tell(shared: &Arc<Shared>, agents: Vec<String>) {
+async fn tell(roster: &Roster, forwarder: &ForwarderLink, agents: Vec<String>) {
     for agent in agents {
-        let Some(id) = lock(&shared.registry).id(&agent) else {
+        let Some(id) = lock(&roster.registry).id(&agent) else {
             continue;
         };
-        let open = shared.tasks.list();
-        let its = open.iter().filter(|it| it.agent == agent);
-        let open = its.map(TaskLine::open).collect();
-        shared
-            .forwarder
-            .tell(Delta::Tasks { agent: id, open })
-            .await;
+        let open = roster
+            .tasks
+            .list()
+            .iter()
+            .filter(|it| it.agent == agent)
+            .map(TaskRow::open)
+            .collect();
+        forwarder.tell(Delta::Tasks { agent: id, open }).await;
     }
-    shared.tasks.changed.notify_one();
+    roster.tasks.changed.notify_one();
 }
 
 /// Waits until the forwarder has heard what it was told.
-async fn settle(shared: &Arc<Shared>) {
-    let heard = shared.forwarder.flush(FORWARDER_LIMIT).await;
+async fn settle(forwarder: &ForwarderLink) {
+    let heard = forwarder.flush(FORWARDER_LIMIT).await;
     if let Err(error) = heard {
         tracing::error!(%error, "the forwarder is started again: it may not know the open tasks");
         let why = "it did not take the open tasks in time";
-        shared.forwarder.restart(why).await;
+        forwarder.restart(why).await;
     }
 }
 
@@ -376,19 +431,24 @@ pub fn failed(error: tokio::task::JoinError) -> TaskError {
     TaskError::Failed(error.to_string())
 }
 
-async fn record(shared: &Shared, operation: Operation, line: &TaskLine, uid: u32, detail: String) {
-    let active = shared.active.load();
-    let bundle = active.as_ref().map(|active| active.meta.clone());
+async fn record(
+    roster: &Roster,
+    books: &Books,
+    operation: Operation,
+    row: &TaskRow,
+    by: &Actor,
+    detail: String,
+) {
     let done = Operated {
-        uid,
+        by: by.clone(),
         operation,
-        agent: Some(line.agent.clone()),
-        resource: line.id.to_string(),
+        agent: Some(row.agent.clone()),
+        resource: row.id.to_string(),
         outcome: Outcome::Allow,
         detail,
-        bundle,
+        bundle: roster.meta(),
     };
-    shared.records.append(vec![Item::Operator(done)]).await;
+    books.operated(done).await;
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agentguard_bundle::history::Entry;
@@ -19,19 +18,20 @@ use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
+use super::actor::actor;
 use super::response::{ControlError, ControlResponse, ErrorCode, json};
 use super::routes::{Route, RouteError};
 use super::{access, records};
-use crate::census::attendance as presence;
+use crate::Parts;
+use crate::census::attendance;
 use crate::census::enrol::{self, RunError};
-use crate::enforce::apply::{self, ApplyError, Wanted};
-use crate::enforce::kill::{self, KillError};
-use crate::lock;
+use crate::enforce::apply::{ApplyError, Wanted};
+use crate::enforce::kill::KillError;
+use crate::lock::lock;
 use crate::roster::registration::{self, ChangeError};
 use crate::roster::supervise;
-use crate::roster::tasks::{self, TaskError};
+use crate::roster::tasks::TaskError;
 use crate::serve::view;
-use crate::state::Shared;
 
 /// Bytes of a request's body; a bundle's apart.
 const BODY: usize = 64 * 1024;
@@ -48,12 +48,12 @@ const RUN_TASK: u64 = 86_400;
 const BODY_LIMIT: Duration = Duration::from_secs(30);
 
 pub async fn answer(
-    shared: &Arc<Shared>,
+    parts: &Parts,
     peer: &Arc<Peer>,
     request: Request<Incoming>,
 ) -> ControlResponse {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    match serve(shared, peer, request).await {
+    match serve(parts, peer, request).await {
         Ok(answer) => answer,
         Err(error) => {
             tracing::debug!(uid = peer.uid, pid = peer.tgid, %method, path, ?error, "refused");
@@ -63,56 +63,62 @@ pub async fn answer(
 }
 
 async fn serve(
-    shared: &Arc<Shared>,
+    parts: &Parts,
     peer: &Arc<Peer>,
     request: Request<Incoming>,
 ) -> Result<ControlResponse, ControlError> {
     let path = request.uri().path().to_owned();
     let found = Route::parse(request.method(), &path)
         .map_err(|error| unserved(error, request.method(), &path))?;
-    let label = |tgid| lock(&shared.kernel).label(tgid);
-    access::check(peer, found.access, &shared.config.roles, label)
+    let label = |tgid| lock(&parts.enforce.kernel).label(tgid);
+    access::check(peer, found.access, &parts.host.config.roles, label)
         .map_err(|refused| ControlError::new(ErrorCode::Forbidden, refused))?;
     match found.route {
-        Route::Status => Ok(json(&view::status(shared))),
-        Route::Audit => records::answer(shared, request.uri().query().unwrap_or("")).await,
-        Route::Authority => Ok(json(shared.authority.info())),
-        Route::Run => run(shared, peer, body(request, BODY).await?).await,
+        Route::Status => Ok(json(&view::status(parts))),
+        Route::Audit => records::answer(parts, request.uri().query().unwrap_or("")).await,
+        Route::Authority => Ok(json(parts.authority.info())),
+        Route::Run => run(parts, peer, body(request, BODY).await?).await,
         Route::Tasks => {
-            let seen = supervise::seen(shared, peer).await.map_err(task_error)?;
+            let seen = supervise::seen(&parts.host, &parts.roster, peer)
+                .await
+                .map_err(task_error)?;
             Ok(json(&seen))
         }
-        Route::StartTask => start_task(shared, peer, body(request, BODY).await?).await,
-        Route::EndTask => end_task(shared, peer, body(request, BODY).await?).await,
-        Route::Agents => Ok(json(&view::agents(shared))),
+        Route::StartTask => start_task(parts, peer, body(request, BODY).await?).await,
+        Route::EndTask => end_task(parts, peer, body(request, BODY).await?).await,
+        Route::Agents => Ok(json(&view::agents(
+            &parts.roster,
+            &parts.census,
+            &parts.books,
+        ))),
         Route::Suspend => {
             let change = body(request, BODY).await?;
-            register(shared, peer, registration::Verb::Suspend, change).await
+            register(parts, peer, registration::Verb::Suspend, change).await
         }
         Route::Activate => {
             let change = body(request, BODY).await?;
-            register(shared, peer, registration::Verb::Activate, change).await
+            register(parts, peer, registration::Verb::Activate, change).await
         }
         Route::Retire => {
             let change = body(request, BODY).await?;
-            register(shared, peer, registration::Verb::Retire, change).await
+            register(parts, peer, registration::Verb::Retire, change).await
         }
         Route::Reassign => {
             let change = body(request, BODY).await?;
-            register(shared, peer, registration::Verb::Reassign, change).await
+            register(parts, peer, registration::Verb::Reassign, change).await
         }
-        Route::Kill => kill_agents(shared, peer, body(request, BODY).await?).await,
-        Route::Revive => revive_agents(shared, peer, body(request, BODY).await?).await,
-        Route::Policy => show_policy(shared),
-        Route::Apply => apply_policy(shared, peer, body(request, BUNDLE_BODY).await?).await,
+        Route::Kill => kill_agents(parts, peer, body(request, BODY).await?).await,
+        Route::Revive => revive_agents(parts, peer, body(request, BODY).await?).await,
+        Route::Policy => show_policy(parts),
+        Route::Apply => apply_policy(parts, peer, body(request, BUNDLE_BODY).await?).await,
         Route::Rollback => {
             let Rollback { serial } = body(request, BODY).await?;
-            put_in_force(shared, peer, Wanted::Earlier(serial)).await
+            put_in_force(parts, peer, Wanted::Earlier(serial)).await
         }
-        Route::Explain => explain_policy(shared, body(request, BODY).await?),
-        Route::History => Ok(list_history(shared)),
-        Route::Past => show_past(shared, found.parameter),
-        Route::Unload => Ok(unload(shared)),
+        Route::Explain => explain_policy(parts, body(request, BODY).await?),
+        Route::History => Ok(list_history(parts)),
+        Route::Past => show_past(parts, found.parameter),
+        Route::Unload => Ok(unload(parts)),
     }
 }
 
@@ -147,26 +153,26 @@ async fn body<T: DeserializeOwned>(
     serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))
 }
 
-fn show_policy(shared: &Shared) -> Result<ControlResponse, ControlError> {
-    let active = shared.active.load_full().ok_or_else(no_bundle)?;
+fn show_policy(parts: &Parts) -> Result<ControlResponse, ControlError> {
+    let active = parts.roster.active.load_full().ok_or_else(no_bundle)?;
     let mut shown = view::in_force(&active);
     shown.files = active.sources.files.clone();
     Ok(json(&shown))
 }
 
 /// Every bundle that has been in force, newest first, without its files.
-fn list_history(shared: &Shared) -> ControlResponse {
-    let in_force = seq_in_force(shared);
-    let history = lock(&shared.history);
+fn list_history(parts: &Parts) -> ControlResponse {
+    let in_force = seq_in_force(parts);
+    let history = lock(&parts.roster.history);
     let entries = history.entries().iter().rev();
     let all: Vec<Past> = entries.map(|entry| past(entry, in_force)).collect();
     json(&all)
 }
 
 /// With its files, the newest that `wanted` names: a serial, or the beginning of a digest.
-fn show_past(shared: &Shared, wanted: &str) -> Result<ControlResponse, ControlError> {
-    let in_force = seq_in_force(shared);
-    let history = lock(&shared.history);
+fn show_past(parts: &Parts, wanted: &str) -> Result<ControlResponse, ControlError> {
+    let in_force = seq_in_force(parts);
+    let history = lock(&parts.roster.history);
     let serial = wanted.parse::<u64>().ok();
     let is_wanted = |entry: &&Entry| {
         serial == Some(entry.meta.serial)
@@ -185,13 +191,18 @@ fn show_past(shared: &Shared, wanted: &str) -> Result<ControlResponse, ControlEr
     }))
 }
 
-fn seq_in_force(shared: &Shared) -> Option<u64> {
-    shared.active.load().as_ref().map(|active| active.entry.seq)
+fn seq_in_force(parts: &Parts) -> Option<u64> {
+    parts
+        .roster
+        .active
+        .load()
+        .as_ref()
+        .map(|active| active.entry.seq)
 }
 
 fn past(entry: &Entry, in_force: Option<u64>) -> Past {
     Past {
-        user: user::name(entry.uid),
+        user: user::name(entry.by.uid()),
         in_force: in_force == Some(entry.seq),
         entry: entry.clone(),
         files: BTreeMap::new(),
@@ -204,8 +215,8 @@ fn no_bundle() -> ControlError {
 }
 
 async fn apply_policy(
-    shared: &Arc<Shared>,
-    peer: &Peer,
+    parts: &Parts,
+    peer: &Arc<Peer>,
     bundle: Bundle,
 ) -> Result<ControlResponse, ControlError> {
     let wanted = match bundle.packed {
@@ -218,17 +229,17 @@ async fn apply_policy(
             files: bundle.files,
         }),
     };
-    put_in_force(shared, peer, wanted).await
+    put_in_force(parts, peer, wanted).await
 }
 
 async fn put_in_force(
-    shared: &Arc<Shared>,
-    peer: &Peer,
+    parts: &Parts,
+    peer: &Arc<Peer>,
     wanted: Wanted,
 ) -> Result<ControlResponse, ControlError> {
     // Not to be cut half-way by a caller that hangs up.
-    let (shared, uid) = (shared.clone(), peer.uid);
-    let applying = tokio::spawn(async move { apply::apply(&shared, wanted, uid).await });
+    let (installer, by) = (parts.installer(), actor(peer.clone()));
+    let applying = tokio::spawn(async move { installer.apply(wanted, by.await).await });
     let applied = applying
         .await
         .map_err(ControlError::internal)?
@@ -245,24 +256,21 @@ async fn put_in_force(
     Ok(json(&shown))
 }
 
-fn explain_policy(
-    shared: &Shared,
-    mut question: Question,
-) -> Result<ControlResponse, ControlError> {
-    let active = shared.active.load_full().ok_or_else(no_bundle)?;
+fn explain_policy(parts: &Parts, mut question: Question) -> Result<ControlResponse, ControlError> {
+    let active = parts.roster.active.load_full().ok_or_else(no_bundle)?;
     let now = || Timestamp::now().to_string();
     let asked = &mut question.context;
     asked.time.time.get_or_insert_with(now);
     asked
         .network
         .trusted_network
-        .get_or_insert_with(|| shared.network.is_trusted());
+        .get_or_insert_with(|| parts.host.network.is_trusted());
     asked
         .host
         .host_labels
-        .extend(shared.config.host.labels.iter().cloned());
+        .extend(parts.host.config.host.labels.iter().cloned());
     let agent = active.ids.get(&question.agent);
-    let presence = agent.and_then(|agent| lock(&shared.lineage).presences.of(*agent));
+    let presence = agent.and_then(|agent| lock(&parts.census.lineage).presences.of(*agent));
     if let Some(presence) = presence {
         let uptime_s = presence.uptime_s(boottime_ns());
         asked.agent.uptime_s.get_or_insert(uptime_s);
@@ -275,11 +283,11 @@ fn explain_policy(
 }
 
 async fn run(
-    shared: &Arc<Shared>,
+    parts: &Parts,
     peer: &Arc<Peer>,
     request: Run,
 ) -> Result<ControlResponse, ControlError> {
-    let (enrolling, caller, tgid) = (shared.clone(), peer.clone(), request.pid);
+    let (enrolling, caller, tgid) = (parts.clone(), peer.clone(), request.pid);
     let task = request.task.clone().map(|intent| TaskStart {
         agent: request.agent.clone(),
         intent,
@@ -287,12 +295,21 @@ async fn run(
         scope: Default::default(),
         for_s: Some(RUN_TASK),
     });
-    let running = tokio::task::spawn_blocking(move || enrol::run(&enrolling, &request, &caller));
+    let running = tokio::task::spawn_blocking(move || {
+        let Parts {
+            host,
+            roster,
+            census,
+            enforce,
+            ..
+        } = &enrolling;
+        enrol::run(host, roster, census, enforce, &request, &caller)
+    });
     match running.await.map_err(ControlError::internal)? {
         Ok((agent, mut started)) => {
             let mut opened = None;
             if let Some(task) = task {
-                let opening = tasks::start_for(shared.clone(), peer.clone(), task, tgid);
+                let opening = parts.supervision().start_for(peer.clone(), task, tgid);
                 let opening = tokio::spawn(opening).await;
                 let unheard = opening
                     .map_err(ControlError::internal)?
@@ -301,8 +318,8 @@ async fn run(
                 opened = Some(unheard);
             }
             // Before its first instruction: no connect of it comes too early.
-            shared.namespaces.settle(tgid).await;
-            presence::started(shared, agent, peer).await;
+            parts.census.namespaces.settle(tgid).await;
+            attendance::started(&parts.census, &parts.forwarder, agent, peer).await;
             if let Some(opened) = opened {
                 opened.is_told();
             }
@@ -316,13 +333,13 @@ async fn run(
 }
 
 async fn start_task(
-    shared: &Arc<Shared>,
+    parts: &Parts,
     peer: &Arc<Peer>,
     start: TaskStart,
 ) -> Result<ControlResponse, ControlError> {
-    let (shared, peer) = (shared.clone(), peer.clone());
+    let (supervision, peer) = (parts.supervision(), peer.clone());
     // Once begun it is finished, whether the caller waits or not.
-    let opening = tokio::spawn(async move { tasks::start(&shared, &peer, start).await });
+    let opening = tokio::spawn(async move { supervision.start(&peer, start).await });
     let opened = opening
         .await
         .map_err(ControlError::internal)?
@@ -331,12 +348,12 @@ async fn start_task(
 }
 
 async fn end_task(
-    shared: &Arc<Shared>,
+    parts: &Parts,
     peer: &Arc<Peer>,
     end: TaskEnd,
 ) -> Result<ControlResponse, ControlError> {
-    let (shared, peer) = (shared.clone(), peer.clone());
-    let ending = tokio::spawn(async move { tasks::end(&shared, &peer, end.id).await });
+    let (supervision, peer) = (parts.supervision(), peer.clone());
+    let ending = tokio::spawn(async move { supervision.end(&peer, end.id).await });
     let ended = ending
         .await
         .map_err(ControlError::internal)?
@@ -356,15 +373,14 @@ fn task_error(error: TaskError) -> ControlError {
 }
 
 async fn kill_agents(
-    shared: &Arc<Shared>,
-    peer: &Peer,
+    parts: &Parts,
+    peer: &Arc<Peer>,
     target: Target,
 ) -> Result<ControlResponse, ControlError> {
     check_target(&target)?;
-    let (shared, uid) = (shared.clone(), peer.uid);
+    let (kill, by) = (parts.kill_switch(), actor(peer.clone()));
     // A kill once begun is finished, whether the caller waits or not.
-    let killing =
-        tokio::spawn(async move { kill::kill(&shared, &target, target.reason.clone(), uid).await });
+    let killing = tokio::spawn(async move { kill.kill(&target, target.reason.clone(), by).await });
     let cuts = killing
         .await
         .map_err(ControlError::internal)?
@@ -373,16 +389,14 @@ async fn kill_agents(
 }
 
 async fn revive_agents(
-    shared: &Arc<Shared>,
-    peer: &Peer,
+    parts: &Parts,
+    peer: &Arc<Peer>,
     target: Target,
 ) -> Result<ControlResponse, ControlError> {
     check_target(&target)?;
-    let (shared, uid) = (shared.clone(), peer.uid);
+    let (kill, by) = (parts.kill_switch(), actor(peer.clone()));
     let reviving =
-        tokio::spawn(
-            async move { kill::revive(&shared, &target, target.reason.clone(), uid).await },
-        );
+        tokio::spawn(async move { kill.revive(&target, target.reason.clone(), &by.await).await });
     let revived = reviving
         .await
         .map_err(ControlError::internal)?
@@ -391,14 +405,13 @@ async fn revive_agents(
 }
 
 async fn register(
-    shared: &Arc<Shared>,
-    peer: &Peer,
+    parts: &Parts,
+    peer: &Arc<Peer>,
     verb: registration::Verb,
     change: Change,
 ) -> Result<ControlResponse, ControlError> {
-    let (shared, uid) = (shared.clone(), peer.uid);
-    let changing =
-        tokio::spawn(async move { registration::change(&shared, verb, &change, uid).await });
+    let (registrar, by) = (parts.registrar(), actor(peer.clone()));
+    let changing = tokio::spawn(async move { registrar.change(verb, &change, &by.await).await });
     let changed = changing
         .await
         .map_err(ControlError::internal)?
@@ -411,9 +424,8 @@ async fn register(
 }
 
 /// Ends the daemon, which then takes its programs out of the kernel.
-fn unload(shared: &Shared) -> ControlResponse {
-    shared.unload.store(true, Ordering::Release);
-    shared.stop.cancel();
+fn unload(parts: &Parts) -> ControlResponse {
+    parts.ending.unload();
     json(&serde_json::json!({ "unloading": true }))
 }
 

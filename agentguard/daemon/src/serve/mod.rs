@@ -2,6 +2,7 @@
 //! What is served, and to whom, is the table in [`routes`]; types are in [`agentguard_control::api`].
 
 pub mod access;
+mod actor;
 mod handle;
 mod records;
 mod response;
@@ -21,7 +22,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use crate::state::Shared;
+use crate::Parts;
+use crate::lock::lock;
 
 /// Connections at once of root, and of everyone else together, agents with root among them: nobody can lock root out.
 const CONNECTIONS: (usize, usize) = (64, 64);
@@ -52,7 +54,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
 }
 
 /// Serves until the daemon stops.
-pub async fn serve(shared: Arc<Shared>, listener: UnixListener) {
+pub async fn serve(parts: Parts, listener: UnixListener) {
     let (root, others) = (
         Arc::new(Semaphore::new(CONNECTIONS.0)),
         Arc::new(Semaphore::new(CONNECTIONS.1)),
@@ -69,7 +71,7 @@ pub async fn serve(shared: Arc<Shared>, listener: UnixListener) {
                     continue;
                 }
             },
-            () = shared.stop.cancelled() => break,
+            () = parts.ending.stop.cancelled() => break,
         };
         let peer = match Peer::of(&stream) {
             Ok(peer) => peer,
@@ -78,7 +80,7 @@ pub async fn serve(shared: Arc<Shared>, listener: UnixListener) {
                 continue;
             }
         };
-        let label = crate::lock(&shared.kernel).label(peer.tgid);
+        let label = lock(&parts.enforce.kernel).label(peer.tgid);
         let is_agent = label.map_or(true, |label| label != Label::default());
         let permits = if peer.uid == 0 && !is_agent {
             &root
@@ -89,9 +91,9 @@ pub async fn serve(shared: Arc<Shared>, listener: UnixListener) {
             tracing::warn!(uid = peer.uid, "too many connections to the control socket");
             continue;
         };
-        let shared = shared.clone();
+        let parts = parts.clone();
         connections.spawn(async move {
-            serve_caller(shared, stream, peer).await;
+            serve_caller(parts, stream, peer).await;
             drop(permit);
         });
     }
@@ -100,12 +102,12 @@ pub async fn serve(shared: Arc<Shared>, listener: UnixListener) {
     let _ = tokio::time::timeout(Duration::from_secs(2), connections.wait()).await;
 }
 
-async fn serve_caller(shared: Arc<Shared>, stream: UnixStream, peer: Peer) {
+async fn serve_caller(parts: Parts, stream: UnixStream, peer: Peer) {
     let peer = Arc::new(peer);
-    let stop = shared.stop.clone();
+    let stop = parts.ending.stop.clone();
     let service = service_fn(move |request| {
-        let (shared, peer) = (shared.clone(), peer.clone());
-        async move { Ok::<_, std::convert::Infallible>(handle::answer(&shared, &peer, request).await) }
+        let (parts, peer) = (parts.clone(), peer.clone());
+        async move { Ok::<_, std::convert::Infallible>(handle::answer(&parts, &peer, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use agentguard_audit::log::Head;
 use agentguard_audit::search::{self, Filter, Follow};
@@ -12,9 +11,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::response::{ControlError, ControlResponse, ErrorCode, lines};
-use crate::state::Shared;
+use crate::Parts;
 
-pub async fn answer(shared: &Arc<Shared>, query: &str) -> Result<ControlResponse, ControlError> {
+pub async fn answer(parts: &Parts, query: &str) -> Result<ControlResponse, ControlError> {
     let filter =
         Filter::from_query(query).map_err(|e| ControlError::new(ErrorCode::BadRequest, e))?;
     let follow = match query
@@ -28,9 +27,9 @@ pub async fn answer(shared: &Arc<Shared>, query: &str) -> Result<ControlResponse
             return Err(ControlError::new(ErrorCode::BadRequest, error));
         }
     };
-    shared.settle_records().await;
-    let dir = crate::audit_dir(&shared.config.paths.state);
-    let head = shared.records.head();
+    parts.books.settle(&parts.forwarder).await;
+    let dir = crate::audit_dir(&parts.host.config.paths.state);
+    let head = parts.books.records.head();
     // Found up to here, followed from here: what is written in between is found, and left to the follower.
     let after = *head.borrow();
     let found = {
@@ -49,7 +48,7 @@ pub async fn answer(shared: &Arc<Shared>, query: &str) -> Result<ControlResponse
         reader: Follow::from(&dir, after),
         filter,
         head,
-        stop: shared.stop.clone(),
+        stop: parts.ending.stop.clone(),
         dir,
     });
     Ok(lines(stream_of(found, tail)))

@@ -9,72 +9,71 @@ use agentguard_control::api::{
 };
 use jiff::Timestamp;
 
+use crate::Parts;
+use crate::books::Books;
+use crate::books::alarms::Alarm;
+use crate::books::limits::Ledger;
 use crate::books::limits::counters::Used;
+use crate::books::records;
+use crate::census::Census;
 use crate::enforce::expiry;
-use crate::forwarder;
-use crate::lock;
+use crate::forwarder::{self, ForwarderLink};
+use crate::lock::lock;
+use crate::roster::Roster;
+use crate::roster::active::Active;
 use crate::roster::registry::Done;
 use crate::roster::stops::Stop;
-use crate::state::{Active, Shared};
 
-pub fn status(shared: &Shared) -> Status {
-    let agents = counts(shared);
+pub fn status(parts: &Parts) -> Status {
+    let Parts {
+        host,
+        roster,
+        enforce,
+        books,
+        forwarder,
+        ..
+    } = parts;
+    let agents = counts(roster, &parts.census);
     let (hooks, counters) = {
-        let kernel = lock(&shared.kernel);
+        let kernel = lock(&enforce.kernel);
         (kernel.hooks(), kernel.counters())
     };
-    let guarantees = shared.guarantees();
-    let hooks: Vec<HookView> = hooks
-        .iter()
-        .map(|hook| HookView {
-            name: hook.name.to_owned(),
-            attached: hook.attached,
-        })
-        .collect();
+    let guarantees = enforce.guarantees(host, forwarder);
     let audit = AuditView {
-        path: crate::audit_dir(&shared.config.paths.state),
-        available: *shared.records.available().borrow(),
-        seq: shared.records.head().borrow().seq,
-        error: shared.records.trouble(),
+        path: crate::audit_dir(&host.config.paths.state),
+        available: *books.records.available().borrow(),
+        seq: books.records.head().borrow().seq,
+        error: books.records.trouble(),
     };
-    let forwarder = forwarder_view(shared);
-    let mut alarms: Vec<String> = lock(&shared.alarms).values().cloned().collect();
-    if let Some(error) = &forwarder.error {
-        alarms.push(format!(
-            "no forwarder, agents' connects are refused: {error}"
-        ));
-    }
-    if let Some(error) = &audit.error {
-        alarms.push(format!(
-            "no audit records, agents' requests are refused: {error}"
-        ));
-    }
-    if let Some(error) = shared.ledger.trouble() {
-        alarms.push(format!(
-            "nothing is counted, requests that have limits are refused: {error}"
-        ));
-    }
-    for hook in hooks.iter().filter(|hook| !hook.attached) {
-        alarms.push(format!("hook `{}` is not attached", hook.name));
-    }
-    let expires = shared
-        .active
-        .load()
-        .as_ref()
-        .and_then(|it| it.policy.expires());
-    alarms.extend(expiry::alarm(expires, Timestamp::now()));
-    alarms.extend(shared.active.load().as_ref().and_then(|it| observed(it)));
-    if shared.active.load().is_none() {
-        alarms.push("no bundle is in force: every agent is denied everything".into());
+    let forwarder = forwarder_view(forwarder, &parts.census);
+    let active = roster.active.load();
+    let mut alarms = books.alarms.raised();
+    alarms.extend(forwarder.error.clone().map(Alarm::NoForwarder));
+    alarms.extend(audit.error.clone().map(Alarm::NoRecords));
+    alarms.extend(books.ledger.trouble().map(Alarm::NothingCounted));
+    let detached = hooks.iter().filter(|hook| !hook.attached);
+    alarms.extend(detached.map(|hook| Alarm::HookDetached(hook.name)));
+    match active.as_deref() {
+        Some(active) => {
+            alarms.extend(expiry::alarm(active.policy.expires(), Timestamp::now()));
+            alarms.extend(observed(active));
+        }
+        None => alarms.push(Alarm::NoBundle),
     }
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
-        started_at: shared.started,
+        started_at: host.started,
         forwarder,
-        bundle: shared.active.load().as_ref().map(|active| in_force(active)),
+        bundle: active.as_deref().map(in_force),
         agents,
-        hooks,
+        hooks: hooks
+            .iter()
+            .map(|hook| HookView {
+                name: hook.name.to_owned(),
+                attached: hook.attached,
+            })
+            .collect(),
         guarantees,
         drops: counters
             .unwrap_or_default()
@@ -82,41 +81,42 @@ pub fn status(shared: &Shared) -> Status {
             .map(|(name, count)| (name.to_owned(), count))
             .collect(),
         audit,
-        alarms,
+        alarms: alarms.iter().map(Alarm::to_string).collect(),
     }
 }
 
 /// What an operator must never overlook.
-fn observed(active: &Active) -> Option<String> {
-    let agents = active.policy.agents().filter(|agent| agent.observe);
-    let names: Vec<&str> = agents.map(|agent| agent.name.as_str()).collect();
-    (!names.is_empty()).then(|| {
-        format!(
-            "only observed, what policy denies is let through: {}",
-            names.join(", ")
-        )
-    })
+fn observed(active: &Active) -> Option<Alarm> {
+    let names: Vec<String> = active
+        .policy
+        .agents()
+        .filter(|agent| agent.observe)
+        .map(|agent| agent.name.clone())
+        .collect();
+    (!names.is_empty()).then_some(Alarm::OnlyObserved(names))
 }
 
-fn counts(shared: &Shared) -> AgentCounts {
-    let stopped = shared.stops();
+fn counts(roster: &Roster, census: &Census) -> AgentCounts {
+    let stopped = roster.stops();
     let killed = stopped.values().filter(|stop| **stop == Stop::Killed);
     let killed = killed.count();
-    let registry = lock(&shared.registry);
-    let activity = lock(&shared.activity);
-    let lineage = lock(&shared.lineage);
-    let ids = registry.agents().values().map(|known| known.id);
+    let known = roster.known();
+    let processes = lock(&census.lineage).all_running().len();
+    let activity = lock(&census.activity);
     AgentCounts {
-        known: registry.agents().len(),
+        known: known.len(),
         killed,
         stopped: stopped.len() - killed,
-        processes: lineage.all_running().len(),
-        connections: ids.map(|id| activity.of(id).connections).sum(),
+        processes,
+        connections: known
+            .iter()
+            .map(|(_, id)| activity.of(*id).connections)
+            .sum(),
     }
 }
 
-fn forwarder_view(shared: &Shared) -> ForwarderView {
-    let (status, restarts) = shared.forwarder.status();
+fn forwarder_view(forwarder: &ForwarderLink, census: &Census) -> ForwarderView {
+    let (status, restarts) = forwarder.status();
     let (state, up, error) = match status {
         forwarder::Status::Starting => ("starting", None, None),
         forwarder::Status::Up {
@@ -128,7 +128,7 @@ fn forwarder_view(shared: &Shared) -> ForwarderView {
         state: state.into(),
         pid: up.map(|(pid, ..)| pid),
         port: up.map(|(_, port, _)| port),
-        namespaces: shared.namespaces.count(),
+        namespaces: census.namespaces.count(),
         restarts,
         landlock_abi: up.map(|(.., sandbox)| sandbox.landlock_abi),
         error,
@@ -158,8 +158,8 @@ fn view(done: &Done) -> DoneView {
 }
 
 /// As the bundle in force has them: what another has counted otherwise is over.
-fn limits(shared: &Shared, active: Option<&Active>, agent: &str) -> Vec<LimitView> {
-    let used = shared.ledger.of(agent).into_iter();
+fn limits(ledger: &Ledger, active: Option<&Active>, agent: &str) -> Vec<LimitView> {
+    let used = ledger.of(agent).into_iter();
     let views = used.filter_map(
         |Used {
              counter,
@@ -181,14 +181,17 @@ fn limits(shared: &Shared, active: Option<&Active>, agent: &str) -> Vec<LimitVie
     views.collect()
 }
 
-pub fn agents(shared: &Shared) -> Vec<AgentLine> {
-    let active = shared.active.load_full();
-    let stops = shared.stops();
-    let registry = lock(&shared.registry);
-    let activity = lock(&shared.activity);
-    let lineage = lock(&shared.lineage);
-    let mut lines: Vec<AgentLine> = registry
-        .agents()
+pub fn agents(roster: &Roster, census: &Census, books: &Books) -> Vec<AgentLine> {
+    let active = roster.active.load_full();
+    let stops = roster.stops();
+    // Copies, one after another: no table is held while another is read.
+    let (known, inactive) = {
+        let registry = lock(&roster.registry);
+        (registry.agents().clone(), registry.inactive().clone())
+    };
+    let ids = known.values().map(|known| known.id);
+    let seen = census.seen(ids.chain([AgentId::AMBIGUOUS]));
+    let mut lines: Vec<AgentLine> = known
         .iter()
         .map(|(name, known)| {
             let listed = active.as_ref().and_then(|active| {
@@ -202,8 +205,8 @@ pub fn agents(shared: &Shared) -> Vec<AgentLine> {
             };
             let reassigned = known.owner.as_ref();
             let reassigned = reassigned.filter(|now| listed.is_some_and(|it| it.owner == now.to));
-            let inactive = listed.and_then(|agent| registry.inactive().get(&agent.owner));
-            let seen = activity.of(known.id);
+            let inactive = listed.and_then(|agent| inactive.get(&agent.owner));
+            let (activity, processes) = seen.get(&known.id).cloned().unwrap_or_default();
             AgentLine {
                 name: name.clone(),
                 id: known.id.0,
@@ -212,34 +215,34 @@ pub fn agents(shared: &Shared) -> Vec<AgentLine> {
                 owner_in_bundle: reassigned.map(|now| now.from.clone()),
                 parent: listed.and_then(|agent| agent.parent.clone()),
                 risk: listed.map(|agent| agent.risk.clone()),
-                processes: lineage.running(known.id),
-                connections: seen.connections,
-                allowed: seen.allowed,
-                denied: seen.denied,
-                last_seen: seen.last_seen,
+                processes,
+                connections: activity.connections,
+                allowed: activity.allowed,
+                denied: activity.denied,
+                last_seen: activity.last_seen,
                 killed: known.killed.as_ref().map(view),
                 out: known.out.as_ref().map(|(_, done)| view(done)),
                 owner_inactive: inactive.map(view),
-                limits: limits(shared, active.as_deref(), name),
+                limits: limits(&books.ledger, active.as_deref(), name),
             }
         })
         .collect();
-    let ambiguous = lineage.running(AgentId::AMBIGUOUS);
-    if !ambiguous.is_empty() {
-        let seen = activity.of(AgentId::AMBIGUOUS);
+    if let Some((activity, processes)) = seen.get(&AgentId::AMBIGUOUS)
+        && !processes.is_empty()
+    {
         lines.push(AgentLine {
-            name: crate::books::records::unnamed(AgentId::AMBIGUOUS),
+            name: records::unnamed(AgentId::AMBIGUOUS),
             id: AgentId::AMBIGUOUS.0,
             state: "unlisted".into(),
             owner: None,
             owner_in_bundle: None,
             parent: None,
             risk: None,
-            processes: ambiguous,
+            processes: processes.clone(),
             connections: 0,
-            allowed: seen.allowed,
-            denied: seen.denied,
-            last_seen: seen.last_seen,
+            allowed: activity.allowed,
+            denied: activity.denied,
+            last_seen: activity.last_seen,
             killed: None,
             out: None,
             owner_inactive: None,

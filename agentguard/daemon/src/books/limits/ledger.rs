@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use agentguard_policy::Settlement;
 use agentguard_policy::{Charge, Room};
 use jiff::Timestamp;
 use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
+
+use crate::lock::lock;
 
 use super::counters::{Change, Counters, Part, Used};
 use super::journal::{Journal, JournalError};
@@ -321,11 +323,6 @@ fn weigh(charges: &[Charge]) -> Option<usize> {
         let sum = sum + names + rest + size_of::<Charge>();
         (names <= MAX_NAMES.0 && sum <= MAX_NAMES.1).then_some(sum)
     })
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // Counters are changed one whole request at a time.
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn now() -> i64 {

@@ -6,8 +6,8 @@ use agentguard_policy as policy;
 use agentguard_policy::{KernelRule, Proto};
 
 use crate::books::unix;
+use crate::roster::active::Active;
 use crate::roster::registry::Registry;
-use crate::state::Active;
 
 /// What every agent may execute: nothing if no bundle that holds has it, though its processes may still run.
 pub(super) fn exec_rules(registry: &Registry, to: Option<&Active>) -> Vec<ExecRules> {

@@ -4,12 +4,14 @@ use agentguard_bundle::history::{Entry, Origin};
 use agentguard_bundle::pack::{self, Signer};
 use agentguard_bundle::store::{self, Loaded, Trust};
 use agentguard_policy::Sources;
-use agentguard_record::{Meta, Operation};
+use agentguard_record::{Actor, Meta, Operation};
 use jiff::Timestamp;
 
 use super::ApplyError;
-use crate::lock;
-use crate::state::{Active, Shared};
+use crate::host::Host;
+use crate::lock::lock;
+use crate::roster::Roster;
+use crate::roster::active::Active;
 
 /// What an operator wants in force.
 pub enum Wanted {
@@ -38,13 +40,14 @@ impl Wanted {
 
 /// The bundle's files, and whose signature they were accepted for.
 pub(super) fn find(
-    shared: &Shared,
+    host: &Host,
+    roster: &Roster,
     wanted: Wanted,
     in_force: Option<&Active>,
 ) -> Result<Loaded, ApplyError> {
     let refused = |why: String| ApplyError::Refused(why);
     let keys = || {
-        store::trusted_keys(&shared.config.paths.trust, Trust::Root)
+        store::trusted_keys(&host.config.paths.trust, Trust::Root)
             .map_err(|e| refused(e.to_string()))
     };
     match wanted {
@@ -61,7 +64,7 @@ pub(super) fn find(
             })
         }
         Wanted::Earlier(serial) => {
-            let history = lock(&shared.history);
+            let history = lock(&roster.history);
             let entry = earlier(history.entries(), serial, in_force.map(|it| &it.entry))
                 .map_err(refused)?;
             if let Some(signer) = &entry.signer
@@ -101,32 +104,32 @@ fn earlier<'e>(
 }
 
 pub(super) fn next_entry(
-    shared: &Shared,
+    roster: &Roster,
     meta: Meta,
     origin: Origin,
-    uid: u32,
+    by: Actor,
     signer: Option<Signer>,
 ) -> Entry {
-    let history = lock(&shared.history);
+    let history = lock(&roster.history);
     Entry {
         seq: history.next_seq(),
         highest: meta.serial.max(history.highest()),
         meta,
         applied_at: Timestamp::now(),
         origin,
-        uid,
+        by,
         signer,
     }
 }
 
 /// What was once in force comes back by a rollback alone, so that nobody brings an old bundle as a new one.
 pub(super) fn check_serial(
-    shared: &Shared,
+    roster: &Roster,
     old: Option<&Active>,
     new: &Active,
 ) -> Result<(), ApplyError> {
     let serial = new.meta.serial;
-    let history = lock(&shared.history);
+    let history = lock(&roster.history);
     let highest = history
         .highest()
         .max(old.map_or(0, |old| old.entry.highest));

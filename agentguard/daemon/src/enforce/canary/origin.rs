@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::enforce::canary::process::FROM_ORIGIN;
-use crate::lock;
+use crate::lock::lock;
 
 /// Connections at once. Others on this host can connect too, and must not keep the forwarder out.
 const MAX_CONNECTIONS: usize = 256;

@@ -8,13 +8,15 @@ use std::time::Duration;
 use agentguard_common::abi::{AgentId, Label};
 use agentguard_kernel::UnixJudged;
 use agentguard_sys as sys;
+use agentguard_sys::user::Account;
 
+use super::CanaryParts;
 use super::targets::{REQUEST, Targets, Trial};
+use crate::enforce::Enforce;
 use crate::enforce::canary::process as canary;
 use crate::enforce::canary::process::{Attempt, FROM_ORIGIN, Seen};
 use crate::forwarder::Status;
-use crate::lock;
-use crate::state::Shared;
+use crate::lock::lock;
 
 /// How long it may take for all of its attempts; each has a shorter limit of its own.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -44,16 +46,16 @@ impl From<io::Error> for Trouble {
     }
 }
 
-pub(super) fn round(shared: &Shared, targets: &Targets) -> Result<(), Trouble> {
+pub(super) fn round(parts: &CanaryParts, targets: &Targets) -> Result<(), Trouble> {
     targets.clear();
-    let bird = Bird::start(shared)?;
-    let result = fly(shared, targets, bird);
+    let bird = Bird::start(&parts.enforce, &parts.host.account)?;
+    let result = fly(parts, targets, bird);
     targets.clear();
     result
 }
 
-fn fly(shared: &Shared, targets: &Targets, mut bird: Bird<'_>) -> Result<(), Trouble> {
-    let unix = lock(&shared.kernel).unix_judged() != UnixJudged::Never;
+fn fly(parts: &CanaryParts, targets: &Targets, mut bird: Bird<'_>) -> Result<(), Trouble> {
+    let unix = lock(&parts.enforce.kernel).unix_judged() != UnixJudged::Never;
     bird.label(AgentId::CANARY)?;
     let mut kernel = bird.tries(targets.kernel(unix)?)?;
     // An upgrade has come meanwhile.
@@ -61,13 +63,13 @@ fn fly(shared: &Shared, targets: &Targets, mut bird: Bird<'_>) -> Result<(), Tro
     bird.label(AgentId::CANARY_HOSTS)?;
     kernel.extend(bird.tries(vec![forbidden("exec", Attempt::Exec)])?);
     judge_all(&kernel)?;
-    requests(shared, targets, &mut bird)
+    requests(parts, targets, &mut bird)
 }
 
-fn requests(shared: &Shared, targets: &Targets, bird: &mut Bird<'_>) -> Result<(), Trouble> {
-    let before = shared.forwarder.status();
+fn requests(parts: &CanaryParts, targets: &Targets, bird: &mut Bird<'_>) -> Result<(), Trouble> {
+    let before = parts.forwarder.status();
     let trials = match before.0 {
-        Status::Up { .. } => targets.requests(shared.authority.certificate_pem()).into(),
+        Status::Up { .. } => targets.requests(parts.authority.certificate_pem()).into(),
         Status::Down { .. } => {
             let attempt = Attempt::Connect(targets.origin.addr());
             vec![forbidden("TCP connect without a forwarder", attempt)]
@@ -76,7 +78,7 @@ fn requests(shared: &Shared, targets: &Targets, bird: &mut Bird<'_>) -> Result<(
         Status::Starting => return Ok(()),
     };
     // Without an audit log requests are refused in other ways.
-    let is_recorded = || *shared.records.available().borrow();
+    let is_recorded = || *parts.books.records.available().borrow();
     let was_recorded = is_recorded();
     let seen = bird.tries(trials)?;
     for (_, seen) in &seen {
@@ -87,7 +89,7 @@ fn requests(shared: &Shared, targets: &Targets, bird: &mut Bird<'_>) -> Result<(
             return Err(Trouble::Surprise(why.into()));
         }
     }
-    if shared.forwarder.status() != before || !was_recorded || !is_recorded() {
+    if parts.forwarder.status() != before || !was_recorded || !is_recorded() {
         return Ok(());
     }
     judge_all(&seen)
@@ -152,22 +154,21 @@ fn judge(name: &str, permitted: bool, seen: &Seen) -> Result<(), String> {
 
 /// The process, and the daemon's end of the link. Dropped, it is nobody's, and ends.
 struct Bird<'s> {
-    shared: &'s Shared,
+    enforce: &'s Enforce,
     child: Child,
     link: UnixStream,
     answers: BufReader<UnixStream>,
 }
 
 impl<'s> Bird<'s> {
-    fn start(shared: &'s Shared) -> Result<Self, Trouble> {
+    fn start(enforce: &'s Enforce, account: &Account) -> Result<Self, Trouble> {
         let (link, theirs) = UnixStream::pair()?;
         link.set_read_timeout(Some(LIMIT))?;
         let answers = BufReader::new(link.try_clone()?);
-        let account = &shared.forwarder_account;
         let child = sys::spawn::unprivileged(account, &["canary"], vec![theirs.into()])
             .map_err(Trouble::lost)?;
         Ok(Self {
-            shared,
+            enforce,
             child,
             link,
             answers,
@@ -177,7 +178,7 @@ impl<'s> Bird<'s> {
     /// It waits for its orders, and has done nothing yet as nobody's process.
     fn label(&self, agent: AgentId) -> Result<(), Trouble> {
         let label = Label { agent, flags: 0 };
-        lock(&self.shared.kernel)
+        lock(&self.enforce.kernel)
             .set_label(self.child.id(), label)
             .map_err(Trouble::lost)
     }

@@ -1,15 +1,15 @@
 use super::*;
 
-fn handle(dir: &tempfile::TempDir) -> Handle {
-    Handle::new(Book::open(&dir.path().join("tasks.json")).unwrap())
+fn tasks(dir: &tempfile::TempDir) -> Tasks {
+    Tasks::new(Book::open(&dir.path().join("tasks.json")).unwrap())
 }
 
 #[tokio::test]
 async fn who_lists_tasks_does_not_wait_for_a_change() {
     let dir = tempfile::tempdir().unwrap();
-    let handle = handle(&dir);
-    let open = |handle: &Handle| handle.list().len();
-    let wanted = Wanted {
+    let tasks = tasks(&dir);
+    let open = |tasks: &Tasks| tasks.list().len();
+    let new = NewTask {
         agent: "a".into(),
         opened_by: OpenedBy::Agent,
         by: None,
@@ -22,24 +22,24 @@ async fn who_lists_tasks_does_not_wait_for_a_change() {
     let here = std::thread::current().id();
     let add = move |book: &mut Book| {
         assert_ne!(std::thread::current().id(), here);
-        Ok(book.add(wanted, Timestamp::now())?.0)
+        Ok(book.add(new, Timestamp::now())?.0)
     };
-    let (book, line) = handle.change(add).await.unwrap();
-    assert_eq!(open(&handle), 1, "while it is held for the change");
+    let (book, line) = tasks.change(add).await.unwrap();
+    assert_eq!(open(&tasks), 1, "while it is held for the change");
     drop(book);
     let end = move |book: &mut Book| Ok(book.end(|it| it.id == line.id)?);
-    handle.change(end).await.unwrap();
-    assert_eq!(open(&handle), 0);
+    tasks.change(end).await.unwrap();
+    assert_eq!(open(&tasks), 0);
     std::fs::remove_dir_all(dir.path()).unwrap();
     let end = |_: &mut Book| Err::<(), _>(TaskError::Failed("no disk".into()));
-    assert!(handle.change(end).await.is_err());
+    assert!(tasks.change(end).await.is_err());
 }
 
 #[test]
 fn agents_changes_are_bounded() {
-    let handle = handle(&tempfile::tempdir().unwrap());
-    let mut places: Vec<_> = (0..MAX_CHANGES).map(|_| handle.place().unwrap()).collect();
-    assert!(handle.place().is_none());
+    let tasks = tasks(&tempfile::tempdir().unwrap());
+    let mut places: Vec<_> = (0..MAX_CHANGES).map(|_| tasks.place().unwrap()).collect();
+    assert!(tasks.place().is_none());
     places.pop();
-    assert!(handle.place().is_some());
+    assert!(tasks.place().is_some());
 }

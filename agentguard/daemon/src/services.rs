@@ -1,0 +1,142 @@
+//! What runs beside the control API, from the start to the end: each service has the parts that it uses.
+
+use agentguard_kernel::Events;
+use agentguard_link::frame::Start;
+use agentguard_sys::network::Changes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::Parts;
+use crate::books::events::EventReader;
+use crate::census::adoption::Adoption;
+use crate::census::attendance;
+use crate::census::namespaces::{Look, NamespaceServer};
+use crate::enforce::canary::{Canary, CanaryParts};
+use crate::enforce::expiry::Expiry;
+use crate::forwarder::{self, Order, SupervisorParts};
+use crate::host::network;
+use crate::host::startup::StartError;
+use crate::roster::tasks::TaskClock;
+
+/// What services are asked and told through.
+pub struct Inboxes {
+    pub events: Events,
+    /// Who asks for the kernel's ring to be read.
+    pub drains: mpsc::Receiver<oneshot::Sender<()>>,
+    pub looks: mpsc::Receiver<Look>,
+    pub network: Changes,
+    pub orders: mpsc::Receiver<Order>,
+}
+
+/// The services whose end the daemon waits for.
+pub struct Services {
+    events: JoinHandle<()>,
+    namespaces: JoinHandle<()>,
+    adoption: JoinHandle<()>,
+    pub supervisor: JoinHandle<()>,
+}
+
+impl Services {
+    /// `start`: what a new forwarder starts with. Must be called when the first bundle is in force.
+    pub fn spawn(parts: &Parts, inboxes: Inboxes, start: Start) -> Self {
+        let Parts {
+            host,
+            roster,
+            changes,
+            census,
+            enforce,
+            books,
+            forwarder,
+            authority,
+            ending,
+        } = parts;
+        let stop = || ending.stop.clone();
+        let events = EventReader {
+            host: host.clone(),
+            roster: roster.clone(),
+            census: census.clone(),
+            enforce: enforce.clone(),
+            books: books.clone(),
+            stop: stop(),
+        };
+        let expiry = Expiry {
+            roster: roster.clone(),
+            changes: changes.clone(),
+            census: census.clone(),
+            enforce: enforce.clone(),
+            books: books.clone(),
+            stop: stop(),
+        };
+        let namespaces = NamespaceServer {
+            census: census.clone(),
+            enforce: enforce.clone(),
+            books: books.clone(),
+            forwarder: forwarder.clone(),
+            stop: stop(),
+        };
+        let adoption = Adoption {
+            roster: roster.clone(),
+            changes: changes.clone(),
+            census: census.clone(),
+            enforce: enforce.clone(),
+            books: books.clone(),
+            forwarder: forwarder.clone(),
+            stop: stop(),
+        };
+        let tasks = TaskClock {
+            roster: roster.clone(),
+            books: books.clone(),
+            forwarder: forwarder.clone(),
+            stop: stop(),
+        };
+        let supervisor = SupervisorParts {
+            host: host.clone(),
+            roster: roster.clone(),
+            census: census.clone(),
+            enforce: enforce.clone(),
+            books: books.clone(),
+            authority: authority.clone(),
+            forwarder: forwarder.clone(),
+        };
+        let network = network::serve(host.clone(), forwarder.clone(), inboxes.network, stop());
+        let attendance = attendance::serve(census.clone(), forwarder.clone(), stop());
+        let events = tokio::spawn(events.serve(inboxes.events, inboxes.drains));
+        tokio::spawn(expiry.serve());
+        let namespaces = tokio::spawn(namespaces.serve(inboxes.looks));
+        let adoption = tokio::spawn(adoption.serve());
+        tokio::spawn(network);
+        tokio::spawn(tasks.serve());
+        tokio::spawn(attendance);
+        let supervisor = tokio::spawn(forwarder::supervise(
+            supervisor.into(),
+            inboxes.orders,
+            start,
+        ));
+        Self {
+            events,
+            namespaces,
+            adoption,
+            supervisor,
+        }
+    }
+
+    /// When the forwarder has stopped, and the daemon has been told to.
+    pub async fn ended(self) {
+        let _ = self.supervisor.await;
+        let _ = self.events.await;
+        let _ = self.namespaces.await;
+        let _ = self.adoption.await;
+    }
+}
+
+/// The canary is a service that is asked for a round before it is left alone.
+pub fn canary(parts: &Parts) -> Result<Canary, StartError> {
+    let used = CanaryParts {
+        host: parts.host.clone(),
+        enforce: parts.enforce.clone(),
+        books: parts.books.clone(),
+        forwarder: parts.forwarder.clone(),
+        authority: parts.authority.clone(),
+    };
+    Canary::open(used, parts.roster.clone(), parts.ending.stop.clone())
+}
