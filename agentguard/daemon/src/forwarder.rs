@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use agentguard_link::calls::to_forwarder::Dropped;
 
-use super::link::{Ended, Session, Unanswered};
+use super::link::{Session, SessionEnd, Unanswered};
 use crate::books::Books;
 use crate::census::Census;
 use crate::census::namespaces::Entering;
@@ -279,16 +279,16 @@ pub async fn supervise(
         let begun = tokio::time::Instant::now();
         let ended = match Session::start(&parts, start.clone()).await {
             Ok(session) => session.serve(&parts, &mut orders, &mut start.state).await,
-            Err(error) => Ended::Failed(error),
+            Err(error) => SessionEnd::Failed(error),
         };
         parts.enforce.forwarder_is_down(&parts.census);
         let error = match ended {
-            Ended::Stopped(reply) => {
+            SessionEnd::Stopped(reply) => {
                 telling.abort();
                 let _ = reply.send(Ok(()));
                 return;
             }
-            Ended::Failed(error) => error,
+            SessionEnd::Failed(error) => error,
         };
         if begun.elapsed() > WELL {
             delay = BACKOFF.0;

@@ -33,7 +33,8 @@ const QUEUE: usize = 65_536;
 /// How long one that was told to stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
-pub enum Ended {
+/// How a session with a forwarder ended.
+pub enum SessionEnd {
     Stopped(Reply),
     Failed(String),
 }
@@ -194,19 +195,19 @@ impl Session {
         parts: &Arc<SupervisorParts>,
         orders: &mut mpsc::Receiver<Order>,
         state: &mut State,
-    ) -> Ended {
+    ) -> SessionEnd {
         loop {
             tokio::select! {
                 frame = self.frames.receive() => match frame {
                     Ok(Some(ToDaemon::Lost { netns })) if netns == parts.enforce.netns_cookie => {
-                        return Ended::Failed("its listener was destroyed".into());
+                        return SessionEnd::Failed("its listener was destroyed".into());
                     }
                     Ok(Some(frame)) => self.received(parts, frame).await,
-                    Ok(None) => return Ended::Failed(self.how_it_ended()),
-                    Err(error) => return Ended::Failed(error.to_string()),
+                    Ok(None) => return SessionEnd::Failed(self.how_it_ended()),
+                    Err(error) => return SessionEnd::Failed(error.to_string()),
                 },
                 () = self.out.stuck.cancelled() => {
-                    return Ended::Failed("it does not take what it is told".into());
+                    return SessionEnd::Failed("it does not take what it is told".into());
                 }
                 Some(order) = orders.recv() => match order {
                     Order::Tell(delta) => {
@@ -230,11 +231,11 @@ impl Session {
                         self.out.send(ToForwarder::Leave { netns });
                         let _ = reply.send(left.map_err(|e| e.to_string()));
                     }
-                    Order::Restart(why) => return Ended::Failed(why.into()),
+                    Order::Restart(why) => return SessionEnd::Failed(why.into()),
                     Order::Stop(reply) => {
                         self.out.send(ToForwarder::Stop);
                         self.finish(parts).await;
-                        return Ended::Stopped(reply);
+                        return SessionEnd::Stopped(reply);
                     }
                 }
             }

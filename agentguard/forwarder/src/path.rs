@@ -1,8 +1,8 @@
 //! The path of one connection and of one request, each stage in the order in which it happens: the product on one screen.
 //!
-//! `?` ends a connection whose entry is complete, which [`ConnectionOver`] stands for, or hands up the [`Refusal`] of a request,
-//! which [`answer`] alone answers. An answer that is to be rewritten on its way back is rewritten in [`relay::back`],
-//! where its body is made of upstream's.
+//! `?` ends a connection whose entry is complete, which [`ConnectionOver`] stands for, or hands up the [`Refusal`] of a
+//! request, which [`answer`] alone answers. An answer that is to be rewritten on its way back is rewritten in
+//! [`relay::back`], where its body is made of upstream's.
 
 use std::sync::Arc;
 

@@ -78,7 +78,9 @@ impl Upload {
         let inner = match body {
             RequestBody::Streamed(body) if !body.is_end_stream() => Source::Client(body),
             RequestBody::Whole(body) if !body.is_spent() => Source::Whole(body),
-            _ => return Self::empty(),
+            RequestBody::Streamed(_) | RequestBody::Whole(_) | RequestBody::Spent => {
+                return Self::empty();
+            }
         };
         Self {
             inner,
