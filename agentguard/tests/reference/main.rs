@@ -1,5 +1,6 @@
 //! The pages of the book that the code writes: `cargo xtask docs` writes them, and without it they must be what is there.
 
+mod alarms;
 mod audit_record;
 mod commands;
 mod configuration;
@@ -18,6 +19,7 @@ const WRITE: &str = "AGENTGUARD_WRITE_PAGES";
 
 fn pages() -> Vec<Page> {
     vec![
+        alarms::page(),
         configuration::page(),
         context::page(),
         guarantees::page(),
