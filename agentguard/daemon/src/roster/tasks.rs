@@ -239,7 +239,7 @@ pub struct Unheard {
 }
 
 impl Unheard {
-    pub fn is_told(mut self) {
+    pub fn mark_told(mut self) {
         self.told = true;
     }
 }

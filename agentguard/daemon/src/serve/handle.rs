@@ -321,7 +321,7 @@ async fn run(
             parts.census.namespaces.settle(tgid).await;
             attendance::started(&parts.census, &parts.forwarder, agent, peer).await;
             if let Some(opened) = opened {
-                opened.is_told();
+                opened.mark_told();
             }
             Ok(json(&started))
         }
