@@ -4,13 +4,13 @@ use agentguard_policy::{Action, CanonicalPath};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 
-use super::identity::Target;
-use super::tasks::Named;
+use super::identity::RequestTarget;
+use super::tasks::NamedTask;
 
 /// One thing that an agent does at one host: what one decision is about.
 #[derive(Clone, Copy)]
 pub struct Act<'a> {
-    pub target: &'a Target,
+    pub target: &'a RequestTarget,
     pub action: Action<'a>,
 }
 
@@ -18,11 +18,11 @@ pub struct Act<'a> {
 pub struct Message {
     /// The head, without what is the hop's own.
     pub parts: Parts,
-    pub target: Target,
+    pub target: RequestTarget,
     pub scheme: Scheme,
     pub path: CanonicalPath,
     /// The task that it says it is on.
-    pub task: Named,
+    pub task: NamedTask,
     /// As `Host` or `:authority`.
     pub authority: Authority,
     /// Path and query, as they are sent.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 /// Why an address is not dialled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Refused {
+pub enum AddressRefusal {
     #[error("unspecified")]
     Unspecified,
     #[error("loopback")]
@@ -30,16 +30,16 @@ pub enum Refused {
 
 /// `upstream.allow_addresses`.
 #[derive(Clone, Debug, Default)]
-pub struct Allowed(Vec<IpNet>);
+pub struct AllowedAddresses(Vec<IpNet>);
 
-impl Allowed {
+impl AllowedAddresses {
     pub fn new(nets: &[IpNet]) -> Self {
         Self(nets.to_vec())
     }
 
     /// An address that carries an IPv4 one (mapped, NAT64, 6to4, …) is judged as that one too, and as every one it
     /// carries: each must be public or listed.
-    pub fn check(&self, ip: IpAddr) -> Result<(), Refused> {
+    pub fn check(&self, ip: IpAddr) -> Result<(), AddressRefusal> {
         let ip = ip.to_canonical();
         if self.lists(ip) {
             return Ok(());
@@ -76,40 +76,40 @@ const METADATA_V6: [Ipv6Addr; 3] = [
 ];
 
 /// IANA's IPv4 special-purpose registry (RFC 6890), but for the documentation networks, which lead nowhere.
-fn judge_v4(ip: Ipv4Addr) -> Result<(), Refused> {
+fn judge_v4(ip: Ipv4Addr) -> Result<(), AddressRefusal> {
     if METADATA_V4.contains(&ip) {
-        return Err(Refused::Metadata);
+        return Err(AddressRefusal::Metadata);
     }
     Err(match ip.octets() {
-        [0, 0, 0, 0] => Refused::Unspecified,
-        [0, ..] => Refused::Reserved,
-        [127, ..] => Refused::Loopback,
-        [169, 254, ..] => Refused::LinkLocal,
-        [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => Refused::Private,
-        [100, 64..=127, ..] => Refused::SharedNat,
-        [192, 0, 0, _] | [198, 18..=19, ..] => Refused::Reserved,
-        [224..=239, ..] => Refused::Multicast,
-        [255, 255, 255, 255] => Refused::Broadcast,
-        [240..=255, ..] => Refused::Reserved,
+        [0, 0, 0, 0] => AddressRefusal::Unspecified,
+        [0, ..] => AddressRefusal::Reserved,
+        [127, ..] => AddressRefusal::Loopback,
+        [169, 254, ..] => AddressRefusal::LinkLocal,
+        [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => AddressRefusal::Private,
+        [100, 64..=127, ..] => AddressRefusal::SharedNat,
+        [192, 0, 0, _] | [198, 18..=19, ..] => AddressRefusal::Reserved,
+        [224..=239, ..] => AddressRefusal::Multicast,
+        [255, 255, 255, 255] => AddressRefusal::Broadcast,
+        [240..=255, ..] => AddressRefusal::Reserved,
         _ => return Ok(()),
     })
 }
 
 /// IANA's IPv6 special-purpose registry, with the site-local prefix that RFC 3879 retired.
-fn judge_v6(ip: Ipv6Addr) -> Result<(), Refused> {
+fn judge_v6(ip: Ipv6Addr) -> Result<(), AddressRefusal> {
     if METADATA_V6.contains(&ip) {
-        return Err(Refused::Metadata);
+        return Err(AddressRefusal::Metadata);
     }
     Err(match ip.segments() {
-        [0, 0, 0, 0, 0, 0, 0, 0] => Refused::Unspecified,
-        [0, 0, 0, 0, 0, 0, 0, 1] => Refused::Loopback,
-        [0xfe80..=0xfebf, ..] => Refused::LinkLocal,
-        [0xfec0..=0xfeff, ..] | [0xfc00..=0xfdff, ..] => Refused::Private,
-        [0xff00..=0xffff, ..] => Refused::Multicast,
+        [0, 0, 0, 0, 0, 0, 0, 0] => AddressRefusal::Unspecified,
+        [0, 0, 0, 0, 0, 0, 0, 1] => AddressRefusal::Loopback,
+        [0xfe80..=0xfebf, ..] => AddressRefusal::LinkLocal,
+        [0xfec0..=0xfeff, ..] | [0xfc00..=0xfdff, ..] => AddressRefusal::Private,
+        [0xff00..=0xffff, ..] => AddressRefusal::Multicast,
         // A network's own NAT64 prefix (RFC 8215): where the IPv4 address is in it depends on that network.
-        [0x64, 0xff9b, 1, ..] => Refused::Reserved,
+        [0x64, 0xff9b, 1, ..] => AddressRefusal::Reserved,
         // Discard-only (RFC 6666) and SRv6 SIDs (RFC 9602).
-        [0x100, 0, 0, 0, ..] | [0x5f00, ..] => Refused::Reserved,
+        [0x100, 0, 0, 0, ..] | [0x5f00, ..] => AddressRefusal::Reserved,
         _ => return Ok(()),
     })
 }
@@ -140,13 +140,13 @@ mod tests {
 
     use super::*;
 
-    fn allowed(nets: &[&str]) -> Allowed {
-        Allowed(nets.iter().map(|net| net.parse().unwrap()).collect())
+    fn allowed(nets: &[&str]) -> AllowedAddresses {
+        AllowedAddresses(nets.iter().map(|net| net.parse().unwrap()).collect())
     }
 
     #[test]
     fn table() {
-        use Refused::*;
+        use AddressRefusal::*;
         let none = allowed(&[]);
         for (ip, expected) in [
             ("1.1.1.1", Ok(())),
@@ -222,11 +222,11 @@ mod tests {
             ("::ffff:127.0.0.1", Ok(())),
             ("64:ff9b::10.1.2.3", Ok(())),
             ("fd00:ec2::254", Ok(())),
-            ("::1", Err(Refused::Loopback)),
-            ("10.2.0.1", Err(Refused::Private)),
-            ("2002:a02:1::", Err(Refused::Private)),
+            ("::1", Err(AddressRefusal::Loopback)),
+            ("10.2.0.1", Err(AddressRefusal::Private)),
+            ("2002:a02:1::", Err(AddressRefusal::Private)),
             // One of the two it carries is listed, the other is not.
-            ("2001:0:a01:1:0:0:f5fd:fffe", Err(Refused::Private)),
+            ("2001:0:a01:1:0:0:f5fd:fffe", Err(AddressRefusal::Private)),
         ] {
             assert_eq!(some.check(ip.parse().unwrap()), expected, "{ip}");
         }
@@ -236,7 +236,7 @@ mod tests {
         #[test]
         fn no_form_of_a_refused_address_is_let_through(bits: u32) {
             let v4 = Ipv4Addr::from(bits);
-            let none = Allowed::default();
+            let none = AllowedAddresses::default();
             let plain = none.check(v4.into());
             let [a, b] = [(bits >> 16) as u16, bits as u16];
             for form in [

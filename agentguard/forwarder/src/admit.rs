@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::exchange::Exchange;
 use super::forwarder::Forwarder;
 use super::framing;
-use super::identity::{self, Entrance, Target};
+use super::identity::{self, Entrance, RequestTarget};
 use super::life::Life;
 use super::origin::{self, OriginError, OriginSource};
 use super::record::{ConnectionOver, Entry};
@@ -30,8 +30,8 @@ pub struct Door {
     pub places: Arc<Semaphore>,
 }
 
-/// One of them, held for as long as the connection is there.
-pub type Place = OwnedSemaphorePermit;
+/// One of a door's places, held for as long as the connection is there.
+pub type ConnectionSlot = OwnedSemaphorePermit;
 
 /// A connection whose agent and destination are known.
 pub struct Arrival {
@@ -39,7 +39,7 @@ pub struct Arrival {
     pub life: Arc<Life>,
     pub origin: Origin,
     /// What `CONNECT` named, inside one.
-    pub tunnel: Option<Target>,
+    pub tunnel: Option<RequestTarget>,
 }
 
 /// Somebody's connection, and nobody knows whose: closed, and recorded as nobody's.
@@ -56,7 +56,7 @@ pub fn nobodys(forwarder: &Forwarder, error: &OriginError) -> ConnectionOver {
 pub fn admit(
     door: &Door,
     origin: Origin,
-    place: Option<&Place>,
+    place: Option<&ConnectionSlot>,
 ) -> Result<(Arrival, Entry), ConnectionOver> {
     let forwarder = door.forwarder.serving(origin.agent);
     let life = forwarder.lives.of(origin.agent);
@@ -93,7 +93,7 @@ impl Arrival {
     }
 
     /// The one name that a TLS connection is for: no name, no connection.
-    pub fn named(&self, hello: &Hello) -> Result<Target, String> {
+    pub fn named(&self, hello: &Hello) -> Result<RequestTarget, String> {
         let name = hello
             .server_name
             .as_deref()
@@ -109,14 +109,14 @@ impl Arrival {
                 host.as_str()
             ));
         }
-        Ok(Target {
+        Ok(RequestTarget {
             host,
             port: self.port(),
         })
     }
 
     /// Whether the host's TLS is not ended here. Names that nothing covers are: a request can be told why not.
-    pub fn passes(&self, target: &Target) -> bool {
+    pub fn passes(&self, target: &RequestTarget) -> bool {
         if is_reserved(&target.host) {
             return false;
         }
@@ -152,7 +152,7 @@ impl Arrival {
 }
 
 /// Where the request goes, if it can be recorded and is one that can be judged. `head`: its bytes as they came.
-pub fn head(exchange: &mut Exchange, parts: &Parts, head: &[u8]) -> Result<Target, Refusal> {
+pub fn head(exchange: &mut Exchange, parts: &Parts, head: &[u8]) -> Result<RequestTarget, Refusal> {
     let session = &exchange.session;
     if !session.forwarder.records.available() {
         return Err(Refusal::unrecorded(NO_AUDIT));

@@ -16,15 +16,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::refusal::{Cause, Refusal};
 
-/// Bytes that one permit of [`Room`] stands for.
+/// Bytes that one permit of [`BodyMemory`] stands for.
 const UNIT: usize = 4096;
 
 /// The memory that all held bodies together may take.
-pub struct Room {
+pub struct BodyMemory {
     free: Arc<Semaphore>,
 }
 
-impl Room {
+impl BodyMemory {
     pub fn new(limits: &Limits) -> Self {
         let units = (limits.max_judged_bodies_bytes as usize).div_ceil(UNIT);
         Self {
@@ -61,7 +61,7 @@ pub enum UploadError {
 
 impl RequestBody {
     /// Takes the whole body in. Refused, what is left of it stays here to be drained.
-    pub async fn hold(&mut self, limits: &Limits, room: &Room) -> Result<(), Refusal> {
+    pub async fn hold(&mut self, limits: &Limits, room: &BodyMemory) -> Result<(), Refusal> {
         let Self::Streamed(body) = self else {
             return Ok(());
         };
@@ -181,7 +181,11 @@ enum Stopped {
     Broken(UploadError),
 }
 
-async fn collect(body: &mut Incoming, limit: usize, room: &Room) -> Result<WholeBody, Stopped> {
+async fn collect(
+    body: &mut Incoming,
+    limit: usize,
+    room: &BodyMemory,
+) -> Result<WholeBody, Stopped> {
     let mut held = WholeBody {
         bytes: Bytes::new(),
         trailers: None,

@@ -13,7 +13,7 @@ use super::daemon::Daemon;
 pub struct Charges(Arc<Daemon>);
 
 /// What a request holds of its limits. Dropped, the daemon is told what has become of it.
-pub struct Held {
+pub struct HeldCharge {
     of: Option<(Arc<Daemon>, Token)>,
     pub settled: Settlement,
 }
@@ -28,28 +28,28 @@ impl Charges {
         &self,
         agent: AgentId,
         permit: Permit<Owed>,
-    ) -> Result<(Permit, Held), Denial> {
+    ) -> Result<(Permit, HeldCharge), Denial> {
         let charges = permit.charges().to_vec();
         let (room, held) = match self.0.call(TakeRoom { agent, charges }).await {
             // Nothing is awaited in between: what was taken is held by somebody at any time.
             Ok((token, room)) => {
-                let held = Held::of(&self.0, token, &room);
+                let held = HeldCharge::of(&self.0, token, &room);
                 (room, held)
             }
             Err(Silent::TooMany(_)) => {
                 let why = "too many requests with limits are under way";
-                (Room::Unavailable(why.into()), Held::nothing())
+                (Room::Unavailable(why.into()), HeldCharge::nothing())
             }
             Err(Silent::Late(..) | Silent::Gone | Silent::Senseless(_)) => {
                 let why = "the daemon does not answer";
-                (Room::Unavailable(why.into()), Held::nothing())
+                (Room::Unavailable(why.into()), HeldCharge::nothing())
             }
         };
         permit.answered(&room).map(|permit| (permit, held))
     }
 }
 
-impl Held {
+impl HeldCharge {
     /// What the daemon's answer to the call with this token has given.
     pub fn of(daemon: &Arc<Daemon>, token: Token, room: &Room) -> Self {
         Self {
@@ -67,7 +67,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldCharge {
     fn drop(&mut self) {
         if let Some((daemon, token)) = self.of.take() {
             daemon.settle(token, self.settled);

@@ -14,7 +14,7 @@ const LOOKS: u32 = 4;
 /// Nothing is being waited for.
 const NEVER: u64 = u64::MAX;
 
-pub struct Clock {
+pub struct SessionClock {
     start: Instant,
     head: Duration,
     idle: Duration,
@@ -34,7 +34,7 @@ pub enum Late {
     Idle,
 }
 
-impl Clock {
+impl SessionClock {
     pub fn new(head: Duration, idle: Duration) -> Self {
         Self {
             start: Instant::now(),
@@ -98,7 +98,7 @@ impl Clock {
 }
 
 /// Held while a request is being answered, the body included.
-pub struct Busy(Arc<Clock>);
+pub struct Busy(Arc<SessionClock>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -109,19 +109,19 @@ impl Drop for Busy {
 }
 
 /// A stream that tells what is read of it.
-pub struct Watched<S, F> {
+pub struct WatchedStream<S, F> {
     inner: S,
     heard: F,
 }
 
-impl<S, F: Fn(&[u8])> Watched<S, F> {
+impl<S, F: Fn(&[u8])> WatchedStream<S, F> {
     /// `heard` is called with bytes as they come.
     pub fn new(inner: S, heard: F) -> Self {
         Self { inner, heard }
     }
 }
 
-impl<S: AsyncRead + Unpin, F: Fn(&[u8]) + Unpin> AsyncRead for Watched<S, F> {
+impl<S: AsyncRead + Unpin, F: Fn(&[u8]) + Unpin> AsyncRead for WatchedStream<S, F> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -137,7 +137,7 @@ impl<S: AsyncRead + Unpin, F: Fn(&[u8]) + Unpin> AsyncRead for Watched<S, F> {
     }
 }
 
-impl<S: AsyncWrite + Unpin, F: Unpin> AsyncWrite for Watched<S, F> {
+impl<S: AsyncWrite + Unpin, F: Unpin> AsyncWrite for WatchedStream<S, F> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -66,7 +66,7 @@ fn give_back(token: Token, answer: &DaemonAnswer) -> Option<ToDaemon> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::charges::Held;
+    use crate::charges::HeldCharge;
     use agentguard_common::abi::AgentId;
     use agentguard_link::calls::to_daemon::TakeRoom;
     use futures_util::FutureExt as _;
@@ -114,7 +114,7 @@ mod tests {
         daemon.answered(4, taken());
         let (token, room) = answered.await.unwrap();
         assert_eq!(settled(), None, "it is the caller's now");
-        let mut held = Held::of(&daemon, token, &room);
+        let mut held = HeldCharge::of(&daemon, token, &room);
         held.settled = Settlement::Kept;
         drop(held);
         assert_eq!(settled(), Some((4, Settlement::Kept)));

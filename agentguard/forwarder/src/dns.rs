@@ -18,11 +18,11 @@ use hickory_proto::rr::RecordType;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use self::verdict::Verdict;
+use self::verdict::QueryVerdict;
 use self::wire::{encode, parse};
-use super::resolve::{Family, Resolver};
+use super::resolve::{Family, NameResolver};
 
-pub use serve::{Counters, Gate, Server};
+pub use serve::{DropCounters, Gate, Server};
 
 /// How a query came, which bounds its answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,7 +33,7 @@ pub enum Transport {
 
 /// What goes back, and what is recorded. The record is sent first.
 #[derive(Debug)]
-pub struct Answer {
+pub struct DnsAnswer {
     /// `None` where an answer would be wrong: to what is no query.
     pub bytes: Option<Vec<u8>>,
     pub record: Draft,
@@ -41,7 +41,7 @@ pub struct Answer {
 
 /// Whether a name may be resolved.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Covered {
+enum NameReach {
     /// It is AgentGuard's own.
     Own,
     Yes,
@@ -57,8 +57,8 @@ pub async fn answer(
     origin: &Origin,
     refused: Option<(DecidedBy, DenyReason)>,
     policy: &Policy,
-    resolver: &Resolver,
-) -> Answer {
+    resolver: &NameResolver,
+) -> DnsAnswer {
     let stale = || {
         policy
             .is_expired(Timestamp::now())
@@ -67,10 +67,10 @@ pub async fn answer(
     let refused = refused.or_else(stale);
     let observes = policy.observes(origin.agent);
     let covers = |name: &HostName| match policy.may_resolve(origin.agent, name) {
-        _ if is_reserved(name) => Covered::Own,
-        true => Covered::Yes,
-        false if observes => Covered::Observed,
-        false => Covered::No,
+        _ if is_reserved(name) => NameReach::Own,
+        true => NameReach::Yes,
+        false if observes => NameReach::Observed,
+        false => NameReach::No,
     };
     let mut answer = respond(query, transport, origin, refused, covers, resolver).await;
     answer.record.bundle = Some(policy.meta().digest.clone());
@@ -82,9 +82,9 @@ async fn respond(
     transport: Transport,
     origin: &Origin,
     refused: Option<(DecidedBy, DenyReason)>,
-    covers: impl Fn(&HostName) -> Covered,
-    resolver: &Resolver,
-) -> Answer {
+    covers: impl Fn(&HostName) -> NameReach,
+    resolver: &NameResolver,
+) -> DnsAnswer {
     let started = Instant::now();
     let mut record = blank(origin);
     let message = match parse(query) {
@@ -93,7 +93,7 @@ async fn respond(
             let verdict = fault.verdict();
             let bytes = fault.bytes(query);
             finish(&mut record, &verdict, started);
-            return Answer { bytes, record };
+            return DnsAnswer { bytes, record };
         }
     };
     let question = &message.queries[0];
@@ -111,38 +111,38 @@ async fn respond(
     let name = HostName::parse(&shown)
         .ok()
         .filter(|name| name.ip().is_none());
-    let covered = name.as_ref().map_or(Covered::No, &covers);
+    let covered = name.as_ref().map_or(NameReach::No, &covers);
     record.latency.decide = micros(started);
     let verdict = match (refused, name) {
-        (Some((by, reason)), _) => Verdict::stopped(by, reason),
-        (None, Some(_)) if covered == Covered::Own => Verdict::own(question.query_type()),
-        (None, Some(name)) if covered != Covered::No => {
+        (Some((by, reason)), _) => QueryVerdict::stopped(by, reason),
+        (None, Some(_)) if covered == NameReach::Own => QueryVerdict::own(question.query_type()),
+        (None, Some(name)) if covered != NameReach::No => {
             let found = look_up(&name, question.query_type(), resolver).await;
             match covered {
-                Covered::Observed => found.observed(),
-                Covered::Own | Covered::Yes | Covered::No => found,
+                NameReach::Observed => found.observed(),
+                NameReach::Own | NameReach::Yes | NameReach::No => found,
             }
         }
-        (None, _) => Verdict::uncovered(),
+        (None, _) => QueryVerdict::uncovered(),
     };
     finish(&mut record, &verdict, started);
     let bytes = encode(&message, &verdict, transport);
-    Answer { bytes, record }
+    DnsAnswer { bytes, record }
 }
 
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "types of records that nobody serves here are answered alike, those to come too"
 )]
-async fn look_up(name: &HostName, kind: RecordType, resolver: &Resolver) -> Verdict {
+async fn look_up(name: &HostName, kind: RecordType, resolver: &NameResolver) -> QueryVerdict {
     let family = match kind {
         RecordType::A => Family::V4,
         RecordType::AAAA => Family::V6,
-        _ => return Verdict::other_type(),
+        _ => return QueryVerdict::other_type(),
     };
     match resolver.family(name, family).await {
-        Ok(resolved) => Verdict::resolved(&resolved),
-        Err(error) => Verdict::failed(&error),
+        Ok(resolved) => QueryVerdict::resolved(&resolved),
+        Err(error) => QueryVerdict::failed(&error),
     }
 }
 
@@ -181,7 +181,7 @@ fn blank(origin: &Origin) -> Draft {
     }
 }
 
-fn finish(record: &mut Draft, verdict: &Verdict, started: Instant) {
+fn finish(record: &mut Draft, verdict: &QueryVerdict, started: Instant) {
     if let Some(request) = &mut record.request {
         request.status = u16::from(verdict.code);
     }

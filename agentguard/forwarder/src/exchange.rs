@@ -16,7 +16,7 @@ use super::record::Entry;
 use super::refusal::Refusal;
 use super::reply::Reply;
 use super::session::Session;
-use super::tasks::Named;
+use super::tasks::NamedTask;
 use super::{origin, respond, upload};
 
 pub struct Exchange {
@@ -50,7 +50,7 @@ impl Exchange {
     }
 
     /// Who is judged. With what is to be written down, so that both can be borrowed.
-    pub fn subject<'a>(&'a mut self, task: &'a Named) -> (Subject<'a>, &'a mut Docket) {
+    pub fn subject<'a>(&'a mut self, task: &'a NamedTask) -> (Subject<'a>, &'a mut Docket) {
         let subject = Subject {
             forwarder: &self.session.forwarder,
             life: &self.session.life,

@@ -9,18 +9,18 @@ use hyper::upgrade::OnUpgrade;
 use super::act::Message;
 use super::body::RequestBody;
 use super::exchange::Exchange;
-use super::identity::Target;
+use super::identity::RequestTarget;
 use super::judge::Grant;
 use super::refusal::Refusal;
 use super::standing::Upgrade;
 use super::tasks::Ends;
 use super::upload::Upload;
-use super::upstream::{self, Call};
+use super::upstream::{self, UpstreamCall};
 
 /// Upstream's answer, and what is known of what it answers.
-pub struct Forwarded {
-    pub answer: upstream::Answer,
-    pub target: Target,
+pub struct ForwardedAnswer {
+    pub answer: upstream::UpstreamAnswer,
+    pub target: RequestTarget,
     /// What rules read for the decision.
     pub gathered: Context,
     /// The end of the tasks that it was permitted on.
@@ -35,7 +35,7 @@ pub async fn send(
     message: Message,
     grant: Grant,
     body: &mut RequestBody,
-) -> Result<Forwarded, Refusal> {
+) -> Result<ForwardedAnswer, Refusal> {
     let session = exchange.session.clone();
     let forwarder = &session.forwarder;
     let Grant {
@@ -64,7 +64,7 @@ pub async fn send(
     let body = std::mem::replace(body, RequestBody::Spent);
     let upload = Upload::new(body, &exchange.docket.entry.passed, tasks.over());
     let uploaded = upload.state();
-    let call = Call {
+    let call = UpstreamCall {
         request: Request::from_parts(parts, upload),
         scheme,
         authority,
@@ -80,7 +80,7 @@ pub async fn send(
     match sent {
         Ok(answer) => {
             claim.was_answered(answer.response.status());
-            Ok(Forwarded {
+            Ok(ForwardedAnswer {
                 answer,
                 target,
                 gathered,

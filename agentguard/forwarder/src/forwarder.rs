@@ -11,7 +11,7 @@ use agentguard_record::{DecidedBy, DenyReason, Draft};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
-use super::body::Room;
+use super::body::BodyMemory;
 use super::charges::Charges;
 use super::compile::compile;
 use super::daemon::Daemon;
@@ -19,7 +19,7 @@ use super::leaf::Leaves;
 use super::life::Lives;
 use super::lookup::Lookups;
 use super::record::{self, Records};
-use super::resolve::Resolver;
+use super::resolve::NameResolver;
 use super::situation::Situation;
 use super::upstream::{Tag, Upstreams};
 use super::{canary, dns};
@@ -42,7 +42,7 @@ pub struct Forwarder {
     /// What the canary's connections are served with.
     canary: Option<Arc<Self>>,
     /// For the bodies that rules read.
-    pub room: Room,
+    pub room: BodyMemory,
 }
 
 /// What is on its way to the daemon.
@@ -55,7 +55,7 @@ pub struct Inbox {
 impl Forwarder {
     pub fn new(start: Start, tag: Tag) -> anyhow::Result<(Arc<Self>, Inbox)> {
         let policy = Arc::new(ArcSwap::from_pointee(compile(&start.state.policy)?));
-        let resolver = Arc::new(Resolver::new(&start.upstream)?);
+        let resolver = Arc::new(NameResolver::new(&start.upstream)?);
         let (queue, records) = mpsc::channel(record::QUEUE);
         let (out, calls) = mpsc::unbounded_channel();
         let daemon = Arc::new(Daemon::new(out));
@@ -77,7 +77,7 @@ impl Forwarder {
             lookups: Arc::new(Lookups::new(upstreams.fetcher())),
             upstreams,
             dns: Arc::new(dns),
-            room: Room::new(&start.limits),
+            room: BodyMemory::new(&start.limits),
             situation: Situation::new(start.state).map_err(anyhow::Error::msg)?,
             charges: Arc::new(Charges::new(daemon.clone())),
             daemon,
@@ -91,7 +91,7 @@ impl Forwarder {
     /// For the canary in the place of `self`.
     fn for_canary(&self, origin: &CanaryOrigin, tag: Tag) -> anyhow::Result<Self> {
         let upstream = canary::upstream(origin);
-        let resolver = Arc::new(Resolver::new(&upstream)?);
+        let resolver = Arc::new(NameResolver::new(&upstream)?);
         let policy = compile(&canary::bundle(origin.port))?;
         Ok(Self {
             policy: Arc::new(ArcSwap::from_pointee(policy)),
@@ -104,7 +104,7 @@ impl Forwarder {
             charges: self.charges.clone(),
             situation: Situation::new(State::default()).map_err(anyhow::Error::msg)?,
             lookups: self.lookups.clone(),
-            room: Room::new(&self.limits),
+            room: BodyMemory::new(&self.limits),
             daemon: self.daemon.clone(),
             limits: self.limits.clone(),
             canary: None,

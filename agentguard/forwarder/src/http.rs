@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::clock::{Late, Watched};
+use super::clock::{Late, WatchedStream};
 use super::life::OfLife;
 use super::refusal::Refusal;
 use super::reply::Reply;
@@ -37,7 +37,7 @@ where
     F: Future<Output = Response<Reply>> + Send + 'static,
 {
     let limits = &session.forwarder.limits;
-    let io = TokioIo::new(Watched::new(stream, {
+    let io = TokioIo::new(WatchedStream::new(stream, {
         let session = session.clone();
         move |bytes: &[u8]| session.arrived(bytes)
     }));
@@ -72,22 +72,22 @@ where
         )
     };
     let end = tokio::select! {
-        served = served => End::from(served),
-        late = session.clock.late() => End::Late(late),
+        served = served => SessionEnd::from(served),
+        late = session.clock.late() => SessionEnd::Late(late),
     };
     close(&session, end);
     session.next()
 }
 
 /// Why a session is over.
-enum End {
+enum SessionEnd {
     Closed,
     Malformed(hyper::Error),
     Failed(hyper::Error),
     Late(Late),
 }
 
-impl From<hyper::Result<()>> for End {
+impl From<hyper::Result<()>> for SessionEnd {
     fn from(served: hyper::Result<()>) -> Self {
         match served {
             Ok(()) => Self::Closed,
@@ -98,16 +98,16 @@ impl From<hyper::Result<()>> for End {
 }
 
 /// Records what no request has: a connection that never had one, or ended in something that is none.
-fn close(session: &Session, end: End) {
+fn close(session: &Session, end: SessionEnd) {
     let unused = session.unused();
     match end {
-        End::Closed => {
+        SessionEnd::Closed => {
             if let Some(entry) = unused {
                 let detail = "the connection ended before a request";
                 entry.fail(Ended::ClientGone, None, detail);
             }
         }
-        End::Malformed(error) => {
+        SessionEnd::Malformed(error) => {
             let records = &session.forwarder.records;
             let entry = unused.or_else(|| records.open(&session.life, &session.origin));
             if let Some(mut entry) = entry {
@@ -115,7 +115,7 @@ fn close(session: &Session, end: End) {
                 entry.refuse(Refusal::protocol(chain(&error)));
             }
         }
-        End::Failed(error) => {
+        SessionEnd::Failed(error) => {
             if let Some(entry) = unused {
                 let detail = match has_io(&error) {
                     true => "the connection ended before a request".into(),
@@ -124,7 +124,7 @@ fn close(session: &Session, end: End) {
                 entry.fail(Ended::ClientGone, None, detail);
             }
         }
-        End::Late(Late::Head) => {
+        SessionEnd::Late(Late::Head) => {
             let records = &session.forwarder.records;
             let entry = unused.or_else(|| records.open(&session.life, &session.origin));
             if let Some(mut entry) = entry {
@@ -134,7 +134,7 @@ fn close(session: &Session, end: End) {
                 entry.fail(Ended::ClientGone, None, detail);
             }
         }
-        End::Late(Late::Idle) => drop(unused),
+        SessionEnd::Late(Late::Idle) => drop(unused),
     }
 }
 

@@ -22,12 +22,12 @@ pub struct Entrance {
 
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct RequestTarget {
     pub host: HostName,
     pub port: u16,
 }
 
-impl Target {
+impl RequestTarget {
     /// As a host id in policies and records: the port unless it is 443.
     pub fn id(&self) -> String {
         self.host.id(self.port)
@@ -49,7 +49,7 @@ impl Target {
 }
 
 /// The one place that all parts of the request name, or how they disagree.
-pub fn target(entrance: &Entrance, parts: &Parts) -> Result<Target, String> {
+pub fn target(entrance: &Entrance, parts: &Parts) -> Result<RequestTarget, String> {
     let host = host_header(&parts.headers, parts.version)?;
     if let Some(scheme) = parts.uri.scheme()
         && *scheme != entrance.scheme
@@ -90,7 +90,7 @@ pub fn target(entrance: &Entrance, parts: &Parts) -> Result<Target, String> {
 }
 
 /// Where `CONNECT` wants to go (RFC 9110 section 9.3.6): always with a port.
-pub fn connect_target(parts: &Parts) -> Result<Target, String> {
+pub fn connect_target(parts: &Parts) -> Result<RequestTarget, String> {
     debug_assert_eq!(parts.method, Method::CONNECT);
     let authority = parts
         .uri
@@ -120,7 +120,7 @@ fn host_header(headers: &HeaderMap, version: Version) -> Result<Option<Authority
         .map_err(|_| "`Host` is not a host".into())
 }
 
-fn parse(authority: &Authority, default: u16) -> Result<Target, String> {
+fn parse(authority: &Authority, default: u16) -> Result<RequestTarget, String> {
     let text = authority.as_str();
     if text.contains('@') {
         return Err("user information in the request's host".into());
@@ -135,7 +135,7 @@ fn parse(authority: &Authority, default: u16) -> Result<Target, String> {
     }
     let host = HostName::parse(authority.host())
         .map_err(|error| format!("the request's host: {error}"))?;
-    Ok(Target { host, port })
+    Ok(RequestTarget { host, port })
 }
 
 fn default_port(scheme: &Scheme) -> u16 {

@@ -88,7 +88,7 @@ impl AsyncWrite for Leg {
 }
 
 /// What an agent's bytes come from: its socket, or a tunnel that `CONNECT` opened on one.
-pub enum Client {
+pub enum ClientStream {
     Socket(Leg),
     Tunnel(TokioIo<Upgraded>),
 }
@@ -96,13 +96,13 @@ pub enum Client {
 macro_rules! either {
     ($self:ident, $io:ident => $call:expr) => {
         match $self.get_mut() {
-            Client::Socket($io) => $call,
-            Client::Tunnel($io) => $call,
+            ClientStream::Socket($io) => $call,
+            ClientStream::Tunnel($io) => $call,
         }
     };
 }
 
-impl AsyncRead for Client {
+impl AsyncRead for ClientStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -112,7 +112,7 @@ impl AsyncRead for Client {
     }
 }
 
-impl AsyncWrite for Client {
+impl AsyncWrite for ClientStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -146,12 +146,12 @@ impl AsyncWrite for Client {
 }
 
 /// A stream whose first bytes have been looked at: they are read again first.
-pub struct Peeked<S> {
+pub struct PeekedStream<S> {
     head: Bytes,
     inner: S,
 }
 
-impl<S> Peeked<S> {
+impl<S> PeekedStream<S> {
     pub fn new(head: Bytes, inner: S) -> Self {
         Self { head, inner }
     }
@@ -161,7 +161,7 @@ impl<S> Peeked<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Peeked<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for PeekedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -181,7 +181,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Peeked<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Peeked<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PeekedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

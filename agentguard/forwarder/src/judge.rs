@@ -17,7 +17,7 @@ use super::life::Life;
 use super::record::{Entry, micros};
 use super::refusal::Refusal;
 use super::settle::{self, Claim};
-use super::tasks::Named;
+use super::tasks::NamedTask;
 
 /// Whose act is judged, and with what.
 #[derive(Clone, Copy)]
@@ -25,7 +25,7 @@ pub struct Subject<'a> {
     pub forwarder: &'a Forwarder,
     pub life: &'a Arc<Life>,
     /// The task that it is said to be on.
-    pub task: &'a Named,
+    pub task: &'a NamedTask,
 }
 
 /// An open record and the bundle that decides what it records: the record names the bundle that has decided.

@@ -43,19 +43,19 @@ type Coming = Shared<BoxFuture<'static, Configured>>;
 
 /// TLS configurations by server name.
 pub struct Leaves {
-    state: Mutex<State>,
+    state: Mutex<LeafTable>,
     daemon: Arc<Daemon>,
     /// One for all names: a session is resumed only for the name it was made for.
     tickets: Arc<dyn ProducesTickets>,
 }
 
-struct State {
-    kept: LruCache<String, Kept>,
+struct LeafTable {
+    kept: LruCache<String, CachedLeaf>,
     /// Names that the daemon is being asked for.
     coming: HashMap<String, Coming>,
 }
 
-struct Kept {
+struct CachedLeaf {
     config: Arc<ServerConfig>,
     since: SystemTime,
 }
@@ -63,7 +63,7 @@ struct Kept {
 impl Leaves {
     pub fn new(daemon: Arc<Daemon>) -> Result<Self, rustls::Error> {
         Ok(Self {
-            state: Mutex::new(State {
+            state: Mutex::new(LeafTable {
                 kept: LruCache::new(KEPT),
                 coming: HashMap::new(),
             }),
@@ -102,7 +102,7 @@ impl Leaves {
         let mut state = self.state.lock().expect(UNPOISONED);
         state.coming.remove(&name);
         if let Ok(config) = &configured {
-            let kept = Kept {
+            let kept = CachedLeaf {
                 config: config.clone(),
                 since: SystemTime::now(),
             };

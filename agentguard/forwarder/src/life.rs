@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 /// Questions to other services under way at once, of one agent's requests.
 const LOOKUPS: usize = 8;
 
-type Hook = Box<dyn FnOnce() + Send>;
+type StopHook = Box<dyn FnOnce() + Send>;
 
 /// One agent, until it is killed or stopped otherwise. What comes when it may go on is another life.
 pub struct Life {
@@ -27,7 +27,7 @@ pub struct Life {
     /// One change of its tasks at a time.
     pub changing: tokio::sync::Mutex<()>,
     /// What is to be done when it ends; `None` once it has.
-    on_end: Mutex<Option<Vec<Hook>>>,
+    on_end: Mutex<Option<Vec<StopHook>>>,
     /// Room for what its requests have other services asked.
     pub lookups: Semaphore,
 }
@@ -119,12 +119,12 @@ where
 }
 
 /// Counts one client connection of an agent for as long as it is held.
-pub struct Counted {
+pub struct CountedConnection {
     life: Arc<Life>,
     lives: Arc<Lives>,
 }
 
-impl Drop for Counted {
+impl Drop for CountedConnection {
     fn drop(&mut self) {
         self.life.connections.fetch_sub(1, Ordering::Relaxed);
         self.lives.changed.notify_one();
@@ -151,10 +151,10 @@ impl Lives {
             .clone()
     }
 
-    pub fn count(self: &Arc<Self>, life: &Arc<Life>) -> Counted {
+    pub fn count(self: &Arc<Self>, life: &Arc<Life>) -> CountedConnection {
         life.connections.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_one();
-        Counted {
+        CountedConnection {
             life: life.clone(),
             lives: self.clone(),
         }

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::life::Life;
-use super::upstream::{Fault, Fetcher};
+use super::upstream::{Fetcher, UpstreamFault};
 
 /// Questions under way at once, of all agents' requests together.
 const AT_ONCE: usize = 32;
@@ -29,17 +29,17 @@ const MAX_KEPT_BYTES: usize = 8 << 20;
 pub struct Lookups {
     fetcher: Arc<Fetcher>,
     room: Arc<Semaphore>,
-    state: Mutex<State>,
+    state: Mutex<LookupTable>,
 }
 
-struct State {
-    kept: LruCache<Ask, Kept>,
+struct LookupTable {
+    kept: LruCache<Ask, CachedAnswer>,
     kept_bytes: usize,
     /// The same question is asked once, however many wait for the answer; when nobody does any more, it ends.
-    asking: HashMap<Ask, Vec<Question>>,
+    asking: HashMap<Ask, Vec<PendingLookup>>,
 }
 
-struct Question {
+struct PendingLookup {
     by: AgentId,
     /// It waits for no room any more.
     begun: Arc<AtomicBool>,
@@ -48,7 +48,7 @@ struct Question {
 
 type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
-struct Kept {
+struct CachedAnswer {
     answer: Answer,
     until: Instant,
     bytes: usize,
@@ -59,7 +59,7 @@ impl Lookups {
         Self {
             fetcher: Arc::new(fetcher),
             room: Arc::new(Semaphore::new(AT_ONCE)),
-            state: Mutex::new(State {
+            state: Mutex::new(LookupTable {
                 kept: LruCache::unbounded(),
                 kept_bytes: 0,
                 asking: HashMap::new(),
@@ -107,7 +107,7 @@ impl Lookups {
             !questions.is_empty()
         });
         let questions = state.asking.entry(ask.clone()).or_default();
-        let fits = |it: &&Question| it.by == life.agent || it.begun.load(Ordering::Relaxed);
+        let fits = |it: &&PendingLookup| it.by == life.agent || it.begun.load(Ordering::Relaxed);
         let known = questions.iter().find(fits);
         if let Some((asking, by)) = known.and_then(|it| Some((it.asking.upgrade()?, it.by))) {
             return (asking, by);
@@ -115,7 +115,7 @@ impl Lookups {
         let begun = Arc::<AtomicBool>::default();
         let asking: Asking = Box::pin(self.clone().asked(life.clone(), ask.clone(), begun.clone()));
         let asking = asking.shared();
-        questions.push(Question {
+        questions.push(PendingLookup {
             by: life.agent,
             begun,
             asking: asking.downgrade().expect("it has not been polled"),
@@ -156,7 +156,7 @@ impl Lookups {
     }
 }
 
-impl State {
+impl LookupTable {
     fn kept(&mut self, ask: &Ask) -> Option<Answer> {
         let kept = self.kept.get(ask)?;
         if Instant::now() < kept.until {
@@ -181,7 +181,7 @@ impl State {
         let answer = answer.clone();
         self.kept.put(
             ask,
-            Kept {
+            CachedAnswer {
                 answer,
                 until,
                 bytes,
@@ -202,7 +202,7 @@ impl State {
 }
 
 /// What an agent is told, which is not where the service is.
-fn told(fault: &Fault) -> &'static str {
+fn told(fault: &UpstreamFault) -> &'static str {
     if fault.reason == DenyReason::UpstreamTls {
         "its certificate was not accepted"
     } else if fault.reason == DenyReason::UpstreamTimeout {
@@ -278,8 +278,8 @@ mod tests {
         (ask, answer)
     }
 
-    fn state() -> State {
-        State {
+    fn state() -> LookupTable {
+        LookupTable {
             kept: LruCache::unbounded(),
             kept_bytes: 0,
             asking: HashMap::new(),

@@ -8,20 +8,20 @@ use agentguard_record::Ended;
 use tokio::time::timeout;
 
 use super::admit::Arrival;
-use super::identity::Target;
-use super::io::{Client, Peeked};
+use super::identity::RequestTarget;
+use super::io::{ClientStream, PeekedStream};
 use super::record::{ConnectionOver, Entry};
 use super::respond;
 use super::sniff::{self, Hello, Opening};
-use super::terminate::{self, Terminated};
+use super::terminate::{self, TerminatedConnection};
 use super::tunnel::Counting;
 
 /// How it begins. The bytes that it takes to know are read again.
 pub async fn sniff(
     arrival: &Arrival,
-    client: Client,
+    client: ClientStream,
     entry: Entry,
-) -> Result<(Opening, Peeked<Client>, Entry), ConnectionOver> {
+) -> Result<(Opening, PeekedStream<ClientStream>, Entry), ConnectionOver> {
     match timeout(limit(arrival), sniff::sniff(client, arrival.port())).await {
         Err(_) => {
             let detail = "nothing that can be recognised came in time";
@@ -36,9 +36,9 @@ pub async fn sniff(
 pub async fn named(
     arrival: &Arrival,
     hello: &Hello,
-    stream: Peeked<Client>,
+    stream: PeekedStream<ClientStream>,
     entry: Entry,
-) -> Result<(Target, Peeked<Client>, Entry), ConnectionOver> {
+) -> Result<(RequestTarget, PeekedStream<ClientStream>, Entry), ConnectionOver> {
     match arrival.named(hello) {
         Ok(target) => Ok((target, stream, entry)),
         Err(detail) => Err(respond::unnamed(stream, detail, entry).await),
@@ -48,10 +48,10 @@ pub async fn named(
 /// Ends the client's TLS with a leaf for `target`.
 pub async fn terminate(
     arrival: &Arrival,
-    target: &Target,
-    stream: Peeked<Client>,
+    target: &RequestTarget,
+    stream: PeekedStream<ClientStream>,
     entry: Entry,
-) -> Result<(Terminated, Entry), ConnectionOver> {
+) -> Result<(TerminatedConnection, Entry), ConnectionOver> {
     let leaves = &arrival.forwarder.leaves;
     let terminated = terminate::terminate(leaves, &target.host, stream, limit(arrival));
     // On the heap, so that a connection that is served does not hold the room for its handshake.
@@ -62,7 +62,11 @@ pub async fn terminate(
 }
 
 /// DNS over TCP: the resolver records each query itself.
-pub async fn resolve(arrival: &Arrival, stream: Peeked<Client>, entry: Entry) -> ConnectionOver {
+pub async fn resolve(
+    arrival: &Arrival,
+    stream: PeekedStream<ClientStream>,
+    entry: Entry,
+) -> ConnectionOver {
     let dns = &arrival.forwarder.dns;
     let passed = entry.passed.clone();
     let stream = Counting {

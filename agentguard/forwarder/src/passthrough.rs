@@ -9,23 +9,23 @@ use tokio::io::AsyncWriteExt;
 use super::act::Act;
 use super::admit::Arrival;
 use super::body::RequestBody;
-use super::identity::Target;
-use super::io::{Client, Peeked};
+use super::identity::RequestTarget;
+use super::io::{ClientStream, PeekedStream};
 use super::judge::{self, Docket, Grant, Subject};
 use super::record::{ConnectionOver, Entry};
 use super::refusal::{NO_AUDIT, Refusal};
 use super::sniff::Hello;
 use super::standing::{Ongoing, Standing};
-use super::tasks::Named;
+use super::tasks::NamedTask;
 use super::terminate::{Alert, send_alert};
 use super::tunnel;
 
 /// Judges the connection as `Action::Connect` and carries it.
 pub async fn pass(
     arrival: &Arrival,
-    target: Target,
+    target: RequestTarget,
     hello: &Hello,
-    stream: Peeked<Client>,
+    stream: PeekedStream<ClientStream>,
     mut entry: Entry,
 ) -> ConnectionOver {
     entry.resource = target.id();
@@ -85,7 +85,7 @@ pub async fn pass(
 
 async fn judge(
     arrival: &Arrival,
-    target: &Target,
+    target: &RequestTarget,
     hello: &Hello,
     docket: &mut Docket,
 ) -> Result<Grant, Refusal> {
@@ -100,7 +100,7 @@ async fn judge(
     let subject = Subject {
         forwarder,
         life: &arrival.life,
-        task: &Named::Nothing,
+        task: &NamedTask::Nothing,
     };
     let act = Act {
         target,

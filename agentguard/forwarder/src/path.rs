@@ -14,11 +14,11 @@ use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::admit::{Arrival, Door, Place};
+use super::admit::{Arrival, ConnectionSlot, Door};
 use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::http::each as each_request;
-use super::io::{Client, Leg};
+use super::io::{ClientStream, Leg};
 use super::record::{ConnectionOver, Entry};
 use super::refusal::Refusal;
 use super::relay::Return;
@@ -34,7 +34,7 @@ use super::{
 pub async fn connection(
     door: &Door,
     socket: TcpStream,
-    place: Option<Place>,
+    place: Option<ConnectionSlot>,
 ) -> Result<(), ConnectionOver> {
     // Whose it is, and where it was to go. There is no default.
     let origin = origin::recover(&*door.origins, &socket);
@@ -43,13 +43,17 @@ pub async fn connection(
     let (arrival, entry) = admit::admit(door, origin, place.as_ref())?;
     let life = arrival.life.clone();
     let _counted = arrival.forwarder.lives.count(&life);
-    let client = Client::Socket(Leg::new(socket, life.clone()));
+    let client = ClientStream::Socket(Leg::new(socket, life.clone()));
     let served = life.hold(opened(arrival, client, entry)).await;
     served.unwrap_or(Err(ConnectionOver))
 }
 
 /// Everything between the first byte and the last, for a connection and for what `CONNECT` opens inside one.
-async fn opened(arrival: Arrival, client: Client, entry: Entry) -> Result<(), ConnectionOver> {
+async fn opened(
+    arrival: Arrival,
+    client: ClientStream,
+    entry: Entry,
+) -> Result<(), ConnectionOver> {
     let (opening, stream, entry) = opening::sniff(&arrival, client, entry).await?;
     let (hello, http2) = match opening {
         Opening::Dns => return Err(opening::resolve(&arrival, stream, entry).await),

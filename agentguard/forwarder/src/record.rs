@@ -33,7 +33,7 @@ pub struct Records {
 
 /// Bytes of bodies or tunnels that have passed, while they pass.
 #[derive(Debug, Default)]
-pub struct Passed {
+pub struct PassedBytes {
     pub up: AtomicU64,
     pub down: AtomicU64,
 }
@@ -42,7 +42,7 @@ pub struct Passed {
 pub struct Entry {
     place: Option<mpsc::OwnedPermit<Draft>>,
     draft: Option<Box<Draft>>,
-    pub passed: Arc<Passed>,
+    pub passed: Arc<PassedBytes>,
     observed: bool,
     started: Instant,
     life: Arc<Life>,

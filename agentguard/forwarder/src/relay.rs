@@ -4,7 +4,7 @@ use agentguard_record::{DenyReason, Ended};
 use http::{Response, StatusCode, Version, header};
 
 use super::exchange::Exchange;
-use super::forward::Forwarded;
+use super::forward::ForwardedAnswer;
 use super::headers;
 use super::own::document::Document;
 use super::refusal::Refusal;
@@ -20,7 +20,7 @@ use super::tunnel::{Tunnel, WebSocket};
 pub enum Return {
     /// It was for AgentGuard's own name.
     Own(Document),
-    Upstream(Forwarded),
+    Upstream(ForwardedAnswer),
 }
 
 /// Hands it back to the agent. At its end the entry is complete, and the connection no longer busy.
@@ -31,8 +31,8 @@ pub fn back(exchange: Exchange, from: Return) -> Response<Reply> {
     }
 }
 
-fn upstream(mut exchange: Exchange, forwarded: Forwarded) -> Response<Reply> {
-    let Forwarded {
+fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Reply> {
+    let ForwardedAnswer {
         answer,
         target,
         gathered,

@@ -13,10 +13,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::clock::Busy;
-use super::record::{Entry, Passed};
+use super::record::{Entry, PassedBytes};
 use super::refusal::{CUT, Refusal};
 use super::standing::Standing;
-use super::upstream::Fault;
+use super::upstream::UpstreamFault;
 use super::upstream::exchange::Lease;
 
 /// A document of ours, or upstream's own body.
@@ -30,7 +30,7 @@ pub struct Download {
     body: Incoming,
     lease: Lease,
     entry: Option<Entry>,
-    passed: Arc<Passed>,
+    passed: Arc<PassedBytes>,
     standing: Standing,
     /// The end of the tasks that it was permitted on.
     over: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -106,7 +106,8 @@ impl Download {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 if let Some(entry) = self.entry.take() {
-                    let detail = format!("the answer broke off: {}", Fault::exchange(&error));
+                    let detail =
+                        format!("the answer broke off: {}", UpstreamFault::exchange(&error));
                     let reason = DenyReason::UpstreamUnreachable;
                     entry.fail(Ended::UpstreamFailed, Some(reason), detail);
                 }

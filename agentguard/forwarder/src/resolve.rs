@@ -16,7 +16,7 @@ use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData};
 use tokio::time::timeout;
 
-use super::address::{Allowed, Refused};
+use super::address::{AddressRefusal, AllowedAddresses};
 
 /// How long one try at one resolver may take. There are two, and the whole look-up ends after three times as long.
 const TRY: Duration = Duration::from_secs(2);
@@ -31,9 +31,9 @@ const HOSTS_TTL: Duration = Duration::from_secs(60);
 const CACHE_RESPONSES: u64 = 4096;
 
 /// The forwarder's only way from a name to addresses. Shared by every connection.
-pub struct Resolver {
+pub struct NameResolver {
     hosts: BTreeMap<String, Vec<IpAddr>>,
-    allowed: Allowed,
+    allowed: AllowedAddresses,
     dns: Option<TokioResolver>,
     /// For one look-up.
     patience: Duration,
@@ -41,7 +41,7 @@ pub struct Resolver {
 
 /// Addresses that may be dialled.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Resolved {
+pub struct ResolvedAddresses {
     /// Never empty; canonical (no IPv4-mapped), without repetition, the families interleaved from IPv6 on (RFC 8305
     /// section 4).
     pub addresses: Vec<IpAddr>,
@@ -73,11 +73,11 @@ pub enum ResolveError {
     #[error("`{name}` has only addresses that may not be dialled: {} (`upstream.allow_addresses` lists exceptions)", list(.refused))]
     Refused {
         name: String,
-        refused: Vec<(IpAddr, Refused)>,
+        refused: Vec<(IpAddr, AddressRefusal)>,
     },
 }
 
-impl Resolver {
+impl NameResolver {
     /// # Errors
     /// What hickory says when it cannot be built.
     pub fn new(upstream: &Upstream) -> Result<Self, ResolveError> {
@@ -97,7 +97,7 @@ impl Resolver {
         };
         Ok(Self {
             hosts: upstream.hosts.clone(),
-            allowed: Allowed::new(&upstream.allow_addresses),
+            allowed: AllowedAddresses::new(&upstream.allow_addresses),
             dns,
             patience: patience * 3,
         })
@@ -121,7 +121,11 @@ impl Resolver {
     }
 
     /// One family's addresses of `host`, as an agent that asks for A or AAAA may see them.
-    pub async fn family(&self, host: &HostName, family: Family) -> Result<Resolved, ResolveError> {
+    pub async fn family(
+        &self,
+        host: &HostName,
+        family: Family,
+    ) -> Result<ResolvedAddresses, ResolveError> {
         let (found, ttl) = match self.known(host) {
             Some(known) => (known, HOSTS_TTL),
             None => self.ask(host, family).await?,
@@ -134,7 +138,7 @@ impl Resolver {
     }
 
     /// Whether `ip` may be dialled at all.
-    pub fn check_address(&self, ip: IpAddr) -> Result<(), Refused> {
+    pub fn check_address(&self, ip: IpAddr) -> Result<(), AddressRefusal> {
         self.allowed.check(ip)
     }
 
@@ -190,7 +194,7 @@ impl Resolver {
         host: &HostName,
         found: Vec<IpAddr>,
         ttl: Duration,
-    ) -> Result<Resolved, ResolveError> {
+    ) -> Result<ResolvedAddresses, ResolveError> {
         let (mut v4, mut v6, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         for ip in found {
             let of_family = if ip.is_ipv4() { &mut v4 } else { &mut v6 };
@@ -208,7 +212,7 @@ impl Resolver {
                 false => ResolveError::Refused { name, refused },
             });
         }
-        Ok(Resolved { addresses, ttl })
+        Ok(ResolvedAddresses { addresses, ttl })
     }
 }
 
@@ -318,7 +322,7 @@ fn interleave(a: Vec<IpAddr>, b: Vec<IpAddr>) -> Vec<IpAddr> {
     }
 }
 
-fn list(refused: &[(IpAddr, Refused)]) -> String {
+fn list(refused: &[(IpAddr, AddressRefusal)]) -> String {
     let each: Vec<String> = refused
         .iter()
         .map(|(ip, why)| format!("{ip} ({why})"))

@@ -7,8 +7,8 @@ use http::{HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
 use uuid::Uuid;
 
-use super::identity::Target;
-use super::io::{Client, Peeked};
+use super::identity::RequestTarget;
+use super::io::{ClientStream, PeekedStream};
 use super::origin;
 use super::protocol::{About, Protocol};
 use super::record::{ConnectionOver, Entry};
@@ -57,7 +57,7 @@ pub fn answer(
 
 /// Ends a connection whose beginning was not understood, in TLS's words if it speaks TLS.
 pub async fn opening(
-    mut stream: Peeked<Client>,
+    mut stream: PeekedStream<ClientStream>,
     error: SniffError,
     entry: Entry,
 ) -> ConnectionOver {
@@ -74,14 +74,22 @@ pub async fn opening(
 }
 
 /// Ends a TLS connection for no name, or for another than its tunnel's.
-pub async fn unnamed(mut stream: Peeked<Client>, detail: String, entry: Entry) -> ConnectionOver {
+pub async fn unnamed(
+    mut stream: PeekedStream<ClientStream>,
+    detail: String,
+    entry: Entry,
+) -> ConnectionOver {
     let over = entry.refuse(Refusal::protocol(detail));
     send_alert(&mut stream, &Alert::UnrecognizedName.bytes()).await;
     over
 }
 
 /// Records a TLS connection that did not come about. What there was to tell the client it has been told.
-pub fn handshake(target: &Target, error: &TerminateError, mut entry: Entry) -> ConnectionOver {
+pub fn handshake(
+    target: &RequestTarget,
+    error: &TerminateError,
+    mut entry: Entry,
+) -> ConnectionOver {
     entry.resource = target.id();
     let ended = match error {
         TerminateError::Leaf(_) | TerminateError::LeafTimeout(_) => Ended::HostFailed,

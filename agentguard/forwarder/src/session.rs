@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agentguard_common::abi::Origin;
 
-use super::clock::Clock;
+use super::clock::SessionClock;
 use super::forwarder::Forwarder;
 use super::framing::Heads;
 use super::identity::Entrance;
@@ -29,7 +29,7 @@ pub struct Session {
     unused: Mutex<Option<Entry>>,
     /// What the connection becomes after the last answer.
     next: Mutex<Option<Tunnel>>,
-    pub clock: Arc<Clock>,
+    pub clock: Arc<SessionClock>,
     heads: Mutex<Heads>,
 }
 
@@ -42,7 +42,7 @@ impl Session {
         entry: Entry,
     ) -> Self {
         let limits = &forwarder.limits;
-        let clock = Clock::new(
+        let clock = SessionClock::new(
             Duration::from_millis(limits.head_timeout_ms.into()),
             Duration::from_millis(limits.idle_timeout_ms.into()),
         );

@@ -11,19 +11,19 @@ use agentguard_sys::process::boottime_ns;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::tasks::Tasks;
+use super::tasks::OpenTasks;
 
 pub struct Situation {
     /// What the daemon wants held.
     state: watch::Sender<State>,
-    pub tasks: Tasks,
+    pub tasks: OpenTasks,
 }
 
 impl Situation {
     /// # Errors
     /// The daemon has accepted the tasks before: what cannot be read here is a fault of ours.
     pub fn new(state: State) -> Result<Self, String> {
-        let tasks = Tasks::new(&state.tasks)?;
+        let tasks = OpenTasks::new(&state.tasks)?;
         Ok(Self {
             state: watch::Sender::new(state),
             tasks,

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use rustls::server::{Accepted, Acceptor};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::io::Peeked;
+use super::io::PeekedStream;
 
 /// DNS over TCP (RFC 7766) is known by the port that the agent asked for.
 pub const DNS_PORT: u16 = 53;
@@ -58,12 +58,12 @@ pub enum SniffError {
 }
 
 /// Reads until it is known how the connection begins; the bytes read are in the stream that is returned.
-pub async fn sniff<S>(mut stream: S, port: u16) -> (Peeked<S>, Result<Opening, SniffError>)
+pub async fn sniff<S>(mut stream: S, port: u16) -> (PeekedStream<S>, Result<Opening, SniffError>)
 where
     S: AsyncRead + Unpin,
 {
     if port == DNS_PORT {
-        return (Peeked::new(Bytes::new(), stream), Ok(Opening::Dns));
+        return (PeekedStream::new(Bytes::new(), stream), Ok(Opening::Dns));
     }
     let mut recogniser = Recogniser::default();
     let mut seen = BytesMut::with_capacity(2048);
@@ -78,7 +78,7 @@ where
         }
         seen.reserve(2048);
     };
-    (Peeked::new(seen.freeze(), stream), result)
+    (PeekedStream::new(seen.freeze(), stream), result)
 }
 
 /// Recognises an opening from ever longer prefixes of it.

@@ -13,10 +13,10 @@ use jiff::Timestamp;
 
 use super::act::{Act, Message};
 use super::forwarder::Forwarder;
-use super::identity::Target;
+use super::identity::RequestTarget;
 use super::judge::{self, Subject};
 use super::life::Life;
-use super::tasks::{Ends, Named};
+use super::tasks::{Ends, NamedTask};
 
 /// Between two looks at the clock where a bundle expires.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ pub struct Standing {
     forwarder: Arc<Forwarder>,
     judged: Arc<Policy>,
     life: Arc<Life>,
-    target: Target,
+    target: RequestTarget,
     ongoing: Ongoing,
     /// What was gathered for the decision that permitted it.
     gathered: Context,
@@ -59,7 +59,7 @@ impl Standing {
         forwarder: Arc<Forwarder>,
         judged: Arc<Policy>,
         life: Arc<Life>,
-        target: Target,
+        target: RequestTarget,
         ongoing: Ongoing,
         gathered: Context,
         tasks: Ends,
@@ -130,7 +130,7 @@ impl Standing {
 
     /// How it stands to the tasks that are open now.
     fn on_tasks(&self) -> Option<Tasks> {
-        let named = Named::of(self.gathered.tasks.as_ref());
+        let named = NamedTask::of(self.gathered.tasks.as_ref());
         let tasks = &self.forwarder.situation.tasks;
         Some(tasks.held(&self.judged, self.life.agent, &named))
     }
@@ -165,7 +165,7 @@ impl Standing {
             Ongoing::Connect => Action::Connect,
             Ongoing::Upgrade(upgrade) => upgrade.action(),
         };
-        let task = Named::of(self.gathered.tasks.as_ref());
+        let task = NamedTask::of(self.gathered.tasks.as_ref());
         let subject = Subject {
             forwarder,
             life,

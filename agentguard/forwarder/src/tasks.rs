@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
 use agentguard_link::state::OpenTask;
-use agentguard_policy::{Covered, OnTask, OpenedBy, Policy, Task, Tasks as Held};
+use agentguard_policy::{Covered, OnTask, OpenedBy, Policy, Task, Tasks};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, select_all};
 use http::{HeaderMap, HeaderName};
@@ -21,7 +21,7 @@ pub const HEADER: HeaderName = HeaderName::from_static("agentguard-task");
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
-pub struct Tasks {
+pub struct OpenTasks {
     open: RwLock<BTreeMap<AgentId, Vec<Open>>>,
     changed: watch::Sender<()>,
 }
@@ -36,14 +36,14 @@ struct Open {
 
 /// What a request says of its task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Named {
+pub enum NamedTask {
     #[default]
     Nothing,
     Task(Uuid),
     Wrong(String),
 }
 
-impl Named {
+impl NamedTask {
     /// Takes it out of a request's headers.
     pub fn take(headers: &mut HeaderMap) -> Self {
         let mut lines = headers.get_all(&HEADER).iter();
@@ -60,13 +60,13 @@ impl Named {
     }
 
     /// What was permitted on it stays on it.
-    pub fn of(held: Option<&Held>) -> Self {
-        held.and_then(Held::task)
+    pub fn of(held: Option<&Tasks>) -> Self {
+        held.and_then(Tasks::task)
             .map_or(Self::Nothing, |task| Self::Task(task.id))
     }
 }
 
-impl Tasks {
+impl OpenTasks {
     pub fn new(open: &BTreeMap<AgentId, Vec<OpenTask>>) -> Result<Self, String> {
         let tasks = Self::default();
         for (agent, open) in open {
@@ -111,7 +111,7 @@ impl Tasks {
     }
 
     /// How a request of the agent's stands to its tasks now.
-    pub fn held(&self, policy: &Policy, agent: AgentId, named: &Named) -> Held {
+    pub fn held(&self, policy: &Policy, agent: AgentId, named: &NamedTask) -> Tasks {
         let all = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let now = Timestamp::now();
         let open = |agent| {
@@ -121,12 +121,12 @@ impl Tasks {
         let by_supervisors =
             |agent| open(agent).filter(|task| task.opened_by == OpenedBy::Supervisor);
         let own = match named {
-            Named::Wrong(why) => OnTask::Wrong(why.clone()),
-            Named::Task(id) => match open(agent).find(|task| task.id == *id) {
+            NamedTask::Wrong(why) => OnTask::Wrong(why.clone()),
+            NamedTask::Task(id) => match open(agent).find(|task| task.id == *id) {
                 Some(task) => OnTask::In(task),
                 None => OnTask::Wrong(format!("`{id}`, which is no task open for it")),
             },
-            Named::Nothing => {
+            NamedTask::Nothing => {
                 let mut tasks: Vec<_> = by_supervisors(agent).collect();
                 match (tasks.len(), open(agent).count()) {
                     (1, 1) => OnTask::In(tasks.remove(0)),
@@ -138,7 +138,7 @@ impl Tasks {
         };
         let above = policy.above(agent).iter();
         let above = above.map(|id| (*id, by_supervisors(*id).collect::<Vec<_>>()));
-        Held {
+        Tasks {
             own,
             above: above.filter(|(_, tasks)| !tasks.is_empty()).collect(),
         }
@@ -205,7 +205,7 @@ impl Ends {
     }
 }
 
-impl Drop for Tasks {
+impl Drop for OpenTasks {
     fn drop(&mut self) {
         let all = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
         all.values().flatten().for_each(|open| open.over.cancel());
@@ -253,9 +253,11 @@ mod tests {
     async fn a_request_is_on_the_task_that_it_names_or_on_the_only_one() {
         use OpenedBy::{Agent, Supervisor};
         let policy = Policy::nothing();
-        let tasks = Tasks::default();
+        let tasks = OpenTasks::default();
         let on = |agent, named: Option<u128>| {
-            let named = named.map_or(Named::Nothing, |id| Named::Task(Uuid::from_u128(id)));
+            let named = named.map_or(NamedTask::Nothing, |id| {
+                NamedTask::Task(Uuid::from_u128(id))
+            });
             match tasks.held(&policy, agent, &named).own {
                 OnTask::None => "none".to_owned(),
                 OnTask::In(task) => format!("in {}", task.id.as_u128()),
@@ -295,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_permitted_on_a_task_ends_with_it() {
-        let (policy, tasks) = (Policy::nothing(), Tasks::default());
+        let (policy, tasks) = (Policy::nothing(), OpenTasks::default());
         let on = |by, ids: &[u128]| Covered {
             by,
             tasks: ids.iter().copied().map(Uuid::from_u128).collect(),
@@ -320,29 +322,32 @@ mod tests {
         either.over().unwrap().await;
         tasks.set(A, &[open(4, OpenedBy::Agent, 1)]).unwrap();
         tasks.ends_of(&[on(A, &[4])]).over().unwrap().await;
-        assert_eq!(tasks.held(&policy, A, &Named::Nothing).own, OnTask::None);
+        assert_eq!(
+            tasks.held(&policy, A, &NamedTask::Nothing).own,
+            OnTask::None
+        );
     }
 
     #[test]
     fn the_header_is_taken_whatever_it_says() {
         let id = Uuid::from_u128(7);
         for (lines, expected) in [
-            (vec![], Named::Nothing),
-            (vec![id.to_string()], Named::Task(id)),
+            (vec![], NamedTask::Nothing),
+            (vec![id.to_string()], NamedTask::Task(id)),
             (
                 vec!["x".into()],
-                Named::Wrong("its task by what is no id".into()),
+                NamedTask::Wrong("its task by what is no id".into()),
             ),
             (
                 vec![id.to_string(); 2],
-                Named::Wrong("more than one task".into()),
+                NamedTask::Wrong("more than one task".into()),
             ),
         ] {
             let mut headers = HeaderMap::new();
             for line in lines {
                 headers.append(HEADER, line.parse().unwrap());
             }
-            assert_eq!(Named::take(&mut headers), expected);
+            assert_eq!(NamedTask::take(&mut headers), expected);
             assert!(headers.is_empty());
         }
     }

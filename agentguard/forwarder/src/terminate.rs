@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::io::{Client, Peeked};
+use super::io::{ClientStream, PeekedStream};
 use super::leaf::{LeafError, Leaves};
 
 /// How long a client may take to read an alert.
@@ -45,8 +45,8 @@ pub enum TerminateError {
 }
 
 /// A terminated connection.
-pub struct Terminated {
-    pub stream: Box<TlsStream<Peeked<Client>>>,
+pub struct TerminatedConnection {
+    pub stream: Box<TlsStream<PeekedStream<ClientStream>>>,
     /// Whether HTTP/2 was negotiated; else it is HTTP/1.1.
     pub http2: bool,
 }
@@ -55,9 +55,9 @@ pub struct Terminated {
 pub async fn terminate(
     leaves: &Arc<Leaves>,
     name: &HostName,
-    mut stream: Peeked<Client>,
+    mut stream: PeekedStream<ClientStream>,
     limit: Duration,
-) -> Result<Terminated, TerminateError> {
+) -> Result<TerminatedConnection, TerminateError> {
     let config = match timeout(limit, leaves.config(name.as_str())).await {
         Ok(Ok(config)) => config,
         failed => {
@@ -74,7 +74,7 @@ pub async fn terminate(
         .map_err(|_| TerminateError::HandshakeTimeout)?
         .map_err(TerminateError::Handshake)?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    Ok(Terminated {
+    Ok(TerminatedConnection {
         stream: Box::new(stream),
         http2,
     })

@@ -12,9 +12,9 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
 use super::clock::Busy;
-use super::identity::Target;
-use super::io::Client;
-use super::record::{ConnectionOver, Entry, Passed};
+use super::identity::RequestTarget;
+use super::io::ClientStream;
+use super::record::{ConnectionOver, Entry, PassedBytes};
 use super::refusal::Refusal;
 use super::standing::Standing;
 
@@ -30,7 +30,7 @@ pub enum Tunnel {
 /// The agent takes us for its proxy: what it sends now is for `target`.
 pub struct Connect {
     pub client: OnUpgrade,
-    pub target: Target,
+    pub target: RequestTarget,
     pub entry: Entry,
 }
 
@@ -45,10 +45,10 @@ pub struct WebSocket {
 
 impl Connect {
     /// What was opened, once the answer has been sent.
-    pub async fn open(self) -> Result<(Client, Target, Entry), ConnectionOver> {
+    pub async fn open(self) -> Result<(ClientStream, RequestTarget, Entry), ConnectionOver> {
         match self.client.await {
             Ok(client) => {
-                let client = Client::Tunnel(TokioIo::new(client));
+                let client = ClientStream::Tunnel(TokioIo::new(client));
                 Ok((client, self.target, self.entry))
             }
             Err(error) => {
@@ -104,7 +104,7 @@ pub async fn carry(
 }
 
 /// Copies both ways, each until its own end (RFC 9293 section 3.6: half-close), counting as it goes.
-pub async fn splice<A, B>(client: A, upstream: B, passed: &Passed) -> io::Result<()>
+pub async fn splice<A, B>(client: A, upstream: B, passed: &PassedBytes) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,

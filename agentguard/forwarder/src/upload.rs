@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use super::body::{RequestBody, UploadError, WholeBody};
 use super::clock::Busy;
 use super::life::Life;
-use super::record::Passed;
+use super::record::PassedBytes;
 use super::refusal::CUT;
 
 /// How much of a refused request's body is read, so that the client gets to read why, and for how long.
@@ -26,13 +26,13 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// A request's body towards upstream.
 pub struct Upload {
-    inner: Source,
+    inner: UploadSource,
     state: UploadState,
     /// The end of the tasks that it is permitted on.
     over: Option<BoxFuture<'static, ()>>,
 }
 
-enum Source {
+enum UploadSource {
     Empty,
     /// Of a request that went out and cannot be sent again.
     Lost,
@@ -43,12 +43,12 @@ enum Source {
 /// How far an upload has come, for who waits for the answer.
 #[derive(Clone, Default)]
 pub struct UploadState {
-    passed: Arc<Passed>,
-    end: Arc<End>,
+    passed: Arc<PassedBytes>,
+    end: Arc<UploadEnd>,
 }
 
 #[derive(Default)]
-struct End {
+struct UploadEnd {
     done: AtomicBool,
     error: OnceLock<UploadError>,
 }
@@ -56,7 +56,7 @@ struct End {
 impl Upload {
     pub fn empty() -> Self {
         Self {
-            inner: Source::Empty,
+            inner: UploadSource::Empty,
             state: UploadState::finished(),
             over: None,
         }
@@ -64,7 +64,7 @@ impl Upload {
 
     pub fn lost() -> Self {
         Self {
-            inner: Source::Lost,
+            inner: UploadSource::Lost,
             state: UploadState::finished(),
             over: None,
         }
@@ -72,12 +72,12 @@ impl Upload {
 
     pub fn new(
         body: RequestBody,
-        passed: &Arc<Passed>,
+        passed: &Arc<PassedBytes>,
         over: Option<BoxFuture<'static, ()>>,
     ) -> Self {
         let inner = match body {
-            RequestBody::Streamed(body) if !body.is_end_stream() => Source::Client(body),
-            RequestBody::Whole(body) if !body.is_spent() => Source::Whole(body),
+            RequestBody::Streamed(body) if !body.is_end_stream() => UploadSource::Client(body),
+            RequestBody::Whole(body) if !body.is_spent() => UploadSource::Whole(body),
             RequestBody::Streamed(_) | RequestBody::Whole(_) | RequestBody::Spent => {
                 return Self::empty();
             }
@@ -97,11 +97,11 @@ impl Upload {
     }
 
     pub fn is_empty(&self) -> bool {
-        matches!(self.inner, Source::Empty)
+        matches!(self.inner, UploadSource::Empty)
     }
 
     pub fn is_lost(&self) -> bool {
-        matches!(self.inner, Source::Lost)
+        matches!(self.inner, UploadSource::Lost)
     }
 }
 
@@ -139,13 +139,13 @@ impl Body for Upload {
             && over.poll_unpin(cx).is_ready()
         {
             this.over = None;
-            this.inner = Source::Lost;
+            this.inner = UploadSource::Lost;
             this.state.end.error.get_or_init(|| UploadError::Over);
             return Poll::Ready(Some(Err(io::Error::other(CUT))));
         }
         let body = match &mut this.inner {
-            Source::Client(body) => body,
-            Source::Whole(body) => {
+            UploadSource::Client(body) => body,
+            UploadSource::Whole(body) => {
                 let frame = body.next();
                 let bytes = frame
                     .as_ref()
@@ -160,7 +160,7 @@ impl Body for Upload {
                 }
                 return Poll::Ready(frame.map(Ok));
             }
-            Source::Empty | Source::Lost => return Poll::Ready(None),
+            UploadSource::Empty | UploadSource::Lost => return Poll::Ready(None),
         };
         let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
         match &frame {
@@ -187,17 +187,17 @@ impl Body for Upload {
 
     fn is_end_stream(&self) -> bool {
         match &self.inner {
-            Source::Empty | Source::Lost => true,
-            Source::Client(body) => body.is_end_stream(),
-            Source::Whole(body) => body.is_spent(),
+            UploadSource::Empty | UploadSource::Lost => true,
+            UploadSource::Client(body) => body.is_end_stream(),
+            UploadSource::Whole(body) => body.is_spent(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
-            Source::Empty | Source::Lost => SizeHint::with_exact(0),
-            Source::Client(body) => body.size_hint(),
-            Source::Whole(body) => body.size_hint(),
+            UploadSource::Empty | UploadSource::Lost => SizeHint::with_exact(0),
+            UploadSource::Client(body) => body.size_hint(),
+            UploadSource::Whole(body) => body.size_hint(),
         }
     }
 }

@@ -17,8 +17,8 @@ use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
-use super::{Answer, Transport, answer};
-use crate::resolve::Resolver;
+use super::{DnsAnswer, Transport, answer};
+use crate::resolve::NameResolver;
 
 /// Datagrams of one agent that may wait for upstream at once.
 const PENDING_PER_AGENT: usize = 64;
@@ -32,7 +32,7 @@ pub type Gate = Box<dyn Fn(AgentId) -> Option<(DecidedBy, DenyReason)> + Send + 
 
 /// Datagrams that were dropped without an answer.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub struct DropCounters {
     /// No flow: nobody knows who sent it.
     pub unattributed: AtomicU64,
     /// More than [`PENDING_PER_AGENT`] of one agent are pending.
@@ -42,17 +42,17 @@ pub struct Counters {
 /// What every query is judged with.
 pub struct Server {
     pub policy: Arc<ArcSwap<Policy>>,
-    pub resolver: Arc<Resolver>,
+    pub resolver: Arc<NameResolver>,
     pub records: mpsc::Sender<Draft>,
     pub gate: Gate,
-    pub counters: Counters,
+    pub counters: DropCounters,
     pending: Mutex<HashMap<AgentId, Arc<Semaphore>>>,
 }
 
 impl Server {
     pub fn new(
         policy: Arc<ArcSwap<Policy>>,
-        resolver: Arc<Resolver>,
+        resolver: Arc<NameResolver>,
         records: mpsc::Sender<Draft>,
         gate: Gate,
     ) -> Self {
@@ -61,7 +61,7 @@ impl Server {
             resolver,
             records,
             gate,
-            counters: Counters::default(),
+            counters: DropCounters::default(),
             pending: Mutex::default(),
         }
     }
@@ -140,7 +140,7 @@ impl Server {
     async fn judge(&self, query: &[u8], transport: Transport, origin: &Origin) -> Option<Vec<u8>> {
         let policy = self.policy.load_full();
         let refused = (self.gate)(origin.agent);
-        let Answer { bytes, record } =
+        let DnsAnswer { bytes, record } =
             answer(query, transport, origin, refused, &policy, &self.resolver).await;
         self.records.send(record).await.ok()?;
         bytes

@@ -3,7 +3,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{DNSClass, Name};
 
-use super::wire::{EDE, Fault, HEADER};
+use super::wire::{EDE, HEADER, WireFault};
 use super::*;
 use crate::resolve::stub::{Script, Stub};
 
@@ -66,9 +66,13 @@ fn origin() -> Origin {
 }
 
 /// Everything under `test` but what has `refused` in it.
-fn covers(name: &HostName) -> Covered {
+fn covers(name: &HostName) -> NameReach {
     let covered = { name.as_str().ends_with(".test") && !name.as_str().contains("refused") };
-    if covered { Covered::Yes } else { Covered::No }
+    if covered {
+        NameReach::Yes
+    } else {
+        NameReach::No
+    }
 }
 
 /// Labels may hold any octet: `\000` and `\046` (a dot) are written as DNS master files do.
@@ -90,7 +94,7 @@ fn query(name: &str, kind: RecordType, edns: Option<u16>) -> Message {
     message
 }
 
-async fn ask(query: &[u8], transport: Transport, resolver: &Resolver) -> Answer {
+async fn ask(query: &[u8], transport: Transport, resolver: &NameResolver) -> DnsAnswer {
     respond(query, transport, &origin(), None, covers, resolver).await
 }
 
@@ -116,7 +120,7 @@ fn shown(bytes: &[u8]) -> String {
 #[tokio::test]
 async fn covered_names_are_answered_and_others_are_not_even_asked() {
     let stub = Stub::start(ZONE).await;
-    let resolver = Resolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
     use Outcome::{Allow, Deny, Error};
     let denied = Some(DenyReason::PolicyDenied);
     for (name, kind, expected, outcome, reason) in [
@@ -272,7 +276,7 @@ async fn covered_names_are_answered_and_others_are_not_even_asked() {
 #[tokio::test]
 async fn the_answer_echoes_the_question_and_bounds_the_ttl() {
     let stub = Stub::start(ZONE).await;
-    let resolver = Resolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
     let asked = query("V4.tEsT.", RecordType::A, None);
     let answer = ask(&asked.to_vec().unwrap(), Transport::Udp, &resolver).await;
     let message = Message::from_vec(&answer.bytes.unwrap()).unwrap();
@@ -292,7 +296,7 @@ async fn the_answer_echoes_the_question_and_bounds_the_ttl() {
 #[tokio::test]
 async fn an_agent_that_is_stopped_gets_nothing_resolved() {
     let stub = Stub::start(ZONE).await;
-    let resolver = Resolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
     let bytes = query("api.test.", RecordType::A, Some(1232))
         .to_vec()
         .unwrap();
@@ -319,7 +323,7 @@ async fn an_agent_that_is_stopped_gets_nothing_resolved() {
 #[tokio::test]
 async fn what_does_not_fit_is_truncated_over_udp_only() {
     let stub = Stub::start(ZONE).await;
-    let resolver = Resolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
     for (edns, transport, truncated) in [
         (None, Transport::Udp, true),
         (Some(0), Transport::Udp, true),
@@ -345,7 +349,7 @@ async fn what_does_not_fit_is_truncated_over_udp_only() {
 #[tokio::test]
 async fn what_is_no_plain_query_is_refused_as_such() {
     let stub = Stub::start(ZONE).await;
-    let resolver = Resolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
     let good = query("api.test.", RecordType::A, Some(1232))
         .to_vec()
         .unwrap();
@@ -433,7 +437,7 @@ proptest::proptest! {
         let length = near.len();
         near[at % length] = byte;
         for bytes in [&bytes, &near] {
-            if let Err(Fault::Code(..)) = parse(bytes) {
+            if let Err(WireFault::Code(..)) = parse(bytes) {
                 proptest::prop_assert!(bytes.len() >= HEADER);
             }
         }

@@ -6,7 +6,7 @@ use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{RData, RecordType};
 
-use crate::resolve::{ResolveError, Resolved};
+use crate::resolve::{ResolveError, ResolvedAddresses};
 
 /// Nobody's (RFC 5737): whatever an agent connects to comes to the forwarder, and goes no further with that name.
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -25,7 +25,7 @@ pub(super) enum Extended {
 }
 
 /// How one query ends.
-pub(super) struct Verdict {
+pub(super) struct QueryVerdict {
     pub(super) code: ResponseCode,
     pub(super) answers: Vec<(RData, u32)>,
     pub(super) extended: Option<(Extended, &'static str)>,
@@ -36,7 +36,7 @@ pub(super) struct Verdict {
     pub(super) detail: String,
 }
 
-impl Verdict {
+impl QueryVerdict {
     /// `by` let the name be looked up.
     fn allowed(by: DecidedBy, code: ResponseCode, detail: &str) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Verdict {
         self
     }
 
-    pub(super) fn resolved(found: &Resolved) -> Self {
+    pub(super) fn resolved(found: &ResolvedAddresses) -> Self {
         let ttl = u32::try_from(found.ttl.as_secs()).unwrap_or(u32::MAX);
         let shown: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
         let detail = format!("answered with {}", shown.join(", "));

@@ -6,7 +6,7 @@ use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{DNSClass, Record};
 
 use super::Transport;
-use super::verdict::Verdict;
+use super::verdict::QueryVerdict;
 
 /// Largest answer over UDP: what the client offers, within these (RFC 6891 section 6.2.3).
 const UDP_BYTES: (usize, usize) = (512, 4096);
@@ -21,20 +21,20 @@ const MAX_ADDITIONAL: u16 = 4;
 pub(super) const EDE: u16 = 15;
 
 /// What is wrong with something that is not one plain query.
-pub(super) enum Fault {
+pub(super) enum WireFault {
     /// Too short for a header, or itself an answer: nothing may be sent back.
     Silent(&'static str),
     /// Answered with this code and the query's id.
     Code(ResponseCode, &'static str),
 }
 
-impl Fault {
-    pub(super) fn verdict(&self) -> Verdict {
+impl WireFault {
+    pub(super) fn verdict(&self) -> QueryVerdict {
         let (code, detail) = match self {
             Self::Silent(detail) => (ResponseCode::FormErr, detail),
             Self::Code(code, detail) => (*code, detail),
         };
-        Verdict::refused(
+        QueryVerdict::refused(
             DecidedBy::Protocol,
             DenyReason::ProtocolRefused,
             code,
@@ -57,15 +57,15 @@ impl Fault {
 }
 
 /// One question, class IN, opcode QUERY. Counts are judged before anything is allocated by them.
-pub(super) fn parse(query: &[u8]) -> Result<Message, Fault> {
+pub(super) fn parse(query: &[u8]) -> Result<Message, WireFault> {
     let Some(header) = query.first_chunk::<HEADER>() else {
-        return Err(Fault::Silent("shorter than a DNS header"));
+        return Err(WireFault::Silent("shorter than a DNS header"));
     };
     if header[2] & 0x80 != 0 {
-        return Err(Fault::Silent("an answer where a query was expected"));
+        return Err(WireFault::Silent("an answer where a query was expected"));
     }
     if header[2] >> 3 & 0xf != 0 {
-        return Err(Fault::Code(
+        return Err(WireFault::Code(
             ResponseCode::NotImp,
             "an opcode other than QUERY",
         ));
@@ -73,31 +73,34 @@ pub(super) fn parse(query: &[u8]) -> Result<Message, Fault> {
     let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
     // RFC 9619: a query with another number of questions is malformed.
     if count(4) != 1 || count(6) != 0 || count(8) != 0 || count(10) > MAX_ADDITIONAL {
-        return Err(Fault::Code(
+        return Err(WireFault::Code(
             ResponseCode::FormErr,
             "not exactly one question",
         ));
     }
-    let malformed = Fault::Code(ResponseCode::FormErr, "malformed");
+    let malformed = WireFault::Code(ResponseCode::FormErr, "malformed");
     let message = Message::from_vec(query).map_err(|_| malformed)?;
     let [question] = message.queries.as_slice() else {
-        return Err(Fault::Code(
+        return Err(WireFault::Code(
             ResponseCode::FormErr,
             "not exactly one question",
         ));
     };
     if message.message_type != MessageType::Query {
-        return Err(Fault::Silent("an answer where a query was expected"));
+        return Err(WireFault::Silent("an answer where a query was expected"));
     }
     if question.query_class() != DNSClass::IN {
-        return Err(Fault::Code(ResponseCode::NotImp, "a class other than IN"));
+        return Err(WireFault::Code(
+            ResponseCode::NotImp,
+            "a class other than IN",
+        ));
     }
     if message
         .edns
         .as_ref()
         .is_some_and(|edns| edns.version() != 0)
     {
-        return Err(Fault::Code(
+        return Err(WireFault::Code(
             ResponseCode::BADVERS,
             "an unknown EDNS version",
         ));
@@ -105,7 +108,11 @@ pub(super) fn parse(query: &[u8]) -> Result<Message, Fault> {
     Ok(message)
 }
 
-pub(super) fn encode(query: &Message, verdict: &Verdict, transport: Transport) -> Option<Vec<u8>> {
+pub(super) fn encode(
+    query: &Message,
+    verdict: &QueryVerdict,
+    transport: Transport,
+) -> Option<Vec<u8>> {
     let mut message = Message::response(query.id, OpCode::Query);
     message.metadata.recursion_desired = query.recursion_desired;
     message.metadata.checking_disabled = query.checking_disabled;

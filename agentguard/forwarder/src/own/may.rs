@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::document::{Document, wrong};
 use crate::act::Act;
 use crate::exchange::Exchange;
-use crate::identity::Target;
+use crate::identity::RequestTarget;
 use crate::judge;
 use crate::refusal::Refusal;
-use crate::tasks::Named;
+use crate::tasks::NamedTask;
 
 /// `POST /v1/may`.
 #[derive(Deserialize)]
@@ -52,14 +52,14 @@ pub fn may(exchange: &mut Exchange, ask: MayBody, parts: &Parts) -> Result<Docum
         body: ask.body,
         ..Question::default()
     };
-    let task = Named::take(&mut parts.headers.clone());
+    let task = NamedTask::take(&mut parts.headers.clone());
     let (subject, docket) = exchange.subject(&task);
     // The question's own body has been waited for.
     docket.renew(subject.forwarder);
     let policy = &docket.policy;
     let tasks = subject.tasks(policy);
     let asked = policy.may(agent, &question, tasks, |host, port, action, mut known| {
-        let target = Target {
+        let target = RequestTarget {
             host: host.clone(),
             port,
         };

@@ -12,7 +12,7 @@ use crate::reply::Reply;
 
 /// RFC 9457, with CONTRACT's extensions.
 #[derive(Serialize)]
-struct Problem<'a> {
+struct ProblemDocument<'a> {
     r#type: String,
     title: &'static str,
     status: u16,
@@ -41,7 +41,7 @@ pub fn act(message: &Message) -> Act<'_> {
 }
 
 pub fn problem(refusal: &Refusal, about: &About<'_>) -> Response<Reply> {
-    let document = Problem {
+    let document = ProblemDocument {
         r#type: format!("urn:agentguard:problem:{}", refusal.reason.slug()),
         title: refusal.reason.title(),
         status: refusal.status.as_u16(),

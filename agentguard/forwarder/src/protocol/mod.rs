@@ -11,10 +11,10 @@ use agentguard_policy::CanonicalPath;
 
 use super::act::{Act, Message};
 use super::headers;
-use super::identity::Target;
+use super::identity::RequestTarget;
 use super::refusal::Refusal;
 use super::reply::Reply;
-use super::tasks::Named;
+use super::tasks::NamedTask;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -58,10 +58,10 @@ pub struct About<'a> {
 }
 
 /// Brings a request into the form in which it is judged and sent.
-pub fn read(mut parts: Parts, target: Target, scheme: &Scheme) -> Result<Message, Refusal> {
+pub fn read(mut parts: Parts, target: RequestTarget, scheme: &Scheme) -> Result<Message, Refusal> {
     let path = CanonicalPath::parse(parts.uri.path()).map_err(Refusal::protocol)?;
     let authority = target.authority(scheme);
-    let task = Named::take(&mut parts.headers);
+    let task = NamedTask::take(&mut parts.headers);
     let websocket = headers::clean(&mut parts, &authority)?;
     let line = match parts.uri.query() {
         Some(query) => PathAndQuery::try_from(format!("{}?{query}", path.as_str())),

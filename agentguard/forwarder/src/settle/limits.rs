@@ -5,10 +5,10 @@ use agentguard_common::abi::AgentId;
 use agentguard_policy::{Denial, Owed, Permit, Settled, Settlement};
 use http::StatusCode;
 
-use crate::charges::{Charges, Held};
+use crate::charges::{Charges, HeldCharge};
 
 /// The room that has been taken. It is given back when this is dropped, unless it was said that the act has been done.
-pub struct Claim(Vec<Held>);
+pub struct Claim(Vec<HeldCharge>);
 
 /// Takes the room of every limit that counts the agent's act, of all of them or of none.
 pub async fn take(

@@ -11,10 +11,10 @@ use tokio_rustls::client::TlsStream;
 use super::rig::{AGENT, HOST, Rig, Setup, client_config};
 use crate::act::Act;
 use crate::body::RequestBody;
-use crate::identity::Target;
+use crate::identity::RequestTarget;
 use crate::judge::{self, Docket, Grant, Subject};
 use crate::refusal::Refusal;
-use crate::tasks::Named;
+use crate::tasks::NamedTask;
 
 const NEEDS_APPROVAL: &str = r#"
 @id("pinned-owner") @approve("owner")
@@ -68,7 +68,7 @@ async fn judge(rig: &Rig, paths: &[&str]) -> Result<Grant, Refusal> {
     let life = forwarder.lives.of(AGENT);
     let entry = forwarder.records.open(&life, &Default::default()).unwrap();
     let mut docket = Docket::new(forwarder, entry);
-    let target = Target {
+    let target = RequestTarget {
         host: agentguard_policy::HostName::parse(HOST).unwrap(),
         port: rig.origin.port,
     };
@@ -93,7 +93,7 @@ async fn judge(rig: &Rig, paths: &[&str]) -> Result<Grant, Refusal> {
     let subject = Subject {
         forwarder,
         life: &life,
-        task: &Named::Nothing,
+        task: &NamedTask::Nothing,
     };
     judge::judge(subject, &acts, &mut RequestBody::Spent, &mut docket).await
 }

@@ -18,10 +18,10 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::Fault;
+use super::UpstreamFault;
 use crate::io::Leg;
 use crate::life::Life;
-use crate::resolve::Resolver;
+use crate::resolve::NameResolver;
 use crate::terminate::version;
 
 /// No address gets less than this to answer, however many there are.
@@ -34,13 +34,13 @@ pub type Tag = fn(&Socket, SocketAddr, AgentId) -> io::Result<()>;
 
 /// How upstreams are found and reached.
 pub struct Dialer {
-    pub resolver: Arc<Resolver>,
+    pub resolver: Arc<NameResolver>,
     pub tag: Tag,
     pub connect_timeout: Duration,
 }
 
 /// An open connection, and what the record says of it.
-pub struct Dialled {
+pub struct DialledConnection {
     pub wire: Wire,
     pub addr: SocketAddr,
     /// Empty for plain.
@@ -56,11 +56,11 @@ impl Dialer {
         host: &HostName,
         port: u16,
         tls: Option<Arc<ClientConfig>>,
-    ) -> Result<Dialled, Fault> {
+    ) -> Result<DialledConnection, UpstreamFault> {
         let deadline = Instant::now() + self.connect_timeout;
         let (leg, addr) = self.connect(life, host, port).await?;
         let Some(config) = tls else {
-            return Ok(Dialled {
+            return Ok(DialledConnection {
                 wire: Wire::Plain(leg),
                 addr,
                 tls: "",
@@ -68,17 +68,17 @@ impl Dialer {
             });
         };
         let name = ServerName::try_from(host.as_str().to_owned())
-            .map_err(|_| Fault::tls("its name cannot be in a certificate"))?;
+            .map_err(|_| UpstreamFault::tls("its name cannot be in a certificate"))?;
         let handshake = TlsConnector::from(config).connect(name, leg);
         let remaining = deadline
             .saturating_duration_since(Instant::now())
             .max(MIN_ATTEMPT);
         let stream = timeout(remaining, handshake)
             .await
-            .map_err(|_| Fault::timeout("the TLS handshake took too long"))?
-            .map_err(|error| Fault::handshake(&error))?;
+            .map_err(|_| UpstreamFault::timeout("the TLS handshake took too long"))?
+            .map_err(|error| UpstreamFault::handshake(&error))?;
         let session = stream.get_ref().1;
-        Ok(Dialled {
+        Ok(DialledConnection {
             addr,
             tls: version(session.protocol_version()),
             http2: session.alpn_protocol() == Some(b"h2"),
@@ -92,14 +92,14 @@ impl Dialer {
         life: &Arc<Life>,
         host: &HostName,
         port: u16,
-    ) -> Result<(Leg, SocketAddr), Fault> {
+    ) -> Result<(Leg, SocketAddr), UpstreamFault> {
         let deadline = Instant::now() + self.connect_timeout;
         let lookup = self.resolver.addresses(host);
         let addresses = timeout(self.connect_timeout, lookup)
             .await
-            .map_err(|_| Fault::timeout("resolving its name took too long"))?
-            .map_err(|error| Fault::unreachable(error.to_string()))?;
-        let mut last = Fault::unreachable("it has no address");
+            .map_err(|_| UpstreamFault::timeout("resolving its name took too long"))?
+            .map_err(|error| UpstreamFault::unreachable(error.to_string()))?;
+        let mut last = UpstreamFault::unreachable("it has no address");
         for (index, ip) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
             let remaining = deadline.saturating_duration_since(Instant::now());
@@ -108,7 +108,7 @@ impl Dialer {
             match timeout((remaining / left).max(MIN_ATTEMPT), attempt).await {
                 Ok(Ok(socket)) => return Ok((Leg::new(socket, life.clone()), addr)),
                 Ok(Err(fault)) => last = fault,
-                Err(_) => last = Fault::timeout(format!("{addr} did not answer")),
+                Err(_) => last = UpstreamFault::timeout(format!("{addr} did not answer")),
             }
         }
         Err(last)
@@ -118,14 +118,14 @@ impl Dialer {
         &self,
         agent: AgentId,
         addr: SocketAddr,
-    ) -> Result<tokio::net::TcpStream, Fault> {
+    ) -> Result<tokio::net::TcpStream, UpstreamFault> {
         let socket = self
             .socket(agent, addr)
-            .map_err(|error| Fault::unreachable(format!("a socket for {addr}: {error}")))?;
+            .map_err(|error| UpstreamFault::unreachable(format!("a socket for {addr}: {error}")))?;
         TcpSocket::from_std_stream(socket.into())
             .connect(addr)
             .await
-            .map_err(|error| Fault::unreachable(format!("{addr}: {error}")))
+            .map_err(|error| UpstreamFault::unreachable(format!("{addr}: {error}")))
     }
 
     fn socket(&self, agent: AgentId, addr: SocketAddr) -> io::Result<Socket> {

@@ -10,9 +10,9 @@ use agentguard_record::UpstreamInfo;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 
-use super::pool::{Connection, Facts, Host, Http1, Http2, Key, Pool};
-use super::resend::{Failed, Rest};
-use super::{Answer, Call, Fault, Upstreams};
+use super::pool::{Connection, ConnectionFacts, HostPool, Http1, Http2, Pool, PoolKey};
+use super::resend::{CallFailure, Rest};
+use super::{UpstreamAnswer, UpstreamCall, UpstreamFault, Upstreams};
 use crate::life::{Life, OfLife};
 use crate::upload::UploadState;
 
@@ -25,7 +25,10 @@ const READ_BUFFER: usize = 256 * 1024;
 /// What the answer's body holds of the connection it comes from.
 pub enum Lease {
     /// To be driven by who reads the body, then kept.
-    Http1 { http1: Box<Http1>, host: Arc<Host> },
+    Http1 {
+        http1: Box<Http1>,
+        host: Arc<HostPool>,
+    },
     /// A place among its streams.
     Http2(#[expect(dead_code, reason = "counts while it is held")] Http2),
     /// It runs on a task of its own and is not kept.
@@ -60,10 +63,10 @@ impl Upstreams {
     pub(super) async fn open(
         &self,
         pool: &Pool,
-        key: &Key,
-        host: &Arc<Host>,
+        key: &PoolKey,
+        host: &Arc<HostPool>,
         upgrade: bool,
-    ) -> Result<Connection, Fault> {
+    ) -> Result<Connection, UpstreamFault> {
         let mut one_at_a_time = None;
         if key.http2 && !upgrade && !host.http1_only.load(Ordering::Relaxed) {
             one_at_a_time = Some(host.dialing.lock().await);
@@ -82,7 +85,7 @@ impl Upstreams {
             (true, true) => Some(configs.http2.clone()),
         };
         let dialled = self.dialer.dial(life, &key.host, key.port, config).await?;
-        let facts = Arc::new(Facts(UpstreamInfo {
+        let facts = Arc::new(ConnectionFacts(UpstreamInfo {
             addr: dialled.addr.to_string(),
             tls: dialled.tls.to_owned(),
         }));
@@ -96,7 +99,7 @@ impl Upstreams {
                 .max_header_size(self.max_header_bytes as usize)
                 .handshake(io)
                 .await
-                .map_err(|error| Fault::exchange(&error))?;
+                .map_err(|error| UpstreamFault::exchange(&error))?;
             return Ok(Connection::Http1(Box::new(Http1 {
                 sender,
                 connection: Box::new(connection),
@@ -110,7 +113,7 @@ impl Upstreams {
             .max_header_list_size(self.max_header_bytes)
             .handshake(io)
             .await
-            .map_err(|error| Fault::exchange(&error))?;
+            .map_err(|error| UpstreamFault::exchange(&error))?;
         life.spawn(async move {
             // Its errors are those of the requests on it.
             let _ = connection.await;
@@ -124,10 +127,10 @@ impl Upstreams {
     pub(super) async fn exchange(
         &self,
         life: &Arc<Life>,
-        host: &Arc<Host>,
+        host: &Arc<HostPool>,
         connection: Connection,
-        mut call: Call,
-    ) -> Result<Answer, Failed> {
+        mut call: UpstreamCall,
+    ) -> Result<UpstreamAnswer, CallFailure> {
         match connection {
             Connection::Http1(http1) => {
                 call.as_http1();
@@ -147,10 +150,10 @@ impl Upstreams {
     async fn over_http1(
         &self,
         life: &Arc<Life>,
-        host: &Arc<Host>,
+        host: &Arc<HostPool>,
         mut http1: Box<Http1>,
-        call: Call,
-    ) -> Result<Answer, Failed> {
+        call: UpstreamCall,
+    ) -> Result<UpstreamAnswer, CallFailure> {
         let (request, mut rest) = Rest::split(call, http1.reused);
         let upload = request.body().state();
         let sent = http1.sender.try_send_request(request);
@@ -191,19 +194,23 @@ impl Upstreams {
             });
             Lease::Detached
         };
-        Ok(Answer {
+        Ok(UpstreamAnswer {
             response,
             lease,
             facts,
         })
     }
 
-    async fn over_http2(&self, mut http2: Http2, call: Call) -> Result<Answer, Failed> {
+    async fn over_http2(
+        &self,
+        mut http2: Http2,
+        call: UpstreamCall,
+    ) -> Result<UpstreamAnswer, CallFailure> {
         let (request, mut rest) = Rest::split(call, true);
         let upload = request.body().state();
         let sent = http2.sender.try_send_request(request);
         match self.in_time(&upload, sent).await {
-            Some(Ok(response)) => Ok(Answer {
+            Some(Ok(response)) => Ok(UpstreamAnswer {
                 response,
                 facts: http2.facts.clone(),
                 lease: Lease::Http2(http2),
@@ -214,7 +221,12 @@ impl Upstreams {
     }
 
     /// A request that may turn the connection into a tunnel.
-    async fn upgrade(&self, life: &Arc<Life>, http1: Http1, call: Call) -> Result<Answer, Failed> {
+    async fn upgrade(
+        &self,
+        life: &Arc<Life>,
+        http1: Http1,
+        call: UpstreamCall,
+    ) -> Result<UpstreamAnswer, CallFailure> {
         let (request, mut rest) = Rest::split(call, http1.reused);
         let upload = request.body().state();
         let Http1 {
@@ -231,7 +243,7 @@ impl Upstreams {
             .in_time(&upload, sender.try_send_request(request))
             .await
         {
-            Some(Ok(response)) => Ok(Answer {
+            Some(Ok(response)) => Ok(UpstreamAnswer {
                 response,
                 lease: Lease::Detached,
                 facts,
@@ -254,12 +266,12 @@ impl Upstreams {
         }
     }
 
-    fn too_slow(&self, upload: &UploadState) -> Fault {
+    fn too_slow(&self, upload: &UploadState) -> UpstreamFault {
         let limit = self.head_timeout.as_millis();
         if upload.is_done() {
-            Fault::timeout(format!("no answer within {limit} ms"))
+            UpstreamFault::timeout(format!("no answer within {limit} ms"))
         } else {
-            Fault::timeout(format!("the request's body stopped for {limit} ms"))
+            UpstreamFault::timeout(format!("the request's body stopped for {limit} ms"))
         }
     }
 }

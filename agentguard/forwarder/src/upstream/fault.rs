@@ -8,7 +8,7 @@ use rustls::CertificateError;
 /// Nobody's decision: upstream's or the way's to it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
-pub struct Fault {
+pub struct UpstreamFault {
     pub reason: DenyReason,
     /// One sentence's end: what `the server: …` continues with.
     pub detail: String,
@@ -16,7 +16,7 @@ pub struct Fault {
     pub unsent: bool,
 }
 
-impl Fault {
+impl UpstreamFault {
     pub fn unreachable(detail: impl Into<String>) -> Self {
         Self {
             reason: DenyReason::UpstreamUnreachable,

@@ -15,24 +15,24 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 
-use super::Fault;
+use super::UpstreamFault;
 use super::dial::{Dialer, untagged};
 use crate::life::Life;
-use crate::resolve::Resolver;
+use crate::resolve::NameResolver;
 
 /// The head of an answer, at most, bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
 /// How the forwarder asks as itself.
 pub struct Fetcher {
-    pub(super) resolver: Arc<Resolver>,
+    pub(super) resolver: Arc<NameResolver>,
     pub(super) tls: Arc<ClientConfig>,
     /// The forwarder's own.
     pub(super) life: Arc<Life>,
 }
 
 /// A whole answer.
-pub struct Fetched {
+pub struct FetchedAnswer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
@@ -40,7 +40,7 @@ pub struct Fetched {
 
 impl Fetcher {
     /// Gives up when it is dropped; the deadline is the caller's.
-    pub async fn fetch(&self, ask: &Ask) -> Result<Fetched, Fault> {
+    pub async fn fetch(&self, ask: &Ask) -> Result<FetchedAnswer, UpstreamFault> {
         let service = &ask.service;
         let dialer = Dialer {
             resolver: self.resolver.clone(),
@@ -55,7 +55,7 @@ impl Fetcher {
             .max_buf_size(MAX_HEAD)
             .handshake(TokioIo::new(dialled.wire))
             .await
-            .map_err(|error| Fault::exchange(&error))?;
+            .map_err(|error| UpstreamFault::exchange(&error))?;
         let mut connection = pin!(connection);
         let mut answer = pin!(exchange(sender, request(ask)?));
         let mut open = true;
@@ -70,8 +70,8 @@ impl Fetcher {
     }
 }
 
-fn request(ask: &Ask) -> Result<Request<Empty<Bytes>>, Fault> {
-    let bad = || Fault::unreachable("what it would be asked is no URL");
+fn request(ask: &Ask) -> Result<Request<Empty<Bytes>>, UpstreamFault> {
+    let bad = || UpstreamFault::unreachable("what it would be asked is no URL");
     let target = PathAndQuery::try_from(ask.target.as_str()).map_err(|_| bad())?;
     let mut request = Request::new(Empty::new());
     *request.uri_mut() = Uri::from(target);
@@ -95,20 +95,24 @@ fn request(ask: &Ask) -> Result<Request<Empty<Bytes>>, Fault> {
 async fn exchange(
     mut sender: http1::SendRequest<Empty<Bytes>>,
     request: Request<Empty<Bytes>>,
-) -> Result<Fetched, Fault> {
+) -> Result<FetchedAnswer, UpstreamFault> {
     let response = sender.send_request(request).await;
     let (head, body) = response
-        .map_err(|error| Fault::exchange(&error))?
+        .map_err(|error| UpstreamFault::exchange(&error))?
         .into_parts();
     let body = match Limited::new(body, MAX_ANSWER).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => {
             let detail = format!("its answer is longer than {MAX_ANSWER} bytes");
-            return Err(Fault::unreachable(detail));
+            return Err(UpstreamFault::unreachable(detail));
         }
-        Err(error) => return Err(Fault::unreachable(format!("its answer broke off: {error}"))),
+        Err(error) => {
+            return Err(UpstreamFault::unreachable(format!(
+                "its answer broke off: {error}"
+            )));
+        }
     };
-    Ok(Fetched {
+    Ok(FetchedAnswer {
         status: head.status,
         headers: head.headers,
         body,

@@ -23,16 +23,16 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
-pub use fault::Fault;
+pub use fault::UpstreamFault;
 pub use fetch::Fetcher;
 
 use self::dial::Dialer;
 pub use self::dial::{Tag, tag};
 use self::exchange::Lease;
-use self::pool::{Facts, Key, Pool, Pools};
+use self::pool::{ConnectionFacts, Pool, PoolKey, Pools};
 use super::io::Leg;
 use super::life::Life;
-use super::resolve::Resolver;
+use super::resolve::NameResolver;
 use super::upload::Upload;
 
 /// TLS sessions kept per agent for resumption.
@@ -50,7 +50,7 @@ pub struct Upstreams {
 }
 
 /// One request to be sent, judged and canonical.
-pub struct Call {
+pub struct UpstreamCall {
     pub request: Request<Upload>,
     pub scheme: Scheme,
     /// As the host is judged; with the port unless it is the scheme's own.
@@ -63,10 +63,10 @@ pub struct Call {
 }
 
 /// The head of upstream's answer, its body to come.
-pub struct Answer {
+pub struct UpstreamAnswer {
     pub response: Response<Incoming>,
     pub lease: Lease,
-    pub facts: Arc<Facts>,
+    pub facts: Arc<ConnectionFacts>,
 }
 
 /// An agent's own TLS configurations: sessions are not shared between agents.
@@ -78,7 +78,7 @@ pub struct Tls {
 impl Upstreams {
     /// `roots`: trust anchors in DER; those that cannot be read are left out, as browsers do.
     pub fn new(
-        resolver: Arc<Resolver>,
+        resolver: Arc<NameResolver>,
         roots: &[Vec<u8>],
         limits: &Limits,
         tag: Tag,
@@ -123,9 +123,9 @@ impl Upstreams {
         &self,
         pool: &Pool,
         permit: Permit<Settled>,
-        mut call: Call,
-    ) -> Result<Answer, Fault> {
-        let key = Key {
+        mut call: UpstreamCall,
+    ) -> Result<UpstreamAnswer, UpstreamFault> {
+        let key = PoolKey {
             tls: call.scheme == Scheme::HTTPS,
             host: permit.host().clone(),
             port: permit.port(),
@@ -137,7 +137,7 @@ impl Upstreams {
                 Some(connection) => connection,
                 None => {
                     let opened = self.open(pool, &key, &host, call.websocket).await;
-                    opened.map_err(|fault| Fault {
+                    opened.map_err(|fault| UpstreamFault {
                         unsent: sends == 0,
                         ..fault
                     })?
@@ -149,7 +149,7 @@ impl Upstreams {
                 Err((fault, None)) => return Err(fault),
             }
         }
-        Err(Fault::unreachable(
+        Err(UpstreamFault::unreachable(
             "it closes each connection before a request can be sent",
         ))
     }
@@ -159,7 +159,7 @@ impl Upstreams {
         &self,
         life: &Arc<Life>,
         permit: Permit<Settled>,
-    ) -> Result<(Leg, SocketAddr), Fault> {
+    ) -> Result<(Leg, SocketAddr), UpstreamFault> {
         self.dialer
             .connect(life, permit.host(), permit.port())
             .await
@@ -188,7 +188,7 @@ impl Upstreams {
     }
 }
 
-impl Call {
+impl UpstreamCall {
     /// HTTP/1.1: origin-form and `Host` (RFC 9112 section 3.2).
     fn as_http1(&mut self) {
         *self.request.uri_mut() = Uri::from(self.target.clone());

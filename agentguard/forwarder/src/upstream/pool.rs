@@ -27,7 +27,7 @@ const IDLE: Duration = Duration::from_secs(55);
 const MAX_STREAMS: usize = 100;
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Key {
+pub struct PoolKey {
     pub tls: bool,
     pub host: HostName,
     pub port: u16,
@@ -37,13 +37,13 @@ pub struct Key {
 
 /// What records say of a connection.
 #[derive(Clone, Debug)]
-pub struct Facts(pub UpstreamInfo);
+pub struct ConnectionFacts(pub UpstreamInfo);
 
 /// An HTTP/1.1 connection. Nobody drives it but who uses it: request, answer and connection are one task's.
 pub struct Http1 {
     pub sender: http1::SendRequest<Upload>,
     pub connection: Box<http1::Connection<TokioIo<Wire>, Upload>>,
-    pub facts: Arc<Facts>,
+    pub facts: Arc<ConnectionFacts>,
     /// It has carried a request before.
     pub reused: bool,
 }
@@ -51,7 +51,7 @@ pub struct Http1 {
 /// A place on an HTTP/2 connection, which runs on a task of its own.
 pub struct Http2 {
     pub sender: http2::SendRequest<Upload>,
-    pub facts: Arc<Facts>,
+    pub facts: Arc<ConnectionFacts>,
     streams: Arc<AtomicUsize>,
 }
 
@@ -69,13 +69,13 @@ pub struct Pools {
 /// One agent's connections, for as long as it lives: never shared with another agent.
 pub struct Pool {
     pub life: Arc<Life>,
-    hosts: Mutex<HashMap<Key, Arc<Host>>>,
+    hosts: Mutex<HashMap<PoolKey, Arc<HostPool>>>,
     tls: OnceLock<Tls>,
 }
 
 /// The connections of one agent to one host.
 #[derive(Default)]
-pub struct Host {
+pub struct HostPool {
     idle: Mutex<Vec<(Instant, Box<Http1>)>>,
     shared: Mutex<Vec<Http2>>,
     /// It chose HTTP/1.1 although HTTP/2 was offered: each request dials for itself.
@@ -123,7 +123,7 @@ impl Pools {
 }
 
 impl Pool {
-    pub fn host(&self, key: &Key) -> Arc<Host> {
+    pub fn host(&self, key: &PoolKey) -> Arc<HostPool> {
         let mut hosts = self.hosts.lock().expect(UNPOISONED);
         if let Some(host) = hosts.get(key) {
             return host.clone();
@@ -151,7 +151,7 @@ impl Pool {
     }
 }
 
-impl Host {
+impl HostPool {
     /// A connection that is open as far as can be known. `upgrade`: the request may turn it into a tunnel.
     pub async fn take(&self, upgrade: bool) -> Option<Connection> {
         if !upgrade && let Some(shared) = self.stream() {
@@ -215,7 +215,7 @@ impl Http1 {
 }
 
 impl Http2 {
-    pub fn new(sender: http2::SendRequest<Upload>, facts: Arc<Facts>) -> Self {
+    pub fn new(sender: http2::SendRequest<Upload>, facts: Arc<ConnectionFacts>) -> Self {
         Self {
             sender,
             facts,

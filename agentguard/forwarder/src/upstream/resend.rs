@@ -3,22 +3,22 @@
 use http::{Method, Request};
 use hyper::client::conn::TrySendError;
 
-use super::{Call, Fault};
+use super::{UpstreamCall, UpstreamFault};
 use crate::upload::Upload;
 
 /// Why there is no answer; the call again if nothing of it can have been acted upon.
-pub type Failed = (Fault, Option<Call>);
+pub type CallFailure = (UpstreamFault, Option<UpstreamCall>);
 
 /// What is needed to send a call again.
 pub struct Rest {
-    call: Option<Call>,
+    call: Option<UpstreamCall>,
 }
 
 impl Rest {
     /// Takes the request out of the call. `reused`: its connection may close under it, so that what can be repeated
     /// without harm and has no body is kept to be sent once more (RFC 9110 section 9.2.2).
-    pub fn split(call: Call, reused: bool) -> (Request<Upload>, Self) {
-        let Call {
+    pub fn split(call: UpstreamCall, reused: bool) -> (Request<Upload>, Self) {
+        let UpstreamCall {
             request,
             scheme,
             authority,
@@ -34,7 +34,7 @@ impl Rest {
             copy
         });
         let rest = Self {
-            call: Some(Call {
+            call: Some(UpstreamCall {
                 request: copy.unwrap_or_else(|| Request::new(Upload::lost())),
                 scheme,
                 authority,
@@ -46,10 +46,10 @@ impl Rest {
         (request, rest)
     }
 
-    pub fn failed(&mut self, mut error: TrySendError<Request<Upload>>) -> Failed {
+    pub fn failed(&mut self, mut error: TrySendError<Request<Upload>>) -> CallFailure {
         let unsent = error.take_message();
         let error = error.into_error();
-        let fault = Fault::exchange(&error);
+        let fault = UpstreamFault::exchange(&error);
         let closed = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
         let call = self.call.take().and_then(|mut call| match unsent {
             Some(request) => {

@@ -37,7 +37,7 @@ fn policy() -> Policy {
 
 async fn server() -> (Arc<Server>, Receiver<Draft>, Stub) {
     let stub = Stub::start(ZONE).await;
-    let resolver = Resolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
     let (sender, records) = mpsc::channel(100);
     let killed = (DecidedBy::Stop, DenyReason::AgentKilled);
     let gate: Gate = Box::new(move |agent| (agent == AgentId(3)).then_some(killed));
