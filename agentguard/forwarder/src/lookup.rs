@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use agentguard_common::abi::AgentId;
-use agentguard_policy::lookup::{Answer, Ask, Lookup, Unavailable};
+use agentguard_policy::lookup::{Lookup, LookupAnswer, LookupQuestion, Unavailable};
 use agentguard_record::DenyReason;
 use futures_util::FutureExt as _;
 use futures_util::future::{Shared, WeakShared, join_all, ready};
@@ -33,10 +33,10 @@ pub struct Lookups {
 }
 
 struct LookupTable {
-    kept: LruCache<Ask, CachedAnswer>,
+    kept: LruCache<LookupQuestion, CachedAnswer>,
     kept_bytes: usize,
     /// The same question is asked once, however many wait for the answer; when nobody does any more, it ends.
-    asking: HashMap<Ask, Vec<PendingLookup>>,
+    asking: HashMap<LookupQuestion, Vec<PendingLookup>>,
 }
 
 struct PendingLookup {
@@ -46,10 +46,10 @@ struct PendingLookup {
     asking: WeakShared<Asking>,
 }
 
-type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
+type Asking = Pin<Box<dyn Future<Output = LookupAnswer> + Send>>;
 
 struct CachedAnswer {
-    answer: Answer,
+    answer: LookupAnswer,
     until: Instant,
     bytes: usize,
 }
@@ -71,8 +71,8 @@ impl Lookups {
     pub async fn gather(
         self: &Arc<Self>,
         life: &Arc<Life>,
-        asks: Vec<(Arc<Lookup>, Result<Ask, Unavailable>)>,
-    ) -> Vec<(Arc<Lookup>, Answer)> {
+        asks: Vec<(Arc<Lookup>, Result<LookupQuestion, Unavailable>)>,
+    ) -> Vec<(Arc<Lookup>, LookupAnswer)> {
         let answers = asks.into_iter().map(async |(lookup, ask)| {
             let answer = match ask {
                 Ok(ask) => self.answer(life, ask).await,
@@ -83,7 +83,7 @@ impl Lookups {
         join_all(answers).await
     }
 
-    async fn answer(self: &Arc<Self>, life: &Arc<Life>, ask: Ask) -> Answer {
+    async fn answer(self: &Arc<Self>, life: &Arc<Life>, ask: LookupQuestion) -> LookupAnswer {
         let (asking, by) = self.join(life, &ask);
         let answer = asking.await;
         if answer.is_ok() || by == life.agent {
@@ -96,7 +96,7 @@ impl Lookups {
 
     /// A question that is under way, or a new one, and whose it is. That of another agent is not waited for before it is
     /// asked: it may have much to ask.
-    fn join(self: &Arc<Self>, life: &Arc<Life>, ask: &Ask) -> (Shared<Asking>, AgentId) {
+    fn join(self: &Arc<Self>, life: &Arc<Life>, ask: &LookupQuestion) -> (Shared<Asking>, AgentId) {
         let mut state = self.state.lock().expect(UNPOISONED);
         if let Some(answer) = state.kept(ask) {
             let asking: Asking = Box::pin(ready(answer));
@@ -124,7 +124,12 @@ impl Lookups {
     }
 
     /// One question and its end.
-    async fn asked(self: Arc<Self>, life: Arc<Life>, ask: Ask, begun: Arc<AtomicBool>) -> Answer {
+    async fn asked(
+        self: Arc<Self>,
+        life: Arc<Life>,
+        ask: LookupQuestion,
+        begun: Arc<AtomicBool>,
+    ) -> LookupAnswer {
         let deadline = ask.service.deadline;
         let answer = timeout(deadline, self.ask(&life, &ask, &begun)).await;
         let answer = answer.unwrap_or_else(|_| {
@@ -139,7 +144,7 @@ impl Lookups {
         answer
     }
 
-    async fn ask(&self, life: &Life, ask: &Ask, begun: &AtomicBool) -> Answer {
+    async fn ask(&self, life: &Life, ask: &LookupQuestion, begun: &AtomicBool) -> LookupAnswer {
         let _own = life.lookups.acquire().await;
         let _room = self.room.acquire().await;
         begun.store(true, Ordering::Relaxed);
@@ -157,7 +162,7 @@ impl Lookups {
 }
 
 impl LookupTable {
-    fn kept(&mut self, ask: &Ask) -> Option<Answer> {
+    fn kept(&mut self, ask: &LookupQuestion) -> Option<LookupAnswer> {
         let kept = self.kept.get(ask)?;
         if Instant::now() < kept.until {
             return Some(kept.answer.clone());
@@ -167,7 +172,7 @@ impl LookupTable {
     }
 
     /// Failures are not kept: the next request asks again.
-    fn keep(&mut self, ask: Ask, answer: &Answer) {
+    fn keep(&mut self, ask: LookupQuestion, answer: &LookupAnswer) {
         let (Ok(fields), cache) = (answer, ask.service.cache) else {
             return;
         };
@@ -195,7 +200,7 @@ impl LookupTable {
         }
     }
 
-    fn forget(&mut self, ask: &Ask) {
+    fn forget(&mut self, ask: &LookupQuestion) {
         let bytes = self.kept.pop(ask).map_or(0, |kept| kept.bytes);
         self.kept_bytes -= bytes;
     }
@@ -228,7 +233,7 @@ mod tests {
     use super::*;
 
     /// What a bundle declares.
-    static DECLARED: LazyLock<Ask> = LazyLock::new(|| {
+    static DECLARED: LazyLock<LookupQuestion> = LazyLock::new(|| {
         let files = [
             ("bundle.toml", "name = \"b\"\nserial = 1\n"),
             (
@@ -267,7 +272,7 @@ mod tests {
         ask.unwrap()
     });
 
-    fn question(number: usize, cache: Duration, bytes: usize) -> (Ask, Answer) {
+    fn question(number: usize, cache: Duration, bytes: usize) -> (LookupQuestion, LookupAnswer) {
         let mut ask = DECLARED.clone();
         ask.target = format!("/{number}");
         Arc::make_mut(&mut ask.service).cache = cache;
@@ -309,7 +314,7 @@ mod tests {
             assert!(state.kept_bytes <= MAX_KEPT_BYTES);
             assert!(state.kept(&ask).is_some());
         }
-        let keys: Vec<Ask> = state.kept.iter().map(|(ask, _)| ask.clone()).collect();
+        let keys: Vec<LookupQuestion> = state.kept.iter().map(|(ask, _)| ask.clone()).collect();
         assert!(keys.len() < 200);
         keys.iter().for_each(|ask| state.forget(ask));
         assert_eq!(state.kept_bytes, 0);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
 use agentguard_link::state::OpenTask;
-use agentguard_policy::{Covered, OnTask, OpenedBy, Policy, Task, Tasks};
+use agentguard_policy::{CoveringTasks, OnTask, OpenedBy, Policy, Task, Tasks};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, select_all};
 use http::{HeaderMap, HeaderName};
@@ -155,9 +155,9 @@ impl OpenTasks {
     }
 
     /// The end of what was permitted on them.
-    pub fn ends_of(&self, covered: &[Covered]) -> Ends {
+    pub fn ends_of(&self, covered: &[CoveringTasks]) -> Ends {
         let all = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let ends = covered.iter().map(|Covered { by, tasks }| {
+        let ends = covered.iter().map(|CoveringTasks { by, tasks }| {
             let open = all.get(by).map_or(&[][..], Vec::as_slice);
             let end = |id: &Uuid| match open.iter().find(|it| it.task.id == *id) {
                 Some(it) => it.over.clone(),
@@ -298,7 +298,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_permitted_on_a_task_ends_with_it() {
         let (policy, tasks) = (Policy::nothing(), OpenTasks::default());
-        let on = |by, ids: &[u128]| Covered {
+        let on = |by, ids: &[u128]| CoveringTasks {
             by,
             tasks: ids.iter().copied().map(Uuid::from_u128).collect(),
         };

@@ -9,16 +9,16 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::context::{self, AttributeName};
-use super::diagnostic::{Place, Report, Text, did_you_mean, nearest};
+use super::diagnostic::{Place, Report, SourceText, did_you_mean, nearest};
 use super::host::HostMap;
 use super::limit::Limit;
 use super::parse::{self, AgentFile, CaseEntry, HostFile};
-use super::rules::{self, Rule};
+use super::rules::{self, CedarRule};
 use super::time::Calendar;
 use super::{Exec, KernelRule, Proto, Sources, delegation};
 
 /// Every file of the bundle, parsed.
-pub(super) struct Bundle {
+pub(super) struct ParsedBundle {
     pub meta: Option<Meta>,
     /// Guarantees that the host must give.
     pub require: Vec<GuaranteeId>,
@@ -26,7 +26,7 @@ pub(super) struct Bundle {
     pub observe: bool,
     pub agents: Vec<AgentFile>,
     pub hosts: Vec<HostFile>,
-    pub rules: Vec<Rule>,
+    pub rules: Vec<CedarRule>,
     pub cases: Vec<CaseEntry>,
     pub calendar: Option<Calendar>,
     /// Whether every agent's and host's file could be read as it was meant.
@@ -75,13 +75,13 @@ pub(super) fn report(sources: &Sources) -> Report<'_> {
         sources
             .files
             .iter()
-            .map(|(name, text)| Text::new(name, text))
+            .map(|(name, text)| SourceText::new(name, text))
             .collect(),
     )
 }
 
-pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> Bundle {
-    let mut bundle = Bundle {
+pub(super) fn read(report: &mut Report<'_>, sources: &Sources) -> ParsedBundle {
+    let mut bundle = ParsedBundle {
         meta: None,
         require: Vec::new(),
         expires: None,
@@ -175,7 +175,7 @@ fn stray_help(name: &str) -> String {
 }
 
 /// Names of the agents that are only observed: with everyone they act for, or they could do more.
-fn observed(bundle: &Bundle) -> HashSet<String> {
+fn observed(bundle: &ParsedBundle) -> HashSet<String> {
     let files: HashMap<&str, &AgentFile> = bundle
         .agents
         .iter()
@@ -197,7 +197,7 @@ fn observed(bundle: &Bundle) -> HashSet<String> {
 /// What bundle.toml says of the bundle, without full compilation; `None` where it cannot be read.
 pub(super) fn meta(sources: &Sources) -> Option<Meta> {
     let only = sources.files.get_key_value("bundle.toml")?;
-    let mut report = Report::new(vec![Text::new(only.0, only.1)]);
+    let mut report = Report::new(vec![SourceText::new(only.0, only.1)]);
     let manifest = parse::manifest(&mut report, 0)?;
     report.is_clean().then(|| Meta {
         name: manifest.name,
@@ -331,7 +331,7 @@ fn check_hosts(report: &mut Report<'_>, hosts: &[HostFile]) {
     }
 }
 
-fn check_rule_ids(report: &mut Report<'_>, rules: &[Rule]) {
+fn check_rule_ids(report: &mut Report<'_>, rules: &[CedarRule]) {
     let mut ids: HashMap<&str, Place> = HashMap::new();
     for rule in rules {
         if let Some(first) = ids.insert(&rule.id, rule.at) {
@@ -349,7 +349,7 @@ pub(super) const NO_ZONE: &str =
     "add `[time]` and below it `zone = \"Europe/Vienna\"`, or whichever it is";
 
 /// What rules say of time needs a zone, and the windows that they name.
-fn check_times(report: &mut Report<'_>, bundle: &Bundle) {
+fn check_times(report: &mut Report<'_>, bundle: &ParsedBundle) {
     let windows = || bundle.calendar.iter().flat_map(Calendar::names);
     for rule in &bundle.rules {
         let budget = rule.limit.as_ref().is_some_and(Limit::is_budget);
@@ -377,7 +377,7 @@ fn check_times(report: &mut Report<'_>, bundle: &Bundle) {
 }
 
 /// Cases name what the bundle has, and are told apart by their names.
-fn check_cases(report: &mut Report<'_>, bundle: &Bundle) {
+fn check_cases(report: &mut Report<'_>, bundle: &ParsedBundle) {
     let agents: HashSet<&str> = bundle
         .agents
         .iter()
@@ -414,7 +414,7 @@ fn check_cases(report: &mut Report<'_>, bundle: &Bundle) {
 }
 
 /// What a case says of look-ups are facts that some host's file declares.
-fn check_answers(report: &mut Report<'_>, bundle: &Bundle, case: &CaseEntry) {
+fn check_answers(report: &mut Report<'_>, bundle: &ParsedBundle, case: &CaseEntry) {
     let Some(lookup) = &case.lookup else { return };
     let said: Result<serde_json::Map<_, _>, _> = serde_json::from_str(&lookup.value);
     let Ok(said) = said else {

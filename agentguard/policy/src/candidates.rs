@@ -3,17 +3,17 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::host::HostPattern;
-use super::rules::{HostScope, Rule};
+use super::rules::{CedarRule, HostScope};
 
 /// Rules by the agent of their heads.
 pub(super) struct RulesByAgent<'b> {
-    rules: &'b [Rule],
+    rules: &'b [CedarRule],
     anyone: Vec<usize>,
     named: HashMap<&'b str, Vec<usize>>,
 }
 
 impl<'b> RulesByAgent<'b> {
-    pub fn new(rules: &'b [Rule]) -> Self {
+    pub fn new(rules: &'b [CedarRule]) -> Self {
         let mut found = Self {
             rules,
             anyone: Vec::new(),
@@ -28,7 +28,7 @@ impl<'b> RulesByAgent<'b> {
         found
     }
 
-    fn of(&self, agent: &str) -> impl Iterator<Item = (usize, &'b Rule)> {
+    fn of(&self, agent: &str) -> impl Iterator<Item = (usize, &'b CedarRule)> {
         let named = self.named.get(agent).into_iter().flatten();
         let found = self.anyone.iter().chain(named);
         found.map(|index| (*index, &self.rules[*index]))

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Policy;
 use super::explain::why;
-use super::judge::Outcome as Judged;
-use super::question::{Parsed, Question};
-use super::refusal::Refusal;
+use super::judge::JudgeOutcome;
+use super::question::{ParsedQuestion, Question};
+use super::refusal::PolicyRefusal;
 
 /// What a case asks and what its author expects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,19 +18,19 @@ pub struct Case {
     /// `file:line`.
     pub at: String,
     pub question: Question,
-    pub expected: Expected,
+    pub expected: Expectation,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+pub enum CaseOutcome {
     Allow,
     Deny,
     /// Denied until people approve it.
     ApprovalRequired,
 }
 
-impl Outcome {
+impl CaseOutcome {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Allow => "allow",
@@ -42,8 +42,8 @@ impl Outcome {
 
 /// What is not said may be anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Expected {
-    pub outcome: Outcome,
+pub struct Expectation {
+    pub outcome: CaseOutcome,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<DenyReason>,
     /// Ids of exactly the rules that decide.
@@ -51,8 +51,8 @@ pub struct Expected {
     pub policies: Option<BTreeSet<String>>,
 }
 
-impl Expected {
-    pub fn is_met(&self, answer: &Answer, rules: &BTreeSet<&str>) -> bool {
+impl Expectation {
+    pub fn is_met(&self, answer: &CaseAnswer, rules: &BTreeSet<&str>) -> bool {
         let decided = || {
             let ids = answer.policies.iter().map(String::as_str);
             ids.filter(|id| rules.contains(id)).collect::<BTreeSet<_>>()
@@ -68,8 +68,8 @@ impl Expected {
 
 /// The decision on a [`Question`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Answer {
-    pub outcome: Outcome,
+pub struct CaseAnswer {
+    pub outcome: CaseOutcome,
     pub reason: Option<DenyReason>,
     /// Ids of the policies that decided, entries of `allow` among them.
     pub policies: Vec<String>,
@@ -78,22 +78,22 @@ pub struct Answer {
 }
 
 /// A case and what the bundle makes of it.
-pub struct Tested<'p> {
+pub struct TestedCase<'p> {
     pub case: &'p Case,
-    pub answer: Answer,
+    pub answer: CaseAnswer,
     pub passed: bool,
 }
 
 /// A case that two bundles answer differently. `None`: that bundle has no such agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Change {
+pub struct CaseChange {
     pub case: String,
     /// `file:line` in the bundle that has it, in the new one if both have.
     pub at: String,
     pub agent: String,
     pub request: String,
-    pub old: Option<Answer>,
-    pub new: Option<Answer>,
+    pub old: Option<CaseAnswer>,
+    pub new: Option<CaseAnswer>,
 }
 
 impl Policy {
@@ -101,13 +101,13 @@ impl Policy {
         &self.cases
     }
 
-    pub fn test(&self) -> impl Iterator<Item = Tested<'_>> {
+    pub fn test(&self) -> impl Iterator<Item = TestedCase<'_>> {
         let rules: BTreeSet<&str> = self.rules.iter().map(|rule| rule.id.as_str()).collect();
         self.cases.iter().map(move |case| {
             let answer = self
                 .answer(&case.question)
                 .expect("a compiled bundle's cases name its agents and parse");
-            Tested {
+            TestedCase {
                 case,
                 passed: case.expected.is_met(&answer, &rules),
                 answer,
@@ -117,34 +117,34 @@ impl Policy {
 
     /// # Errors
     /// What in the question is no agent, host, path or header.
-    pub fn answer(&self, question: &Question) -> Result<Answer, String> {
+    pub fn answer(&self, question: &Question) -> Result<CaseAnswer, String> {
         let (agent, compiled) = self.agent_named(&question.agent)?;
-        let mut parsed = Parsed::new(question, self.calendar.as_ref())?;
+        let mut parsed = ParsedQuestion::new(question, self.calendar.as_ref())?;
         drop(parsed.gather(self, agent));
         let input = parsed.input(agent);
         let judgement = self.judge(&input);
         let why = why(compiled, &input, &judgement);
         Ok(match judgement.outcome {
-            Judged::Permitted { ids, .. } => Answer {
-                outcome: Outcome::Allow,
+            JudgeOutcome::Permitted { ids, .. } => CaseAnswer {
+                outcome: CaseOutcome::Allow,
                 reason: None,
                 policies: ids.into_iter().collect(),
                 why,
             },
-            Judged::Refused(refusal) => Answer {
+            JudgeOutcome::Refused(refusal) => CaseAnswer {
                 outcome: match refusal {
-                    Refusal::Approval { .. } => Outcome::ApprovalRequired,
-                    Refusal::UnknownAgent
-                    | Refusal::NoReach
-                    | Refusal::WrongMode
-                    | Refusal::UnknownMethod
-                    | Refusal::Unknown(_)
-                    | Refusal::NotPermitted
-                    | Refusal::Forbidden(_)
-                    | Refusal::Outside(_)
-                    | Refusal::NoAmount { .. }
-                    | Refusal::Failed(_)
-                    | Refusal::Delegation { .. } => Outcome::Deny,
+                    PolicyRefusal::Approval { .. } => CaseOutcome::ApprovalRequired,
+                    PolicyRefusal::UnknownAgent
+                    | PolicyRefusal::NoReach
+                    | PolicyRefusal::WrongMode
+                    | PolicyRefusal::UnknownMethod
+                    | PolicyRefusal::Unknown(_)
+                    | PolicyRefusal::NotPermitted
+                    | PolicyRefusal::Forbidden(_)
+                    | PolicyRefusal::Outside(_)
+                    | PolicyRefusal::NoAmount { .. }
+                    | PolicyRefusal::Failed(_)
+                    | PolicyRefusal::Delegation { .. } => CaseOutcome::Deny,
                 },
                 reason: Some(self.reason(&refusal)),
                 policies: refusal.policies(),
@@ -155,7 +155,7 @@ impl Policy {
 
     /// What `new` decides otherwise than this bundle, over the cases of both, in the new one's order; and how many cases
     /// were asked.
-    pub fn diff(&self, new: &Self) -> (Vec<Change>, usize) {
+    pub fn diff(&self, new: &Self) -> (Vec<CaseChange>, usize) {
         // A case is what it asks: both bundles may have it under other names.
         let asked: BTreeSet<_> = new.cases.iter().map(|case| &case.question).collect();
         let only_old = self.cases.iter();
@@ -165,12 +165,12 @@ impl Policy {
             let old_answer = self.answer(&case.question).ok();
             let new_answer = new.answer(&case.question).ok();
             // What an agent can tell apart; that other policies decide the same is no change.
-            let decision = |answer: &Option<Answer>| {
+            let decision = |answer: &Option<CaseAnswer>| {
                 let answer = answer.as_ref()?;
                 Some((answer.outcome, answer.reason))
             };
             let changed = decision(&old_answer) != decision(&new_answer);
-            changed.then(|| Change {
+            changed.then(|| CaseChange {
                 case: case.name.clone(),
                 at: case.at.clone(),
                 agent: case.question.agent.clone(),

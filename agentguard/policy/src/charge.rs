@@ -12,9 +12,9 @@ use super::compile::{CompiledAgent, CompiledRule};
 use super::context::{ActFacts, AttributeName};
 use super::evaluate::evaluate;
 use super::facts::Values;
-use super::judge::Reading;
-use super::limit::{Charge, Counter, Key, KeySource, Limit, Per};
-use super::refusal::Refusal;
+use super::judge::PathReading;
+use super::limit::{Charge, Counter, KeySource, Limit, LimitKey, Per};
+use super::refusal::PolicyRefusal;
 use super::slice::Slice;
 use super::{Action, Input, OpenedBy, Policy, Tasks};
 
@@ -72,10 +72,10 @@ impl Policy {
         agent: &CompiledAgent,
         slice: &Slice,
         input: &Input<'_>,
-        readings: &[Reading<'_>],
+        readings: &[PathReading<'_>],
         values: &Values,
         entities: Option<&Entities>,
-    ) -> Result<Vec<Charge>, Refusal> {
+    ) -> Result<Vec<Charge>, PolicyRefusal> {
         if self.limits_of(slice).next().is_none() {
             return Ok(Vec::new());
         }
@@ -87,7 +87,7 @@ impl Policy {
             };
             match evaluate(agent, input, &facts, entities) {
                 Ok(_) => {}
-                Err(Refusal::Forbidden(ids)) => counted.extend(ids),
+                Err(PolicyRefusal::Forbidden(ids)) => counted.extend(ids),
                 Err(refusal) => return Err(refusal),
             }
         }
@@ -105,13 +105,15 @@ impl Policy {
         limit: &Limit,
         input: &Input<'_>,
         values: &Values,
-    ) -> Result<Charge, Refusal> {
+    ) -> Result<Charge, PolicyRefusal> {
         let amount = match &limit.of {
             None => 1,
-            Some(field) => amount(values.body.get(field)).map_err(|why| Refusal::NoAmount {
-                id: rule.id.clone(),
-                why: format!("its `{field}` {why}"),
-            })?,
+            Some(field) => {
+                amount(values.body.get(field)).map_err(|why| PolicyRefusal::NoAmount {
+                    id: rule.id.clone(),
+                    why: format!("its `{field}` {why}"),
+                })?
+            }
         };
         let name = agent.agent.name.clone();
         let host = input.host.id(input.port);
@@ -152,7 +154,7 @@ fn amount(value: Option<&Value>) -> Result<u64, &'static str> {
 }
 
 /// `None`: it has none, and so is no repetition of another.
-fn key(from: &KeySource, input: &Input<'_>, values: &Values) -> Option<Key> {
+fn key(from: &KeySource, input: &Input<'_>, values: &Values) -> Option<LimitKey> {
     let Action::Request {
         method,
         scheme,
@@ -188,7 +190,7 @@ fn key(from: &KeySource, input: &Input<'_>, values: &Values) -> Option<Key> {
         }
     }
     request.update(input.context.body_sha256?);
-    Some(Key {
+    Some(LimitKey {
         value: Sha256::digest(value)[..16].try_into().ok()?,
         request: request.finalize()[..16].try_into().ok()?,
     })

@@ -8,11 +8,11 @@ use cedar_policy::{
     PolicySet, Schema, ValidationError, ValidationMode, ValidationWarning, Validator,
 };
 
-use super::bundle::Bundle;
+use super::bundle::ParsedBundle;
 use super::diagnostic::{Place, Report, did_you_mean};
 use super::host::{HostMap, HostPattern};
 use super::parse::AgentFile;
-use super::rules::{HostScope, Rule, first_label};
+use super::rules::{CedarRule, HostScope, first_label};
 use super::schema::{self, Scope, Shape};
 use super::{KernelRule, TlsMode};
 
@@ -25,13 +25,13 @@ struct Applies {
     but_for_action: bool,
 }
 
-pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
+pub(super) fn check(report: &mut Report<'_>, bundle: &ParsedBundle) {
     let world = World::new(bundle);
     let mut described = HostMap::default();
     for file in &bundle.hosts {
         described.insert(&file.host, file);
     }
-    let mut groups: BTreeMap<(Scope, Shape), Vec<Checked<'_>>> = BTreeMap::new();
+    let mut groups: BTreeMap<(Scope, Shape), Vec<RuleCheck<'_>>> = BTreeMap::new();
     for rule in &bundle.rules {
         // What another file failed to say would be missed here a second time.
         let mut sound = !rule.literals.faulty && bundle.whole;
@@ -54,7 +54,7 @@ pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
         let count = shapes.len();
         for (shape, host) in shapes {
             let group = groups.entry((scope, shape)).or_default();
-            group.push(Checked {
+            group.push(RuleCheck {
                 rule,
                 sound,
                 host: host.filter(|_| count > 1),
@@ -69,8 +69,8 @@ pub(super) fn check(report: &mut Report<'_>, bundle: &Bundle) {
 }
 
 /// A rule against the requests to some of the hosts that it fits.
-struct Checked<'b> {
-    rule: &'b Rule,
+struct RuleCheck<'b> {
+    rule: &'b CedarRule,
     sound: bool,
     /// One of them, where others have other bodies or look-ups.
     host: Option<String>,
@@ -94,7 +94,7 @@ struct AgentReach<'b> {
 }
 
 impl<'b> World<'b> {
-    fn new(bundle: &'b Bundle) -> Self {
+    fn new(bundle: &'b ParsedBundle) -> Self {
         let mut world = Self {
             agents: Vec::new(),
             by_name: HashMap::new(),
@@ -132,7 +132,7 @@ impl<'b> World<'b> {
             || host.below && self.above_hosts.contains(&(host.port, host.name.as_str()))
     }
 
-    fn applies(&self, rule: &Rule) -> Applies {
+    fn applies(&self, rule: &CedarRule) -> Applies {
         let mut found = Applies::default();
         let named = rule
             .agent
@@ -170,7 +170,7 @@ impl<'b> World<'b> {
 }
 
 impl AgentReach<'_> {
-    fn applies(&self, rule: &Rule, found: &mut Applies) {
+    fn applies(&self, rule: &CedarRule, found: &mut Applies) {
         let mut meet = |tls: TlsMode| {
             found.but_for_action = true;
             match tls {
@@ -198,7 +198,7 @@ impl AgentReach<'_> {
 }
 
 /// Whether the bundle has every agent and host that the rule names.
-fn check_literals(report: &mut Report<'_>, world: &World<'_>, rule: &Rule) -> bool {
+fn check_literals(report: &mut Report<'_>, world: &World<'_>, rule: &CedarRule) -> bool {
     let mut known = true;
     for (at, name) in &rule.literals.agents {
         if !world.by_name.contains_key(name.as_str()) {
@@ -238,7 +238,7 @@ fn check_literals(report: &mut Report<'_>, world: &World<'_>, rule: &Rule) -> bo
     known
 }
 
-fn never_applies(report: &mut Report<'_>, rule: &Rule, applies: Applies) {
+fn never_applies(report: &mut Report<'_>, rule: &CedarRule, applies: Applies) {
     let who = match &rule.agent {
         Some(name) => format!("agent `{name}`"),
         None => "any agent".to_owned(),
@@ -267,10 +267,10 @@ fn never_applies(report: &mut Report<'_>, rule: &Rule, applies: Applies) {
 /// Cedar's strict validation, its warnings too: a rule that is always false protects nobody.
 fn validate<'b>(
     report: &mut Report<'_>,
-    bundle: &'b Bundle,
+    bundle: &'b ParsedBundle,
     scope: Scope,
     shape: &Shape,
-    rules: &[Checked<'b>],
+    rules: &[RuleCheck<'b>],
     impossible: &mut HashMap<&'b str, usize>,
 ) {
     let named: BTreeSet<&str> = bundle
@@ -302,7 +302,7 @@ fn validate<'b>(
     };
     let result = Validator::new(schema).validate(&set, ValidationMode::Strict);
     let mut place = |id: &str, of_head: bool, error: &dyn miette::Diagnostic| {
-        let Some(Checked {
+        let Some(RuleCheck {
             rule, sound, host, ..
         }) = by_id.get(id)
         else {

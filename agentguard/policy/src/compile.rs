@@ -7,12 +7,12 @@ use agentguard_common::abi::AgentId;
 use agentguard_record::DenyReason;
 use cedar_policy::{Effect, EntityUid};
 
-use super::bundle::Bundle;
+use super::bundle::ParsedBundle;
 use super::candidates::{Candidates, RulesByAgent};
 use super::cases::Case;
 use super::diagnostic::Report;
 use super::entity::{self, HostFacts};
-use super::glob::Routes;
+use super::glob::RouteTable;
 use super::host::{HostMap, HostPattern};
 use super::limit::Limit;
 use super::parse::{AgentFile, Method, Reach};
@@ -27,18 +27,18 @@ pub(super) struct CompiledAgent {
     /// Whom it acts for, the nearest first.
     pub above: Vec<AgentId>,
     pub uid: EntityUid,
-    pub reach: Vec<Entry>,
+    pub reach: Vec<ReachEntry>,
     pub classes: HostMap<Class>,
 }
 
 /// A reach entry and what its shorthand permits.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct ReachEntry {
     pub host: HostPattern,
     pub tls: TlsMode,
     /// `file:line`.
     pub at: String,
-    pub shorthand: Routes<Shorthand>,
+    pub shorthand: RouteTable<Shorthand>,
     /// Ids of the entries that permit passed connections.
     pub connect: Vec<String>,
 }
@@ -69,7 +69,7 @@ pub(super) struct CompiledRule {
 
 pub(super) fn compile(
     report: &mut Report<'_>,
-    mut bundle: Bundle,
+    mut bundle: ParsedBundle,
     ids: &BTreeMap<String, AgentId>,
 ) -> Option<Policy> {
     let mut notes = notes(report, &bundle);
@@ -152,7 +152,7 @@ pub(super) fn compile(
     })
 }
 
-fn notes(report: &Report<'_>, bundle: &Bundle) -> Vec<String> {
+fn notes(report: &Report<'_>, bundle: &ParsedBundle) -> Vec<String> {
     let reach = || {
         bundle
             .agents
@@ -213,8 +213,8 @@ fn agent(report: &Report<'_>, slicer: &Slicer<'_>, above: Vec<AgentId>) -> Compi
     }
 }
 
-fn entry(report: &Report<'_>, file: &AgentFile, reach: &Reach) -> Entry {
-    let mut shorthand = Routes::default();
+fn entry(report: &Report<'_>, file: &AgentFile, reach: &Reach) -> ReachEntry {
+    let mut shorthand = RouteTable::default();
     let mut connect = Vec::new();
     for allow in &reach.allow {
         let id = lower::id(report, &file.agent.name, allow);
@@ -228,7 +228,7 @@ fn entry(report: &Report<'_>, file: &AgentFile, reach: &Reach) -> Entry {
         };
         shorthand.insert(pattern.clone(), Shorthand { id, method });
     }
-    Entry {
+    ReachEntry {
         host: reach.host.clone(),
         tls: reach.tls,
         at: report.name(reach.at),

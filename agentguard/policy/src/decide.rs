@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agentguard_record::{DecidedBy, DenyReason};
 
-use super::judge::{Judgement, Outcome};
+use super::judge::{JudgeOutcome, Judgement};
 use super::permit::{Owed, Permit};
-use super::refusal::{Refusal, detail, who_and_what};
+use super::refusal::{PolicyRefusal, detail, who_and_what};
 use super::task::{Outside, outside};
 use super::{Decision, Denial, Input, Policy};
 
@@ -26,7 +26,7 @@ impl Policy {
             )
         };
         match judgement.outcome {
-            Outcome::Permitted { ids, charges } => {
+            JudgeOutcome::Permitted { ids, charges } => {
                 let permit = permit(ids, judgement.facts);
                 if charges.is_empty() {
                     return Decision::Permit(permit);
@@ -39,7 +39,7 @@ impl Policy {
                     whose: format!("A limit on {tried} in the policy of {who}"),
                 })))
             }
-            Outcome::Refused(refusal) => {
+            JudgeOutcome::Refused(refusal) => {
                 let denial = Denial {
                     reason: self.reason(&refusal),
                     decided_by: self.decided_by(&refusal),
@@ -59,8 +59,8 @@ impl Policy {
     }
 
     /// What the refusal is called: as its forbids say, if they all say the same.
-    pub(super) fn reason(&self, refusal: &Refusal) -> DenyReason {
-        let Refusal::Forbidden(ids) = refusal else {
+    pub(super) fn reason(&self, refusal: &PolicyRefusal) -> DenyReason {
+        let PolicyRefusal::Forbidden(ids) = refusal else {
             return refusal.reason();
         };
         if self.are_limits(ids) {
@@ -74,21 +74,21 @@ impl Policy {
     }
 
     /// What the refusal came from.
-    fn decided_by(&self, refusal: &Refusal) -> DecidedBy {
+    fn decided_by(&self, refusal: &PolicyRefusal) -> DecidedBy {
         match refusal {
-            Refusal::UnknownAgent
-            | Refusal::NoReach
-            | Refusal::WrongMode
-            | Refusal::UnknownMethod => DecidedBy::Reach,
-            Refusal::Unknown(_) => DecidedBy::Facts,
-            Refusal::Forbidden(ids) if self.are_limits(ids) => DecidedBy::Limit,
-            Refusal::Forbidden(_)
-            | Refusal::NotPermitted
-            | Refusal::Approval { .. }
-            | Refusal::NoAmount { .. }
-            | Refusal::Failed(_) => DecidedBy::Rules,
-            Refusal::Outside(_) => DecidedBy::Task,
-            Refusal::Delegation { .. } => DecidedBy::Parent,
+            PolicyRefusal::UnknownAgent
+            | PolicyRefusal::NoReach
+            | PolicyRefusal::WrongMode
+            | PolicyRefusal::UnknownMethod => DecidedBy::Reach,
+            PolicyRefusal::Unknown(_) => DecidedBy::Facts,
+            PolicyRefusal::Forbidden(ids) if self.are_limits(ids) => DecidedBy::Limit,
+            PolicyRefusal::Forbidden(_)
+            | PolicyRefusal::NotPermitted
+            | PolicyRefusal::Approval { .. }
+            | PolicyRefusal::NoAmount { .. }
+            | PolicyRefusal::Failed(_) => DecidedBy::Rules,
+            PolicyRefusal::Outside(_) => DecidedBy::Task,
+            PolicyRefusal::Delegation { .. } => DecidedBy::Parent,
         }
     }
 
@@ -97,12 +97,12 @@ impl Policy {
         let mut judgement = self.judge_with_parents(input);
         let observed = judgement.agent.is_some_and(|agent| agent.agent.observe);
         // What a supervisor has narrowed is narrow for an agent that policy only observes, too.
-        if let Outcome::Refused(refusal) = &judgement.outcome
+        if let JudgeOutcome::Refused(refusal) = &judgement.outcome
             && observed
             && refusal.is_the_rules()
             && let Some(why) = self.narrowed(input, &judgement.does)
         {
-            judgement.outcome = Outcome::Refused(Refusal::Outside(why));
+            judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::Outside(why));
         }
         judgement
     }

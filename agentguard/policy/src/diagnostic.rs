@@ -32,13 +32,13 @@ impl Place {
 }
 
 /// A file's text with the start of each line.
-pub(super) struct Text<'s> {
+pub(super) struct SourceText<'s> {
     pub name: &'s str,
     pub text: &'s str,
     lines: Vec<u32>,
 }
 
-impl<'s> Text<'s> {
+impl<'s> SourceText<'s> {
     pub fn new(name: &'s str, text: &'s str) -> Self {
         let starts = text
             .bytes()
@@ -70,12 +70,12 @@ impl<'s> Text<'s> {
 
 /// The bundle's files and everything found wrong with them.
 pub(super) struct Report<'s> {
-    texts: Vec<Text<'s>>,
+    texts: Vec<SourceText<'s>>,
     found: Vec<Diagnostic>,
 }
 
 impl<'s> Report<'s> {
-    pub fn new(texts: Vec<Text<'s>>) -> Self {
+    pub fn new(texts: Vec<SourceText<'s>>) -> Self {
         Self {
             texts,
             found: Vec::new(),
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn positions_count_lines_and_characters_from_one() {
-        let text = Text::new("f", "ab\nü=x\n");
+        let text = SourceText::new("f", "ab\nü=x\n");
         let cases = [
             (0, (1, 1)),
             (2, (1, 3)),

@@ -9,7 +9,7 @@ use cedar_policy::{
 
 use super::compile::CompiledAgent;
 use super::context::{self, ActFacts};
-use super::refusal::Refusal;
+use super::refusal::PolicyRefusal;
 use super::{Input, entity};
 
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
@@ -20,7 +20,7 @@ pub(super) fn evaluate(
     input: &Input<'_>,
     facts: &ActFacts<'_>,
     entities: Option<&Entities>,
-) -> Result<Vec<String>, Refusal> {
+) -> Result<Vec<String>, PolicyRefusal> {
     let slice = facts.slice;
     if slice.rules.is_empty() {
         return Ok(Vec::new());
@@ -39,14 +39,14 @@ pub(super) fn evaluate(
         .map(|id| AsRef::<str>::as_ref(id).to_owned());
     match answer.decision() {
         // Cedar alone would skip a forbid that cannot be evaluated.
-        _ if !failed.is_empty() => Err(Refusal::Failed(failed)),
+        _ if !failed.is_empty() => Err(PolicyRefusal::Failed(failed)),
         Answer::Allow => Ok(decided.collect()),
         Answer::Deny => {
             let forbids: BTreeSet<_> = decided.collect();
             if forbids.is_empty() {
                 Ok(Vec::new())
             } else {
-                Err(Refusal::Forbidden(forbids))
+                Err(PolicyRefusal::Forbidden(forbids))
             }
         }
     }

@@ -13,10 +13,10 @@ pub use super::context::{AskedContext, AskedTask};
 use super::diagnostic::nearest;
 use super::evaluate::evaluate_one;
 use super::facts::Values;
-use super::judge::{Judgement, Outcome, shorthand, values};
-use super::question::Parsed;
+use super::judge::{JudgeOutcome, Judgement, shorthand, values};
+use super::question::ParsedQuestion;
 pub use super::question::Question;
-use super::refusal::Refusal;
+use super::refusal::PolicyRefusal;
 use super::slice::{Class, Slice};
 use super::{Action, Input, Policy, TlsMode};
 
@@ -33,9 +33,9 @@ pub struct Explanation {
     /// For the people who write policies.
     pub why: String,
     /// The reach entry that counts.
-    pub reach: Option<Reached>,
+    pub reach: Option<ReachedHost>,
     /// One for each path that a server may read in the request; one without a path for `connect`.
-    pub readings: Vec<Reading>,
+    pub readings: Vec<ExplainedPath>,
     /// What rules read.
     pub facts: BTreeMap<String, String>,
     /// Roles of the people who could lift the refusal.
@@ -50,7 +50,7 @@ pub struct Explanation {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reached {
+pub struct ReachedHost {
     pub host: String,
     /// Whether bytes are passed as they are.
     pub passthrough: bool,
@@ -59,26 +59,26 @@ pub struct Reached {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reading {
+pub struct ExplainedPath {
     pub path: Option<String>,
     /// Every policy that can apply to the agent, host and action.
-    pub policies: Vec<Met>,
+    pub policies: Vec<ApplicablePolicy>,
 }
 
 /// A policy that can apply, and whether it did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Met {
+pub struct ApplicablePolicy {
     pub id: String,
     /// `file:line`.
     pub at: String,
-    pub verdict: Verdict,
+    pub verdict: RuleEffect,
     /// Why it could not be evaluated.
     pub error: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum RuleEffect {
     Forbids,
     Failed,
     Permits,
@@ -91,7 +91,7 @@ impl Policy {
     /// What in the question is no agent, host, path or header.
     pub fn explain(&self, question: &Question) -> Result<Explanation, String> {
         let (agent, compiled) = self.agent_named(&question.agent)?;
-        let mut parsed = Parsed::new(question, self.calendar.as_ref())?;
+        let mut parsed = ParsedQuestion::new(question, self.calendar.as_ref())?;
         let lookups = parsed.gather(self, agent);
         let input = parsed.input(agent);
         let judgement = self.judge(&input);
@@ -101,15 +101,15 @@ impl Policy {
         };
         let reach = judgement.class.map(|class| {
             let entry = &compiled.reach[class.entry];
-            Reached {
+            ReachedHost {
                 host: entry.host.id(),
                 passthrough: entry.tls == TlsMode::Passthrough,
                 at: entry.at.clone(),
             }
         });
         let charges = match &judgement.outcome {
-            Outcome::Permitted { charges, .. } => &charges[..],
-            Outcome::Refused(_) => &[],
+            JudgeOutcome::Permitted { charges, .. } => &charges[..],
+            JudgeOutcome::Refused(_) => &[],
         };
         let limits = charges.iter().map(|charge| {
             let rule = charge.counter.rule.clone();
@@ -117,8 +117,8 @@ impl Policy {
         });
         let limits = limits.collect();
         let (reason, approval) = match &judgement.outcome {
-            Outcome::Permitted { .. } => (None, Vec::new()),
-            Outcome::Refused(refusal) => (Some(self.reason(refusal)), refusal.approval()),
+            JudgeOutcome::Permitted { .. } => (None, Vec::new()),
+            JudgeOutcome::Refused(refusal) => (Some(self.reason(refusal)), refusal.approval()),
         };
         Ok(Explanation {
             agent: question.agent.clone(),
@@ -157,12 +157,12 @@ impl Policy {
         class: &Class,
         slice: &Slice,
         input: &Input<'_>,
-    ) -> Vec<Reading> {
+    ) -> Vec<ExplainedPath> {
         let entry = &agent.reach[class.entry];
-        let permits = |id: &str| Met {
+        let permits = |id: &str| ApplicablePolicy {
             id: id.to_owned(),
             at: shorthand_place(id),
-            verdict: Verdict::Permits,
+            verdict: RuleEffect::Permits,
             error: None,
         };
         let limits = self.with_room(slice, input);
@@ -176,7 +176,7 @@ impl Policy {
             let facts = ActFacts::connection(slice, input.context, &limits);
             let mut policies: Vec<_> = entry.connect.iter().map(|id| permits(id)).collect();
             policies.extend(self.rules_met(agent, class, slice, input, &facts, None));
-            return vec![Reading {
+            return vec![ExplainedPath {
                 path: None,
                 policies,
             }];
@@ -207,7 +207,7 @@ impl Policy {
                 &facts,
                 Some((*method, &values)),
             ));
-            Reading {
+            ExplainedPath {
                 path: Some(path.to_owned()),
                 policies,
             }
@@ -223,7 +223,7 @@ impl Policy {
         input: &Input<'_>,
         facts: &ActFacts<'_>,
         values: Option<(&str, &Values)>,
-    ) -> Vec<Met> {
+    ) -> Vec<ApplicablePolicy> {
         let entities = self.request_entities(class, slice, input, values);
         let entities = entities.as_ref().unwrap_or(&slice.entities);
         let met = slice.rules.iter().map(|index| {
@@ -231,12 +231,12 @@ impl Policy {
             let alone = PolicySet::from_policies([rule.policy.clone()])
                 .expect("one static policy is a set");
             let (verdict, error) = match evaluate_one(agent, &alone, input, facts, entities) {
-                Ok(false) => (Verdict::Silent, None),
-                Ok(true) if rule.effect == Effect::Permit => (Verdict::Permits, None),
-                Ok(true) => (Verdict::Forbids, None),
-                Err(error) => (Verdict::Failed, Some(error)),
+                Ok(false) => (RuleEffect::Silent, None),
+                Ok(true) if rule.effect == Effect::Permit => (RuleEffect::Permits, None),
+                Ok(true) => (RuleEffect::Forbids, None),
+                Err(error) => (RuleEffect::Failed, Some(error)),
             };
-            Met {
+            ApplicablePolicy {
                 id: rule.id.clone(),
                 at: rule.at.clone(),
                 verdict,
@@ -263,14 +263,14 @@ pub(super) fn why(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgemen
             .join(", ")
     };
     let refusal = match &judgement.outcome {
-        Outcome::Permitted { ids, .. } => {
+        JudgeOutcome::Permitted { ids, .. } => {
             return format!("permitted by {}", listed(&mut ids.iter()));
         }
-        Outcome::Refused(refusal) => refusal,
+        JudgeOutcome::Refused(refusal) => refusal,
     };
     match refusal {
-        Refusal::UnknownAgent => "the bundle does not have the agent".to_owned(),
-        Refusal::NoReach => {
+        PolicyRefusal::UnknownAgent => "the bundle does not have the agent".to_owned(),
+        PolicyRefusal::NoReach => {
             let id = input.host.id(input.port);
             let ids: Vec<_> = agent.reach.iter().map(|entry| entry.host.id()).collect();
             let same_name = agent.reach.iter().find(|entry| entry.host.name == *input.host).map(|entry| entry.host.id());
@@ -278,22 +278,22 @@ pub(super) fn why(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgemen
             let near = near.map_or(String::new(), |near| format!("; the nearest is `{near}`"));
             format!("no [[reach]] of the agent covers `{id}`{near}")
         }
-        Refusal::WrongMode if matches!(input.action, Action::Connect) => {
+        PolicyRefusal::WrongMode if matches!(input.action, Action::Connect) => {
             "the [[reach]] terminates TLS, so requests are decided there and not `connect`".to_owned()
         }
-        Refusal::WrongMode => "the [[reach]] says `tls = \"passthrough\"`, so no request is seen there; only `connect` is decided".to_owned(),
-        Refusal::UnknownMethod => "the method is none that policies know".to_owned(),
-        Refusal::Unknown(fault) => fault.why.clone(),
-        Refusal::Approval { ids, roles } => format!(
+        PolicyRefusal::WrongMode => "the [[reach]] says `tls = \"passthrough\"`, so no request is seen there; only `connect` is decided".to_owned(),
+        PolicyRefusal::UnknownMethod => "the method is none that policies know".to_owned(),
+        PolicyRefusal::Unknown(fault) => fault.why.clone(),
+        PolicyRefusal::Approval { ids, roles } => format!(
             "forbidden by {} until {} approved it",
             listed(&mut ids.iter()),
             super::refusal::listed(roles)
         ),
-        Refusal::NoAmount { id, why } => format!("`{id}` counts it, and {why}"),
-        Refusal::NotPermitted => "no policy permits it".to_owned(),
-        Refusal::Forbidden(ids) => format!("forbidden by {}", listed(&mut ids.iter())),
-        Refusal::Delegation { parent, why, .. } => format!("its parent `{parent}` may not: {why}"),
-        Refusal::Outside(outside) => format!("policy permits it, but {outside}"),
-        Refusal::Failed(errors) => format!("cannot be evaluated: {}", listed(&mut errors.keys())),
+        PolicyRefusal::NoAmount { id, why } => format!("`{id}` counts it, and {why}"),
+        PolicyRefusal::NotPermitted => "no policy permits it".to_owned(),
+        PolicyRefusal::Forbidden(ids) => format!("forbidden by {}", listed(&mut ids.iter())),
+        PolicyRefusal::Delegation { parent, why, .. } => format!("its parent `{parent}` may not: {why}"),
+        PolicyRefusal::Outside(outside) => format!("policy permits it, but {outside}"),
+        PolicyRefusal::Failed(errors) => format!("cannot be evaluated: {}", listed(&mut errors.keys())),
     }
 }

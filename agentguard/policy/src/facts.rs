@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use http::HeaderMap;
 use sha2::{Digest as _, Sha256};
 
-use super::body::{Body, Fault, Field, Fields, Value};
+use super::body::{Body, BodyFault, BodyField, Fields, Value};
 use super::context::Context;
 use super::reads::{Names, Reads};
-use super::requests::{Needed, NeededBody};
+use super::requests::{NeededBody, RequestNeeds};
 
 /// Bytes of one fact's value that a record keeps.
 pub(super) const MAX_VALUE: usize = 256;
@@ -62,17 +62,17 @@ impl Values {
         reads: &Reads,
         query: Option<&str>,
         headers: &HeaderMap,
-        needed: &Needed<'_>,
+        needed: &RequestNeeds<'_>,
         context: &Context,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, BodyFault> {
         let query = if reads.query.is_empty() {
             BTreeMap::new()
         } else {
-            read_query(&reads.query, query.unwrap_or_default()).map_err(Fault::ambiguous)?
+            read_query(&reads.query, query.unwrap_or_default()).map_err(BodyFault::ambiguous)?
         };
         let mut values = Self {
             query,
-            headers: read_headers(&reads.headers, headers).map_err(Fault::ambiguous)?,
+            headers: read_headers(&reads.headers, headers).map_err(BodyFault::ambiguous)?,
             ..Self::default()
         };
         match (&needed.body, &context.body) {
@@ -87,7 +87,7 @@ impl Values {
                 values.private = private(&block.fields).collect();
             }
             (Some(_), Body::Faulty(fault)) => return Err(fault.clone()),
-            (Some(_), Body::Unread) => return Err(Fault::unreadable("it has not been read")),
+            (Some(_), Body::Unread) => return Err(BodyFault::unreadable("it has not been read")),
         }
         let mut known = BTreeSet::new();
         for lookup in &needed.lookups {
@@ -95,7 +95,7 @@ impl Values {
             let answer = match answers.find(|(of, _)| of == *lookup) {
                 Some((_, Ok(answer))) => answer,
                 Some((_, Err(unavailable))) => return Err(unavailable.fault.clone()),
-                None => return Err(Fault::unavailable("nobody has asked for it")),
+                None => return Err(BodyFault::unavailable("nobody has asked for it")),
             };
             let fields = lookup.fields().iter();
             let new: Vec<_> = fields.filter(|(name, _)| known.insert(*name)).collect();
@@ -140,7 +140,7 @@ impl Values {
 }
 
 /// Names of the private fields.
-fn private(fields: &BTreeMap<String, Field>) -> impl Iterator<Item = String> {
+fn private(fields: &BTreeMap<String, BodyField>) -> impl Iterator<Item = String> {
     let private = fields.iter().filter(|(_, field)| field.private);
     private.map(|(name, _)| name.clone())
 }

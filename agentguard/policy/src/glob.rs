@@ -8,11 +8,11 @@ use super::path::CanonicalPath;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PathPattern {
     text: String,
-    segments: Vec<Segment>,
+    segments: Vec<PatternSegment>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
+enum PatternSegment {
     Literal(String),
     /// `*`: any segment that is not empty.
     One,
@@ -44,7 +44,7 @@ impl PathPattern {
         }
         let segments = raw[1..]
             .split('/')
-            .map(Segment::parse)
+            .map(PatternSegment::parse)
             .collect::<Result<_, _>>();
         let segments = segments.map_err(|segment| {
             format!("path pattern `{raw}` has `{segment}`: `**` stands for whole segments and must be alone between slashes")
@@ -70,7 +70,7 @@ impl PathPattern {
         loop {
             match self.segments.get(pattern) {
                 None if at == path.len() => return true,
-                Some(Segment::Any) => {
+                Some(PatternSegment::Any) => {
                     retry = Some((pattern, at));
                     pattern += 1;
                     continue;
@@ -94,7 +94,7 @@ impl PathPattern {
     }
 }
 
-impl Segment {
+impl PatternSegment {
     fn parse(raw: &str) -> Result<Self, &str> {
         match raw {
             "*" => Ok(Self::One),
@@ -137,7 +137,7 @@ fn split(path: &str) -> Vec<&str> {
 
 /// Patterns with values, by their leading literal segments: a look-up meets only patterns that share them.
 #[derive(Clone, Debug)]
-pub(super) struct Routes<T> {
+pub(super) struct RouteTable<T> {
     nodes: Vec<Node>,
     patterns: Vec<(PathPattern, T)>,
 }
@@ -149,7 +149,7 @@ struct Node {
     patterns: Vec<usize>,
 }
 
-impl<T> Default for Routes<T> {
+impl<T> Default for RouteTable<T> {
     fn default() -> Self {
         Self {
             nodes: vec![Node::default()],
@@ -158,11 +158,11 @@ impl<T> Default for Routes<T> {
     }
 }
 
-impl<T> Routes<T> {
+impl<T> RouteTable<T> {
     pub fn insert(&mut self, pattern: PathPattern, value: T) {
         let mut node = 0;
         for segment in &pattern.segments {
-            let Segment::Literal(literal) = segment else {
+            let PatternSegment::Literal(literal) = segment else {
                 break;
             };
             let next = self.nodes.len();
@@ -330,7 +330,7 @@ mod tests {
             patterns in prop::collection::vec("(/([ab]{0,2}|\\*|\\*\\*|[ab]\\*|\\*[ab]|a\\*b\\*)){1,4}", 1..6),
             path in "(/[ab]{0,3}){1,5}",
         ) {
-            let mut routes = Routes::default();
+            let mut routes = RouteTable::default();
             let segments = split(&path);
             let mut expected = Vec::new();
             for (index, raw) in patterns.iter().enumerate() {

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use agentguard_common::abi::AgentId;
 use cedar_policy::Entities;
 
-use super::body::Fault;
-use super::compile::{CompiledAgent, Entry};
+use super::body::BodyFault;
+use super::compile::{CompiledAgent, ReachEntry};
 use super::context::{ActFacts, AttributeName};
 use super::evaluate::evaluate;
 use super::facts::{Values, bounded};
 use super::limit::Charge;
-use super::refusal::Refusal;
+use super::refusal::PolicyRefusal;
 use super::slice::{Class, Slice};
 use super::task::outside;
 use super::{Action, Input, Policy, TlsMode, entity, schema};
@@ -25,24 +25,24 @@ pub(super) struct Judgement<'p> {
     pub facts: BTreeMap<String, String>,
     /// What the request does, as `context.scope` has it.
     pub does: BTreeSet<&'static str>,
-    pub outcome: Outcome,
+    pub outcome: JudgeOutcome,
 }
 
-pub(super) enum Outcome {
+pub(super) enum JudgeOutcome {
     /// By the policies with these ids, if there is room for the charges.
     Permitted {
         ids: BTreeSet<String>,
         charges: Vec<Charge>,
     },
-    Refused(Refusal),
+    Refused(PolicyRefusal),
 }
 
-impl Outcome {
+impl JudgeOutcome {
     /// Whether nobody that the agent acts for can change it.
     pub fn is_final(&self) -> bool {
         !matches!(
             self,
-            Self::Permitted { .. } | Self::Refused(Refusal::Approval { .. })
+            Self::Permitted { .. } | Self::Refused(PolicyRefusal::Approval { .. })
         )
     }
 
@@ -60,21 +60,21 @@ impl Outcome {
     /// Of one that is not final: these forbids stand against it as well.
     pub fn needs_too(&mut self, more: &BTreeSet<String>, of: &BTreeSet<String>) {
         let (mut ids, mut roles) = (more.clone(), of.clone());
-        if let Self::Refused(Refusal::Approval { ids: i, roles: r }) = self {
+        if let Self::Refused(PolicyRefusal::Approval { ids: i, roles: r }) = self {
             ids.append(i);
             roles.append(r);
         }
-        *self = Self::Refused(Refusal::Approval { ids, roles });
+        *self = Self::Refused(PolicyRefusal::Approval { ids, roles });
     }
 }
 
 /// One way to read a request, and what the shorthand permits of it.
-pub(super) struct Reading<'a> {
+pub(super) struct PathReading<'a> {
     pub facts: ActFacts<'a>,
     shorthand: Vec<&'a str>,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> PathReading<'a> {
     fn approved(self, approvals: &'a BTreeSet<String>) -> Self {
         Self {
             facts: ActFacts {
@@ -94,7 +94,7 @@ impl Policy {
             && !judgement.outcome.is_final()
             && let Some(why) = outside(agent, of, input, &judgement.does)
         {
-            judgement.outcome = Outcome::Refused(Refusal::Outside(why));
+            judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::Outside(why));
         }
         judgement
     }
@@ -107,7 +107,7 @@ impl Policy {
             slice: None,
             facts: BTreeMap::new(),
             does: BTreeSet::new(),
-            outcome: Outcome::Refused(Refusal::UnknownAgent),
+            outcome: JudgeOutcome::Refused(PolicyRefusal::UnknownAgent),
         };
         if let Action::Request { method, path, .. } = &input.action {
             judgement.facts.insert("method".into(), bounded(method));
@@ -119,7 +119,7 @@ impl Policy {
             return judgement;
         };
         let Some(class) = agent.classes.lookup(input.host, input.port) else {
-            judgement.outcome = Outcome::Refused(Refusal::NoReach);
+            judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::NoReach);
             return judgement;
         };
         let entry = &agent.reach[class.entry];
@@ -132,7 +132,7 @@ impl Policy {
                 let limits = self.with_room(slice, input);
                 let facts = ActFacts::connection(slice, input.context, &limits);
                 let entities = self.request_entities(class, slice, input, None);
-                let readings = vec![Reading { facts, shorthand }];
+                let readings = vec![PathReading { facts, shorthand }];
                 let values = Values::default();
                 self.judge_with_approvals(agent, slice, input, readings, &values, entities.as_ref())
             }
@@ -150,11 +150,11 @@ impl Policy {
                         &mut judgement,
                     )
                 }
-                None => Outcome::Refused(Refusal::UnknownMethod),
+                None => JudgeOutcome::Refused(PolicyRefusal::UnknownMethod),
             },
             (Action::Connect, TlsMode::Terminate)
             | (Action::Request { .. }, TlsMode::Passthrough) => {
-                Outcome::Refused(Refusal::WrongMode)
+                JudgeOutcome::Refused(PolicyRefusal::WrongMode)
             }
         };
         judgement.outcome = outcome;
@@ -170,14 +170,14 @@ impl Policy {
         &self,
         agent: &CompiledAgent,
         class: &Class,
-        entry: &Entry,
+        entry: &ReachEntry,
         slice: &Slice,
         input: &Input<'_>,
         method: &'static str,
         found: &mut Judgement<'_>,
-    ) -> Outcome {
+    ) -> JudgeOutcome {
         let Action::Request { scheme, path, .. } = &input.action else {
-            return Outcome::Refused(Refusal::WrongMode);
+            return JudgeOutcome::Refused(PolicyRefusal::WrongMode);
         };
         let values = match values(class, slice, input) {
             Ok(values) => values,
@@ -189,7 +189,7 @@ impl Policy {
                         .facts
                         .insert("lookup_failed".into(), bounded(failed.detail()));
                 }
-                return Outcome::Refused(Refusal::Unknown(fault));
+                return JudgeOutcome::Refused(PolicyRefusal::Unknown(fault));
             }
         };
         values.record(&mut found.facts);
@@ -197,7 +197,7 @@ impl Policy {
         let scoped = slice.reads.has(AttributeName::Scope) || input.context.tasks.is_some();
         let scope = |path: &str| class.requests.scope(method, path, &values.body);
         let limits = self.with_room(slice, input);
-        let readings = path.readings().map(|path| Reading {
+        let readings = path.readings().map(|path| PathReading {
             facts: ActFacts {
                 action: method,
                 scheme,
@@ -228,24 +228,24 @@ impl Policy {
         agent: &CompiledAgent,
         slice: &Slice,
         input: &Input<'_>,
-        readings: Vec<Reading<'a>>,
+        readings: Vec<PathReading<'a>>,
         values: &Values,
         entities: Option<&Entities>,
-    ) -> Outcome {
+    ) -> JudgeOutcome {
         let ids = match self.permits_of_all(agent, input, &readings, entities) {
             Ok(ids) => {
                 let charges = self.charges(agent, slice, input, &readings, values, entities);
                 return match charges {
-                    Ok(charges) => Outcome::Permitted { ids, charges },
-                    Err(refusal) => Outcome::Refused(refusal),
+                    Ok(charges) => JudgeOutcome::Permitted { ids, charges },
+                    Err(refusal) => JudgeOutcome::Refused(refusal),
                 };
             }
-            Err(Refusal::Forbidden(ids)) => ids,
-            Err(refusal) => return Outcome::Refused(refusal),
+            Err(PolicyRefusal::Forbidden(ids)) => ids,
+            Err(refusal) => return JudgeOutcome::Refused(refusal),
         };
         let roles = ids.iter().map(|id| self.approver(id));
         let Some(roles) = roles.collect::<Option<BTreeSet<&str>>>() else {
-            return Outcome::Refused(Refusal::Forbidden(ids));
+            return JudgeOutcome::Refused(PolicyRefusal::Forbidden(ids));
         };
         let roles: BTreeSet<String> = roles.into_iter().map(str::to_owned).collect();
         let held = roles.union(input.context.approved_by()).cloned().collect();
@@ -254,9 +254,9 @@ impl Policy {
             .map(|reading| reading.approved(&held))
             .collect();
         let would = self.permits_of_all(agent, input, &approved, entities);
-        Outcome::Refused(match would {
-            Ok(_) => Refusal::Approval { ids, roles },
-            Err(_) => Refusal::Forbidden(ids),
+        JudgeOutcome::Refused(match would {
+            Ok(_) => PolicyRefusal::Approval { ids, roles },
+            Err(_) => PolicyRefusal::Forbidden(ids),
         })
     }
 
@@ -265,21 +265,21 @@ impl Policy {
         &self,
         agent: &CompiledAgent,
         input: &Input<'_>,
-        readings: &[Reading<'_>],
+        readings: &[PathReading<'_>],
         entities: Option<&Entities>,
-    ) -> Result<BTreeSet<String>, Refusal> {
+    ) -> Result<BTreeSet<String>, PolicyRefusal> {
         let (mut all, mut forbids) = (BTreeSet::new(), BTreeSet::new());
         for reading in readings {
             let shorthand = &reading.shorthand;
             match evaluate(agent, input, &reading.facts, entities) {
                 Ok(permits) if permits.is_empty() && shorthand.is_empty() => {
-                    return Err(Refusal::NotPermitted);
+                    return Err(PolicyRefusal::NotPermitted);
                 }
                 Ok(permits) => {
                     all.extend(permits);
                     all.extend(shorthand.iter().map(|id| (*id).to_owned()));
                 }
-                Err(Refusal::Forbidden(ids))
+                Err(PolicyRefusal::Forbidden(ids))
                     if ids.iter().all(|id| self.approver(id).is_some()) =>
                 {
                     forbids.extend(ids);
@@ -290,7 +290,7 @@ impl Policy {
         if forbids.is_empty() {
             Ok(all)
         } else {
-            Err(Refusal::Forbidden(forbids))
+            Err(PolicyRefusal::Forbidden(forbids))
         }
     }
 
@@ -345,7 +345,7 @@ impl Policy {
 
 /// Ids of the shorthand entries that permit the method and path.
 pub(super) fn shorthand<'p>(
-    entry: &'p Entry,
+    entry: &'p ReachEntry,
     method: &str,
     path: &str,
 ) -> impl Iterator<Item = &'p str> {
@@ -358,7 +358,7 @@ pub(super) fn shorthand<'p>(
 }
 
 /// What the rules of the slice read of a request.
-pub(super) fn values(class: &Class, slice: &Slice, input: &Input<'_>) -> Result<Values, Fault> {
+pub(super) fn values(class: &Class, slice: &Slice, input: &Input<'_>) -> Result<Values, BodyFault> {
     let Action::Request {
         method,
         path,
@@ -371,6 +371,6 @@ pub(super) fn values(class: &Class, slice: &Slice, input: &Input<'_>) -> Result<
     };
     let narrowed = input.context.narrows_by_scope();
     let needed = class.requests.needed(&slice.reads, narrowed, method, path);
-    let needed = needed.map_err(Fault::ambiguous)?;
+    let needed = needed.map_err(BodyFault::ambiguous)?;
     Values::read(&slice.reads, *query, headers, &needed, input.context)
 }

@@ -3,7 +3,7 @@
 
 /// One token; strings without their quotes, escapes as written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind<'s> {
+pub(super) enum TokenKind<'s> {
     Word(&'s str),
     Text(&'s str),
     /// `::` or one other character.
@@ -11,17 +11,17 @@ pub(super) enum Kind<'s> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Token<'s> {
+pub(super) struct CedarToken<'s> {
     pub offset: usize,
-    pub kind: Kind<'s>,
+    pub kind: TokenKind<'s>,
 }
 
 /// The tokens of each policy of the text, in order. Cedar has no `;` but at the end of a policy.
-pub(super) fn policies(text: &str) -> Vec<Vec<Token<'_>>> {
+pub(super) fn policies(text: &str) -> Vec<Vec<CedarToken<'_>>> {
     let mut found = Vec::new();
     let mut current = Vec::new();
     for token in tokens(text) {
-        if token.kind == Kind::Sign(";") {
+        if token.kind == TokenKind::Sign(";") {
             found.push(std::mem::take(&mut current));
         } else {
             current.push(token);
@@ -38,14 +38,16 @@ pub(super) fn unusual_space(text: &str) -> Option<(usize, char)> {
     let alone = |(offset, _): &(usize, &str)| text.as_bytes().get(offset + 1) != Some(&b'\n');
     let carriage = text.match_indices('\r').find(alone).map(|it| it.0);
     let strange = tokens(text).into_iter().find_map(|token| match token.kind {
-        Kind::Sign(sign) if !sign.bytes().all(|byte| byte.is_ascii_graphic()) => Some(token.offset),
-        Kind::Word(_) | Kind::Text(_) | Kind::Sign(_) => None,
+        TokenKind::Sign(sign) if !sign.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Some(token.offset)
+        }
+        TokenKind::Word(_) | TokenKind::Text(_) | TokenKind::Sign(_) => None,
     });
     let offset = carriage.into_iter().chain(strange).min()?;
     Some((offset, text[offset..].chars().next()?))
 }
 
-fn tokens(text: &str) -> Vec<Token<'_>> {
+fn tokens(text: &str) -> Vec<CedarToken<'_>> {
     let bytes = text.as_bytes();
     let mut found = Vec::new();
     let mut at = 0;
@@ -70,25 +72,25 @@ fn tokens(text: &str) -> Vec<Token<'_>> {
                 }
                 let end = at.min(bytes.len());
                 at = end + 1;
-                Kind::Text(text.get(start + 1..end).unwrap_or_default())
+                TokenKind::Text(text.get(start + 1..end).unwrap_or_default())
             }
             b':' if bytes.get(at + 1) == Some(&b':') => {
                 at += 2;
-                Kind::Sign(&text[start..at])
+                TokenKind::Sign(&text[start..at])
             }
             byte if byte.is_ascii_alphanumeric() || byte == b'_' => {
                 at += bytes[at..]
                     .iter()
                     .position(|byte| !(byte.is_ascii_alphanumeric() || *byte == b'_'))
                     .unwrap_or(bytes.len() - at);
-                Kind::Word(&text[start..at])
+                TokenKind::Word(&text[start..at])
             }
             _ => {
                 at += text[start..].chars().next().map_or(1, char::len_utf8);
-                Kind::Sign(&text[start..at])
+                TokenKind::Sign(&text[start..at])
             }
         };
-        found.push(Token {
+        found.push(CedarToken {
             offset: start,
             kind,
         });
@@ -104,16 +106,18 @@ pub(super) struct Literal<'s> {
     pub id: &'s str,
 }
 
-pub(super) fn literals<'s>(tokens: &[Token<'s>]) -> Vec<Literal<'s>> {
+pub(super) fn literals<'s>(tokens: &[CedarToken<'s>]) -> Vec<Literal<'s>> {
     tokens
         .windows(3)
         .filter_map(
             |window| match (window[0].kind, window[1].kind, window[2].kind) {
-                (Kind::Word(entity_type), Kind::Sign("::"), Kind::Text(id)) => Some(Literal {
-                    offset: window[0].offset,
-                    entity_type,
-                    id,
-                }),
+                (TokenKind::Word(entity_type), TokenKind::Sign("::"), TokenKind::Text(id)) => {
+                    Some(Literal {
+                        offset: window[0].offset,
+                        entity_type,
+                        id,
+                    })
+                }
                 _ => None,
             },
         )
@@ -121,33 +125,33 @@ pub(super) fn literals<'s>(tokens: &[Token<'s>]) -> Vec<Literal<'s>> {
 }
 
 /// Names of the annotations in front of the policy.
-pub(super) fn annotations<'s>(tokens: &[Token<'s>]) -> Vec<(usize, &'s str)> {
+pub(super) fn annotations<'s>(tokens: &[CedarToken<'s>]) -> Vec<(usize, &'s str)> {
     tokens
         .windows(2)
         .filter_map(|window| match (window[0].kind, window[1].kind) {
-            (Kind::Sign("@"), Kind::Word(name)) => Some((window[0].offset, name)),
+            (TokenKind::Sign("@"), TokenKind::Word(name)) => Some((window[0].offset, name)),
             _ => None,
         })
         .collect()
 }
 
 /// Time windows that are named: `context.time.within.contains("…")`.
-pub(super) fn windows<'s>(tokens: &[Token<'s>]) -> Vec<(usize, &'s str)> {
-    const ASKED: [Kind<'_>; 8] = [
-        Kind::Word("time"),
-        Kind::Sign("."),
-        Kind::Word("within"),
-        Kind::Sign("."),
-        Kind::Word("contains"),
-        Kind::Sign("("),
-        Kind::Text(""),
-        Kind::Sign(")"),
+pub(super) fn windows<'s>(tokens: &[CedarToken<'s>]) -> Vec<(usize, &'s str)> {
+    const ASKED: [TokenKind<'_>; 8] = [
+        TokenKind::Word("time"),
+        TokenKind::Sign("."),
+        TokenKind::Word("within"),
+        TokenKind::Sign("."),
+        TokenKind::Word("contains"),
+        TokenKind::Sign("("),
+        TokenKind::Text(""),
+        TokenKind::Sign(")"),
     ];
     let named = tokens.windows(ASKED.len()).filter_map(|window| {
-        let Kind::Text(name) = window[6].kind else {
+        let TokenKind::Text(name) = window[6].kind else {
             return None;
         };
-        let is_asked = |(at, kind): (usize, &Kind<'_>)| at == 6 || window[at].kind == *kind;
+        let is_asked = |(at, kind): (usize, &TokenKind<'_>)| at == 6 || window[at].kind == *kind;
         let all = ASKED.iter().enumerate().all(is_asked);
         all.then_some((window[6].offset, name))
     });
@@ -155,8 +159,8 @@ pub(super) fn windows<'s>(tokens: &[Token<'s>]) -> Vec<(usize, &'s str)> {
 }
 
 /// How often the word is there.
-pub(super) fn count(tokens: &[Token<'_>], word: &str) -> usize {
-    let is_word = |token: &&Token<'_>| token.kind == Kind::Word(word);
+pub(super) fn count(tokens: &[CedarToken<'_>], word: &str) -> usize {
+    let is_word = |token: &&CedarToken<'_>| token.kind == TokenKind::Word(word);
     tokens.iter().filter(is_word).count()
 }
 
@@ -180,11 +184,11 @@ pub(super) enum Use<'s> {
     Whole,
 }
 
-pub(super) fn context_uses<'s>(tokens: &[Token<'s>]) -> Vec<(usize, Use<'s>)> {
+pub(super) fn context_uses<'s>(tokens: &[CedarToken<'s>]) -> Vec<(usize, Use<'s>)> {
     let mut found = Vec::new();
     for (index, token) in tokens.iter().enumerate() {
-        if token.kind != Kind::Word("context")
-            || index > 0 && tokens[index - 1].kind == Kind::Sign(".")
+        if token.kind != TokenKind::Word("context")
+            || index > 0 && tokens[index - 1].kind == TokenKind::Sign(".")
         {
             continue;
         }
@@ -193,13 +197,13 @@ pub(super) fn context_uses<'s>(tokens: &[Token<'s>]) -> Vec<(usize, Use<'s>)> {
         let call = |names: &[&str]| match kinds.get(2..6) {
             Some(
                 [
-                    Kind::Sign("."),
-                    Kind::Word(method),
-                    Kind::Sign("("),
-                    Kind::Text(text),
+                    TokenKind::Sign("."),
+                    TokenKind::Word(method),
+                    TokenKind::Sign("("),
+                    TokenKind::Text(text),
                 ],
             ) if names.contains(method)
-                && rest.get(6).map(|token| token.kind) == Some(Kind::Sign(")"))
+                && rest.get(6).map(|token| token.kind) == Some(TokenKind::Sign(")"))
                 && !text.contains('\\') =>
             {
                 Some(*text)
@@ -207,18 +211,20 @@ pub(super) fn context_uses<'s>(tokens: &[Token<'s>]) -> Vec<(usize, Use<'s>)> {
             _ => None,
         };
         let found_use = match (kinds.first(), kinds.get(1)) {
-            (Some(Kind::Sign(".")), Some(Kind::Word("routes"))) => {
+            (Some(TokenKind::Sign(".")), Some(TokenKind::Word("routes"))) => {
                 call(&["contains"]).map_or(Use::OpenRoutes, Use::Route)
             }
-            (Some(Kind::Sign(".")), Some(Kind::Word("query"))) => {
+            (Some(TokenKind::Sign(".")), Some(TokenKind::Word("query"))) => {
                 Use::Query(call(&["getTag", "hasTag"]))
             }
-            (Some(Kind::Sign(".")), Some(Kind::Word("headers"))) => {
+            (Some(TokenKind::Sign(".")), Some(TokenKind::Word("headers"))) => {
                 Use::Header(call(&["getTag", "hasTag"]))
             }
-            (Some(Kind::Sign(".")), Some(Kind::Word("body"))) => Use::Body(field(&kinds)),
-            (Some(Kind::Sign(".")), Some(Kind::Word("lookup"))) => Use::Lookup(field(&kinds)),
-            (Some(Kind::Sign(".")), Some(Kind::Word(name))) => Use::Plain(name),
+            (Some(TokenKind::Sign(".")), Some(TokenKind::Word("body"))) => Use::Body(field(&kinds)),
+            (Some(TokenKind::Sign(".")), Some(TokenKind::Word("lookup"))) => {
+                Use::Lookup(field(&kinds))
+            }
+            (Some(TokenKind::Sign(".")), Some(TokenKind::Word(name))) => Use::Plain(name),
             _ => Use::Whole,
         };
         found.push((token.offset, found_use));
@@ -227,9 +233,12 @@ pub(super) fn context_uses<'s>(tokens: &[Token<'s>]) -> Vec<(usize, Use<'s>)> {
 }
 
 /// The field in what follows `context`.
-fn field<'s>(behind: &[Kind<'s>]) -> Option<&'s str> {
+fn field<'s>(behind: &[TokenKind<'s>]) -> Option<&'s str> {
     match behind.get(2..4)? {
-        [Kind::Sign(".") | Kind::Word("has"), Kind::Word(name)] => Some(name),
+        [
+            TokenKind::Sign(".") | TokenKind::Word("has"),
+            TokenKind::Word(name),
+        ] => Some(name),
         _ => None,
     }
 }
@@ -244,7 +253,7 @@ mod tests {
         let found = policies(text);
         assert_eq!(found.len(), 2);
         assert_eq!(annotations(&found[0]), [(8, "id")]);
-        assert_eq!(found[1][0].kind, Kind::Word("forbid"));
+        assert_eq!(found[1][0].kind, TokenKind::Word("forbid"));
     }
 
     #[test]

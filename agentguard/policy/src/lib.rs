@@ -62,17 +62,17 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::body::{Block, Body, Fault};
+pub use self::body::{Body, BodyBlock, BodyFault};
 pub use self::bundle::{FileKind, MAX_BYTES};
 pub use self::context::Context;
 pub use self::diagnostic::Diagnostic;
 pub use self::host::{HostName, acts_on_terminal, show};
-pub use self::limit::{Charge, Counter, Key, Limit, Room, Settlement, Span};
+pub use self::limit::{Charge, Counter, Limit, LimitKey, Room, Settlement, Span};
 pub use self::needs::Needs;
 pub use self::path::CanonicalPath;
 pub use self::permissions::Permissions;
 pub use self::permit::{Owed, Permit, Settled};
-pub use self::task::{Covered, OnTask, OpenedBy, Task, Tasks, Terms, is_reserved};
+pub use self::task::{CoveringTasks, OnTask, OpenedBy, Task, Tasks, Terms, is_reserved};
 pub use self::time::Moment;
 
 /// A bundle's files as text: path below the bundle's folder (`agents/procurement.toml`) → content.
@@ -124,7 +124,7 @@ pub enum Starter {
 
 /// Files that an entry of `[exec]` is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExecFile {
+pub struct ExecPattern {
     /// A glob as in [`Identify`].
     pub pattern: String,
     /// Only those with one of these digests; empty: whatever is in them.
@@ -136,8 +136,8 @@ pub struct ExecFile {
 pub struct Exec {
     /// What neither list names is allowed.
     pub default_allow: bool,
-    pub allow: Vec<ExecFile>,
-    pub deny: Vec<ExecFile>,
+    pub allow: Vec<ExecPattern>,
+    pub deny: Vec<ExecPattern>,
     /// Arguments are not recorded, their length is.
     pub private_arguments: bool,
 }

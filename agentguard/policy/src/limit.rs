@@ -89,12 +89,12 @@ pub struct Charge {
     pub text: String,
     pub most: u64,
     pub amount: u64,
-    pub key: Option<Key>,
+    pub key: Option<LimitKey>,
 }
 
 /// By which a request is known when it is repeated. Digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Key {
+pub struct LimitKey {
     pub value: [u8; 16],
     /// Of the whole request: another one with the same value is no repetition.
     pub request: [u8; 16],

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use super::body::{self, Body, Fault, Field, Fields};
+use super::body::{self, Body, BodyFault, BodyField, Fields};
 use super::facts::{read_headers, read_query};
 use super::glob::PathPattern;
 use super::host::show;
@@ -35,16 +35,16 @@ pub struct Lookup {
     pub(super) path: PathPattern,
     /// Which segments of the path `{name}` takes.
     pub(super) segments: BTreeMap<String, usize>,
-    pub(super) target: Vec<Piece>,
+    pub(super) target: Vec<TargetPiece>,
     pub(super) service: Arc<Service>,
 }
 
 /// Part of the path and query that a service is asked with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Piece {
+pub(super) enum TargetPiece {
     Text(String),
     Value {
-        of: Source,
+        of: ValueSource,
         /// In the path, where `.` and `..` have a meaning.
         in_path: bool,
     },
@@ -52,7 +52,7 @@ pub(super) enum Piece {
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum ValueSource {
     /// A segment of the path, by its name.
     Path(String),
     Query(String),
@@ -70,7 +70,7 @@ pub struct Service {
     pub host: HostName,
     pub port: u16,
     /// By name, at JSON Pointers of the answer.
-    pub(super) fields: BTreeMap<String, Field>,
+    pub(super) fields: BTreeMap<String, BodyField>,
     /// How long an answer holds; zero: not at all.
     pub cache: Duration,
     /// For all of it, from resolving the name to the end of the answer.
@@ -79,20 +79,20 @@ pub struct Service {
 
 /// One question to a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Ask {
+pub struct LookupQuestion {
     pub service: Arc<Service>,
     /// Path and query.
     pub target: String,
 }
 
 /// What came of a look-up.
-pub type Answer = Result<Arc<Fields>, Unavailable>;
+pub type LookupAnswer = Result<Arc<Fields>, Unavailable>;
 
 /// Why the facts of a look-up cannot be known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unavailable {
     /// Names neither the service nor its address: the agent is told.
-    pub(super) fault: Fault,
+    pub(super) fault: BodyFault,
     /// For those who run the host.
     pub(super) detail: String,
 }
@@ -100,7 +100,10 @@ pub struct Unavailable {
 impl Policy {
     /// What has to be asked before `input` can be decided, in the order of the host's file; of `input`'s own
     /// context the body is looked at.
-    pub fn asks(&self, input: &Input<'_>) -> Vec<(Arc<Lookup>, Result<Ask, Unavailable>)> {
+    pub fn asks(
+        &self,
+        input: &Input<'_>,
+    ) -> Vec<(Arc<Lookup>, Result<LookupQuestion, Unavailable>)> {
         let Some(agent) = self.agent(input.agent) else {
             return Vec::new();
         };
@@ -113,19 +116,19 @@ impl Policy {
 
 impl Lookup {
     /// What the service is asked for a request that this look-up fits.
-    fn ask(&self, agent: &Agent, input: &Input<'_>) -> Result<Ask, Unavailable> {
-        let failed = |fault: Fault| Unavailable {
+    fn ask(&self, agent: &Agent, input: &Input<'_>) -> Result<LookupQuestion, Unavailable> {
+        let failed = |fault: BodyFault| Unavailable {
             detail: format!("{}: {}", self.service.id(), fault.why),
             fault,
         };
         let mut target = String::new();
         for piece in &self.target {
             match piece {
-                Piece::Text(text) => target.push_str(text),
-                Piece::Value { of, in_path } => {
+                TargetPiece::Text(text) => target.push_str(text),
+                TargetPiece::Value { of, in_path } => {
                     let value = self.value(of, agent, input).map_err(failed)?;
                     if value.is_empty() || *in_path && is_a_step(&value) {
-                        return Err(failed(Fault::unavailable(format!(
+                        return Err(failed(BodyFault::unavailable(format!(
                             "{} of the request cannot be asked about",
                             of.named()
                         ))));
@@ -135,11 +138,11 @@ impl Lookup {
             }
         }
         if target.len() > MAX_TARGET {
-            return Err(failed(Fault::unavailable(format!(
+            return Err(failed(BodyFault::unavailable(format!(
                 "what it would be asked with is longer than {MAX_TARGET} bytes"
             ))));
         }
-        Ok(Ask {
+        Ok(LookupQuestion {
             service: self.service.clone(),
             target,
         })
@@ -147,10 +150,10 @@ impl Lookup {
 
     fn value<'i>(
         &'i self,
-        of: &'i Source,
+        of: &'i ValueSource,
         agent: &'i Agent,
         input: &Input<'i>,
-    ) -> Result<Cow<'i, str>, Fault> {
+    ) -> Result<Cow<'i, str>, BodyFault> {
         let Action::Request {
             path,
             query,
@@ -158,28 +161,28 @@ impl Lookup {
             ..
         } = &input.action
         else {
-            return Err(Fault::unavailable("it is not a request"));
+            return Err(BodyFault::unavailable("it is not a request"));
         };
         let found = match of {
-            Source::Agent => Some(agent.name.as_str().into()),
-            Source::Owner => Some(agent.owner.as_str().into()),
-            Source::Path(name) => self.segment(name, path.as_str()),
-            Source::Query(name) => {
+            ValueSource::Agent => Some(agent.name.as_str().into()),
+            ValueSource::Owner => Some(agent.owner.as_str().into()),
+            ValueSource::Path(name) => self.segment(name, path.as_str()),
+            ValueSource::Query(name) => {
                 let read = read_query(&only(name), query.unwrap_or_default());
-                let mut read = read.map_err(Fault::ambiguous)?;
+                let mut read = read.map_err(BodyFault::ambiguous)?;
                 read.remove(name).map(Cow::Owned)
             }
-            Source::Header(name) => {
-                let mut read = read_headers(&only(name), headers).map_err(Fault::ambiguous)?;
+            ValueSource::Header(name) => {
+                let mut read = read_headers(&only(name), headers).map_err(BodyFault::ambiguous)?;
                 read.remove(name).map(Cow::Owned)
             }
-            Source::Body(name) => match &input.context.body {
+            ValueSource::Body(name) => match &input.context.body {
                 Body::Read(Fields(fields)) => fields.get(name).map(|value| value.shown().into()),
                 Body::Faulty(fault) => return Err(fault.clone()),
                 Body::Unread => None,
             },
         };
-        found.ok_or_else(|| Fault::unavailable(format!("{} is not in the request", of.named())))
+        found.ok_or_else(|| BodyFault::unavailable(format!("{} is not in the request", of.named())))
     }
 
     /// The segment of a canonical path that `{name}` takes, decoded.
@@ -197,22 +200,22 @@ impl Lookup {
     /// Names of the body's fields that it asks with.
     pub(super) fn body_fields(&self) -> impl Iterator<Item = &String> {
         self.target.iter().filter_map(|piece| match piece {
-            Piece::Value {
-                of: Source::Body(name),
+            TargetPiece::Value {
+                of: ValueSource::Body(name),
                 ..
             } => Some(name),
-            Piece::Text(_) | Piece::Value { .. } => None,
+            TargetPiece::Text(_) | TargetPiece::Value { .. } => None,
         })
     }
 
-    pub(super) fn fields(&self) -> &BTreeMap<String, Field> {
+    pub(super) fn fields(&self) -> &BTreeMap<String, BodyField> {
         &self.service.fields
     }
 
     /// The answer as a person says it: one JSON object with the facts by their names. `None`: that nobody said.
-    pub(super) fn said(&self, facts: Option<&str>) -> Answer {
+    pub(super) fn said(&self, facts: Option<&str>) -> LookupAnswer {
         let Some(facts) = facts else {
-            let fault = Fault::unavailable("what it answers is not said here");
+            let fault = BodyFault::unavailable("what it answers is not said here");
             let detail = format!("{}: {}", self.service.id(), fault.why);
             return Err(Unavailable { fault, detail });
         };
@@ -220,7 +223,7 @@ impl Lookup {
             let at = vec![name.clone()];
             (
                 name.clone(),
-                Field {
+                BodyField {
                     at,
                     ..field.clone()
                 },
@@ -237,18 +240,18 @@ impl Service {
         self.host.id(self.port)
     }
 
-    fn answered(&self, read: Result<Fields, Fault>) -> Answer {
+    fn answered(&self, read: Result<Fields, BodyFault>) -> LookupAnswer {
         read.map(Arc::new).map_err(|fault| {
             let why = format!("its answer cannot be read: {}", fault.why);
             Unavailable {
                 detail: format!("{}: {why}", self.id()),
-                fault: Fault::unavailable(why),
+                fault: BodyFault::unavailable(why),
             }
         })
     }
 }
 
-impl Ask {
+impl LookupQuestion {
     /// `host`, with the port unless it is the scheme's own.
     pub fn authority(&self) -> String {
         let Service {
@@ -268,7 +271,7 @@ impl Ask {
     }
 
     /// The facts in a whole answer of status 200.
-    pub fn read(&self, headers: &HeaderMap, bytes: &[u8]) -> Answer {
+    pub fn read(&self, headers: &HeaderMap, bytes: &[u8]) -> LookupAnswer {
         let fields = body::json_answer(headers, bytes, &self.service.fields, MAX_ANSWER);
         self.service.answered(fields)
     }
@@ -276,7 +279,7 @@ impl Ask {
     /// No facts, and why: `told` is what the agent is told.
     pub fn failed(&self, told: impl Into<String>, detail: impl std::fmt::Display) -> Unavailable {
         Unavailable {
-            fault: Fault::unavailable(told),
+            fault: BodyFault::unavailable(told),
             detail: format!("{}: {detail}", self.service.id()),
         }
     }
@@ -289,7 +292,7 @@ impl Unavailable {
     }
 }
 
-impl Source {
+impl ValueSource {
     fn named(&self) -> String {
         match self {
             Self::Path(name) => format!("segment `{}` of the path", show(name)),
@@ -318,13 +321,13 @@ mod tests {
     use crate::body::FieldType;
 
     /// A question of this number whose answer holds so long, and an answer with a text of so many bytes.
-    fn question(number: usize, cache: Duration, bytes: usize) -> (Ask, Answer) {
-        let field = Field {
+    fn question(number: usize, cache: Duration, bytes: usize) -> (LookupQuestion, LookupAnswer) {
+        let field = BodyField {
             kind: FieldType::String,
             at: vec!["text".into()],
             private: false,
         };
-        let ask = Ask {
+        let ask = LookupQuestion {
             service: Arc::new(Service {
                 tls: true,
                 host: HostName::parse("t.example").unwrap(),
@@ -355,7 +358,7 @@ mod tests {
                 port,
                 ..(*ask.service).clone()
             };
-            let ask = Ask {
+            let ask = LookupQuestion {
                 service: Arc::new(service),
                 ..ask
             };

@@ -9,8 +9,8 @@ use super::compile::CompiledAgent;
 use super::context::{Approvals, Context};
 use super::explain::why;
 use super::facts::bounded;
-use super::judge::{Judgement, Outcome};
-use super::refusal::Refusal;
+use super::judge::{JudgeOutcome, Judgement};
+use super::refusal::PolicyRefusal;
 use super::{Input, Policy};
 
 impl Policy {
@@ -37,10 +37,10 @@ impl Policy {
             let theirs = self.judge_on_its_tasks(*id, input);
             self.take_in(&mut judgement, parent, input, &theirs);
         }
-        if let Outcome::Refused(Refusal::Approval { ids, roles }) = &judgement.outcome
+        if let JudgeOutcome::Refused(PolicyRefusal::Approval { ids, roles }) = &judgement.outcome
             && !self.is_lifted_by(roles, above.iter().map(|(id, _)| *id), input)
         {
-            judgement.outcome = Outcome::Refused(Refusal::Forbidden(ids.clone()));
+            judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::Forbidden(ids.clone()));
         }
         judgement
     }
@@ -59,19 +59,21 @@ impl Policy {
             known.or_insert_with(|| value.clone());
         }
         match &theirs.outcome {
-            Outcome::Permitted { charges: more, .. } => judgement.outcome.takes_too(more),
-            Outcome::Refused(Refusal::Approval { ids, roles }) => {
+            JudgeOutcome::Permitted { charges: more, .. } => judgement.outcome.takes_too(more),
+            JudgeOutcome::Refused(PolicyRefusal::Approval { ids, roles }) => {
                 judgement.outcome.needs_too(ids, roles);
             }
             // A limit is told as it is when it is charged.
-            Outcome::Refused(refusal @ Refusal::Forbidden(ids)) if self.are_limits(ids) => {
-                judgement.outcome = Outcome::Refused(refusal.clone());
+            JudgeOutcome::Refused(refusal @ PolicyRefusal::Forbidden(ids))
+                if self.are_limits(ids) =>
+            {
+                judgement.outcome = JudgeOutcome::Refused(refusal.clone());
             }
             // What is wrong with the request itself is told as such.
-            Outcome::Refused(refusal @ Refusal::Unknown(_)) => {
-                judgement.outcome = Outcome::Refused(refusal.clone());
+            JudgeOutcome::Refused(refusal @ PolicyRefusal::Unknown(_)) => {
+                judgement.outcome = JudgeOutcome::Refused(refusal.clone());
             }
-            Outcome::Refused(refusal) => {
+            JudgeOutcome::Refused(refusal) => {
                 let why = why(parent, input, theirs);
                 let by_rules = refusal.is_the_rules();
                 let parent = parent.agent.name.clone();
@@ -79,7 +81,7 @@ impl Policy {
                 judgement
                     .facts
                     .insert("parent_refused".into(), bounded(&refused));
-                judgement.outcome = Outcome::Refused(Refusal::Delegation {
+                judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::Delegation {
                     parent,
                     why,
                     by_rules,
@@ -109,7 +111,7 @@ impl Policy {
         };
         let permits = |id| {
             let outcome = self.judge_on_its_tasks(id, &approved).outcome;
-            matches!(outcome, Outcome::Permitted { .. })
+            matches!(outcome, JudgeOutcome::Permitted { .. })
         };
         above.chain([input.agent]).all(permits)
     }

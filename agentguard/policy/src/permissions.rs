@@ -6,8 +6,8 @@ use agentguard_common::abi::AgentId;
 use cedar_policy::Effect;
 use serde::Serialize;
 
-use super::compile::{CompiledAgent, Entry};
-use super::{ExecFile, KernelRule, Policy, Proto, TlsMode};
+use super::compile::{CompiledAgent, ReachEntry};
+use super::{ExecPattern, KernelRule, Policy, Proto, TlsMode};
 
 /// Plain JSON, for the agent alone.
 #[derive(Debug, Serialize)]
@@ -72,7 +72,7 @@ impl Policy {
                 }
             }
         }
-        let files = |files: &[ExecFile]| files.iter().map(|file| file.pattern.clone()).collect();
+        let files = |files: &[ExecPattern]| files.iter().map(|file| file.pattern.clone()).collect();
         Some(Permissions {
             agent: agent.name.clone(),
             observed: agent.observe,
@@ -94,7 +94,7 @@ impl Policy {
         })
     }
 
-    fn host(&self, agent: &CompiledAgent, entry: &Entry) -> HostView {
+    fn host(&self, agent: &CompiledAgent, entry: &ReachEntry) -> HostView {
         let shorthand = entry.shorthand.iter().map(|(pattern, allow)| {
             format!("{} {}", allow.method.unwrap_or("ANY"), pattern.as_str())
         });

@@ -10,7 +10,7 @@ use super::Denial;
 use super::facts::bounded;
 use super::host::HostName;
 use super::limit::{Charge, Room};
-use super::task::Covered;
+use super::task::CoveringTasks;
 
 /// The right to do one act at one host. Only a decision makes one. `State` says whether it can be spent: `upstream`
 /// consumes a [`Permit<Settled>`], and nothing takes a [`Permit<Owed>`] but what settles it.
@@ -22,7 +22,7 @@ pub struct Permit<State = Settled> {
     port: u16,
     policies: Vec<String>,
     facts: BTreeMap<String, String>,
-    covered: Vec<Covered>,
+    covered: Vec<CoveringTasks>,
     observed: Option<Denial>,
     state: State,
 }
@@ -49,7 +49,7 @@ impl Permit {
         port: u16,
         policies: Vec<String>,
         facts: BTreeMap<String, String>,
-        covered: Vec<Covered>,
+        covered: Vec<CoveringTasks>,
     ) -> Self {
         Self {
             agent,
@@ -133,7 +133,7 @@ impl<State> Permit<State> {
     }
 
     /// The tasks that it ends with.
-    pub fn covered(&self) -> &[Covered] {
+    pub fn covered(&self) -> &[CoveringTasks] {
         &self.covered
     }
 

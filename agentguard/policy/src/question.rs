@@ -35,7 +35,7 @@ pub struct Question {
 }
 
 /// A question in the terms of a decision.
-pub(super) struct Parsed<'q> {
+pub(super) struct ParsedQuestion<'q> {
     method: &'q str,
     scheme: &'q str,
     host: HostName,
@@ -48,7 +48,7 @@ pub(super) struct Parsed<'q> {
     context: Context,
 }
 
-impl<'q> Parsed<'q> {
+impl<'q> ParsedQuestion<'q> {
     /// `calendar`: the bundle's; without one the time is not looked at.
     pub fn new(question: &'q Question, calendar: Option<&Calendar>) -> Result<Self, String> {
         let url = question.url.as_str();
@@ -158,7 +158,7 @@ impl Policy {
         tasks: Tasks,
         judge: impl FnOnce(&HostName, u16, Action<'_>, Context) -> T,
     ) -> Result<(String, T), String> {
-        let mut parsed = Parsed::new(question, None)?;
+        let mut parsed = ParsedQuestion::new(question, None)?;
         parsed.context = Context {
             tasks: Some(tasks),
             ..Context::default()

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::context::{AttributeName, AttributeSet};
 use super::diagnostic::{Place, Report};
 use super::glob::PathPattern;
-use super::lex::{self, Token, Use};
+use super::lex::{self, CedarToken, Use};
 
 /// What policies read of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,7 +93,7 @@ impl Names {
 pub(super) fn reads_of(
     report: &mut Report<'_>,
     file: u32,
-    tokens: &[Token<'_>],
+    tokens: &[CedarToken<'_>],
 ) -> (Reads, BTreeMap<String, PathPattern>) {
     let mut reads = Reads::default();
     let mut routes = BTreeMap::new();

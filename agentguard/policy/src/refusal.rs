@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agentguard_record::DenyReason;
 
-use super::body::Fault;
+use super::body::BodyFault;
 use super::compile::CompiledAgent;
 use super::facts::short;
 use super::task::Outside;
@@ -12,14 +12,14 @@ use super::{Action, Input};
 
 /// Why not, in the terms of the policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum PolicyRefusal {
     UnknownAgent,
     NoReach,
     /// A request at a host whose bytes are passed, or the reverse.
     WrongMode,
     UnknownMethod,
     /// What a rule reads cannot be known.
-    Unknown(Fault),
+    Unknown(BodyFault),
     NotPermitted,
     Forbidden(BTreeSet<String>),
     /// Nothing but these forbids, which people of these roles can lift.
@@ -45,7 +45,7 @@ pub(super) enum Refusal {
     },
 }
 
-impl Refusal {
+impl PolicyRefusal {
     pub fn reason(&self) -> DenyReason {
         match self {
             Self::UnknownAgent => DenyReason::AgentSuspended,
@@ -140,25 +140,25 @@ pub(super) fn who_and_what(agent: Option<&CompiledAgent>, input: &Input<'_>) -> 
 pub(super) fn detail(
     agent: Option<&CompiledAgent>,
     input: &Input<'_>,
-    refusal: &Refusal,
+    refusal: &PolicyRefusal,
 ) -> String {
     let host = input.host.id(input.port);
     let (who, tried) = who_and_what(agent, input);
     match refusal {
-        Refusal::UnknownAgent => {
+        PolicyRefusal::UnknownAgent => {
             "This agent is not part of the policy in force, so nothing it asks for is allowed."
                 .to_owned()
         }
-        Refusal::NoReach => format!(
+        PolicyRefusal::NoReach => format!(
             "The policy of {who} does not include the host `{host}` at all, so no request to it will be allowed; do not retry, ask the agent's owner if it is needed."
         ),
-        Refusal::WrongMode => format!(
+        PolicyRefusal::WrongMode => format!(
             "The policy of {who} reaches `{host}` in another way than the one tried, so this is refused."
         ),
-        Refusal::UnknownMethod => {
+        PolicyRefusal::UnknownMethod => {
             format!("No policy permits the method of {tried}; use a standard HTTP method.")
         }
-        Refusal::Unknown(fault) => match fault.reason {
+        PolicyRefusal::Unknown(fault) => match fault.reason {
             DenyReason::BodyAmbiguous => format!(
                 "The request to {tried} can be read in more than one way: {}; send it with one value for each name.",
                 fault.why
@@ -192,35 +192,35 @@ pub(super) fn detail(
                 fault.why
             ),
         },
-        Refusal::Approval { roles, .. } => format!(
+        PolicyRefusal::Approval { roles, .. } => format!(
             "The policy of {who} allows {tried} only when {} approved it, and nobody has; do not retry before that.",
             listed(roles)
         ),
-        Refusal::NotPermitted => format!(
+        PolicyRefusal::NotPermitted => format!(
             "Nothing in the policy of {who} permits {tried}; repeating or rephrasing the request will not change this, ask the agent's owner if it is needed."
         ),
-        Refusal::Forbidden(_) => format!(
+        PolicyRefusal::Forbidden(_) => format!(
             "The policy of {who} forbids {tried}; repeating or rephrasing the request will not change this, ask the agent's owner if it is needed."
         ),
-        Refusal::NoAmount { .. } => format!(
+        PolicyRefusal::NoAmount { .. } => format!(
             "The policy of {who} limits what {tried} may add up to, and this request has no amount that can be counted; send it with one, as a number from 0 on."
         ),
-        Refusal::Delegation { .. } => format!(
+        PolicyRefusal::Delegation { .. } => format!(
             "The policy of {who} permits {tried}, but not that of whom it acts for, and it can never do more than they; repeating or rephrasing the request will not change this, ask the agent's owner if it is needed."
         ),
-        Refusal::Outside(Outside::Task(id)) => format!(
+        PolicyRefusal::Outside(Outside::Task(id)) => format!(
             "The policy of {who} permits {tried}, but the task {id} that it is on does not include it; finish that task, or have another opened."
         ),
-        Refusal::Outside(Outside::EveryOne) => format!(
+        PolicyRefusal::Outside(Outside::EveryOne) => format!(
             "The policy of {who} permits {tried}, but none of the tasks that are open for it includes it; have another opened."
         ),
-        Refusal::Outside(Outside::Wrong(named)) => format!(
+        PolicyRefusal::Outside(Outside::Wrong(named)) => format!(
             "The request to {tried} names {named}; name a task that is open for {who} in the header `AgentGuard-Task`, or none."
         ),
-        Refusal::Outside(Outside::None) => format!(
+        PolicyRefusal::Outside(Outside::None) => format!(
             "The policy of {who} permits {tried} only on a task that a supervisor has opened for it, and the request is on none; have one opened."
         ),
-        Refusal::Failed(_) => format!(
+        PolicyRefusal::Failed(_) => format!(
             "A rule about {tried} could not be evaluated for this request, so it is refused; tell the agent's owner."
         ),
     }

@@ -9,7 +9,7 @@ use agentguard_record::{self as record, DenyReason};
 use http::HeaderMap;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-pub use self::recorded::{Recorded, Then};
+pub use self::recorded::{RecordedAct, Then};
 use super::context::AttributeName;
 use super::facts::MAX_VALUE;
 use super::reads::Reads;
@@ -19,7 +19,7 @@ use super::{
 
 /// Why a decision cannot be taken again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Missing {
+pub enum ReplayGap {
     /// A parameter or header that the rules then did not read.
     Fact,
     /// The body, of which the rules then did not read the same fields.
@@ -46,7 +46,7 @@ pub enum Missing {
     Request,
 }
 
-impl Missing {
+impl ReplayGap {
     pub fn why(self) -> &'static str {
         match self {
             Self::Fact => "the new rules read a parameter or header that the old ones did not",
@@ -76,7 +76,7 @@ impl Missing {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Outcome {
+pub enum ReplayOutcome {
     Allow,
     Deny,
     ApprovalRequired,
@@ -84,7 +84,7 @@ pub enum Outcome {
     Observed,
 }
 
-impl Outcome {
+impl ReplayOutcome {
     /// As records have it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -98,8 +98,8 @@ impl Outcome {
 
 /// What the bundle decides now.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Replayed {
-    pub outcome: Outcome,
+pub struct ReplayedDecision {
+    pub outcome: ReplayOutcome,
     /// `None`: permitted.
     pub reason: Option<DenyReason>,
     pub policies: Vec<String>,
@@ -112,23 +112,23 @@ impl Policy {
     /// What the record lacks.
     pub fn replay(
         &self,
-        recorded: &Recorded<'_>,
+        recorded: &RecordedAct<'_>,
         decided_by: Option<&Self>,
-    ) -> Result<Replayed, Missing> {
-        let host = HostName::parse(recorded.host).map_err(|_| Missing::Request)?;
-        let path = CanonicalPath::parse(recorded.path).map_err(|_| Missing::Request)?;
+    ) -> Result<ReplayedDecision, ReplayGap> {
+        let host = HostName::parse(recorded.host).map_err(|_| ReplayGap::Request)?;
+        let path = CanonicalPath::parse(recorded.path).map_err(|_| ReplayGap::Request)?;
         let (mut query, mut headers) = (String::new(), HeaderMap::new());
         // What a bundle does not have, it denies whatever else is said.
         let agent = self.id_of(recorded.agent).unwrap_or(AgentId::NONE);
         let nothing = Context::default();
         let input = input(recorded, agent, &host, &path, "", &headers, &nothing);
         if !self.takes_it_the_same_way(&input) {
-            return Err(Missing::Way);
+            return Err(ReplayGap::Way);
         }
         let mut context = Context::recall(recorded)?;
         let above = self.above(agent).iter().filter_map(|id| self.agent(*id));
         if above.into_iter().any(|agent| agent.tasks_required) {
-            return Err(Missing::Attribute(AttributeName::Task));
+            return Err(ReplayGap::Attribute(AttributeName::Task));
         }
         let input = self::input(recorded, agent, &host, &path, "", &headers, &context);
         let needs = self.needs(&input);
@@ -141,18 +141,18 @@ impl Policy {
         let needs_values = values.into_iter().any(|it| needs.has(it));
         let (mut pairs, mut lines, mut body) = (Vec::new(), HeaderMap::new(), None);
         if (needs_values || needs.body.is_some()) && !recorded.is_connection() {
-            let old = decided_by.ok_or(Missing::Bundle)?;
+            let old = decided_by.ok_or(ReplayGap::Bundle)?;
             let then = recorded.needs_then(old, &input)?;
             let (new, old) = (all(&needs.reads), all(&then.reads));
             pairs = recorded.query(&new, &old)?;
             lines = recorded.headers(&new, &old)?;
             body = match (&needs.body, &then.body) {
                 (Some(now), Some(then)) => Some(recorded.body(now, then)?),
-                (Some(_), None) => return Err(Missing::Body),
+                (Some(_), None) => return Err(ReplayGap::Body),
                 (None, _) => None,
             };
             if !needs.lookups.is_empty() && needs.lookups != then.lookups {
-                return Err(Missing::Lookup);
+                return Err(ReplayGap::Lookup);
             }
             for lookup in &needs.lookups {
                 let answer = recorded.answer(lookup)?;
@@ -199,27 +199,27 @@ impl Policy {
     }
 }
 
-impl From<Decision> for Replayed {
+impl From<Decision> for ReplayedDecision {
     fn from(decision: Decision) -> Self {
         let (outcome, reason, policies) = match decision {
             // Whether there was room is told by the record.
-            Decision::Owing(permit) => (Outcome::Allow, None, permit.policies().to_vec()),
+            Decision::Owing(permit) => (ReplayOutcome::Allow, None, permit.policies().to_vec()),
             Decision::Permit(permit) => match permit.would_deny() {
                 Some(denial) => (
-                    Outcome::Observed,
+                    ReplayOutcome::Observed,
                     Some(denial.reason),
                     denial.policies.clone(),
                 ),
-                None => (Outcome::Allow, None, permit.policies().to_vec()),
+                None => (ReplayOutcome::Allow, None, permit.policies().to_vec()),
             },
             Decision::Deny(denial) => {
                 let outcome = match denial.reason.outcome() {
-                    record::Outcome::ApprovalRequired => Outcome::ApprovalRequired,
+                    record::Outcome::ApprovalRequired => ReplayOutcome::ApprovalRequired,
                     record::Outcome::Allow
                     | record::Outcome::Deny
                     | record::Outcome::Observed
                     | record::Outcome::Killed
-                    | record::Outcome::Error => Outcome::Deny,
+                    | record::Outcome::Error => ReplayOutcome::Deny,
                 };
                 (outcome, Some(denial.reason), denial.policies)
             }
@@ -239,7 +239,7 @@ fn all(reads: &[&Reads]) -> Reads {
 }
 
 fn input<'i>(
-    recorded: &'i Recorded<'_>,
+    recorded: &'i RecordedAct<'_>,
     agent: AgentId,
     host: &'i HostName,
     path: &'i CanonicalPath,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::CanonicalPath;
-use super::body::{Block, Value};
+use super::body::{BodyBlock, Value};
 use super::context::{AttributeName, scope_of};
 use super::glob::PathPattern;
 use super::lookup::Lookup;
@@ -15,7 +15,7 @@ use super::reads::Reads;
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     /// The first that fits a request alone counts.
-    pub body: Vec<Block>,
+    pub body: Vec<BodyBlock>,
     /// Of those that fit a request, the first that has a fact is where it comes from.
     pub lookups: Vec<Arc<Lookup>>,
     pub scope: Vec<ScopeEntry>,
@@ -23,7 +23,7 @@ pub(super) struct Requests {
 
 /// What some rule needs of a request besides its head.
 #[derive(Default)]
-pub(super) struct Needed<'r> {
+pub(super) struct RequestNeeds<'r> {
     pub body: Option<NeededBody<'r>>,
     pub lookups: Vec<&'r Arc<Lookup>>,
 }
@@ -31,7 +31,7 @@ pub(super) struct Needed<'r> {
 /// What is to be read of a body, and what of that a rule reads: the rest is no record's business.
 #[derive(Clone, Debug)]
 pub struct NeededBody<'r> {
-    pub block: &'r Block,
+    pub block: &'r BodyBlock,
     pub(super) fields: BTreeSet<&'r str>,
 }
 
@@ -67,7 +67,7 @@ impl Requests {
         scope: bool,
         method: &str,
         path: &CanonicalPath,
-    ) -> Result<Needed<'_>, String> {
+    ) -> Result<RequestNeeds<'_>, String> {
         let mut readings = path.readings();
         let first = readings.next().unwrap_or_default();
         let mut needed = self.of(reads, scope, method, first);
@@ -88,7 +88,7 @@ impl Requests {
         Ok(needed)
     }
 
-    fn of(&self, reads: &Reads, scope: bool, method: &str, path: &str) -> Needed<'_> {
+    fn of(&self, reads: &Reads, scope: bool, method: &str, path: &str) -> RequestNeeds<'_> {
         let mut known = BTreeSet::new();
         let mut lookups = Vec::new();
         if reads.has(AttributeName::Lookup) {
@@ -103,7 +103,7 @@ impl Requests {
                 }
             }
         }
-        Needed {
+        RequestNeeds {
             body: self.body_of(reads, scope, &lookups, method, path),
             lookups,
         }
@@ -139,7 +139,7 @@ impl Requests {
         (!fields.is_empty()).then_some(NeededBody { block, fields })
     }
 
-    fn block(&self, method: &str, path: &str) -> Option<&Block> {
+    fn block(&self, method: &str, path: &str) -> Option<&BodyBlock> {
         let mut blocks = self.body.iter();
         blocks.find(|block| fits(block.method, &block.path, method, path))
     }

@@ -15,13 +15,13 @@ use miette::Diagnostic as _;
 use super::diagnostic::{Place, Report, did_you_mean};
 use super::glob::PathPattern;
 use super::host::HostPattern;
-use super::lex::{self, Token};
+use super::lex::{self, CedarToken};
 use super::limit::Limit;
 use super::reads::{Reads, reads_of};
 use super::schema;
 
 /// One policy of a rules file.
-pub(super) struct Rule {
+pub(super) struct CedarRule {
     pub id: String,
     pub at: Place,
     pub effect: Effect,
@@ -108,7 +108,7 @@ impl Actions {
 const LATER: [&str; 1] = ["credential"];
 
 /// Every policy of one file.
-pub(super) fn rules_file(report: &mut Report<'_>, file: u32) -> Vec<Rule> {
+pub(super) fn rules_file(report: &mut Report<'_>, file: u32) -> Vec<CedarRule> {
     let text = report.text(file);
     let set: PolicySet = match text.parse() {
         Ok(set) => set,
@@ -158,7 +158,12 @@ pub(super) fn rules_file(report: &mut Report<'_>, file: u32) -> Vec<Rule> {
     rules
 }
 
-fn rule(report: &mut Report<'_>, at: Place, policy: &Policy, tokens: &[Token<'_>]) -> Option<Rule> {
+fn rule(
+    report: &mut Report<'_>,
+    at: Place,
+    policy: &Policy,
+    tokens: &[CedarToken<'_>],
+) -> Option<CedarRule> {
     check_annotations(report, at.file, tokens);
     let id = policy.annotation("id").map(str::to_owned);
     match &id {
@@ -181,7 +186,7 @@ fn rule(report: &mut Report<'_>, at: Place, policy: &Policy, tokens: &[Token<'_>
     let reason = reason_of(report, at, policy);
     let id = id.filter(|id| is_id(id))?;
     let limit = limit::limit(report, at, policy, tokens, &mut reads);
-    Some(Rule {
+    Some(CedarRule {
         approve: approve::role(report, at, policy)?,
         limit: limit?,
         reason,
@@ -199,7 +204,7 @@ fn rule(report: &mut Report<'_>, at: Place, policy: &Policy, tokens: &[Token<'_>
     })
 }
 
-fn check_annotations(report: &mut Report<'_>, file: u32, tokens: &[Token<'_>]) {
+fn check_annotations(report: &mut Report<'_>, file: u32, tokens: &[CedarToken<'_>]) {
     for (offset, name) in lex::annotations(tokens) {
         let at = Place::new(file, offset);
         if LATER.contains(&name) {
@@ -258,7 +263,7 @@ fn literals_of(
     report: &mut Report<'_>,
     policy_at: Place,
     policy: &Policy,
-    tokens: &[Token<'_>],
+    tokens: &[CedarToken<'_>],
 ) -> Literals {
     let mut found = Literals::default();
     let before = report.count();

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use cedar_policy::{Entities, Entity, EntityUid, PolicySet};
 
-use super::bundle::Bundle;
+use super::bundle::ParsedBundle;
 use super::candidates::{Candidates, patterns_above};
 use super::entity::{self, HostFacts};
-use super::glob::Routes;
+use super::glob::RouteTable;
 use super::host::{HostMap, HostPattern};
 use super::parse::AgentFile;
 use super::reads::Reads;
 use super::requests::Requests;
-use super::rules::Rule;
+use super::rules::CedarRule;
 use super::{TlsMode, schema};
 
 /// Hosts that are alike to every policy that can apply to the agent.
@@ -56,12 +56,12 @@ pub(super) struct Slice {
     /// Whether `entities` has the host itself, which it cannot for a class of many.
     pub has_host: bool,
     pub reads: Reads,
-    pub routes: Routes<()>,
+    pub routes: RouteTable<()>,
 }
 
 /// Makes the classes of one agent.
 pub(super) struct Slicer<'a> {
-    pub bundle: &'a Bundle,
+    pub bundle: &'a ParsedBundle,
     /// Its agents by name.
     pub files: &'a HashMap<&'a str, &'a AgentFile>,
     pub facts: &'a HostMap<HostFacts>,
@@ -81,7 +81,7 @@ impl Slicer<'_> {
             .collect();
         let rules = &self.bundle.rules;
         let mut made: HashMap<Vec<usize>, Arc<Slice>> = HashMap::new();
-        let mut make = |fits: &dyn Fn(&Rule) -> bool| {
+        let mut make = |fits: &dyn Fn(&CedarRule) -> bool| {
             let chosen: Vec<_> = fitting
                 .iter()
                 .copied()

@@ -69,12 +69,12 @@ pub struct Task {
     pub id: Uuid,
     pub opened_by: OpenedBy,
     pub intent: String,
-    allow: Vec<Allowed>,
+    allow: Vec<AllowedAct>,
     scope: BTreeSet<&'static str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Allowed {
+struct AllowedAct {
     host: HostPattern,
     what: What,
 }
@@ -108,7 +108,7 @@ pub enum OnTask {
 
 /// Tasks of one agent that cover what was permitted: when the last of them ends, it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Covered {
+pub struct CoveringTasks {
     pub by: AgentId,
     pub tasks: Vec<Uuid>,
 }
@@ -157,7 +157,7 @@ impl Task {
                 "`allow` has more than {entries} entries or {bytes} bytes"
             ));
         }
-        let allow = terms.allow.iter().map(|entry| Allowed::parse(entry));
+        let allow = terms.allow.iter().map(|entry| AllowedAct::parse(entry));
         let scope = terms.scope.iter().map(|value| {
             let known = SCOPES.iter().copied();
             known.clone().find(|it| it == value).ok_or_else(|| {
@@ -210,7 +210,7 @@ impl Task {
     }
 }
 
-impl Allowed {
+impl AllowedAct {
     fn parse(entry: &str) -> Result<Self, String> {
         let unreadable = || {
             let shown = show(entry);
@@ -297,7 +297,7 @@ impl Tasks {
 
 impl Tasks {
     /// Those that cover the request, of the agent and of each above it that has tasks.
-    pub(super) fn covered(&self, input: &Input<'_>, does: &BTreeSet<&str>) -> Vec<Covered> {
+    pub(super) fn covered(&self, input: &Input<'_>, does: &BTreeSet<&str>) -> Vec<CoveringTasks> {
         let own = match &self.own {
             OnTask::In(task) => std::slice::from_ref(task),
             OnTask::OneOf(open) => open,
@@ -307,7 +307,7 @@ impl Tasks {
         let all = std::iter::once((input.agent, own)).chain(above);
         let covered = all.filter(|(_, open)| !open.is_empty()).map(|(by, open)| {
             let covering = open.iter().filter(|task| task.covers(input, does));
-            Covered {
+            CoveringTasks {
                 by,
                 tasks: covering.map(|task| task.id).collect(),
             }

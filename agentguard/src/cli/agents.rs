@@ -14,16 +14,16 @@ use super::table::{fields, table};
 use super::{Failure, print, print_json};
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct AgentsArguments {
     /// One JSON array, or with `show` one object
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    verb: Option<Verb>,
+    verb: Option<AgentsVerb>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum AgentsVerb {
     /// One agent, with its processes
     Show { name: String },
     /// Give agents another owner, until their files name another than now
@@ -69,7 +69,7 @@ struct Why {
     reason: Option<String>,
 }
 
-impl Verb {
+impl AgentsVerb {
     /// What it changes, and the path of the control API; `None` for one that only looks.
     fn change(&self) -> Option<(&'static str, Change)> {
         let of = |agents: &[String], owner: Option<&String>, why: &Why| Change {
@@ -96,8 +96,8 @@ impl Verb {
     }
 }
 
-pub async fn run(arguments: &Arguments, client: &Client) -> Result<ExitCode, Failure> {
-    if let Some((path, change)) = arguments.verb.as_ref().and_then(Verb::change) {
+pub async fn run(arguments: &AgentsArguments, client: &Client) -> Result<ExitCode, Failure> {
+    if let Some((path, change)) = arguments.verb.as_ref().and_then(AgentsVerb::change) {
         let done: Changed = client.post(path, &change).await?;
         return match arguments.json {
             true => print_json(&done),
@@ -105,7 +105,7 @@ pub async fn run(arguments: &Arguments, client: &Client) -> Result<ExitCode, Fai
         };
     }
     let agents: Vec<AgentLine> = client.get("/v1/agents").await?;
-    let Some(Verb::Show { name }) = &arguments.verb else {
+    let Some(AgentsVerb::Show { name }) = &arguments.verb else {
         if arguments.json {
             return print_json(&agents);
         }

@@ -15,12 +15,12 @@ use clap::{Args, Subcommand};
 use futures_util::{Stream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 
-use self::table::Table;
+use self::table::RecordTable;
 
 #[derive(Clone, Debug, Subcommand)]
-pub enum Command {
+pub enum AuditCommand {
     /// The newest records, and with -f those that come
-    Tail(Tail),
+    Tail(TailArguments),
     /// The records that match every option given, newest last
     Search(Box<Search>),
     /// Everything in one record
@@ -30,7 +30,7 @@ pub enum Command {
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct Tail {
+pub struct TailArguments {
     /// Go on with every record that comes, until interrupted
     #[arg(short, long)]
     follow: bool,
@@ -97,7 +97,7 @@ pub struct Verify {
 
 /// Does what the command says, to stdout. `fetch` asks the daemon for the lines of a path of its control API.
 pub async fn run<S>(
-    command: &Command,
+    command: &AuditCommand,
     config: &Config,
     fetch: impl AsyncFnOnce(&str) -> anyhow::Result<S>,
 ) -> anyhow::Result<ExitCode>
@@ -107,7 +107,9 @@ where
     let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut out = io::stdout().lock();
     let done = match command {
-        Command::Verify(options) => check(&config.paths.state.join("audit"), options, &mut out),
+        AuditCommand::Verify(options) => {
+            check(&config.paths.state.join("audit"), options, &mut out)
+        }
         asking => {
             let lines = fetch(&asking.path()).await?;
             print(asking, lines, &mut out, colour).await
@@ -119,7 +121,7 @@ where
     }
 }
 
-impl Command {
+impl AuditCommand {
     /// What to ask the daemon.
     fn path(&self) -> String {
         let query = match self {
@@ -166,16 +168,16 @@ impl Show {
 }
 
 async fn print(
-    command: &Command,
+    command: &AuditCommand,
     lines: impl Stream<Item = anyhow::Result<String>>,
     out: &mut impl Write,
     colour: bool,
 ) -> anyhow::Result<ExitCode> {
     let mut lines = pin!(lines);
-    if let Command::Tail(tail) = command
+    if let AuditCommand::Tail(tail) = command
         && (tail.follow || tail.json)
     {
-        let table = Table::fixed(colour);
+        let table = RecordTable::fixed(colour);
         if !tail.json {
             writeln!(out, "{}", table.header())?;
         }
@@ -191,10 +193,10 @@ async fn print(
         all.push(line);
     }
     match command {
-        Command::Search(search) if search.json => array(&all, out)?,
-        Command::Show(show) => one(show, &all, out)?,
+        AuditCommand::Search(search) if search.json => array(&all, out)?,
+        AuditCommand::Show(show) => one(show, &all, out)?,
         _ => {
-            let table = Table::fitting(&all, colour);
+            let table = RecordTable::fitting(&all, colour);
             writeln!(out, "{}", table.header())?;
             for line in &all {
                 writeln!(out, "{}", table.row(line))?;

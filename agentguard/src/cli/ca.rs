@@ -10,7 +10,7 @@ use clap::Subcommand;
 use jiff::Timestamp;
 
 #[derive(Clone, Debug, Subcommand)]
-pub enum Command {
+pub enum CaCommand {
     /// The CA certificate of this host
     Show {
         /// One JSON object
@@ -67,12 +67,12 @@ pub fn variables(bundle: &Path) -> impl Iterator<Item = (&'static str, String)> 
 }
 
 /// Prints what the command asks for. `info`: what the daemon says of its CA; `bundle`: the combined file it keeps.
-pub fn run(command: &Command, info: &Info, bundle: &Path) -> anyhow::Result<ExitCode> {
+pub fn run(command: &CaCommand, info: &Info, bundle: &Path) -> anyhow::Result<ExitCode> {
     let text = match command {
-        Command::Show { json: true, .. } => serde_json::to_string(info)? + "\n",
-        Command::Show { pem: true, .. } => info.pem.clone(),
-        Command::Show { .. } => show(info),
-        Command::Env { bundle: given } => env(given.as_deref().unwrap_or(bundle)),
+        CaCommand::Show { json: true, .. } => serde_json::to_string(info)? + "\n",
+        CaCommand::Show { pem: true, .. } => info.pem.clone(),
+        CaCommand::Show { .. } => show(info),
+        CaCommand::Env { bundle: given } => env(given.as_deref().unwrap_or(bundle)),
     };
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),

@@ -15,14 +15,14 @@ use super::table::{Colour, coloured, fields};
 use super::{Failure, client_runtime, print, print_json};
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct DoctorArguments {
     /// One JSON object
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Serialize)]
-struct Report {
+struct DoctorReport {
     kernel: String,
     /// Whether a daemon has answered: what only it knows is open otherwise.
     daemon: bool,
@@ -34,7 +34,7 @@ struct Report {
     alarms: Vec<String>,
 }
 
-pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> {
+pub fn run(arguments: &DoctorArguments, config: &Config) -> Result<ExitCode, Failure> {
     let facts = Facts::of_host(config);
     let client = Client::new(&config.paths.control_socket());
     let status = client_runtime()?.block_on(client.get::<Status>("/v1/status"));
@@ -44,7 +44,7 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
         Ok(status) => (status.guarantees, status.alarms),
         Err(_) => (judge(&facts), Vec::new()),
     };
-    let report = Report {
+    let report = DoctorReport {
         kernel: facts.kernel.clone(),
         daemon,
         root: nix::unistd::geteuid().is_root(),
@@ -57,7 +57,7 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
     print(&show(&report))
 }
 
-fn show(report: &Report) -> String {
+fn show(report: &DoctorReport) -> String {
     let daemon = match report.daemon {
         true => "",
         false if !report.root => {
@@ -101,7 +101,7 @@ mod tests {
             why: "no BPF LSM".into(),
             remedy: Some("another kernel".into()),
         }];
-        let report = Report {
+        let report = DoctorReport {
             kernel: "6.1".into(),
             daemon: false,
             root: true,

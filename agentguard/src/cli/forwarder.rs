@@ -28,16 +28,16 @@ pub fn run() -> Result<ExitCode, Failure> {
         .init();
     let inherited = Inherited {
         link,
-        origins: Arc::new(Maps(OriginMaps::from_fds(accepted, flows))),
+        origins: Arc::new(MappedOrigins(OriginMaps::from_fds(accepted, flows))),
     };
     agentguard_forwarder::run(inherited)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// `ACCEPTED` and `FLOWS`, read-only.
-struct Maps(OriginMaps);
+struct MappedOrigins(OriginMaps);
 
-impl OriginSource for Maps {
+impl OriginSource for MappedOrigins {
     fn accepted(&self, cookie: u64) -> io::Result<Option<Origin>> {
         self.0.accepted(cookie)
     }

@@ -11,7 +11,7 @@ use super::{Failure, print, print_json};
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
-struct Which {
+struct AgentSelection {
     /// Agents by name
     #[arg(value_name = "AGENT", conflicts_with = "all")]
     agents: Vec<String>,
@@ -23,7 +23,7 @@ struct Which {
 #[derive(Debug, Args)]
 pub struct Kill {
     #[command(flatten)]
-    which: Which,
+    which: AgentSelection,
     /// Why, for the audit log and for who finds them killed
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
@@ -35,7 +35,7 @@ pub struct Kill {
 #[derive(Debug, Args)]
 pub struct Revive {
     #[command(flatten)]
-    which: Which,
+    which: AgentSelection,
     /// Why, for the audit log
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
@@ -81,7 +81,7 @@ pub async fn revive(arguments: &Revive, client: &Client) -> Result<ExitCode, Fai
     print(&done.revived.iter().map(line).collect::<String>())
 }
 
-fn target(which: &Which, reason: &Option<String>) -> Target {
+fn target(which: &AgentSelection, reason: &Option<String>) -> Target {
     Target {
         agents: which.agents.clone(),
         all: which.all,

@@ -42,38 +42,38 @@ struct Arguments {
     #[arg(long, global = true, value_name = "FILE", env = "AGENTGUARD_CONFIG")]
     config: Option<PathBuf>,
     #[command(subcommand)]
-    verb: Verb,
+    verb: CliVerb,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum CliVerb {
     /// Run the daemon in the foreground
-    Daemon(daemon::Arguments),
+    Daemon(daemon::DaemonArguments),
     /// Start a command as an agent
-    Run(run::Arguments),
+    Run(run::RunArguments),
     /// The daemon, what is enforced, the bundle in force, agents, drops
-    Status(status::Arguments),
+    Status(status::StatusArguments),
     /// The agents of this host
-    Agents(agents::Arguments),
+    Agents(agents::AgentsArguments),
     /// Open, end and list tasks: what an agent is about, and what it may do at most meanwhile
-    Task(task::Arguments),
+    Task(task::TaskArguments),
     /// Stop agents at once: nothing of theirs leaves the host until they are revived
     Kill(kill::Kill),
     /// Let killed agents go on
     Revive(kill::Revive),
     /// Check, test, compare, pack, apply and explain policy bundles
     #[command(subcommand)]
-    Policy(policy::Verb),
+    Policy(policy::PolicyVerb),
     /// What was decided
     #[command(subcommand)]
-    Audit(audit::Command),
+    Audit(audit::AuditCommand),
     /// What holds on this host, what does not, and the remedy (needs no daemon)
-    Doctor(doctor::Arguments),
+    Doctor(doctor::DoctorArguments),
     /// The CA certificate that agents must trust
     #[command(subcommand)]
-    Ca(ca::Command),
+    Ca(ca::CaCommand),
     /// Stop the daemon if it runs, detach and unpin everything: agents are no longer held
-    Unload(unload::Arguments),
+    Unload(unload::UnloadArguments),
     /// What the daemon starts; takes nothing from the command line or the environment
     #[command(hide = true)]
     Forwarder,
@@ -99,46 +99,50 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(config: Option<PathBuf>, verb: Verb) -> Result<ExitCode, Failure> {
+fn dispatch(config: Option<PathBuf>, verb: CliVerb) -> Result<ExitCode, Failure> {
     // These run without a configuration: the daemon tells them everything.
     match verb {
-        Verb::Forwarder => return forwarder::run(),
-        Verb::Canary => return canary::run(),
+        CliVerb::Forwarder => return forwarder::run(),
+        CliVerb::Canary => return canary::run(),
         _ => {}
     }
     let wrong = match verb {
-        Verb::Run(_) => run::OWN_FAILURE,
+        CliVerb::Run(_) => run::OWN_FAILURE,
         _ => 2,
     };
     let config = Config::load(config.as_deref()).map_err(|e| Failure::new(wrong, e))?;
     match verb {
-        Verb::Daemon(arguments) => daemon::run(&arguments, config),
-        Verb::Run(arguments) => run::run(&arguments, &config),
-        Verb::Doctor(arguments) => doctor::run(&arguments, &config),
+        CliVerb::Daemon(arguments) => daemon::run(&arguments, config),
+        CliVerb::Run(arguments) => run::run(&arguments, &config),
+        CliVerb::Doctor(arguments) => doctor::run(&arguments, &config),
         verb => client_runtime()?.block_on(ask_the_daemon(verb, &config)),
     }
 }
 
-async fn ask_the_daemon(verb: Verb, config: &Config) -> Result<ExitCode, Failure> {
+async fn ask_the_daemon(verb: CliVerb, config: &Config) -> Result<ExitCode, Failure> {
     let client = Client::new(&config.paths.control_socket());
     match verb {
-        Verb::Status(arguments) => status::run(&arguments, &client).await,
-        Verb::Agents(arguments) => agents::run(&arguments, &client).await,
-        Verb::Task(arguments) => task::run(&arguments, &client).await,
-        Verb::Kill(arguments) => kill::kill(&arguments, &client).await,
-        Verb::Revive(arguments) => kill::revive(&arguments, &client).await,
-        Verb::Policy(verb) => policy::run(&verb, config, &client).await,
-        Verb::Audit(command) => {
+        CliVerb::Status(arguments) => status::run(&arguments, &client).await,
+        CliVerb::Agents(arguments) => agents::run(&arguments, &client).await,
+        CliVerb::Task(arguments) => task::run(&arguments, &client).await,
+        CliVerb::Kill(arguments) => kill::kill(&arguments, &client).await,
+        CliVerb::Revive(arguments) => kill::revive(&arguments, &client).await,
+        CliVerb::Policy(verb) => policy::run(&verb, config, &client).await,
+        CliVerb::Audit(command) => {
             let fetch = async |path: &str| Ok(client.lines(path).await?);
             Ok(audit::run(&command, config, fetch).await?)
         }
-        Verb::Ca(command) => {
+        CliVerb::Ca(command) => {
             let info = client.get("/v1/ca").await?;
             let bundle = agentguard_daemon::trust_bundle(&config.paths.runtime);
             Ok(ca::run(&command, &info, &bundle)?)
         }
-        Verb::Unload(arguments) => unload::run(&arguments, config, &client).await,
-        Verb::Daemon(_) | Verb::Run(_) | Verb::Doctor(_) | Verb::Forwarder | Verb::Canary => {
+        CliVerb::Unload(arguments) => unload::run(&arguments, config, &client).await,
+        CliVerb::Daemon(_)
+        | CliVerb::Run(_)
+        | CliVerb::Doctor(_)
+        | CliVerb::Forwarder
+        | CliVerb::Canary => {
             unreachable!("dispatched before")
         }
     }

@@ -8,7 +8,7 @@ use agentguard_bundle::store::{self, Trust};
 use agentguard_control::api::{Bundle, InForce, Rollback};
 use agentguard_control::client::{Client, ClientError};
 use agentguard_daemon::config::Config;
-use agentguard_policy::cases::Tested;
+use agentguard_policy::cases::TestedCase;
 use agentguard_policy::explain::{AskedContext, AskedTask, Explanation, Question};
 use agentguard_policy::{OpenedBy, Policy, Sources, Terms};
 use clap::{Args, Subcommand};
@@ -28,7 +28,7 @@ pub(super) const INVALID: u8 = 3;
 const USAGE: u8 = 2;
 
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum PolicyVerb {
     /// Everything that is wrong with a bundle (needs no daemon)
     Check {
         /// The bundle's folder, or the bundle packed
@@ -135,27 +135,27 @@ pub struct Explain {
     json: bool,
 }
 
-pub async fn run(verb: &Verb, config: &Config, client: &Client) -> Result<ExitCode, Failure> {
+pub async fn run(verb: &PolicyVerb, config: &Config, client: &Client) -> Result<ExitCode, Failure> {
     let keys = &config.paths.trust;
     match verb {
-        Verb::Check { bundle, json } => check(bundle, keys, *json),
-        Verb::Test { bundle, json } => test(bundle, keys, *json),
-        Verb::Diff { old, new, json } => diff(old, new, keys, *json),
-        Verb::Replay(arguments) => policy_replay::replay(arguments, &config.paths),
-        Verb::Keygen(arguments) => policy_pack::keygen(arguments),
-        Verb::Pack(arguments) => policy_pack::pack(arguments, keys),
-        Verb::Sign(arguments) => policy_pack::sign(arguments),
-        Verb::Apply { bundle, json } => apply(bundle, *json, client).await,
-        Verb::Show { which, json, file } => {
+        PolicyVerb::Check { bundle, json } => check(bundle, keys, *json),
+        PolicyVerb::Test { bundle, json } => test(bundle, keys, *json),
+        PolicyVerb::Diff { old, new, json } => diff(old, new, keys, *json),
+        PolicyVerb::Replay(arguments) => policy_replay::replay(arguments, &config.paths),
+        PolicyVerb::Keygen(arguments) => policy_pack::keygen(arguments),
+        PolicyVerb::Pack(arguments) => policy_pack::pack(arguments, keys),
+        PolicyVerb::Sign(arguments) => policy_pack::sign(arguments),
+        PolicyVerb::Apply { bundle, json } => apply(bundle, *json, client).await,
+        PolicyVerb::Show { which, json, file } => {
             policy_show::show(which.as_deref(), *json, file.as_deref(), keys, client).await
         }
-        Verb::History { json } => policy_show::history(*json, client).await,
-        Verb::Rollback { serial, json } => {
+        PolicyVerb::History { json } => policy_show::history(*json, client).await,
+        PolicyVerb::Rollback { serial, json } => {
             let wanted = Rollback { serial: *serial };
             let rolled = client.post("/v1/policy/rollback", &wanted).await?;
             applied(&rolled, *json)
         }
-        Verb::Explain(explain) => ask(explain, client).await,
+        PolicyVerb::Explain(explain) => ask(explain, client).await,
     }
 }
 
@@ -177,7 +177,7 @@ fn check(bundle: &Path, keys: &Path, json: bool) -> Result<ExitCode, Failure> {
 /// A case that does not hold is a failed verification: 1. A bundle that is not valid has no cases to test: 3.
 fn test(bundle: &Path, keys: &Path, json: bool) -> Result<ExitCode, Failure> {
     let policy = valid(bundle, keys)?.policy;
-    let tested: Vec<Tested<'_>> = policy.test().collect();
+    let tested: Vec<TestedCase<'_>> = policy.test().collect();
     let failed = tested.iter().filter(|one| !one.passed).count();
     if json {
         let cases: Vec<Value> = tested.iter().map(case_json).collect();
@@ -188,7 +188,7 @@ fn test(bundle: &Path, keys: &Path, json: bool) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-fn case_json(one: &Tested<'_>) -> Value {
+fn case_json(one: &TestedCase<'_>) -> Value {
     json!({
         "name": one.case.name,
         "at": one.case.at,

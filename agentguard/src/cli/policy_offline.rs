@@ -24,7 +24,7 @@ pub use self::explanation::explanation_text;
 use self::layout::{count, paint, printable};
 
 /// A bundle, read and compiled.
-pub struct Checked {
+pub struct CheckedBundle {
     pub sources: Sources,
     /// Whose signature a packed one was accepted for.
     pub signer: Option<Signer>,
@@ -33,10 +33,10 @@ pub struct Checked {
 
 /// # Errors
 /// What keeps the folder or packed bundle from being read; a packed one has to be signed by a key of the folder `keys`.
-pub fn check(bundle: &Path, keys: &Path) -> Result<Checked, StoreError> {
+pub fn check(bundle: &Path, keys: &Path) -> Result<CheckedBundle, StoreError> {
     let Loaded { sources, signer } = store::load(bundle, Trust::Anyone, keys)?;
     let result = compile(&sources, &BTreeMap::new());
-    Ok(Checked {
+    Ok(CheckedBundle {
         sources,
         signer,
         result,
@@ -56,7 +56,7 @@ pub fn compile(
     Policy::compile_with(sources, &ids, owners)
 }
 
-impl Checked {
+impl CheckedBundle {
     pub fn text(&self, colour: bool) -> String {
         let mut text = match &self.result {
             Err(found) => diagnostics_text(&self.sources, found, colour),
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
     use agentguard_policy::explain::Question;
 
-    fn checked(files: &[(&str, &str)]) -> Checked {
+    fn checked(files: &[(&str, &str)]) -> CheckedBundle {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {
             let path = dir.path().join(name);

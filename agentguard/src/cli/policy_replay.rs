@@ -14,14 +14,14 @@ use agentguard_bundle::history::History;
 use agentguard_daemon::audit_dir;
 use agentguard_daemon::config::Paths;
 use agentguard_daemon::registry::Registry;
-use agentguard_policy::replay::{Missing, Recorded};
+use agentguard_policy::replay::{RecordedAct, ReplayGap};
 use agentguard_policy::{HostName, Policy};
 use agentguard_record::ActionName;
 use clap::Args;
 use jiff::Timestamp;
 
 use self::bar::Bar;
-use self::decided::Decided;
+use self::decided::RuleDecision;
 use self::tally::Tally;
 use super::audit::when;
 use super::policy::valid;
@@ -114,7 +114,7 @@ impl Replayer<'_> {
         tally.records += 1;
         let digest = line.bundle.as_ref().map(|bundle| &*bundle.digest);
         let old = digest.and_then(|digest| self.earlier.get(digest));
-        let decided = match Decided::of(&line, old) {
+        let decided = match RuleDecision::of(&line, old) {
             Ok(decided) => decided,
             Err(why) => return tally.skip(why),
         };
@@ -130,7 +130,7 @@ impl Replayer<'_> {
             _ => return tally.skip("no whole request"),
         };
         let task = line.task.map(|task| task.to_string());
-        let recorded = Recorded {
+        let recorded = RecordedAct {
             agent,
             time: line.time,
             scheme,
@@ -144,7 +144,7 @@ impl Replayer<'_> {
             then: decided.then,
         };
         match self.new.replay(&recorded, old) {
-            Err(missing) => tally.skip(Missing::why(missing)),
+            Err(missing) => tally.skip(ReplayGap::why(missing)),
             Ok(new) => tally.compare(&line, &recorded, (decided.outcome, decided.reason), new),
         }
     }

@@ -12,13 +12,13 @@ use super::table::{Colour, coloured, fields};
 use super::{Failure, print, print_json};
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct StatusArguments {
     /// One JSON object
     #[arg(long)]
     json: bool,
 }
 
-pub async fn run(arguments: &Arguments, client: &Client) -> Result<ExitCode, Failure> {
+pub async fn run(arguments: &StatusArguments, client: &Client) -> Result<ExitCode, Failure> {
     let status: Status = client.get("/v1/status").await?;
     if arguments.json {
         return print_json(&status);

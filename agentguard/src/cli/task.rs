@@ -14,13 +14,13 @@ use super::table::table;
 use super::{Failure, print, print_json};
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct TaskArguments {
     #[command(subcommand)]
-    verb: Verb,
+    verb: TaskVerb,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum TaskVerb {
     /// Open a task for an agent, and print its id
     Start {
         agent: String,
@@ -58,9 +58,9 @@ enum Verb {
     },
 }
 
-pub async fn run(arguments: &Arguments, client: &Client) -> Result<ExitCode, Failure> {
+pub async fn run(arguments: &TaskArguments, client: &Client) -> Result<ExitCode, Failure> {
     match &arguments.verb {
-        Verb::Start {
+        TaskVerb::Start {
             agent,
             intent,
             allow,
@@ -81,14 +81,14 @@ pub async fn run(arguments: &Arguments, client: &Client) -> Result<ExitCode, Fai
                 false => print(&format!("{}\n", line.id)),
             }
         }
-        Verb::End { id, json } => {
+        TaskVerb::End { id, json } => {
             let line: TaskLine = client.post("/v1/tasks/end", &TaskEnd { id: *id }).await?;
             match json {
                 true => print_json(&json!({ "ended": line })),
                 false => print(&format!("task {} of {} has ended\n", line.id, line.agent)),
             }
         }
-        Verb::List { agent, json } => {
+        TaskVerb::List { agent, json } => {
             let mut open: Vec<TaskLine> = client.get("/v1/tasks").await?;
             open.retain(|it| agent.as_ref().is_none_or(|agent| *agent == it.agent));
             match json {

@@ -17,14 +17,14 @@ use super::{Failure, print};
 const LIMIT: Duration = Duration::from_secs(40);
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct UnloadArguments {
     /// Agents are no longer held after this: say so
     #[arg(long)]
     yes: bool,
 }
 
 pub async fn run(
-    arguments: &Arguments,
+    arguments: &UnloadArguments,
     config: &Config,
     client: &Client,
 ) -> Result<ExitCode, Failure> {

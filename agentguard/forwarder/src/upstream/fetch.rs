@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use agentguard_policy::lookup::{Ask, MAX_ANSWER};
+use agentguard_policy::lookup::{LookupQuestion, MAX_ANSWER};
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
@@ -40,7 +40,7 @@ pub struct FetchedAnswer {
 
 impl Fetcher {
     /// Gives up when it is dropped; the deadline is the caller's.
-    pub async fn fetch(&self, ask: &Ask) -> Result<FetchedAnswer, UpstreamFault> {
+    pub async fn fetch(&self, ask: &LookupQuestion) -> Result<FetchedAnswer, UpstreamFault> {
         let service = &ask.service;
         let dialer = Dialer {
             resolver: self.resolver.clone(),
@@ -70,7 +70,7 @@ impl Fetcher {
     }
 }
 
-fn request(ask: &Ask) -> Result<Request<Empty<Bytes>>, UpstreamFault> {
+fn request(ask: &LookupQuestion) -> Result<Request<Empty<Bytes>>, UpstreamFault> {
     let bad = || UpstreamFault::unreachable("what it would be asked is no URL");
     let target = PathAndQuery::try_from(ask.target.as_str()).map_err(|_| bad())?;
     let mut request = Request::new(Empty::new());

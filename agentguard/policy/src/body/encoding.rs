@@ -6,7 +6,7 @@ use std::io::Read;
 use flate2::bufread::{GzDecoder, ZlibDecoder};
 use http::{HeaderMap, header};
 
-use super::Fault;
+use super::BodyFault;
 use crate::host::show;
 
 /// The decoded body, of at most `limit` bytes.
@@ -14,14 +14,14 @@ pub fn decode<'b>(
     headers: &HeaderMap,
     bytes: &'b [u8],
     limit: usize,
-) -> Result<Cow<'b, [u8]>, Fault> {
+) -> Result<Cow<'b, [u8]>, BodyFault> {
     let mut lines = headers.get_all(header::CONTENT_ENCODING).iter();
     let (first, second) = (lines.next(), lines.next());
     let Some(coding) = first else {
         return Ok(Cow::Borrowed(bytes));
     };
     if second.is_some() {
-        return Err(Fault::ambiguous(
+        return Err(BodyFault::ambiguous(
             "`Content-Encoding` is there more than once",
         ));
     }
@@ -41,33 +41,35 @@ pub fn decode<'b>(
             ended(decoder.into_inner())?;
             Ok(Cow::Owned(decoded))
         }
-        other => Err(Fault::unreadable(format!(
+        other => Err(BodyFault::unreadable(format!(
             "the body is encoded as `{}`, and only gzip and deflate are decoded here",
             show(other)
         ))),
     }
 }
 
-fn whole(decoder: &mut impl Read, limit: usize) -> Result<Vec<u8>, Fault> {
+fn whole(decoder: &mut impl Read, limit: usize) -> Result<Vec<u8>, BodyFault> {
     let mut decoded = Vec::new();
     let read = decoder.take(limit as u64 + 1).read_to_end(&mut decoded);
     if decoded.len() > limit {
-        return Err(Fault::too_large(format!(
+        return Err(BodyFault::too_large(format!(
             "the body is longer than {limit} bytes when it is decoded"
         )));
     }
     match read {
         Ok(_) => Ok(decoded),
-        Err(error) => Err(Fault::unreadable(format!(
+        Err(error) => Err(BodyFault::unreadable(format!(
             "the body cannot be decoded: {error}"
         ))),
     }
 }
 
 /// What follows the end is read by some servers, as a second member, and not by others.
-fn ended(rest: &[u8]) -> Result<(), Fault> {
+fn ended(rest: &[u8]) -> Result<(), BodyFault> {
     if rest.is_empty() {
         return Ok(());
     }
-    Err(Fault::ambiguous("the encoded body goes on behind its end"))
+    Err(BodyFault::ambiguous(
+        "the encoded body goes on behind its end",
+    ))
 }

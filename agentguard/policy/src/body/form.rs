@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use super::{Fault, Field, Value, folded, from_text};
+use super::{BodyFault, BodyField, Value, folded, from_text};
 use crate::facts::decode_form;
 use crate::host::show;
 
 pub fn read(
     text: &str,
-    fields: &BTreeMap<String, Field>,
-) -> Result<BTreeMap<String, Value>, Fault> {
+    fields: &BTreeMap<String, BodyField>,
+) -> Result<BTreeMap<String, Value>, BodyFault> {
     if text.contains(';') {
-        return Err(Fault::ambiguous(
+        return Err(BodyFault::ambiguous(
             "the form has `;`, at which some servers split it",
         ));
     }
-    let mut found = Found::new(fields);
+    let mut found = FormFields::new(fields);
     for pair in text.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = decode_form(name).map_err(form_fault)?;
@@ -26,18 +26,18 @@ pub fn read(
     Ok(found.values)
 }
 
-fn form_fault(why: &'static str) -> Fault {
-    Fault::unreadable(format!("the form {why}"))
+fn form_fault(why: &'static str) -> BodyFault {
+    BodyFault::unreadable(format!("the form {why}"))
 }
 
 /// The declared fields of a form, as they are found.
-pub struct Found<'f> {
-    fields: &'f BTreeMap<String, Field>,
+pub struct FormFields<'f> {
+    fields: &'f BTreeMap<String, BodyField>,
     pub values: BTreeMap<String, Value>,
 }
 
-impl<'f> Found<'f> {
-    pub fn new(fields: &'f BTreeMap<String, Field>) -> Self {
+impl<'f> FormFields<'f> {
+    pub fn new(fields: &'f BTreeMap<String, BodyField>) -> Self {
         Self {
             fields,
             values: BTreeMap::new(),
@@ -45,9 +45,9 @@ impl<'f> Found<'f> {
     }
 
     /// Whether some field is declared under the name, as it stands there.
-    pub fn wants(&self, name: &str) -> Result<bool, Fault> {
+    pub fn wants(&self, name: &str) -> Result<bool, BodyFault> {
         if name.contains('\0') {
-            return Err(Fault::ambiguous("the form has a name with a NUL"));
+            return Err(BodyFault::ambiguous("the form has a name with a NUL"));
         }
         let mut declared = self.fields.values().flat_map(|field| &field.at);
         if declared.clone().any(|known| known == name) {
@@ -56,7 +56,7 @@ impl<'f> Found<'f> {
         // `amount[]`, `amount.x`, ` amount` and `Amount` are all `amount` to some server.
         let base = name.trim().split(['[', '.']).next().unwrap_or_default();
         match declared.find(|known| folded(known) == folded(base)) {
-            Some(known) => Err(Fault::ambiguous(format!(
+            Some(known) => Err(BodyFault::ambiguous(format!(
                 "the form's field `{}` can also be read as `{known}`",
                 show(name)
             ))),
@@ -64,7 +64,7 @@ impl<'f> Found<'f> {
         }
     }
 
-    pub fn add(&mut self, name: &str, text: &str) -> Result<(), Fault> {
+    pub fn add(&mut self, name: &str, text: &str) -> Result<(), BodyFault> {
         for (field, declared) in self.fields {
             if declared.at.iter().all(|known| known != name) {
                 continue;
@@ -73,7 +73,7 @@ impl<'f> Found<'f> {
             match (self.values.get_mut(field), value) {
                 (Some(Value::Strings(there)), Value::Strings(more)) => there.extend(more),
                 (Some(_), _) => {
-                    return Err(Fault::ambiguous(format!(
+                    return Err(BodyFault::ambiguous(format!(
                         "the form has the field `{}` more than once",
                         show(name)
                     )));

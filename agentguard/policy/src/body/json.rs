@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::{Fault, Field, FieldType, Value, decimal, folded, from_number, unfit};
+use super::{BodyFault, BodyField, FieldType, Value, decimal, folded, from_number, unfit};
 use crate::host::show;
 
 /// Arrays and objects within each other.
@@ -12,17 +12,17 @@ const MAX_DEPTH: usize = 64;
 
 pub fn read(
     text: &str,
-    fields: &BTreeMap<String, Field>,
-) -> Result<BTreeMap<String, Value>, Fault> {
+    fields: &BTreeMap<String, BodyField>,
+) -> Result<BTreeMap<String, Value>, BodyFault> {
     let mut parser = Parser {
         text,
         at: 0,
         depth: 0,
         found: BTreeMap::new(),
     };
-    let wanted: Vec<Wanted<'_>> = fields
+    let wanted: Vec<DeclaredField<'_>> = fields
         .iter()
-        .map(|(name, field)| Wanted { name, field })
+        .map(|(name, field)| DeclaredField { name, field })
         .collect();
     parser.space();
     parser.value(&wanted, 0)?;
@@ -34,18 +34,18 @@ pub fn read(
 }
 
 #[derive(Clone, Copy)]
-struct Wanted<'f> {
+struct DeclaredField<'f> {
     name: &'f str,
-    field: &'f Field,
+    field: &'f BodyField,
 }
 
 /// A value as far as a field can want it.
-enum Item<'t> {
+enum JsonValue<'t> {
     Null,
     Bool(bool),
     Number(&'t str),
     Text(Cow<'t, str>),
-    Array(Vec<Item<'t>>),
+    Array(Vec<JsonValue<'t>>),
     Object,
 }
 
@@ -58,19 +58,23 @@ struct Parser<'t> {
 
 impl<'t> Parser<'t> {
     /// The value at `at`. `wanted`: the fields whose pointers lead here by their first `level` segments.
-    fn value(&mut self, wanted: &[Wanted<'_>], level: usize) -> Result<Item<'t>, Fault> {
+    fn value(
+        &mut self,
+        wanted: &[DeclaredField<'_>],
+        level: usize,
+    ) -> Result<JsonValue<'t>, BodyFault> {
         let item = match self.peek() {
             Some(b'{') => self.nested(|parser| parser.object(wanted, level))?,
             Some(b'[') => self.nested(|parser| parser.array(wanted, level))?,
-            Some(b'"') => Item::Text(self.string()?),
-            Some(b'-' | b'0'..=b'9') => Item::Number(self.number()?),
-            Some(b't') => self.word("true", Item::Bool(true))?,
-            Some(b'f') => self.word("false", Item::Bool(false))?,
-            Some(b'n') => self.word("null", Item::Null)?,
+            Some(b'"') => JsonValue::Text(self.string()?),
+            Some(b'-' | b'0'..=b'9') => JsonValue::Number(self.number()?),
+            Some(b't') => self.word("true", JsonValue::Bool(true))?,
+            Some(b'f') => self.word("false", JsonValue::Bool(false))?,
+            Some(b'n') => self.word("null", JsonValue::Null)?,
             Some(_) => return Err(self.fault("there is no value")),
             None => return Err(self.fault("it ends too early")),
         };
-        for Wanted { name, field } in wanted {
+        for DeclaredField { name, field } in wanted {
             if field.at.len() == level {
                 let value = convert(name, field.kind, &item)?;
                 self.found.insert((*name).to_owned(), value);
@@ -81,11 +85,11 @@ impl<'t> Parser<'t> {
 
     fn nested(
         &mut self,
-        read: impl FnOnce(&mut Self) -> Result<Item<'t>, Fault>,
-    ) -> Result<Item<'t>, Fault> {
+        read: impl FnOnce(&mut Self) -> Result<JsonValue<'t>, BodyFault>,
+    ) -> Result<JsonValue<'t>, BodyFault> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
-            return Err(Fault::too_large(format!(
+            return Err(BodyFault::too_large(format!(
                 "the body has more than {MAX_DEPTH} arrays and objects within each other"
             )));
         }
@@ -96,10 +100,14 @@ impl<'t> Parser<'t> {
         Ok(item)
     }
 
-    fn object(&mut self, wanted: &[Wanted<'_>], level: usize) -> Result<Item<'t>, Fault> {
+    fn object(
+        &mut self,
+        wanted: &[DeclaredField<'_>],
+        level: usize,
+    ) -> Result<JsonValue<'t>, BodyFault> {
         let mut keys = HashSet::new();
         if self.take(b'}') {
-            return Ok(Item::Object);
+            return Ok(JsonValue::Object);
         }
         loop {
             if self.peek() != Some(b'"') {
@@ -115,24 +123,28 @@ impl<'t> Parser<'t> {
             let inside = below(wanted, level, &key);
             self.value(&inside, level + 1)?;
             if let Some(twice) = keys.replace(key) {
-                return Err(Fault::ambiguous(format!(
+                return Err(BodyFault::ambiguous(format!(
                     "the body has the key `{}` more than once in one object",
                     show(&twice)
                 )));
             }
             if self.ends(b'}')? {
-                return Ok(Item::Object);
+                return Ok(JsonValue::Object);
             }
         }
     }
 
-    fn array(&mut self, wanted: &[Wanted<'_>], level: usize) -> Result<Item<'t>, Fault> {
+    fn array(
+        &mut self,
+        wanted: &[DeclaredField<'_>],
+        level: usize,
+    ) -> Result<JsonValue<'t>, BodyFault> {
         let kept = wanted.iter().any(|wanted| {
             wanted.field.at.len() == level && wanted.field.kind == FieldType::Strings
         });
         let mut items = Vec::new();
         if self.take(b']') {
-            return Ok(Item::Array(items));
+            return Ok(JsonValue::Array(items));
         }
         for index in 0_usize.. {
             // Almost no array is on a field's way.
@@ -148,11 +160,11 @@ impl<'t> Parser<'t> {
                 break;
             }
         }
-        Ok(Item::Array(items))
+        Ok(JsonValue::Array(items))
     }
 
     /// Behind an element: whether that was the last one.
-    fn ends(&mut self, close: u8) -> Result<bool, Fault> {
+    fn ends(&mut self, close: u8) -> Result<bool, BodyFault> {
         self.space();
         if self.take(close) {
             return Ok(true);
@@ -164,7 +176,7 @@ impl<'t> Parser<'t> {
         Ok(false)
     }
 
-    fn number(&mut self) -> Result<&'t str, Fault> {
+    fn number(&mut self) -> Result<&'t str, BodyFault> {
         let rest = &self.text[self.at..];
         let Some(end) = decimal::end(rest) else {
             return Err(self.fault("a number is not written as JSON writes them"));
@@ -173,7 +185,7 @@ impl<'t> Parser<'t> {
         Ok(&rest[..end])
     }
 
-    fn word(&mut self, word: &str, item: Item<'t>) -> Result<Item<'t>, Fault> {
+    fn word(&mut self, word: &str, item: JsonValue<'t>) -> Result<JsonValue<'t>, BodyFault> {
         if !self.text[self.at..].starts_with(word) {
             return Err(self.fault("there is no value"));
         }
@@ -181,7 +193,7 @@ impl<'t> Parser<'t> {
         Ok(item)
     }
 
-    fn string(&mut self) -> Result<Cow<'t, str>, Fault> {
+    fn string(&mut self) -> Result<Cow<'t, str>, BodyFault> {
         self.at += 1;
         let mut owned: Option<String> = None;
         let mut start = self.at;
@@ -210,7 +222,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    fn escaped(&mut self) -> Result<char, Fault> {
+    fn escaped(&mut self) -> Result<char, BodyFault> {
         let letter = self.peek();
         self.at += 1;
         Ok(match letter {
@@ -228,7 +240,7 @@ impl<'t> Parser<'t> {
     }
 
     /// Behind `\u`. Half a pair alone is no character, and parsers differ in what they make of it.
-    fn unicode(&mut self) -> Result<char, Fault> {
+    fn unicode(&mut self) -> Result<char, BodyFault> {
         let high = self.hex()?;
         let code = match high {
             0xd800..0xdc00 if self.text[self.at..].starts_with("\\u") => {
@@ -243,7 +255,7 @@ impl<'t> Parser<'t> {
         char::from_u32(code).ok_or_else(|| self.fault("a string has half a surrogate pair"))
     }
 
-    fn hex(&mut self) -> Result<u32, Fault> {
+    fn hex(&mut self) -> Result<u32, BodyFault> {
         let digits = self.text.as_bytes().get(self.at..self.at + 4);
         let digits = digits.filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
         let code = digits
@@ -272,8 +284,8 @@ impl<'t> Parser<'t> {
         }
     }
 
-    fn fault(&self, what: &str) -> Fault {
-        Fault::unreadable(format!(
+    fn fault(&self, what: &str) -> BodyFault {
+        BodyFault::unreadable(format!(
             "the body is not JSON: at byte {}, {what}",
             self.at + 1
         ))
@@ -281,16 +293,16 @@ impl<'t> Parser<'t> {
 }
 
 /// Keys that some servers take for one on a field's way: in other case, or with what comes behind a NUL.
-fn check_key(key: &str, wanted: &[Wanted<'_>], level: usize) -> Result<(), Fault> {
+fn check_key(key: &str, wanted: &[DeclaredField<'_>], level: usize) -> Result<(), BodyFault> {
     if key.contains('\0') {
-        return Err(Fault::ambiguous("the body has a key with a NUL"));
+        return Err(BodyFault::ambiguous("the body has a key with a NUL"));
     }
     for segment in wanted
         .iter()
         .filter_map(|wanted| wanted.field.at.get(level))
     {
         if segment != key && folded(segment) == folded(key) {
-            return Err(Fault::ambiguous(format!(
+            return Err(BodyFault::ambiguous(format!(
                 "the body's key `{}` can also be read as `{segment}`",
                 show(key)
             )));
@@ -299,29 +311,31 @@ fn check_key(key: &str, wanted: &[Wanted<'_>], level: usize) -> Result<(), Fault
     Ok(())
 }
 
-fn below<'f>(wanted: &[Wanted<'f>], level: usize, segment: &str) -> Vec<Wanted<'f>> {
+fn below<'f>(wanted: &[DeclaredField<'f>], level: usize, segment: &str) -> Vec<DeclaredField<'f>> {
     let on_the_way =
-        |wanted: &&Wanted<'_>| wanted.field.at.get(level).is_some_and(|s| s == segment);
+        |wanted: &&DeclaredField<'_>| wanted.field.at.get(level).is_some_and(|s| s == segment);
     wanted.iter().filter(on_the_way).copied().collect()
 }
 
-fn convert(name: &str, kind: FieldType, item: &Item<'_>) -> Result<Value, Fault> {
+fn convert(name: &str, kind: FieldType, item: &JsonValue<'_>) -> Result<Value, BodyFault> {
     let plain = |text: &str| !text.contains('\0');
     match (kind, item) {
-        (FieldType::String, Item::Text(text)) if plain(text) => {
+        (FieldType::String, JsonValue::Text(text)) if plain(text) => {
             Ok(Value::String(text.clone().into_owned()))
         }
-        (FieldType::Bool, Item::Bool(value)) => Ok(Value::Bool(*value)),
-        (FieldType::Decimal | FieldType::Long, Item::Number(text)) => from_number(name, kind, text),
-        (FieldType::Strings, Item::Array(items)) => {
+        (FieldType::Bool, JsonValue::Bool(value)) => Ok(Value::Bool(*value)),
+        (FieldType::Decimal | FieldType::Long, JsonValue::Number(text)) => {
+            from_number(name, kind, text)
+        }
+        (FieldType::Strings, JsonValue::Array(items)) => {
             let texts = items.iter().map(|item| match item {
-                Item::Text(text) if plain(text) => Some(text.clone().into_owned()),
-                Item::Null
-                | Item::Bool(_)
-                | Item::Number(_)
-                | Item::Text(_)
-                | Item::Array(_)
-                | Item::Object => None,
+                JsonValue::Text(text) if plain(text) => Some(text.clone().into_owned()),
+                JsonValue::Null
+                | JsonValue::Bool(_)
+                | JsonValue::Number(_)
+                | JsonValue::Text(_)
+                | JsonValue::Array(_)
+                | JsonValue::Object => None,
             });
             let texts: Option<BTreeSet<String>> = texts.collect();
             texts.map(Value::Strings).ok_or_else(|| unfit(name, kind))

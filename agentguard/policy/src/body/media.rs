@@ -2,18 +2,18 @@
 
 use http::{HeaderMap, header};
 
-use super::Fault;
+use super::BodyFault;
 use crate::host::show;
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MediaKind {
     Json,
     Form,
     Multipart { boundary: String },
     Other(String),
 }
 
-impl Kind {
+impl MediaKind {
     pub fn name(&self) -> &str {
         match self {
             Self::Json => "JSON",
@@ -25,25 +25,27 @@ impl Kind {
 }
 
 /// The body's kind. A charset other than UTF-8, or two kinds, are a fault.
-pub fn kind(headers: &HeaderMap) -> Result<Kind, Fault> {
+pub fn kind(headers: &HeaderMap) -> Result<MediaKind, BodyFault> {
     let mut lines = headers.get_all(header::CONTENT_TYPE).iter();
     let Some(line) = lines.next() else {
-        return Err(Fault::unreadable("the body has no `Content-Type`"));
+        return Err(BodyFault::unreadable("the body has no `Content-Type`"));
     };
     if lines.next().is_some() {
-        return Err(Fault::ambiguous("`Content-Type` is there more than once"));
+        return Err(BodyFault::ambiguous(
+            "`Content-Type` is there more than once",
+        ));
     }
     let text = line
         .to_str()
-        .map_err(|_| Fault::unreadable("`Content-Type` is not ASCII"))?;
+        .map_err(|_| BodyFault::unreadable("`Content-Type` is not ASCII"))?;
     let (essence, parameters) = parse(text).ok_or_else(|| {
-        Fault::unreadable(format!("`Content-Type` is malformed: `{}`", show(text)))
+        BodyFault::unreadable(format!("`Content-Type` is malformed: `{}`", show(text)))
     })?;
     let mut boundary = None;
     for (name, value) in parameters {
         match name.as_str() {
             "charset" if !value.eq_ignore_ascii_case("utf-8") => {
-                return Err(Fault::unreadable(format!(
+                return Err(BodyFault::unreadable(format!(
                     "the body's charset is `{}`, not UTF-8",
                     show(&value)
                 )));
@@ -53,15 +55,15 @@ pub fn kind(headers: &HeaderMap) -> Result<Kind, Fault> {
         }
     }
     Ok(match essence.as_str() {
-        "application/json" => Kind::Json,
-        "application/x-www-form-urlencoded" => Kind::Form,
-        "multipart/form-data" => Kind::Multipart {
+        "application/json" => MediaKind::Json,
+        "application/x-www-form-urlencoded" => MediaKind::Form,
+        "multipart/form-data" => MediaKind::Multipart {
             boundary: boundary
                 .filter(|boundary| is_boundary(boundary))
-                .ok_or_else(|| Fault::unreadable("the form's parts have no good boundary"))?,
+                .ok_or_else(|| BodyFault::unreadable("the form's parts have no good boundary"))?,
         },
-        other if other.starts_with("application/") && other.ends_with("+json") => Kind::Json,
-        _ => Kind::Other(format!("of the type `{}`", show(&essence))),
+        other if other.starts_with("application/") && other.ends_with("+json") => MediaKind::Json,
+        _ => MediaKind::Other(format!("of the type `{}`", show(&essence))),
     })
 }
 

@@ -1,5 +1,5 @@
 //! What rules may read of request bodies: fields that `hosts/*.toml` declares, taken strictly from bytes that are all there.
-//! What two programs could read differently, or cannot be read as declared, is a [`Fault`] and never an absent field.
+//! What two programs could read differently, or cannot be read as declared, is a [`BodyFault`] and never an absent field.
 
 mod decimal;
 mod encoding;
@@ -16,17 +16,17 @@ use agentguard_record::DenyReason;
 use http::HeaderMap;
 
 pub(super) use self::decimal::{decimal, units};
-use self::media::Kind;
+use self::media::MediaKind;
 use super::glob::PathPattern;
 
 /// One `[[body]]`: fields of the bodies of some requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
+pub struct BodyBlock {
     /// `None`: every method.
     pub(super) method: Option<&'static str>,
     pub(super) path: PathPattern,
     pub(super) form: Form,
-    pub(super) fields: BTreeMap<String, Field>,
+    pub(super) fields: BTreeMap<String, BodyField>,
 }
 
 /// What a block's fields are found by.
@@ -39,7 +39,7 @@ pub(super) enum Form {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Field {
+pub(super) struct BodyField {
     pub kind: FieldType,
     /// A pointer's unescaped segments, or one name.
     pub at: Vec<String>,
@@ -95,7 +95,7 @@ pub enum Body {
     #[default]
     Unread,
     Read(Fields),
-    Faulty(Fault),
+    Faulty(BodyFault),
 }
 
 /// The declared fields that a body has, by name.
@@ -135,12 +135,12 @@ impl Fields {
 
 /// Why a body's fields cannot be known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct BodyFault {
     pub(super) reason: DenyReason,
     pub(super) why: String,
 }
 
-impl Fault {
+impl BodyFault {
     pub fn unreadable(why: impl Into<String>) -> Self {
         Self {
             reason: DenyReason::BodyUnreadable,
@@ -171,7 +171,7 @@ impl Fault {
     }
 }
 
-impl Block {
+impl BodyBlock {
     /// What the block declares of a whole body. `limit`: bytes that a compressed one may become.
     pub fn read(&self, headers: &HeaderMap, bytes: &[u8], limit: usize) -> Body {
         match self.fields_of(headers, bytes, limit) {
@@ -185,7 +185,7 @@ impl Block {
         headers: &HeaderMap,
         bytes: &[u8],
         limit: usize,
-    ) -> Result<BTreeMap<String, Value>, Fault> {
+    ) -> Result<BTreeMap<String, Value>, BodyFault> {
         // No body has no fields, whatever its headers say.
         if bytes.is_empty() {
             return Ok(BTreeMap::new());
@@ -193,12 +193,12 @@ impl Block {
         let kind = media::kind(headers)?;
         let bytes = encoding::decode(headers, bytes, limit)?;
         match (self.form, &kind) {
-            (Form::Json, Kind::Json) => json::read(text(&bytes)?, &self.fields),
-            (Form::Fields, Kind::Form) => form::read(text(&bytes)?, &self.fields),
-            (Form::Fields, Kind::Multipart { boundary }) => {
+            (Form::Json, MediaKind::Json) => json::read(text(&bytes)?, &self.fields),
+            (Form::Fields, MediaKind::Form) => form::read(text(&bytes)?, &self.fields),
+            (Form::Fields, MediaKind::Multipart { boundary }) => {
                 multipart::read(&bytes, boundary, &self.fields)
             }
-            _ => Err(Fault::unreadable(format!(
+            _ => Err(BodyFault::unreadable(format!(
                 "the body is {}, and the fields that decide here are those of {}",
                 kind.name(),
                 match self.form {
@@ -218,7 +218,10 @@ impl Body {
 }
 
 /// Fields of JSON text.
-pub(super) fn json_fields(text: &str, fields: &BTreeMap<String, Field>) -> Result<Fields, Fault> {
+pub(super) fn json_fields(
+    text: &str,
+    fields: &BTreeMap<String, BodyField>,
+) -> Result<Fields, BodyFault> {
     json::read(text, fields).map(Fields)
 }
 
@@ -226,33 +229,35 @@ pub(super) fn json_fields(text: &str, fields: &BTreeMap<String, Field>) -> Resul
 pub(super) fn json_answer(
     headers: &HeaderMap,
     bytes: &[u8],
-    fields: &BTreeMap<String, Field>,
+    fields: &BTreeMap<String, BodyField>,
     limit: usize,
-) -> Result<Fields, Fault> {
+) -> Result<Fields, BodyFault> {
     match media::kind(headers)? {
-        Kind::Json => {}
-        other @ (Kind::Form | Kind::Multipart { .. } | Kind::Other(_)) => {
+        MediaKind::Json => {}
+        other @ (MediaKind::Form | MediaKind::Multipart { .. } | MediaKind::Other(_)) => {
             let why = format!("the body is {}, not JSON", other.name());
-            return Err(Fault::unreadable(why));
+            return Err(BodyFault::unreadable(why));
         }
     }
     let bytes = encoding::decode(headers, bytes, limit)?;
     json_fields(text(&bytes)?, fields)
 }
 
-fn text(bytes: &[u8]) -> Result<&str, Fault> {
+fn text(bytes: &[u8]) -> Result<&str, BodyFault> {
     let text =
-        std::str::from_utf8(bytes).map_err(|_| Fault::unreadable("the body is not UTF-8"))?;
+        std::str::from_utf8(bytes).map_err(|_| BodyFault::unreadable("the body is not UTF-8"))?;
     if text.starts_with('\u{feff}') {
-        return Err(Fault::unreadable("the body starts with a byte order mark"));
+        return Err(BodyFault::unreadable(
+            "the body starts with a byte order mark",
+        ));
     }
     Ok(text)
 }
 
 /// A declared field's value, written as text: that of forms, where numbers are written as in JSON.
-fn from_text(name: &str, kind: FieldType, text: &str) -> Result<Value, Fault> {
+fn from_text(name: &str, kind: FieldType, text: &str) -> Result<Value, BodyFault> {
     if text.contains('\0') {
-        return Err(Fault::unreadable(format!("field `{name}` has a NUL")));
+        return Err(BodyFault::unreadable(format!("field `{name}` has a NUL")));
     }
     match kind {
         FieldType::String => Ok(Value::String(text.to_owned())),
@@ -266,7 +271,7 @@ fn from_text(name: &str, kind: FieldType, text: &str) -> Result<Value, Fault> {
     }
 }
 
-fn from_number(name: &str, kind: FieldType, text: &str) -> Result<Value, Fault> {
+fn from_number(name: &str, kind: FieldType, text: &str) -> Result<Value, BodyFault> {
     let value = match kind {
         FieldType::Decimal => decimal(text).map(Value::Decimal),
         FieldType::Long => decimal::long(text).map(Value::Long),
@@ -275,7 +280,7 @@ fn from_number(name: &str, kind: FieldType, text: &str) -> Result<Value, Fault> 
     value.ok_or_else(|| unfit(name, kind))
 }
 
-fn unfit(name: &str, kind: FieldType) -> Fault {
+fn unfit(name: &str, kind: FieldType) -> BodyFault {
     let expected = match kind {
         FieldType::String => "a string without NUL",
         FieldType::Decimal => {
@@ -285,7 +290,7 @@ fn unfit(name: &str, kind: FieldType) -> Fault {
         FieldType::Bool => "true or false",
         FieldType::Strings => "a list of strings without NUL",
     };
-    Fault::unreadable(format!("field `{name}` is not {expected}"))
+    BodyFault::unreadable(format!("field `{name}` is not {expected}"))
 }
 
 /// A name as the most lenient servers compare names.

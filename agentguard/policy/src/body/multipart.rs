@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::form::Found;
-use super::{Fault, Field, Value, media};
+use super::form::FormFields;
+use super::{BodyFault, BodyField, Value, media};
 use crate::host::show;
 
 /// Parts of one form.
@@ -12,15 +12,15 @@ const MAX_PARTS: usize = 1000;
 pub fn read(
     bytes: &[u8],
     boundary: &str,
-    fields: &BTreeMap<String, Field>,
-) -> Result<BTreeMap<String, Value>, Fault> {
+    fields: &BTreeMap<String, BodyField>,
+) -> Result<BTreeMap<String, Value>, BodyFault> {
     let delimiter = format!("\r\n--{boundary}");
     let delimiter = delimiter.as_bytes();
     // The first one has nothing in front of it.
     let Some(mut rest) = bytes.strip_prefix(&delimiter[2..]) else {
         return Err(fault("does not begin with its boundary"));
     };
-    let mut found = Found::new(fields);
+    let mut found = FormFields::new(fields);
     for _ in 0..MAX_PARTS {
         if let Some(behind) = rest.strip_prefix(b"--") {
             return match behind {
@@ -37,12 +37,12 @@ pub fn read(
         read_part(&part[..end], &mut found)?;
         rest = &part[end + delimiter.len()..];
     }
-    Err(Fault::too_large(format!(
+    Err(BodyFault::too_large(format!(
         "the form has more than {MAX_PARTS} parts"
     )))
 }
 
-fn read_part(part: &[u8], found: &mut Found<'_>) -> Result<(), Fault> {
+fn read_part(part: &[u8], found: &mut FormFields<'_>) -> Result<(), BodyFault> {
     let end =
         find(part, b"\r\n\r\n").ok_or_else(|| fault("has a part without an end of its headers"))?;
     let head = std::str::from_utf8(&part[..end])
@@ -126,6 +126,6 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     None
 }
 
-fn fault(what: &str) -> Fault {
-    Fault::unreadable(format!("the form {what}"))
+fn fault(what: &str) -> BodyFault {
+    BodyFault::unreadable(format!("the form {what}"))
 }

@@ -5,16 +5,16 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn block(form: Form, fields: &[(&str, FieldType, &[&str])]) -> Block {
+fn block(form: Form, fields: &[(&str, FieldType, &[&str])]) -> BodyBlock {
     let fields = fields.iter().map(|(name, kind, at)| {
-        let field = Field {
+        let field = BodyField {
             kind: *kind,
             at: at.iter().map(|segment| (*segment).to_owned()).collect(),
             private: false,
         };
         ((*name).to_owned(), field)
     });
-    Block {
+    BodyBlock {
         method: None,
         path: PathPattern::parse("/**").unwrap(),
         form,
@@ -22,7 +22,7 @@ fn block(form: Form, fields: &[(&str, FieldType, &[&str])]) -> Block {
     }
 }
 
-fn order() -> Block {
+fn order() -> BodyBlock {
     block(
         Form::Json,
         &[
@@ -43,7 +43,7 @@ fn headers(lines: &[(&str, &str)]) -> HeaderMap {
 }
 
 /// The fields as text, or the reason's slug.
-fn read(block: &Block, lines: &[(&str, &str)], body: &[u8]) -> Result<String, &'static str> {
+fn read(block: &BodyBlock, lines: &[(&str, &str)], body: &[u8]) -> Result<String, &'static str> {
     match block.read(&headers(lines), body, 1000) {
         Body::Read(Fields(fields)) => {
             let shown = fields
@@ -289,7 +289,7 @@ fn encoded_bodies_are_decoded_within_the_limit() {
     );
 }
 
-fn refund() -> Block {
+fn refund() -> BodyBlock {
     block(
         Form::Fields,
         &[

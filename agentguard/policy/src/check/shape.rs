@@ -2,21 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::body::{Field, FieldType};
-use super::super::bundle::Bundle;
+use super::super::body::{BodyField, FieldType};
+use super::super::bundle::ParsedBundle;
 use super::super::diagnostic::{Report, did_you_mean};
 use super::super::host::{HostMap, HostPattern};
 use super::super::limit::KeySource;
 use super::super::parse::HostFile;
 use super::super::reads::Names;
-use super::super::rules::{HostScope, Rule};
+use super::super::rules::{CedarRule, HostScope};
 use super::super::schema::Shape;
 
 /// Every shape, each with one host that has it. `files`: the bundle's, by their hosts.
 pub(super) fn shapes(
-    bundle: &Bundle,
+    bundle: &ParsedBundle,
     files: &HostMap<&HostFile>,
-    rule: &Rule,
+    rule: &CedarRule,
 ) -> BTreeMap<Shape, Option<String>> {
     let mut found = BTreeMap::new();
     if rule.reads.body.is_empty() && rule.reads.lookup.is_empty() {
@@ -43,7 +43,7 @@ pub(super) fn shapes(
 }
 
 fn shape(file: &HostFile) -> Shape {
-    let types = |(name, field): (&String, &Field)| (name.clone(), field.kind);
+    let types = |(name, field): (&String, &BodyField)| (name.clone(), field.kind);
     Shape {
         body: file
             .body
@@ -63,7 +63,7 @@ fn shape(file: &HostFile) -> Shape {
 /// A field that nobody declares is never there, so that what asks for it is a mistake.
 pub(super) fn check_fields(
     report: &mut Report<'_>,
-    rule: &Rule,
+    rule: &CedarRule,
     shapes: &BTreeMap<Shape, Option<String>>,
 ) {
     let body = shapes.keys().flat_map(|shape| shape.body.keys()).collect();
@@ -83,7 +83,7 @@ pub(super) fn check_fields(
 
 fn check_names(
     report: &mut Report<'_>,
-    rule: &Rule,
+    rule: &CedarRule,
     names: &Names,
     (table, what): (&str, &str),
     declared: &BTreeSet<&String>,
@@ -104,7 +104,7 @@ fn check_names(
 /// What adds up has to be a number, and a key one value, at every host that the rule fits.
 pub(super) fn check_limit(
     report: &mut Report<'_>,
-    rule: &Rule,
+    rule: &CedarRule,
     shapes: &BTreeMap<Shape, Option<String>>,
 ) {
     let Some(limit) = &rule.limit else {

@@ -12,18 +12,18 @@ use crate::entity;
 use crate::path::segment_count;
 use crate::schema::{FieldTypes, Shape};
 
-pub(crate) struct Scheme;
-pub(crate) struct Path;
-pub(crate) struct Segments;
-pub(crate) struct Routes;
-pub(crate) struct Query;
-pub(crate) struct Headers;
-pub(crate) struct Body;
-pub(crate) struct Lookup;
+pub(crate) struct SchemeAttribute;
+pub(crate) struct PathAttribute;
+pub(crate) struct SegmentsAttribute;
+pub(crate) struct RoutesAttribute;
+pub(crate) struct QueryAttribute;
+pub(crate) struct HeadersAttribute;
+pub(crate) struct BodyAttribute;
+pub(crate) struct LookupAttribute;
 
 const REQUEST: &[(&str, &str)] = &[("request", "the method, one space and the URL")];
 
-impl Attribute for Scheme {
+impl Attribute for SchemeAttribute {
     const NAME: &'static str = "scheme";
     const CEDAR: &'static str = "String";
     const CONNECT: bool = false;
@@ -36,7 +36,7 @@ impl Attribute for Scheme {
     }
 }
 
-impl Attribute for Path {
+impl Attribute for PathAttribute {
     const NAME: &'static str = "path";
     const CEDAR: &'static str = "String";
     const CONNECT: bool = false;
@@ -49,7 +49,7 @@ impl Attribute for Path {
     }
 }
 
-impl Attribute for Segments {
+impl Attribute for SegmentsAttribute {
     const NAME: &'static str = "segments";
     const CEDAR: &'static str = "Long";
     const CONNECT: bool = false;
@@ -63,7 +63,7 @@ impl Attribute for Segments {
     }
 }
 
-impl Attribute for Routes {
+impl Attribute for RoutesAttribute {
     const NAME: &'static str = "routes";
     const CEDAR: &'static str = "Set<String>";
     const CONNECT: bool = false;
@@ -79,7 +79,7 @@ impl Attribute for Routes {
     }
 }
 
-impl Attribute for Query {
+impl Attribute for QueryAttribute {
     const NAME: &'static str = "query";
     const CEDAR: &'static str = "Query";
     const CONNECT: bool = false;
@@ -92,7 +92,7 @@ impl Attribute for Query {
     }
 }
 
-impl Attribute for Headers {
+impl Attribute for HeadersAttribute {
     const NAME: &'static str = "headers";
     const CEDAR: &'static str = "Headers";
     const CONNECT: bool = false;
@@ -107,7 +107,7 @@ impl Attribute for Headers {
     }
 }
 
-impl Attribute for Body {
+impl Attribute for BodyAttribute {
     const NAME: &'static str = "body";
     const CEDAR: &'static str = "{ FIELD?: TYPE, … }";
     const CONNECT: bool = false;
@@ -126,7 +126,7 @@ impl Attribute for Body {
     }
 }
 
-impl Attribute for Lookup {
+impl Attribute for LookupAttribute {
     const NAME: &'static str = "lookup";
     const CEDAR: &'static str = "{ FACT?: TYPE, … }";
     const CONNECT: bool = false;

@@ -9,7 +9,7 @@ use super::attribute::{Attribute, Surrounding, record};
 use super::{ActFacts, AttributeName};
 use crate::diagnostic::Report;
 use crate::parse::Table;
-use crate::replay::{Missing, Recorded};
+use crate::replay::{RecordedAct, ReplayGap};
 use crate::time::Calendar;
 
 const UPTIME: &str = "agent.uptime_s";
@@ -63,13 +63,13 @@ impl Surrounding for AgentSituation {
         facts.insert(ATTENDED.into(), self.attended.to_string());
     }
 
-    fn recall(record: &Recorded<'_>, _: Option<&Calendar>) -> Result<Option<Self>, Missing> {
+    fn recall(record: &RecordedAct<'_>, _: Option<&Calendar>) -> Result<Option<Self>, ReplayGap> {
         let fact = |name| record.facts.get(name).map(String::as_str);
         let uptime_s = fact(UPTIME).and_then(|text| text.parse().ok());
         let attended = fact(ATTENDED).and_then(|text| text.parse().ok());
         let (uptime_s, attended) = uptime_s
             .zip(attended)
-            .ok_or(Missing::Attribute(AttributeName::Agent))?;
+            .ok_or(ReplayGap::Attribute(AttributeName::Agent))?;
         Ok(Some(Self { uptime_s, attended }))
     }
 

@@ -9,7 +9,7 @@ use super::ActFacts;
 use super::attribute::{Attribute, Surrounding, set};
 use crate::diagnostic::Report;
 use crate::parse::Table;
-use crate::replay::{Missing, Recorded};
+use crate::replay::{RecordedAct, ReplayGap};
 use crate::time::Calendar;
 
 /// Who has approved an act.
@@ -46,7 +46,7 @@ impl Surrounding for Approvals {
     /// Nobody can approve anything on a host, so there is nothing to record.
     fn facts(&self, _facts: &mut BTreeMap<String, String>) {}
 
-    fn recall(_: &Recorded<'_>, _: Option<&Calendar>) -> Result<Option<Self>, Missing> {
+    fn recall(_: &RecordedAct<'_>, _: Option<&Calendar>) -> Result<Option<Self>, ReplayGap> {
         Ok(Some(Self::default()))
     }
 

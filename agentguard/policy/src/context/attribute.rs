@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use cedar_policy::RestrictedExpression;
 
 use super::{ActFacts, AttributeName};
-use crate::bundle::Bundle;
+use crate::bundle::ParsedBundle;
 use crate::diagnostic::Report;
 use crate::parse::{Located, Table};
-use crate::replay::{Missing, Recorded};
+use crate::replay::{RecordedAct, ReplayGap};
 use crate::schema::Shape;
 use crate::time::Calendar;
 
@@ -52,7 +52,10 @@ pub(crate) trait Surrounding: Attribute + Sized {
     ///
     /// # Errors
     /// What of it the record does not tell.
-    fn recall(record: &Recorded<'_>, calendar: Option<&Calendar>) -> Result<Option<Self>, Missing>;
+    fn recall(
+        record: &RecordedAct<'_>,
+        calendar: Option<&Calendar>,
+    ) -> Result<Option<Self>, ReplayGap>;
 
     /// What a case says of it; `None`: nothing that can be used, which has been reported.
     fn case(table: &Table<'_>, report: &mut Report<'_>) -> Option<Self::Asked>;
@@ -61,7 +64,7 @@ pub(crate) trait Surrounding: Attribute + Sized {
     fn check(
         _asked: &Self::Asked,
         _texts: &[Located<String>],
-        _bundle: &Bundle,
+        _bundle: &ParsedBundle,
         _report: &mut Report<'_>,
     ) {
     }

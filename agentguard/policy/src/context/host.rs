@@ -10,7 +10,7 @@ use super::{ActFacts, AttributeName};
 use crate::diagnostic::Report;
 use crate::facts::bounded;
 use crate::parse::Table;
-use crate::replay::{Missing, Recorded};
+use crate::replay::{RecordedAct, ReplayGap};
 use crate::time::Calendar;
 
 const LABELS: &str = "host.labels";
@@ -51,13 +51,13 @@ impl Surrounding for HostLabels {
         facts.insert(LABELS.into(), bounded(&labels.join(", ")));
     }
 
-    fn recall(record: &Recorded<'_>, _: Option<&Calendar>) -> Result<Option<Self>, Missing> {
+    fn recall(record: &RecordedAct<'_>, _: Option<&Calendar>) -> Result<Option<Self>, ReplayGap> {
         let labels = match record.facts.get(LABELS).map(String::as_str) {
             // A label with a comma in it looks like two.
             Some(labels) if !labels.contains(',') => labels,
-            None | Some(_) => return Err(Missing::Attribute(AttributeName::Host)),
+            None | Some(_) => return Err(ReplayGap::Attribute(AttributeName::Host)),
         };
-        Missing::unless_whole(labels)?;
+        ReplayGap::unless_whole(labels)?;
         let labels = match labels {
             "" => BTreeSet::new(),
             label => [label.to_owned()].into(),

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::ActFacts;
 use super::attribute::{Attribute, Surrounding, set};
-use crate::bundle::Bundle;
+use crate::bundle::ParsedBundle;
 use crate::diagnostic::{Report, did_you_mean};
 use crate::host::show;
 use crate::parse::{Located, Table};
-use crate::replay::{Missing, Recorded};
+use crate::replay::{RecordedAct, ReplayGap};
 use crate::time::Calendar;
 
 /// Limits that are known to have no room.
@@ -49,7 +49,7 @@ impl Surrounding for ExhaustedLimits {
     /// What was charged is recorded once the charges have been answered.
     fn facts(&self, _facts: &mut BTreeMap<String, String>) {}
 
-    fn recall(record: &Recorded<'_>, _: Option<&Calendar>) -> Result<Option<Self>, Missing> {
+    fn recall(record: &RecordedAct<'_>, _: Option<&Calendar>) -> Result<Option<Self>, ReplayGap> {
         let ids = record.exhausted.iter().cloned().collect();
         Ok(Some(Self { ids }))
     }
@@ -64,7 +64,7 @@ impl Surrounding for ExhaustedLimits {
     fn check(
         asked: &AskedLimits,
         texts: &[Located<String>],
-        bundle: &Bundle,
+        bundle: &ParsedBundle,
         report: &mut Report<'_>,
     ) {
         let limits = || bundle.rules.iter().filter(|rule| rule.limit.is_some());

@@ -21,19 +21,22 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::body::{Body as ReadBody, Value};
-use super::bundle::Bundle;
+use super::body::{Body, Value};
+use super::bundle::ParsedBundle;
 use super::diagnostic::Report;
-use super::lookup::{Answer, Lookup as Declared};
+use super::lookup::{Lookup, LookupAnswer};
 use super::parse::{Located, Table};
-use super::replay::{Missing, Recorded};
+use super::replay::{RecordedAct, ReplayGap};
 use super::slice::Slice;
 use super::time::{Calendar, Moment};
 use super::{Tasks, schema};
 
-use self::act::{Body, Headers, Lookup, Path, Query, Routes, Scheme, Segments};
+use self::act::{
+    BodyAttribute, HeadersAttribute, LookupAttribute, PathAttribute, QueryAttribute,
+    RoutesAttribute, SchemeAttribute, SegmentsAttribute,
+};
 use self::attribute::AttributeEntry;
-use self::scope::Scope;
+use self::scope::ScopeAttribute;
 
 pub use self::agent::{AgentSituation, AskedAgent};
 pub use self::approvals::{Approvals, AskedApprovals};
@@ -49,7 +52,7 @@ pub use self::time::AskedTime;
 /// Makes of the list what has to have every attribute.
 macro_rules! attributes {
     (
-        act: $($own:ident),*;
+        act: $($own:ident = $act:ty),*;
         surroundings: $($name:ident { $field:ident: $kind:ty = $asked:ty }),*;
     ) => {
         /// An attribute of `context`.
@@ -60,18 +63,18 @@ macro_rules! attributes {
         }
 
         static ATTRIBUTES: &[AttributeEntry] = &[
-            $(AttributeEntry::of::<$own>(AttributeName::$own),)*
+            $(AttributeEntry::of::<$act>(AttributeName::$own),)*
             $(AttributeEntry::of::<$kind>(AttributeName::$name),)*
         ];
 
         /// What has been gathered for a decision, by whoever asks for it. What is `None` is not there for any rule.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Context {
-            pub body: ReadBody,
+            pub body: Body,
             /// Of the body as it came, where it is held and limits are read.
             pub body_sha256: Option<[u8; 32]>,
             /// What services have answered. A rule that needs an answer which is not here refuses.
-            pub lookups: Vec<(Arc<Declared>, Answer)>,
+            pub lookups: Vec<(Arc<Lookup>, LookupAnswer)>,
             $(pub $field: Option<$kind>,)*
         }
 
@@ -94,7 +97,7 @@ macro_rules! attributes {
             ///
             /// # Errors
             /// What the record does not tell.
-            pub(crate) fn recall(record: &Recorded<'_>) -> Result<Self, Missing> {
+            pub(crate) fn recall(record: &RecordedAct<'_>) -> Result<Self, ReplayGap> {
                 let mut context = Self::default();
                 $(if <$kind>::ALWAYS {
                     context.$field = <$kind>::recall(record, None)?;
@@ -108,10 +111,10 @@ macro_rules! attributes {
             /// What the record does not tell.
             pub(crate) fn recall_read(
                 &mut self,
-                record: &Recorded<'_>,
+                record: &RecordedAct<'_>,
                 calendar: Option<&Calendar>,
                 read: impl Fn(AttributeName) -> bool,
-            ) -> Result<(), Missing> {
+            ) -> Result<(), ReplayGap> {
                 $(if !<$kind>::ALWAYS && read(AttributeName::$name) {
                     self.$field = <$kind>::recall(record, calendar)?;
                 })*
@@ -151,7 +154,7 @@ macro_rules! attributes {
         pub(crate) fn check_case(
             asked: &AskedContext,
             texts: &CaseTexts,
-            bundle: &Bundle,
+            bundle: &ParsedBundle,
             report: &mut Report<'_>,
         ) {
             $(for (key, _) in <$kind>::KEYS {
@@ -175,7 +178,16 @@ macro_rules! attributes {
 }
 
 attributes! {
-    act: Scheme, Path, Segments, Routes, Query, Headers, Body, Lookup, Scope;
+    act:
+        Scheme = SchemeAttribute,
+        Path = PathAttribute,
+        Segments = SegmentsAttribute,
+        Routes = RoutesAttribute,
+        Query = QueryAttribute,
+        Headers = HeadersAttribute,
+        Body = BodyAttribute,
+        Lookup = LookupAttribute,
+        Scope = ScopeAttribute;
     surroundings:
         Approvals { approvals: Approvals = AskedApprovals },
         Limits { limits: ExhaustedLimits = AskedLimits },

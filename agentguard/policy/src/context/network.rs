@@ -9,7 +9,7 @@ use super::attribute::{Attribute, Surrounding, record};
 use super::{ActFacts, AttributeName};
 use crate::diagnostic::Report;
 use crate::parse::Table;
-use crate::replay::{Missing, Recorded};
+use crate::replay::{RecordedAct, ReplayGap};
 use crate::time::Calendar;
 
 const TRUSTED: &str = "network.trusted";
@@ -52,9 +52,9 @@ impl Surrounding for NetworkTrust {
         facts.insert(TRUSTED.into(), self.trusted.to_string());
     }
 
-    fn recall(record: &Recorded<'_>, _: Option<&Calendar>) -> Result<Option<Self>, Missing> {
+    fn recall(record: &RecordedAct<'_>, _: Option<&Calendar>) -> Result<Option<Self>, ReplayGap> {
         let trusted = record.facts.get(TRUSTED).and_then(|is| is.parse().ok());
-        let trusted = trusted.ok_or(Missing::Attribute(AttributeName::Network))?;
+        let trusted = trusted.ok_or(ReplayGap::Attribute(AttributeName::Network))?;
         Ok(Some(Self { trusted }))
     }
 

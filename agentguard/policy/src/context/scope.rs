@@ -23,9 +23,9 @@ pub(crate) fn scope_of(method: &str) -> &'static str {
     }
 }
 
-pub(crate) struct Scope;
+pub(crate) struct ScopeAttribute;
 
-impl Attribute for Scope {
+impl Attribute for ScopeAttribute {
     const NAME: &'static str = "scope";
     const CEDAR: &'static str = "Set<String>";
     const CONNECT: bool = false;

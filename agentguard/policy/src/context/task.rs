@@ -11,7 +11,7 @@ use super::attribute::{Attribute, Surrounding, record, text};
 use super::{ActFacts, AttributeName};
 use crate::diagnostic::Report;
 use crate::parse::{Keys, Located, Table};
-use crate::replay::{Missing, Recorded, Then};
+use crate::replay::{RecordedAct, ReplayGap, Then};
 use crate::task::{NARROWS, OPEN, OPENED_BY, WRONG};
 use crate::time::Calendar;
 use crate::{OnTask, OpenedBy, Task, Tasks, Terms};
@@ -109,8 +109,8 @@ impl Surrounding for Tasks {
     }
 
     /// How far a task narrowed what was decided is not in the record.
-    fn recall(record: &Recorded<'_>, _: Option<&Calendar>) -> Result<Option<Self>, Missing> {
-        const MISSING: Missing = Missing::Attribute(AttributeName::Task);
+    fn recall(record: &RecordedAct<'_>, _: Option<&Calendar>) -> Result<Option<Self>, ReplayGap> {
+        const MISSING: ReplayGap = ReplayGap::Attribute(AttributeName::Task);
         let has = |fact: &str| record.facts.get(fact).map(String::as_str);
         match has(NARROWS) {
             None => {}

@@ -67,7 +67,7 @@ fn check_recall<S: Sample>(name: AttributeName, context: &Context, told: bool) {
         .iter()
         .flat_map(|it| it.ids.clone())
         .collect();
-    let record = Recorded {
+    let record = RecordedAct {
         agent: "a",
         time: jiff::Timestamp::UNIX_EPOCH,
         scheme: "https",

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::ActFacts;
 use super::attribute::{Attribute, Surrounding, record, set, text};
-use crate::bundle::{Bundle, NO_ZONE};
+use crate::bundle::{NO_ZONE, ParsedBundle};
 use crate::diagnostic::Report;
 use crate::facts::bounded;
 use crate::parse::{Located, Table};
-use crate::replay::{Missing, Recorded};
+use crate::replay::{RecordedAct, ReplayGap};
 use crate::time::{Calendar, Moment};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,9 +52,12 @@ impl Surrounding for Moment {
     }
 
     /// That of the decision where its rules read it, which may have waited for a body, or else that of the request.
-    fn recall(record: &Recorded<'_>, calendar: Option<&Calendar>) -> Result<Option<Self>, Missing> {
+    fn recall(
+        record: &RecordedAct<'_>,
+        calendar: Option<&Calendar>,
+    ) -> Result<Option<Self>, ReplayGap> {
         let time = match record.facts.get("time") {
-            Some(text) => text.parse().map_err(|_| Missing::Request)?,
+            Some(text) => text.parse().map_err(|_| ReplayGap::Request)?,
             None => record.time,
         };
         Ok(calendar.map(|calendar| calendar.at(time)))
@@ -70,7 +73,7 @@ impl Surrounding for Moment {
     fn check(
         asked: &AskedTime,
         texts: &[Located<String>],
-        bundle: &Bundle,
+        bundle: &ParsedBundle,
         report: &mut Report<'_>,
     ) {
         let asked = asked.time.as_ref();

@@ -2,7 +2,7 @@
 
 /// What a pattern is made of.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum GlobPart {
     Byte(u8),
     /// `?`: one byte but `/`.
     One,
@@ -22,10 +22,10 @@ pub(super) fn covers(wide: &str, narrow: &str) -> bool {
         for at in (0..=narrow.len()).rev() {
             let here = narrow.get(at).copied();
             row[at] = match part {
-                Part::Deep => next[at] || here.is_some() && row[at + 1],
-                Part::Star => next[at] || here.is_some_and(stays_in_segment) && row[at + 1],
-                Part::One => here.is_some_and(is_one) && next[at + 1],
-                Part::Byte(_) => here == Some(*part) && next[at + 1],
+                GlobPart::Deep => next[at] || here.is_some() && row[at + 1],
+                GlobPart::Star => next[at] || here.is_some_and(stays_in_segment) && row[at + 1],
+                GlobPart::One => here.is_some_and(is_one) && next[at + 1],
+                GlobPart::Byte(_) => here == Some(*part) && next[at + 1],
             };
         }
         next = row;
@@ -33,27 +33,27 @@ pub(super) fn covers(wide: &str, narrow: &str) -> bool {
     next[0]
 }
 
-fn is_one(part: Part) -> bool {
+fn is_one(part: GlobPart) -> bool {
     match part {
-        Part::One => true,
-        Part::Byte(byte) => byte != b'/',
-        Part::Star | Part::Deep => false,
+        GlobPart::One => true,
+        GlobPart::Byte(byte) => byte != b'/',
+        GlobPart::Star | GlobPart::Deep => false,
     }
 }
 
-fn stays_in_segment(part: Part) -> bool {
-    !matches!(part, Part::Deep | Part::Byte(b'/'))
+fn stays_in_segment(part: GlobPart) -> bool {
+    !matches!(part, GlobPart::Deep | GlobPart::Byte(b'/'))
 }
 
-fn parts(pattern: &str) -> Vec<Part> {
+fn parts(pattern: &str) -> Vec<GlobPart> {
     let mut parts = Vec::with_capacity(pattern.len());
     let mut bytes = pattern.bytes().peekable();
     while let Some(byte) = bytes.next() {
         parts.push(match byte {
-            b'?' => Part::One,
-            b'*' if bytes.next_if_eq(&b'*').is_some() => Part::Deep,
-            b'*' => Part::Star,
-            byte => Part::Byte(byte),
+            b'?' => GlobPart::One,
+            b'*' if bytes.next_if_eq(&b'*').is_some() => GlobPart::Deep,
+            b'*' => GlobPart::Star,
+            byte => GlobPart::Byte(byte),
         });
     }
     parts

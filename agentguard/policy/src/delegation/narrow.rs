@@ -8,7 +8,7 @@ use super::globs::covers;
 use crate::bundle::MAX_KERNEL;
 use crate::diagnostic::Report;
 use crate::parse::AgentFile;
-use crate::{Agent, Exec, ExecFile, KernelRule};
+use crate::{Agent, Exec, ExecPattern, KernelRule};
 
 /// Narrows every agent that has a parent. Answers what has become less than its file says.
 pub(crate) fn narrow(report: &mut Report<'_>, agents: &mut [AgentFile]) -> Vec<String> {
@@ -140,16 +140,16 @@ fn both(a: &KernelRule, b: &KernelRule) -> Option<KernelRule> {
 fn both_exec(own: Exec, parent: &Exec, less: &mut Vec<String>) -> Exec {
     let mut deny = own.deny;
     let more = parent.deny.iter().filter(|file| !deny.contains(file));
-    let more: Vec<ExecFile> = more.cloned().collect();
+    let more: Vec<ExecPattern> = more.cloned().collect();
     deny.extend(more);
     let allow = match (own.default_allow, parent.default_allow) {
         (true, _) => parent.allow.clone(),
         (false, true) => own.allow,
         (false, false) => {
-            let by = |list: &[ExecFile], file: &ExecFile| {
+            let by = |list: &[ExecPattern], file: &ExecPattern| {
                 list.iter().any(|wide| covers_file(wide, file))
             };
-            let (kept, left): (Vec<ExecFile>, Vec<ExecFile>) = own
+            let (kept, left): (Vec<ExecPattern>, Vec<ExecPattern>) = own
                 .allow
                 .into_iter()
                 .partition(|file| by(&parent.allow, file));
@@ -158,9 +158,10 @@ fn both_exec(own: Exec, parent: &Exec, less: &mut Vec<String>) -> Exec {
                 .allow
                 .iter()
                 .filter(|file| by(&left, file) && !kept.contains(file));
-            let inside: Vec<ExecFile> = inside.cloned().collect();
-            let what =
-                |file: &ExecFile| format!("`{}` in [exec] is narrowed or left out", file.pattern);
+            let inside: Vec<ExecPattern> = inside.cloned().collect();
+            let what = |file: &ExecPattern| {
+                format!("`{}` in [exec] is narrowed or left out", file.pattern)
+            };
             less.extend(left.iter().map(what));
             [kept, inside].concat()
         }
@@ -174,7 +175,7 @@ fn both_exec(own: Exec, parent: &Exec, less: &mut Vec<String>) -> Exec {
 }
 
 /// Whether `wide` is about everything that `file` is about.
-fn covers_file(wide: &ExecFile, file: &ExecFile) -> bool {
+fn covers_file(wide: &ExecPattern, file: &ExecPattern) -> bool {
     let known = |digest| wide.sha256.contains(digest);
     covers(&wide.pattern, &file.pattern)
         && (wide.sha256.is_empty() || !file.sha256.is_empty() && file.sha256.iter().all(known))
@@ -203,8 +204,8 @@ mod tests {
         }
     }
 
-    fn file(pattern: &str, digests: &[u8]) -> ExecFile {
-        ExecFile {
+    fn file(pattern: &str, digests: &[u8]) -> ExecPattern {
+        ExecPattern {
             pattern: pattern.into(),
             sha256: digests.iter().map(|byte| [*byte; 32]).collect(),
         }
@@ -220,7 +221,7 @@ mod tests {
 
     #[test]
     fn an_entry_with_digests_is_about_less() {
-        let exec = |allow: &[ExecFile]| Exec {
+        let exec = |allow: &[ExecPattern]| Exec {
             default_allow: false,
             allow: allow.to_vec(),
             deny: Vec::new(),

@@ -6,17 +6,17 @@ use agentguard_record::DenyReason;
 
 use super::document;
 use super::table::{Keys, Located, Table};
-use crate::cases::{Expected, Outcome};
+use crate::cases::{CaseOutcome, Expectation};
 use crate::context::{self, AskedContext, CaseTexts};
 use crate::diagnostic::{Place, Report, did_you_mean};
-use crate::question::{Parsed, Question};
+use crate::question::{ParsedQuestion, Question};
 
 /// One `[[case]]`, with positions for the checks across files.
 pub(crate) struct CaseEntry {
     pub name: Located<String>,
     pub agent_at: Place,
     pub question: Question,
-    pub expected: Expected,
+    pub expected: Expectation,
     /// That of `question`.
     pub lookup: Option<Located<String>>,
     /// What `question` says of the surroundings.
@@ -89,7 +89,7 @@ fn case(report: &mut Report<'_>, table: &Table<'_>) -> Option<CaseEntry> {
         lookup: lookup.as_ref().map(|lookup| lookup.value.clone()),
         context,
     };
-    if let Err(why) = Parsed::new(&question, None) {
+    if let Err(why) = ParsedQuestion::new(&question, None) {
         report.error(request.at, why);
         return None;
     }
@@ -110,7 +110,7 @@ fn expected(
     report: &mut Report<'_>,
     table: &Table<'_>,
     policies: &[Located<String>],
-) -> Option<Expected> {
+) -> Option<Expectation> {
     if !table.has("expect") {
         report.error_help(
             table.at,
@@ -124,12 +124,12 @@ fn expected(
         .value
         .as_str()
     {
-        "allow" => Outcome::Allow,
-        "approval-required" => Outcome::ApprovalRequired,
-        _ => Outcome::Deny,
+        "allow" => CaseOutcome::Allow,
+        "approval-required" => CaseOutcome::ApprovalRequired,
+        _ => CaseOutcome::Deny,
     };
     let reason = table.string(report, "reason");
-    if let Some(reason) = reason.as_ref().filter(|_| outcome == Outcome::Allow) {
+    if let Some(reason) = reason.as_ref().filter(|_| outcome == CaseOutcome::Allow) {
         report.error_help(
             reason.at,
             "`reason` is why something is refused, and this case expects `allow`",
@@ -137,7 +137,7 @@ fn expected(
         );
         return None;
     }
-    Some(Expected {
+    Some(Expectation {
         outcome,
         reason: match reason {
             Some(slug) => Some(reason_of(report, &slug)?),

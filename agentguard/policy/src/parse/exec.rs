@@ -2,11 +2,11 @@
 
 use agentguard_common::abi::PATH_LEN;
 
-use super::table::{Entry, Keys, Located, Table};
+use super::table::{Keys, Located, Table, TableEntry};
 use crate::diagnostic::Report;
 use crate::glob::check_file_glob;
 use crate::host::show;
-use crate::{Exec, ExecFile};
+use crate::{Exec, ExecPattern};
 
 const EXEC: Keys = Keys {
     known: &["default", "allow", "deny", "arguments"],
@@ -50,9 +50,9 @@ pub(super) fn table(report: &mut Report<'_>, table: &Table<'_>) -> Option<Exec> 
     })
 }
 
-fn files(report: &mut Report<'_>, table: &Table<'_>, key: &str) -> Option<Vec<ExecFile>> {
+fn files(report: &mut Report<'_>, table: &Table<'_>, key: &str) -> Option<Vec<ExecPattern>> {
     let items = table.entries(report, key, "the entry");
-    let mut found: Vec<ExecFile> = Vec::new();
+    let mut found: Vec<ExecPattern> = Vec::new();
     let mut whole = true;
     for item in items {
         let Some((pattern, sha256)) = item.and_then(|item| entry(report, &item)) else {
@@ -68,7 +68,7 @@ fn files(report: &mut Report<'_>, table: &Table<'_>, key: &str) -> Option<Vec<Ex
             report.error(pattern.at, message);
             whole = false;
         } else {
-            found.push(ExecFile {
+            found.push(ExecPattern {
                 pattern: pattern.value,
                 sha256,
             });
@@ -78,10 +78,13 @@ fn files(report: &mut Report<'_>, table: &Table<'_>, key: &str) -> Option<Vec<Ex
 }
 
 /// A path alone, or a table with a path and digests.
-fn entry(report: &mut Report<'_>, item: &Entry<'_>) -> Option<(Located<String>, Vec<[u8; 32]>)> {
+fn entry(
+    report: &mut Report<'_>,
+    item: &TableEntry<'_>,
+) -> Option<(Located<String>, Vec<[u8; 32]>)> {
     let table = match item {
-        Entry::String(pattern) => return Some((pattern.clone(), Vec::new())),
-        Entry::Table(table) => table,
+        TableEntry::String(pattern) => return Some((pattern.clone(), Vec::new())),
+        TableEntry::Table(table) => table,
     };
     table.check_keys(report, &FILE);
     let path = table.required(report, "path");

@@ -9,7 +9,7 @@ use self::lookup::lookups;
 use self::request::{body_blocks, scope_entries};
 use super::table::{Keys, Table};
 use super::{RISKS, document};
-use crate::body::Block;
+use crate::body::BodyBlock;
 use crate::diagnostic::{Place, Report};
 use crate::host::HostPattern;
 use crate::lookup::Lookup;
@@ -26,7 +26,7 @@ pub(crate) struct HostFile {
     /// Sorted, without repetitions.
     pub data: Vec<String>,
     /// In the order of the file.
-    pub body: Vec<Block>,
+    pub body: Vec<BodyBlock>,
     pub lookups: Vec<Arc<Lookup>>,
     pub scope: Vec<ScopeEntry>,
 }

@@ -44,15 +44,15 @@ const LISTEN: Keys = Keys {
 
 /// Everything that the file lets its agent touch.
 #[derive(Default)]
-pub(super) struct Touched {
+pub(super) struct ParsedReach {
     pub hosts: Vec<Reach>,
     pub kernel: Vec<KernelRule>,
     /// Of each of `kernel`.
     pub kernel_at: Vec<Place>,
 }
 
-pub(super) fn touched(report: &mut Report<'_>, root: &Table<'_>) -> Touched {
-    let mut found = Touched::default();
+pub(super) fn touched(report: &mut Report<'_>, root: &Table<'_>) -> ParsedReach {
+    let mut found = ParsedReach::default();
     for table in root.tables(report, "reach", "[[reach]]") {
         table.check_keys(report, &REACH);
         match (table.has("host"), table.has("to")) {

@@ -24,7 +24,7 @@ pub(crate) struct Located<T> {
 }
 
 /// An element of a list in which either may stand.
-pub(crate) enum Entry<'a> {
+pub(crate) enum TableEntry<'a> {
     String(Located<String>),
     Table(Table<'a>),
 }
@@ -233,7 +233,7 @@ impl<'a> Table<'a> {
         report: &mut Report<'_>,
         key: &str,
         title: &'static str,
-    ) -> Vec<Option<Entry<'a>>> {
+    ) -> Vec<Option<TableEntry<'a>>> {
         let items = self
             .keys
             .get(key)
@@ -250,9 +250,11 @@ impl<'a> Table<'a> {
         let entry = |item: &'a Spanned<DeValue<'a>>| match item.get_ref().as_table() {
             Some(keys) => {
                 let at = self.place(item);
-                Some(Entry::Table(Table { title, at, keys }))
+                Some(TableEntry::Table(Table { title, at, keys }))
             }
-            None => self.expect_string(report, key, item).map(Entry::String),
+            None => self
+                .expect_string(report, key, item)
+                .map(TableEntry::String),
         };
         items.iter().map(entry).collect()
     }

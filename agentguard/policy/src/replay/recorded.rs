@@ -6,8 +6,8 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 
-use super::Missing;
-use crate::body::{Body, Field, FieldType, Fields, Value, decimal};
+use super::ReplayGap;
+use crate::body::{Body, BodyField, FieldType, Fields, Value, decimal};
 use crate::facts::{SECRET_HEADERS, SECRET_PARAMETERS, read_name};
 use crate::lookup::Lookup;
 use crate::reads::{Names, Reads};
@@ -15,7 +15,7 @@ use crate::requests::NeededBody;
 use crate::{Input, Needs, Policy, schema};
 
 /// What a record says of a request or passed connection.
-pub struct Recorded<'r> {
+pub struct RecordedAct<'r> {
     pub agent: &'r str,
     /// When it began.
     pub time: Timestamp,
@@ -44,7 +44,7 @@ pub enum Then {
     Nobody,
 }
 
-impl Recorded<'_> {
+impl RecordedAct<'_> {
     pub(super) fn is_connection(&self) -> bool {
         self.method == schema::CONNECT
     }
@@ -54,9 +54,9 @@ impl Recorded<'_> {
         &self,
         old: &'p Policy,
         input: &Input<'_>,
-    ) -> Result<Needs<'p>, Missing> {
+    ) -> Result<Needs<'p>, ReplayGap> {
         if self.facts.contains_key("omitted") {
-            return Err(Missing::Many);
+            return Err(ReplayGap::Many);
         }
         let Some(agent) = old.id_of(self.agent) else {
             return Ok(Needs::default());
@@ -65,17 +65,21 @@ impl Recorded<'_> {
         match self.then {
             Then::All => Ok(old.needs(&input)),
             Then::Own => Ok(old.needs_of([agent], &input)),
-            Then::Nobody => Err(Missing::Ambiguous),
+            Then::Nobody => Err(ReplayGap::Ambiguous),
         }
     }
 
-    pub(super) fn query(&self, reads: &Reads, then: &Reads) -> Result<Vec<(&str, &str)>, Missing> {
+    pub(super) fn query(
+        &self,
+        reads: &Reads,
+        then: &Reads,
+    ) -> Result<Vec<(&str, &str)>, ReplayGap> {
         known(&reads.query, &then.query)?;
         let read = |name: &str| read_name(&reads.query, name).is_some();
         self.values("query.", read, &SECRET_PARAMETERS)
     }
 
-    pub(super) fn headers(&self, reads: &Reads, then: &Reads) -> Result<HeaderMap, Missing> {
+    pub(super) fn headers(&self, reads: &Reads, then: &Reads) -> Result<HeaderMap, ReplayGap> {
         known(&reads.headers, &then.headers)?;
         let read = |name: &str| match &reads.headers {
             Names::These(names) if names.is_empty() => false,
@@ -85,8 +89,8 @@ impl Recorded<'_> {
         };
         let mut headers = HeaderMap::new();
         for (name, value) in self.values("header.", read, &SECRET_HEADERS)? {
-            let name: HeaderName = name.parse().map_err(|_| Missing::Request)?;
-            let value: HeaderValue = value.parse().map_err(|_| Missing::Request)?;
+            let name: HeaderName = name.parse().map_err(|_| ReplayGap::Request)?;
+            let value: HeaderValue = value.parse().map_err(|_| ReplayGap::Request)?;
             headers.append(name, value);
         }
         Ok(headers)
@@ -97,36 +101,36 @@ impl Recorded<'_> {
         &self,
         now: &NeededBody<'_>,
         then: &NeededBody<'_>,
-    ) -> Result<Body, Missing> {
+    ) -> Result<Body, ReplayGap> {
         if now.block != then.block || !now.fields.is_subset(&then.fields) {
-            return Err(Missing::Body);
+            return Err(ReplayGap::Body);
         }
         let fields = now.block.fields.iter();
         let fields = fields.filter(|(name, _)| now.fields.contains(name.as_str()));
-        Ok(Body::Read(self.fields("body", fields, Missing::Body)?))
+        Ok(Body::Read(self.fields("body", fields, ReplayGap::Body)?))
     }
 
     /// What a look-up has answered that is the same as then, and was answered.
-    pub(super) fn answer(&self, lookup: &Lookup) -> Result<Arc<Fields>, Missing> {
-        let fields = self.fields("lookup", lookup.fields().iter(), Missing::Lookup)?;
+    pub(super) fn answer(&self, lookup: &Lookup) -> Result<Arc<Fields>, ReplayGap> {
+        let fields = self.fields("lookup", lookup.fields().iter(), ReplayGap::Lookup)?;
         Ok(Arc::new(fields))
     }
 
     fn fields<'f>(
         &self,
         of: &str,
-        declared: impl Iterator<Item = (&'f String, &'f Field)>,
-        missing: Missing,
-    ) -> Result<Fields, Missing> {
+        declared: impl Iterator<Item = (&'f String, &'f BodyField)>,
+        missing: ReplayGap,
+    ) -> Result<Fields, ReplayGap> {
         let mut fields = BTreeMap::new();
         for (name, field) in declared {
             let Some(text) = self.facts.get(&format!("{of}.{name}")) else {
                 continue;
             };
             if field.private {
-                return Err(Missing::Secret);
+                return Err(ReplayGap::Secret);
             }
-            Missing::unless_whole(text)?;
+            ReplayGap::unless_whole(text)?;
             let value = match field.kind {
                 FieldType::String => Some(Value::String(text.clone())),
                 FieldType::Decimal => decimal(text).map(Value::Decimal),
@@ -145,21 +149,21 @@ impl Recorded<'_> {
         prefix: &str,
         read: impl Fn(&str) -> bool,
         secret: &[&str],
-    ) -> Result<Vec<(&str, &str)>, Missing> {
+    ) -> Result<Vec<(&str, &str)>, ReplayGap> {
         let mut found = Vec::new();
         for (fact, value) in self.facts.range(prefix.to_owned()..) {
             let Some(name) = fact.strip_prefix(prefix) else {
                 break;
             };
             // A name that is cut off may be any.
-            Missing::unless_whole(name)?;
+            ReplayGap::unless_whole(name)?;
             if !read(name) {
                 continue;
             }
             if secret.contains(&name.to_ascii_lowercase().as_str()) {
-                return Err(Missing::Secret);
+                return Err(ReplayGap::Secret);
             }
-            Missing::unless_whole(value)?;
+            ReplayGap::unless_whole(value)?;
             found.push((name, value.as_str()));
         }
         Ok(found)
@@ -167,11 +171,11 @@ impl Recorded<'_> {
 }
 
 /// Whether what is not in the record was not there.
-fn known(reads: &Names, then: &Names) -> Result<(), Missing> {
+fn known(reads: &Names, then: &Names) -> Result<(), ReplayGap> {
     let known = match (reads, then) {
         (_, Names::All) => true,
         (Names::All, Names::These(_)) => false,
         (Names::These(reads), Names::These(then)) => reads.is_subset(then),
     };
-    known.then_some(()).ok_or(Missing::Fact)
+    known.then_some(()).ok_or(ReplayGap::Fact)
 }

@@ -36,8 +36,8 @@ fn record<const N: usize>(facts: [(&str, &str); N]) -> Record {
 
 impl Record {
     /// `allow`, or the reason, or what is missing.
-    fn by(&self, new: &Policy, old: Option<&Policy>) -> Result<&'static str, Missing> {
-        let recorded = Recorded {
+    fn by(&self, new: &Policy, old: Option<&Policy>) -> Result<&'static str, ReplayGap> {
+        let recorded = RecordedAct {
             agent: "a",
             time: "2026-11-23T09:30:00Z".parse().unwrap(),
             scheme: "https",
@@ -52,7 +52,7 @@ impl Record {
         };
         let replayed = new.replay(&recorded, old)?;
         Ok(match (replayed.outcome, replayed.reason) {
-            (Outcome::Observed, Some(_)) => "observed",
+            (ReplayOutcome::Observed, Some(_)) => "observed",
             (_, reason) => reason.map_or("allow", DenyReason::slug),
         })
     }
@@ -76,22 +76,25 @@ fn parameters_and_headers_are_known_where_the_rules_then_read_them() {
     assert_eq!(record([]).by(&reading, Some(&reading)), Ok("policy-denied"));
     let red = record([("header.x-team", "red"), ("query.kind", "a b")]);
     assert_eq!(red.by(&reading, Some(&reading)), Ok("policy-denied"));
-    assert_eq!(kind().by(&reading, Some(&plain)), Err(Missing::Fact));
-    assert_eq!(kind().by(&reading, None), Err(Missing::Bundle));
+    assert_eq!(kind().by(&reading, Some(&plain)), Err(ReplayGap::Fact));
+    assert_eq!(kind().by(&reading, None), Err(ReplayGap::Bundle));
     let long = "x".repeat(MAX_VALUE + 1);
     let cut = record([("query.kind", &*long)]);
-    assert_eq!(cut.by(&reading, Some(&reading)), Err(Missing::Long));
+    assert_eq!(cut.by(&reading, Some(&reading)), Err(ReplayGap::Long));
     let many = record([("omitted", "3"), ("query.kind", "a b")]);
-    assert_eq!(many.by(&reading, Some(&reading)), Err(Missing::Many));
+    assert_eq!(many.by(&reading, Some(&reading)), Err(ReplayGap::Many));
     let mut unread = record([]);
     unread.then = Then::Nobody;
-    assert_eq!(unread.by(&reading, Some(&reading)), Err(Missing::Ambiguous));
+    assert_eq!(
+        unread.by(&reading, Some(&reading)),
+        Err(ReplayGap::Ambiguous)
+    );
     assert_eq!(unread.by(&plain, Some(&reading)), Ok("allow"));
     let secret = rules(
         "@id(\"open\") permit (principal, action, resource) when { context.headers.hasTag(\"authorization\") };",
     );
     let hidden = record([("header.authorization", "sha256:00")]);
-    assert_eq!(hidden.by(&secret, Some(&secret)), Err(Missing::Secret));
+    assert_eq!(hidden.by(&secret, Some(&secret)), Err(ReplayGap::Secret));
     assert_eq!(record([]).by(&secret, Some(&secret)), Ok("policy-denied"));
 }
 
@@ -129,14 +132,14 @@ fn a_body_is_known_where_the_same_fields_were_read() {
     assert_eq!(record([]).by(&new, Some(&old)), Ok("policy-denied"));
     assert_eq!(
         record([]).by(&new, Some(&of(amount, PLAIN))),
-        Err(Missing::Body)
+        Err(ReplayGap::Body)
     );
-    assert_eq!(paid("1.0").by(&new, None), Err(Missing::Bundle));
+    assert_eq!(paid("1.0").by(&new, None), Err(ReplayGap::Bundle));
     let elsewhere = of(
         "amount = { type = \"decimal\", at = \"/total\" }",
         &below("50.0"),
     );
-    assert_eq!(paid("1.0").by(&elsewhere, Some(&old)), Err(Missing::Body));
+    assert_eq!(paid("1.0").by(&elsewhere, Some(&old)), Err(ReplayGap::Body));
 
     let all = "note = { type = \"string\", at = \"/n\", private = true }\ncount = { type = \"long\", at = \"/c\" }\nyes = { type = \"bool\", at = \"/y\" }\nlist = { type = \"strings\", at = \"/l\" }";
     let typed = of(
@@ -155,15 +158,15 @@ fn a_body_is_known_where_the_same_fields_were_read() {
     assert_eq!(counted().by(&there("yes"), Some(&typed)), Ok("allow"));
     assert_eq!(
         counted().by(&there("note"), Some(&typed)),
-        Err(Missing::Body),
+        Err(ReplayGap::Body),
         "then not read"
     );
     let note = record([("body.note", "sha256:00")]);
-    assert_eq!(by(note, &there("note")), Err(Missing::Secret));
+    assert_eq!(by(note, &there("note")), Err(ReplayGap::Secret));
     let list = record([("body.list", "a, b")]);
-    assert_eq!(by(list, &there("list")), Err(Missing::Body));
+    assert_eq!(by(list, &there("list")), Err(ReplayGap::Body));
     let garbled = paid("12.5.0");
-    assert_eq!(garbled.by(&new, Some(&old)), Err(Missing::Body));
+    assert_eq!(garbled.by(&new, Some(&old)), Err(ReplayGap::Body));
 }
 
 #[test]
@@ -188,7 +191,7 @@ fn the_situation_is_what_the_record_says_of_it() {
     assert_eq!(network("false"), Ok("policy-denied"));
     assert_eq!(
         record([]).by(&trusted, None),
-        Err(Missing::Attribute(AttributeName::Network))
+        Err(ReplayGap::Attribute(AttributeName::Network))
     );
 
     let agent = rules(
@@ -202,7 +205,7 @@ fn the_situation_is_what_the_record_says_of_it() {
     assert_eq!(up("60", "false"), Ok("policy-denied"));
     assert_eq!(
         record([]).by(&agent, None),
-        Err(Missing::Attribute(AttributeName::Agent))
+        Err(ReplayGap::Attribute(AttributeName::Agent))
     );
 
     let prod = rules(
@@ -213,11 +216,11 @@ fn the_situation_is_what_the_record_says_of_it() {
     assert_eq!(labels(""), Ok("policy-denied"));
     assert_eq!(
         labels("eu, prod"),
-        Err(Missing::Attribute(AttributeName::Host))
+        Err(ReplayGap::Attribute(AttributeName::Host))
     );
     assert_eq!(
         record([]).by(&prod, None),
-        Err(Missing::Attribute(AttributeName::Host))
+        Err(ReplayGap::Attribute(AttributeName::Host))
     );
 }
 
@@ -252,7 +255,7 @@ fn whom_an_agent_acts_for_has_read_only_what_was_asked_of_them() {
     assert_eq!(record([]).by(&policy, Some(&policy)), Ok("allow"));
     let mut refused = record([]);
     refused.then = Then::Own;
-    assert_eq!(refused.by(&policy, Some(&policy)), Err(Missing::Fact));
+    assert_eq!(refused.by(&policy, Some(&policy)), Err(ReplayGap::Fact));
 }
 
 #[test]
@@ -262,10 +265,10 @@ fn what_would_come_another_way_is_not_judged() {
         "",
     ));
     let terminated = rules(PLAIN);
-    assert_eq!(record([]).by(&passed, None), Err(Missing::Way));
+    assert_eq!(record([]).by(&passed, None), Err(ReplayGap::Way));
     let mut connection = record([]);
     connection.method = "connect";
-    assert_eq!(connection.by(&terminated, None), Err(Missing::Way));
+    assert_eq!(connection.by(&terminated, None), Err(ReplayGap::Way));
     assert_eq!(connection.by(&passed, None), Ok("allow"));
     assert_eq!(
         connection.by(&Policy::nothing(), None),
@@ -274,7 +277,7 @@ fn what_would_come_another_way_is_not_judged() {
     let direct = compile(&bundle("[[reach]]\nto = \"192.0.2.0/24:443\"\n", ""));
     let mut address = record([]);
     address.host = "192.0.2.7";
-    assert_eq!(address.by(&direct, None), Err(Missing::Way));
+    assert_eq!(address.by(&direct, None), Err(ReplayGap::Way));
     assert_eq!(record([]).by(&direct, None), Ok("policy-denied"));
 }
 
@@ -295,19 +298,19 @@ fn what_was_looked_up_is_known_where_the_same_was() {
         Ok("policy-denied")
     );
     assert_eq!(record([]).by(&asking, Some(&asking)), Ok("policy-denied"));
-    assert_eq!(open().by(&asking, None), Err(Missing::Bundle));
+    assert_eq!(open().by(&asking, None), Err(ReplayGap::Bundle));
     assert_eq!(
         open().by(&asking, Some(&with("?p={query.kind}", ticket))),
-        Err(Missing::Lookup)
+        Err(ReplayGap::Lookup)
     );
     assert_eq!(
         open().by(&asking, Some(&with("?q={query.kind}", PLAIN))),
-        Err(Missing::Lookup)
+        Err(ReplayGap::Lookup)
     );
     assert_eq!(open().by(&with("", PLAIN), Some(&asking)), Ok("allow"));
     let mut failed = record([("lookup_failed", "t.example: no")]);
     failed.then = Then::Nobody;
-    assert_eq!(failed.by(&asking, Some(&asking)), Err(Missing::Ambiguous));
+    assert_eq!(failed.by(&asking, Some(&asking)), Err(ReplayGap::Ambiguous));
 }
 
 #[test]
@@ -341,6 +344,6 @@ fn what_named_no_task_of_its_own_is_not_taken_again() {
     let wrong = record([("task.wrong", "its task by what is no id")]);
     assert_eq!(
         wrong.by(&plain, Some(&plain)),
-        Err(Missing::Attribute(AttributeName::Task))
+        Err(ReplayGap::Attribute(AttributeName::Task))
     );
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::diagnostic::{Place, Report};
 use crate::lex;
-use crate::lex::{Token, Use};
+use crate::lex::{CedarToken, Use};
 use crate::limit::{KeySource, Limit};
 use crate::reads::Reads;
 
@@ -19,7 +19,7 @@ pub(super) fn limit(
     report: &mut Report<'_>,
     at: Place,
     policy: &Policy,
-    tokens: &[Token<'_>],
+    tokens: &[CedarToken<'_>],
     reads: &mut Reads,
 ) -> Option<Option<Limit>> {
     let asked: Vec<Place> = lex::context_uses(tokens)

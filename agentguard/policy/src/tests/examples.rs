@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::cases::Outcome;
+use crate::cases::CaseOutcome;
 
 fn examples() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies")
@@ -33,7 +33,7 @@ fn every_example_loads_and_its_cases_hold() {
         }
         count += 1;
         let policy = example(entry.file_name().to_str().unwrap());
-        for outcome in [Outcome::Allow, Outcome::Deny] {
+        for outcome in [CaseOutcome::Allow, CaseOutcome::Deny] {
             let mut expected = policy.cases().iter().map(|case| case.expected.outcome);
             assert!(
                 expected.any(|expected| expected == outcome),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::header::CONTENT_TYPE;
 
 use super::*;
-use crate::lookup::{Answer, Ask, Lookup};
+use crate::lookup::{Lookup, LookupAnswer, LookupQuestion};
 use crate::question::Question;
 
 const HOST: &str = r#"[host]
@@ -206,14 +206,14 @@ fn a_service_is_asked_with_what_the_request_has() {
 fn answered(
     policy: &Policy,
     asked: &mut Asked,
-    read: impl Fn(&Ask) -> Answer,
+    read: impl Fn(&LookupQuestion) -> LookupAnswer,
 ) -> Result<Vec<String>, Vec<String>> {
     let asks = policy.asks(&asked.input(agent(policy)));
     let answers = asks.into_iter().map(|(lookup, ask)| {
         let answer = ask.and_then(|ask| read(&ask));
         (lookup, answer)
     });
-    asked.context.lookups = answers.collect::<Vec<(Arc<Lookup>, Answer)>>();
+    asked.context.lookups = answers.collect::<Vec<(Arc<Lookup>, LookupAnswer)>>();
     answer(policy, &asked.input(agent(policy)))
 }
 

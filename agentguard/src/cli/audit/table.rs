@@ -14,12 +14,12 @@ const WIDEST: [usize; 6] = [20, 18, 13, 0, 17, 20];
 /// While records are still coming. Sums up to [`COLUMNS`] with the spaces between.
 const FIXED: [usize; 6] = [20, 14, 9, 28, 8, 16];
 
-pub(super) struct Table {
+pub(super) struct RecordTable {
     widths: [usize; 6],
     colour: bool,
 }
 
-impl Table {
+impl RecordTable {
     pub(super) fn fixed(colour: bool) -> Self {
         Self {
             widths: FIXED,

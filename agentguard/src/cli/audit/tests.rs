@@ -7,10 +7,10 @@ use super::*;
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: AuditCommand,
 }
 
-fn command(line: &str) -> Command {
+fn command(line: &str) -> AuditCommand {
     let words = ["audit"].into_iter().chain(line.split_whitespace());
     Cli::try_parse_from(words).unwrap().command
 }

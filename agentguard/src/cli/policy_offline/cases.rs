@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-use agentguard_policy::cases::{Answer, Change, Expected, Tested};
+use agentguard_policy::cases::{CaseAnswer, CaseChange, Expectation, TestedCase};
 
 use super::layout::{WIDTH, clip, count, paint, printable, wrap};
 use crate::cli::table::table;
 
 /// Every case that does not hold, then one line that sums up.
-pub fn tested_text(tested: &[Tested<'_>], colour: bool) -> String {
-    let failed: Vec<&Tested<'_>> = tested.iter().filter(|one| !one.passed).collect();
+pub fn tested_text(tested: &[TestedCase<'_>], colour: bool) -> String {
+    let failed: Vec<&TestedCase<'_>> = tested.iter().filter(|one| !one.passed).collect();
     if tested.is_empty() {
         return "the bundle has no cases; write them as [[case]] in tests/*.toml\n".to_owned();
     }
@@ -43,7 +43,7 @@ pub fn tested_text(tested: &[Tested<'_>], colour: bool) -> String {
     text
 }
 
-pub fn changes_text(changes: &[Change], asked: usize) -> String {
+pub fn changes_text(changes: &[CaseChange], asked: usize) -> String {
     if changes.is_empty() {
         return format!("{}: none is decided otherwise\n", count(asked, "case"));
     }
@@ -63,7 +63,7 @@ pub fn changes_text(changes: &[Change], asked: usize) -> String {
     text
 }
 
-fn expected(expected: &Expected) -> String {
+fn expected(expected: &Expectation) -> String {
     let mut text = expected.outcome.name().to_owned();
     if let Some(reason) = expected.reason {
         let _ = write!(text, " {}", reason.slug());
@@ -74,7 +74,7 @@ fn expected(expected: &Expected) -> String {
     text
 }
 
-fn answered(answer: Option<&Answer>) -> String {
+fn answered(answer: Option<&CaseAnswer>) -> String {
     let Some(answer) = answer else {
         return "no such agent".to_owned();
     };

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use agentguard_policy::explain::{Explanation, Met, Verdict};
+use agentguard_policy::explain::{ApplicablePolicy, Explanation, RuleEffect};
 
 use super::layout::{WIDTH, clip, paint, printable, wrap};
 
@@ -77,16 +77,16 @@ pub fn explanation_text(explained: &Explanation, colour: bool) -> String {
     text
 }
 
-fn met_table(text: &mut String, policies: &[Met]) {
+fn met_table(text: &mut String, policies: &[ApplicablePolicy]) {
     if policies.is_empty() {
         text.push_str("  none\n");
         return;
     }
-    let mut sorted: Vec<&Met> = policies.iter().collect();
+    let mut sorted: Vec<&ApplicablePolicy> = policies.iter().collect();
     sorted.sort_by_key(|met| met.verdict);
     let silent = sorted
         .iter()
-        .filter(|met| met.verdict == Verdict::Silent)
+        .filter(|met| met.verdict == RuleEffect::Silent)
         .count();
     sorted.truncate(sorted.len() - silent.saturating_sub(MAX_SILENT));
     let widest = sorted
@@ -97,10 +97,10 @@ fn met_table(text: &mut String, policies: &[Met]) {
         .min(50);
     for met in sorted {
         let verdict = match met.verdict {
-            Verdict::Permits => "permits",
-            Verdict::Forbids => "forbids",
-            Verdict::Failed => "fails",
-            Verdict::Silent => "conditions not met",
+            RuleEffect::Permits => "permits",
+            RuleEffect::Forbids => "forbids",
+            RuleEffect::Failed => "fails",
+            RuleEffect::Silent => "conditions not met",
         };
         let line = format!(
             "  {verdict:<18}  {:<widest$}  {}",

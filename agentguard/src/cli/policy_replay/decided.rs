@@ -2,12 +2,12 @@
 
 use agentguard_audit::line::Line;
 use agentguard_policy::Policy;
-use agentguard_policy::replay::{Missing, Outcome, Then};
+use agentguard_policy::replay::{ReplayGap, ReplayOutcome, Then};
 use agentguard_record::{self as record, ActionName, DecidedBy, DenyReason, Ended};
 
 /// A decision of rules.
-pub struct Decided<'l> {
-    pub outcome: Outcome,
+pub struct RuleDecision<'l> {
+    pub outcome: ReplayOutcome,
     pub reason: Option<DenyReason>,
     pub then: Then,
     /// Limits that had no room.
@@ -17,11 +17,11 @@ pub struct Decided<'l> {
 const UNREADABLE: &str = "no record that this build can read";
 const NOT_BY_RULES: &str = "not decided by rules";
 
-impl<'l> Decided<'l> {
+impl<'l> RuleDecision<'l> {
     /// `old`: the bundle that decided.
     pub fn of(line: &'l Line<'_>, old: Option<&Policy>) -> Result<Self, &'static str> {
         let told = line.decided_by.as_ref().zip(line.ended.as_ref());
-        let (by, ended) = told.ok_or(Missing::DecidedBy.why())?;
+        let (by, ended) = told.ok_or(ReplayGap::DecidedBy.why())?;
         let (by, ended) = by.known().zip(ended.known()).ok_or(UNREADABLE)?;
         let outcome = line.outcome.known().ok_or(UNREADABLE)?;
         if line.action_name() == Some(ActionName::Dns) {
@@ -49,9 +49,9 @@ impl<'l> Decided<'l> {
         };
         match outcome {
             record::Outcome::Allow => Ok(Self::permitted()),
-            record::Outcome::Observed => Ok(decided(Outcome::Observed)),
-            record::Outcome::ApprovalRequired => Ok(decided(Outcome::ApprovalRequired)),
-            record::Outcome::Deny if ended == Ended::Refused => Ok(decided(Outcome::Deny)),
+            record::Outcome::Observed => Ok(decided(ReplayOutcome::Observed)),
+            record::Outcome::ApprovalRequired => Ok(decided(ReplayOutcome::ApprovalRequired)),
+            record::Outcome::Deny if ended == Ended::Refused => Ok(decided(ReplayOutcome::Deny)),
             record::Outcome::Deny | record::Outcome::Killed | record::Outcome::Error => {
                 was_enforced(line, old).map(|()| Self::permitted())
             }
@@ -60,7 +60,7 @@ impl<'l> Decided<'l> {
 
     fn permitted() -> Self {
         Self {
-            outcome: Outcome::Allow,
+            outcome: ReplayOutcome::Allow,
             reason: None,
             then: Then::All,
             exhausted: &[],
@@ -71,7 +71,7 @@ impl<'l> Decided<'l> {
 /// What has ended otherwise had been permitted, unless its agent was only observed: of that the record tells how it ended, and
 /// not what would have been denied.
 fn was_enforced(line: &Line<'_>, old: Option<&Policy>) -> Result<(), &'static str> {
-    let old = old.ok_or(Missing::Bundle.why())?;
+    let old = old.ok_or(ReplayGap::Bundle.why())?;
     let mut agents = old.agents();
     let agent = agents.find(|agent| line.agent.as_deref() == Some(&*agent.name));
     match agent.is_some_and(|agent| agent.observe) {
@@ -179,9 +179,9 @@ mod tests {
         assert_ne!(earlier, whole);
         let why = |text: &str| {
             let line = Line::parse(text.as_bytes()).unwrap();
-            Decided::of(&line, None).err()
+            RuleDecision::of(&line, None).err()
         };
-        assert_eq!(why(&earlier), Some(Missing::DecidedBy.why()));
+        assert_eq!(why(&earlier), Some(ReplayGap::DecidedBy.why()));
         assert_eq!(why(&whole.replace("rules", "oracle")), Some(UNREADABLE));
     }
 
@@ -209,7 +209,7 @@ mod tests {
 
     fn taken(text: &str, old: Option<&Policy>) -> String {
         let line = Line::parse(text.as_bytes()).unwrap();
-        Decided::of(&line, old).map_or("-".to_owned(), |decided| {
+        RuleDecision::of(&line, old).map_or("-".to_owned(), |decided| {
             format!("{} {:?}", decided.outcome.name(), decided.then)
         })
     }

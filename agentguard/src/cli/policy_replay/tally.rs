@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use agentguard_audit::line::Line;
-use agentguard_policy::replay::{Outcome, Recorded, Replayed};
+use agentguard_policy::replay::{RecordedAct, ReplayOutcome, ReplayedDecision};
 use agentguard_record::DenyReason;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -16,7 +16,7 @@ const MAX_GROUPS: usize = 10_000;
 
 /// Decisions that change in the same way.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Change {
+struct ChangedDecisions {
     agent: String,
     action: String,
     resource: String,
@@ -44,7 +44,7 @@ pub struct Tally {
     pub records: u64,
     replayed: u64,
     changed: u64,
-    changes: BTreeMap<Change, Group>,
+    changes: BTreeMap<ChangedDecisions, Group>,
     /// Changes of so many kinds that they are only counted.
     ungrouped: u64,
     skipped: BTreeMap<&'static str, u64>,
@@ -58,21 +58,21 @@ impl Tally {
     pub fn compare(
         &mut self,
         line: &Line<'_>,
-        recorded: &Recorded<'_>,
-        old: (Outcome, Option<DenyReason>),
-        new: Replayed,
+        recorded: &RecordedAct<'_>,
+        old: (ReplayOutcome, Option<DenyReason>),
+        new: ReplayedDecision,
     ) {
         self.replayed += 1;
         if old == (new.outcome, new.reason) {
             return;
         }
         self.changed += 1;
-        let side = |outcome: Outcome, reason: Option<DenyReason>, policies| Side {
+        let side = |outcome: ReplayOutcome, reason: Option<DenyReason>, policies| Side {
             outcome: outcome.name(),
             reason: reason.map(DenyReason::slug),
             policies,
         };
-        let change = Change {
+        let change = ChangedDecisions {
             agent: recorded.agent.to_owned(),
             action: recorded.method.to_owned(),
             resource: line.resource.to_string(),
@@ -87,7 +87,7 @@ impl Tally {
         self.group(change, group);
     }
 
-    fn group(&mut self, change: Change, group: Group) {
+    fn group(&mut self, change: ChangedDecisions, group: Group) {
         if let Some(known) = self.changes.get_mut(&change) {
             known.count += group.count;
         } else if self.changes.len() < MAX_GROUPS {
@@ -111,7 +111,7 @@ impl Tally {
     }
 
     /// Most frequent first.
-    fn sorted(&self) -> Vec<(&Change, &Group)> {
+    fn sorted(&self) -> Vec<(&ChangedDecisions, &Group)> {
         let mut all: Vec<_> = self.changes.iter().collect();
         all.sort_by_key(|(_, group)| std::cmp::Reverse(group.count));
         all

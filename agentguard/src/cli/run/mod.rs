@@ -29,7 +29,7 @@ use super::{Failure, client_runtime};
 pub const OWN_FAILURE: u8 = 125;
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct RunArguments {
     /// The agent that the command is
     #[arg(long, value_name = "NAME")]
     agent: String,
@@ -44,7 +44,7 @@ pub struct Arguments {
     command: Vec<OsString>,
 }
 
-pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> {
+pub fn run(arguments: &RunArguments, config: &Config) -> Result<ExitCode, Failure> {
     let own = |e: &dyn std::fmt::Display| Failure::new(OWN_FAILURE, e);
     let user = arguments.user.as_deref().map(other_user).transpose()?;
     refuse_sockets()?;
@@ -77,7 +77,7 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
     let child = Pid::from_raw(tgid.cast_signed());
     let _task = match label(arguments, config, tgid) {
         Ok(started) => {
-            let task = started.task.map(|id| OpenTask { id, config });
+            let task = started.task.map(|id| RunTask { id, config });
             tell(&go_write, &started).map_err(|e| own(&e))?;
             task
         }
@@ -98,12 +98,12 @@ pub fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> 
 }
 
 /// Ended with CMD. Where the daemon cannot be told, the task's time ends it.
-struct OpenTask<'c> {
+struct RunTask<'c> {
     id: Uuid,
     config: &'c Config,
 }
 
-impl Drop for OpenTask<'_> {
+impl Drop for RunTask<'_> {
     fn drop(&mut self) {
         let client = Client::new(&self.config.paths.control_socket());
         let end = TaskEnd { id: self.id };
@@ -169,7 +169,7 @@ fn other_user(name: &str) -> Result<As, Failure> {
     Ok(As { account, groups })
 }
 
-fn label(arguments: &Arguments, config: &Config, tgid: u32) -> Result<Started, Failure> {
+fn label(arguments: &RunArguments, config: &Config, tgid: u32) -> Result<Started, Failure> {
     let client = Client::new(&config.paths.control_socket());
     let request = Run {
         agent: arguments.agent.clone(),

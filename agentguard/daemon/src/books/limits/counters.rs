@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use agentguard_policy::{Charge, Counter, Key, Room};
+use agentguard_policy::{Charge, Counter, LimitKey, Room};
 use serde::{Deserialize, Serialize};
 
 use super::count::{Count, Keyed};
@@ -39,7 +39,7 @@ pub struct Part {
     counter: Counter,
     until: i64,
     amount: u64,
-    key: Option<Key>,
+    key: Option<LimitKey>,
     pub is_budget: bool,
 }
 
@@ -70,7 +70,7 @@ pub struct Amount {
     pub until: i64,
     pub amount: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<Key>,
+    pub key: Option<LimitKey>,
 }
 
 /// What is used of one counter now.
@@ -302,7 +302,7 @@ impl Counters {
             changes.extend(entries.map(|(until, sum)| Change::Taken(amount(*until, *sum, None))));
             let keys = count.keys.iter();
             changes.extend(keys.map(|(value, it)| {
-                let key = Key {
+                let key = LimitKey {
                     value: *value,
                     request: it.request,
                 };

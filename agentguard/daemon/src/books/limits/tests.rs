@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 
 use agentguard_policy::Settlement;
-use agentguard_policy::{Charge, Counter, Key, Room, Span};
+use agentguard_policy::{Charge, Counter, LimitKey, Room, Span};
 use proptest::prelude::*;
 
 use super::counters::{Change, Counters, Part};
@@ -37,7 +37,7 @@ fn budget(amount: u64, key: Option<u8>) -> Charge {
         span: Span::Day,
         zone: Some("UTC".into()),
         amount,
-        key: key.map(|key| Key {
+        key: key.map(|key| LimitKey {
             value: [key; 16],
             request: [amount.to_le_bytes()[0]; 16],
         }),

@@ -34,7 +34,7 @@ fn exec_rules_of(agent: AgentId, exec: &policy::Exec, observed: bool) -> ExecRul
     }
 }
 
-fn exec_file(file: &policy::ExecFile) -> ExecFile {
+fn exec_file(file: &policy::ExecPattern) -> ExecFile {
     ExecFile {
         pattern: file.pattern.clone(),
         sha256: file.sha256.clone(),

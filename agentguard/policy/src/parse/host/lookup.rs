@@ -10,12 +10,12 @@ use http::uri::PathAndQuery;
 use super::super::reach::{Method, request_line};
 use super::super::table::{Located, Table};
 use super::request::{field, is_plain, same_type};
-use crate::body::{Block, Field, FieldType, Form};
+use crate::body::{BodyBlock, BodyField, FieldType, Form};
 use crate::diagnostic::{Report, did_you_mean, nearest};
 use crate::facts::{SECRET_HEADERS, SECRET_PARAMETERS};
 use crate::glob::PathPattern;
 use crate::host::{HostName, parse_port, show, split_port};
-use crate::lookup::{Lookup, Piece, Service, Source};
+use crate::lookup::{Lookup, Service, TargetPiece, ValueSource};
 
 /// Keys that are no facts.
 const OWN: [&str; 4] = ["on", "url", "cache_s", "deadline_ms"];
@@ -29,7 +29,7 @@ const DEFAULT_DEADLINE_MS: u64 = 1000;
 pub(super) fn lookups(
     report: &mut Report<'_>,
     root: &Table<'_>,
-    body: &[Block],
+    body: &[BodyBlock],
 ) -> Vec<Arc<Lookup>> {
     let mut found: Vec<Arc<Lookup>> = Vec::new();
     for (index, table) in root
@@ -51,7 +51,7 @@ pub(super) fn lookups(
     found
 }
 
-fn lookup(report: &mut Report<'_>, table: &Table<'_>, body: &[Block]) -> Option<Lookup> {
+fn lookup(report: &mut Report<'_>, table: &Table<'_>, body: &[BodyBlock]) -> Option<Lookup> {
     let on = on(report, table);
     let segments = on.as_ref().map(|(.., segments)| segments);
     let asked = asked(report, table, segments, body);
@@ -65,7 +65,7 @@ fn lookup(report: &mut Report<'_>, table: &Table<'_>, body: &[Block]) -> Option<
     );
     let fields = facts(report, table);
     let (method, path, segments) = on?;
-    let Asked {
+    let ServiceAddress {
         tls,
         host,
         port,
@@ -106,7 +106,7 @@ fn within(
     None
 }
 
-fn facts(report: &mut Report<'_>, table: &Table<'_>) -> Option<BTreeMap<String, Field>> {
+fn facts(report: &mut Report<'_>, table: &Table<'_>) -> Option<BTreeMap<String, BodyField>> {
     let mut fields = BTreeMap::new();
     let mut whole = true;
     for (name, fact) in table.others(&OWN, "a fact of [[lookup]]") {
@@ -188,11 +188,11 @@ fn on(report: &mut Report<'_>, table: &Table<'_>) -> Option<On> {
     }
 }
 
-struct Asked {
+struct ServiceAddress {
     tls: bool,
     host: HostName,
     port: u16,
-    target: Vec<Piece>,
+    target: Vec<TargetPiece>,
 }
 
 /// `segments`: `None` where `on` has been reported.
@@ -200,8 +200,8 @@ fn asked(
     report: &mut Report<'_>,
     table: &Table<'_>,
     segments: Option<&BTreeMap<String, usize>>,
-    body: &[Block],
-) -> Option<Asked> {
+    body: &[BodyBlock],
+) -> Option<ServiceAddress> {
     const HELP: &str = "write it as in `https://tickets.example/api/open?record={path.record}`";
     let url = table.required(report, "url")?;
     let mut wrong = |why: String| report.error_help(url.at, format!("`url` {why}"), HELP);
@@ -246,7 +246,7 @@ fn asked(
             return None;
         }
     }
-    Some(Asked {
+    Some(ServiceAddress {
         tls,
         host,
         port,
@@ -255,7 +255,7 @@ fn asked(
 }
 
 /// The path and query, and what stands in braces in it.
-fn pieces(target: &str) -> Result<(Vec<Piece>, Vec<&str>), String> {
+fn pieces(target: &str) -> Result<(Vec<TargetPiece>, Vec<&str>), String> {
     if target.contains('#') {
         return Err("has a fragment, which is never sent".into());
     }
@@ -276,16 +276,16 @@ fn pieces(target: &str) -> Result<(Vec<Piece>, Vec<&str>), String> {
                 show(name)
             )
         })?;
-        pieces.push(Piece::Text(std::mem::take(&mut text)));
+        pieces.push(TargetPiece::Text(std::mem::take(&mut text)));
         let in_path = !sample.contains('?');
-        pieces.push(Piece::Value { of, in_path });
+        pieces.push(TargetPiece::Value { of, in_path });
         sample.push('x');
         raw.push(name);
         rest = &behind[close + 1..];
     }
     text.push_str(rest);
     sample.push_str(rest);
-    pieces.push(Piece::Text(text));
+    pieces.push(TargetPiece::Text(text));
     let written = sample
         .bytes()
         .all(|b| b.is_ascii_graphic() && b != b'}' && b != b'\\');
@@ -295,15 +295,15 @@ fn pieces(target: &str) -> Result<(Vec<Piece>, Vec<&str>), String> {
     Ok((pieces, raw))
 }
 
-fn source(name: &str) -> Option<Source> {
+fn source(name: &str) -> Option<ValueSource> {
     match name.split_once('.') {
-        None if name == "agent" => Some(Source::Agent),
-        None if name == "owner" => Some(Source::Owner),
+        None if name == "agent" => Some(ValueSource::Agent),
+        None if name == "owner" => Some(ValueSource::Owner),
         Some((_, "")) | None => None,
-        Some(("path", name)) => Some(Source::Path(name.into())),
-        Some(("query", name)) => Some(Source::Query(name.into())),
-        Some(("header", name)) => Some(Source::Header(name.into())),
-        Some(("body", name)) => Some(Source::Body(name.into())),
+        Some(("path", name)) => Some(ValueSource::Path(name.into())),
+        Some(("query", name)) => Some(ValueSource::Query(name.into())),
+        Some(("header", name)) => Some(ValueSource::Header(name.into())),
+        Some(("body", name)) => Some(ValueSource::Body(name.into())),
         Some(_) => None,
     }
 }
@@ -312,28 +312,30 @@ fn source(name: &str) -> Option<Source> {
 fn check(
     name: &str,
     segments: Option<&BTreeMap<String, usize>>,
-    body: &[Block],
+    body: &[BodyBlock],
 ) -> Result<(), (&'static str, Option<String>)> {
     let credential = "is a credential, which nobody else is told";
     match source(name) {
-        Some(Source::Path(name)) if segments.is_some_and(|known| !known.contains_key(&name)) => {
+        Some(ValueSource::Path(name))
+            if segments.is_some_and(|known| !known.contains_key(&name)) =>
+        {
             let known = segments.into_iter().flat_map(BTreeMap::keys);
             let help = did_you_mean(&name, known.map(String::as_str));
             let help = help.unwrap_or_else(|| format!("write `{{{name}}}` for a segment in `on`"));
             Err(("is no segment of `on`", Some(help)))
         }
-        Some(Source::Query(name))
+        Some(ValueSource::Query(name))
             if SECRET_PARAMETERS.contains(&name.to_ascii_lowercase().as_str()) =>
         {
             Err((credential, None))
         }
-        Some(Source::Header(name))
+        Some(ValueSource::Header(name))
             if SECRET_HEADERS.contains(&name.to_ascii_lowercase().as_str()) =>
         {
             Err((credential, None))
         }
         // Parsed, a name is in lower case.
-        Some(Source::Header(name))
+        Some(ValueSource::Header(name))
             if !name
                 .parse::<HeaderName>()
                 .is_ok_and(|parsed| parsed.as_str() == name) =>
@@ -343,7 +345,7 @@ fn check(
                 Some("header names are lower-case".into()),
             ))
         }
-        Some(Source::Body(name)) => {
+        Some(ValueSource::Body(name)) => {
             let mut declared = body.iter().filter_map(|block| block.fields.get(&name));
             match declared.next() {
                 Some(field) if field.kind != FieldType::Strings => Ok(()),

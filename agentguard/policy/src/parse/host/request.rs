@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::reach::{Method, request_line};
 use super::super::table::{Keys, Located, Table};
-use crate::body::{Block, Field, FieldType, Form};
+use crate::body::{BodyBlock, BodyField, FieldType, Form};
 use crate::context::SCOPES;
 use crate::diagnostic::{Report, did_you_mean};
 use crate::glob::PathPattern;
@@ -25,8 +25,8 @@ const RESERVED: [&str; 10] = [
     "true", "false", "if", "then", "else", "in", "is", "like", "has", "__cedar",
 ];
 
-pub(super) fn body_blocks(report: &mut Report<'_>, root: &Table<'_>) -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
+pub(super) fn body_blocks(report: &mut Report<'_>, root: &Table<'_>) -> Vec<BodyBlock> {
+    let mut blocks: Vec<BodyBlock> = Vec::new();
     for table in root.tables(report, "body", "[[body]]") {
         let Some(block) = body_block(report, &table) else {
             continue;
@@ -50,8 +50,8 @@ pub(super) fn body_blocks(report: &mut Report<'_>, root: &Table<'_>) -> Vec<Bloc
 pub(super) fn same_type(
     report: &mut Report<'_>,
     table: &Table<'_>,
-    fields: &BTreeMap<String, Field>,
-    others: &[&BTreeMap<String, Field>],
+    fields: &BTreeMap<String, BodyField>,
+    others: &[&BTreeMap<String, BodyField>],
 ) {
     for (name, field) in fields {
         let mut others = others.iter().filter_map(|other| other.get(name));
@@ -69,7 +69,7 @@ pub(super) fn same_type(
     }
 }
 
-fn body_block(report: &mut Report<'_>, table: &Table<'_>) -> Option<Block> {
+fn body_block(report: &mut Report<'_>, table: &Table<'_>) -> Option<BodyBlock> {
     let on = on(report, table);
     let mut fields = BTreeMap::new();
     let mut forms = BTreeSet::new();
@@ -100,7 +100,7 @@ fn body_block(report: &mut Report<'_>, table: &Table<'_>) -> Option<Block> {
         return None;
     }
     let (method, path) = on?;
-    Some(Block {
+    Some(BodyBlock {
         method,
         path,
         form: if forms.contains(&true) {
@@ -123,7 +123,7 @@ pub(super) fn field(
     report: &mut Report<'_>,
     name: &Located<String>,
     table: Option<Table<'_>>,
-) -> Option<(Form, Field)> {
+) -> Option<(Form, BodyField)> {
     let text = name.value.as_str();
     if !is_plain(text) {
         report.error_help(
@@ -165,7 +165,7 @@ pub(super) fn field(
     };
     Some((
         form,
-        Field {
+        BodyField {
             kind: FieldType::parse(&kind?.value)?,
             at,
             private: private.is_some_and(|private| private.value),
@@ -185,7 +185,7 @@ fn unescaped(pointer: &str) -> Option<Vec<String>> {
 pub(super) fn scope_entries(
     report: &mut Report<'_>,
     root: &Table<'_>,
-    body: &[Block],
+    body: &[BodyBlock],
 ) -> Vec<ScopeEntry> {
     let tables = root.tables(report, "scope", "[[scope]]");
     let entries = tables.iter().filter_map(|table| {
@@ -234,7 +234,7 @@ fn scopes(report: &mut Report<'_>, table: &Table<'_>) -> Option<BTreeSet<&'stati
 fn conditions(
     report: &mut Report<'_>,
     table: &Table<'_>,
-    body: &[Block],
+    body: &[BodyBlock],
 ) -> Option<BTreeMap<String, BTreeSet<String>>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (name, value) in table.pairs(report, "where") {

@@ -273,7 +273,7 @@ impl Reference {
         self.entities.clone().add_entities(added, None).unwrap()
     }
 
-    fn block(&self, question: &Question<'_>, path: &str) -> Option<&Block> {
+    fn block(&self, question: &Question<'_>, path: &str) -> Option<&BodyBlock> {
         let mut blocks = self.file(&question.host)?.body.iter();
         blocks.find(|block| self.fits(block.method, &block.path, question, path))
     }
