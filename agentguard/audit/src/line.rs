@@ -31,7 +31,7 @@ pub const FIRST_PREV: Hash = [b'0'; 64];
 
 /// Where a record stands in the chain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place<'a> {
+pub struct ChainPlace<'a> {
     pub seq: u64,
     pub prev: &'a Hash,
 }

@@ -12,12 +12,12 @@ use std::time::Instant;
 
 use agentguard_record::Record;
 use agentguard_sys::file::ensure_folder;
-use agentguard_sys::lock::{FolderLock, Taken};
+use agentguard_sys::lock::{FolderLock, LockHolder};
 use tokio::sync::watch;
 
 pub use self::error::LogError;
-use super::line::{self, Hash, Place};
-use super::segment::{self, Tail};
+use super::line::{self, ChainPlace, Hash};
+use super::segment::{self, ChainTail};
 use super::sync::Syncer;
 use crate::Durability;
 
@@ -53,7 +53,7 @@ pub struct Log {
     /// Lines that are chained and not written.
     pending: Vec<u8>,
     /// Of the last chained record.
-    tail: Tail,
+    tail: ChainTail,
     /// Not kept, and not yet admitted in a record.
     lost: u64,
     /// Since when it cannot be written.
@@ -157,7 +157,7 @@ impl Log {
             return Err(self.lose(LogError::Full));
         }
         let start = self.pending.len();
-        let place = Place {
+        let place = ChainPlace {
             seq: self.tail.seq + 1,
             prev: &self.tail.hash,
         };
@@ -165,7 +165,7 @@ impl Log {
             self.pending.truncate(start);
             return Err(self.lose(error.into()));
         }
-        self.tail = Tail {
+        self.tail = ChainTail {
             seq: place.seq,
             hash: line::hash(&self.pending[start..]),
         };
@@ -296,8 +296,8 @@ fn lock(dir: &Path) -> Result<FolderLock, LogError> {
     FolderLock::take(dir)?.map_err(|taken| LogError::Locked {
         dir: dir.to_owned(),
         holder: match taken {
-            Taken::By(tgid) => format!("process {tgid}"),
-            Taken::Unknown => "another process".into(),
+            LockHolder::By(tgid) => format!("process {tgid}"),
+            LockHolder::Unknown => "another process".into(),
         },
     })
 }

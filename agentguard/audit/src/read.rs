@@ -6,14 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::vec;
 
-use super::segment::{self, Segment};
+use super::segment::{self, SegmentFile};
 
 const CHUNK: u64 = 256 * 1024;
 
 /// Whole lines, without their newlines, from the end of the log towards its start. What a writer is in the middle of is
 /// left out.
 pub(super) struct Backwards {
-    segments: vec::IntoIter<Segment>,
+    segments: vec::IntoIter<SegmentFile>,
     file: Option<Segmented>,
 }
 

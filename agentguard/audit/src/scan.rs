@@ -18,11 +18,11 @@ const PIECE: u64 = 8 << 20;
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
 pub struct Scan {
-    pieces: Vec<Piece>,
+    pieces: Vec<ScanRange>,
 }
 
 /// The lines that begin in a range of a file.
-struct Piece {
+struct ScanRange {
     path: PathBuf,
     start: u64,
     end: u64,
@@ -51,7 +51,7 @@ impl Scan {
         for segment in &segments[first..] {
             let bytes = segment.path.metadata()?.len();
             let starts = (0..bytes).step_by(PIECE as usize);
-            pieces.extend(starts.map(|start| Piece {
+            pieces.extend(starts.map(|start| ScanRange {
                 path: segment.path.clone(),
                 start,
                 end: bytes.min(start + PIECE),
@@ -105,7 +105,7 @@ impl Scan {
     }
 }
 
-impl Piece {
+impl ScanRange {
     fn read(&self, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let mut file = BufReader::with_capacity(1 << 18, File::open(&self.path)?);
         let mut at = self.start.saturating_sub(1);
@@ -150,7 +150,7 @@ mod tests {
             for path in files(dir.path()) {
                 let bytes = fs::metadata(&path).unwrap().len();
                 for start in (0..bytes).step_by(size) {
-                    let piece = Piece {
+                    let piece = ScanRange {
                         path: path.clone(),
                         start,
                         end: bytes.min(start + size as u64),

@@ -18,19 +18,19 @@ const CHUNK: u64 = 64 * 1024;
 
 /// One file of records.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Segment {
+pub(super) struct SegmentFile {
     pub(super) first: u64,
     pub(super) path: PathBuf,
 }
 
 /// Where the chain ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Tail {
+pub(super) struct ChainTail {
     pub(super) seq: u64,
     pub(super) hash: Hash,
 }
 
-impl Tail {
+impl ChainTail {
     const EMPTY: Self = Self {
         seq: 0,
         hash: FIRST_PREV,
@@ -47,12 +47,12 @@ pub struct Torn {
 }
 
 /// The segments below `dir`, oldest first. Other files are not ours to judge.
-pub(super) fn list(dir: &Path) -> io::Result<Vec<Segment>> {
+pub(super) fn list(dir: &Path) -> io::Result<Vec<SegmentFile>> {
     let mut segments = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if let Some(first) = path.file_name().and_then(|name| first_seq(name.to_str()?)) {
-            segments.push(Segment { first, path });
+            segments.push(SegmentFile { first, path });
         }
     }
     segments.sort();
@@ -97,7 +97,10 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), LogError> {
 }
 
 /// Finds the chain's end in the newest segment that has a record, setting aside what a crash tore at the very end.
-pub(super) fn recover(dir: &Path, segments: &[Segment]) -> Result<(Tail, Option<Torn>), LogError> {
+pub(super) fn recover(
+    dir: &Path,
+    segments: &[SegmentFile],
+) -> Result<(ChainTail, Option<Torn>), LogError> {
     let mut torn = None;
     for (age, segment) in segments.iter().rev().enumerate() {
         let path = &segment.path;
@@ -116,11 +119,11 @@ pub(super) fn recover(dir: &Path, segments: &[Segment]) -> Result<(Tail, Option<
             return Ok((tail, torn));
         }
     }
-    Ok((Tail::EMPTY, torn))
+    Ok((ChainTail::EMPTY, torn))
 }
 
 /// The last record of a segment, and the end of what can be read as records.
-fn find_tail(path: &Path, file: &File, length: u64) -> Result<(Option<Tail>, u64), LogError> {
+fn find_tail(path: &Path, file: &File, length: u64) -> Result<(Option<ChainTail>, u64), LogError> {
     let mut end = length;
     while let Some((start, bytes)) = last_line(file, end).map_err(LogError::io("read", path))? {
         let whole = bytes.strip_suffix(b"\n");
@@ -132,7 +135,7 @@ fn find_tail(path: &Path, file: &File, length: u64) -> Result<(Option<Tail>, u64
             }
             let hash = line::hash(content);
             return Ok((
-                Some(Tail {
+                Some(ChainTail {
                     seq: link.seq,
                     hash,
                 }),

@@ -11,18 +11,18 @@ const PERIOD: Duration = Duration::from_millis(100);
 
 /// A thread that calls `fdatasync` on what it is told has been written.
 pub(super) struct Syncer {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSync>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct SharedSync {
+    state: Mutex<SyncState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct SyncState {
     dirty: Option<(Arc<File>, Instant)>,
     syncing: bool,
     failed: Option<io::Error>,
@@ -31,7 +31,7 @@ struct State {
 
 impl Syncer {
     pub(super) fn start() -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(SharedSync::default());
         let of_thread = shared.clone();
         let thread = std::thread::Builder::new()
             .name("audit-sync".into())
@@ -89,8 +89,8 @@ impl Drop for Syncer {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SharedSync {
+    fn lock(&self) -> MutexGuard<'_, SyncState> {
         self.state
             .lock()
             .expect("nothing panics with the lock held")
@@ -117,7 +117,7 @@ impl Shared {
         }
     }
 
-    fn sync<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn sync<'a>(&'a self, mut state: MutexGuard<'a, SyncState>) -> MutexGuard<'a, SyncState> {
         let Some((file, _)) = state.dirty.take() else {
             return state;
         };

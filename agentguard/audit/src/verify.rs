@@ -12,7 +12,7 @@ use super::segment;
 
 /// A log whose chain holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Verified {
+pub struct VerifiedLog {
     pub segments: u64,
     pub records: u64,
     /// 0 if there is no record.
@@ -59,11 +59,11 @@ pub enum ChainFault {
 struct Chain {
     next: u64,
     prev: Hash,
-    found: Verified,
+    found: VerifiedLog,
 }
 
 /// Reads every segment below `dir`. Records that the daemon appends meanwhile may or may not be seen.
-pub fn verify(dir: &Path) -> Result<Verified, VerifyError> {
+pub fn verify(dir: &Path) -> Result<VerifiedLog, VerifyError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| VerifyError::Io { path, source }
@@ -72,7 +72,7 @@ pub fn verify(dir: &Path) -> Result<Verified, VerifyError> {
     let mut chain = Chain {
         next: 1,
         prev: FIRST_PREV,
-        found: Verified {
+        found: VerifiedLog {
             segments: segments.len() as u64,
             records: 0,
             first_seq: 0,

@@ -106,7 +106,7 @@ pub fn pack(sources: &Sources, meta: &Meta) -> String {
 
 /// Adds a signature to a packed bundle that is whole.
 pub fn sign(packed: &mut String, key: &SecretKey) -> Result<(), PackError> {
-    let parts = Parts::of(packed)?;
+    let parts = PackedParts::of(packed)?;
     let id = key.id();
     if parts.signatures.iter().any(|one| one.key == id.as_str()) {
         return Err(PackError::Signed(id));
@@ -122,7 +122,7 @@ pub fn sign(packed: &mut String, key: &SecretKey) -> Result<(), PackError> {
 
 /// What is in a packed bundle that one of `trusted` has signed, and who.
 pub fn open(packed: &str, trusted: &[TrustedKey]) -> Result<(Contents, Signer), PackError> {
-    let parts = Parts::of(packed)?;
+    let parts = PackedParts::of(packed)?;
     if parts.signatures.is_empty() {
         return Err(PackError::Unsigned);
     }
@@ -147,7 +147,7 @@ pub fn open(packed: &str, trusted: &[TrustedKey]) -> Result<(Contents, Signer), 
 
 /// What is in a packed bundle, whoever may have signed it, and the keys that its signatures name.
 pub fn look(packed: &str) -> Result<(Contents, Vec<String>), PackError> {
-    let parts = Parts::of(packed)?;
+    let parts = PackedParts::of(packed)?;
     let keys = parts.signatures.iter().map(|one| one.key.to_owned());
     Ok((contents(parts.signed)?, keys.collect()))
 }
@@ -158,7 +158,7 @@ pub fn is_packed(start: &[u8]) -> bool {
     start.starts_with(known) || known.starts_with(start)
 }
 
-struct Parts<'t> {
+struct PackedParts<'t> {
     signed: &'t str,
     signatures: Vec<Signature<'t>>,
 }
@@ -168,7 +168,7 @@ struct Signature<'t> {
     signature: [u8; SIGNATURE],
 }
 
-impl<'t> Parts<'t> {
+impl<'t> PackedParts<'t> {
     fn of(packed: &'t str) -> Result<Self, PackError> {
         if packed.len() > MAX_PACKED {
             return Err(PackError::TooLarge);

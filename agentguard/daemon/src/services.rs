@@ -2,7 +2,7 @@
 
 use agentguard_kernel::Events;
 use agentguard_link::frame::Start;
-use agentguard_sys::network::Changes;
+use agentguard_sys::network::NetworkChanges;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -24,7 +24,7 @@ pub struct Inboxes {
     /// Who asks for the kernel's ring to be read.
     pub drains: mpsc::Receiver<oneshot::Sender<()>>,
     pub looks: mpsc::Receiver<Look>,
-    pub network: Changes,
+    pub network: NetworkChanges,
     pub orders: mpsc::Receiver<Order>,
 }
 

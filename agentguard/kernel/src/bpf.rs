@@ -10,19 +10,19 @@ use aya_obj::generated::{bpf_insn, bpf_prog_info};
 
 use super::KernelError;
 
-const MAP_CREATE: Command = Command(0, "BPF_MAP_CREATE");
-const MAP_LOOKUP_ELEM: Command = Command(1, "BPF_MAP_LOOKUP_ELEM");
-const MAP_UPDATE_ELEM: Command = Command(2, "BPF_MAP_UPDATE_ELEM");
-const MAP_DELETE_ELEM: Command = Command(3, "BPF_MAP_DELETE_ELEM");
-const MAP_GET_NEXT_KEY: Command = Command(4, "BPF_MAP_GET_NEXT_KEY");
-const PROG_LOAD: Command = Command(5, "BPF_PROG_LOAD");
-const OBJ_PIN: Command = Command(6, "BPF_OBJ_PIN");
-const OBJ_GET: Command = Command(7, "BPF_OBJ_GET");
-const OBJ_GET_INFO_BY_FD: Command = Command(15, "BPF_OBJ_GET_INFO_BY_FD");
-const RAW_TRACEPOINT_OPEN: Command = Command(17, "BPF_RAW_TRACEPOINT_OPEN");
-const LINK_CREATE: Command = Command(28, "BPF_LINK_CREATE");
-const LINK_DETACH: Command = Command(34, "BPF_LINK_DETACH");
-const LINK_UPDATE: Command = Command(29, "BPF_LINK_UPDATE");
+const MAP_CREATE: BpfCommand = BpfCommand(0, "BPF_MAP_CREATE");
+const MAP_LOOKUP_ELEM: BpfCommand = BpfCommand(1, "BPF_MAP_LOOKUP_ELEM");
+const MAP_UPDATE_ELEM: BpfCommand = BpfCommand(2, "BPF_MAP_UPDATE_ELEM");
+const MAP_DELETE_ELEM: BpfCommand = BpfCommand(3, "BPF_MAP_DELETE_ELEM");
+const MAP_GET_NEXT_KEY: BpfCommand = BpfCommand(4, "BPF_MAP_GET_NEXT_KEY");
+const PROG_LOAD: BpfCommand = BpfCommand(5, "BPF_PROG_LOAD");
+const OBJ_PIN: BpfCommand = BpfCommand(6, "BPF_OBJ_PIN");
+const OBJ_GET: BpfCommand = BpfCommand(7, "BPF_OBJ_GET");
+const OBJ_GET_INFO_BY_FD: BpfCommand = BpfCommand(15, "BPF_OBJ_GET_INFO_BY_FD");
+const RAW_TRACEPOINT_OPEN: BpfCommand = BpfCommand(17, "BPF_RAW_TRACEPOINT_OPEN");
+const LINK_CREATE: BpfCommand = BpfCommand(28, "BPF_LINK_CREATE");
+const LINK_DETACH: BpfCommand = BpfCommand(34, "BPF_LINK_DETACH");
+const LINK_UPDATE: BpfCommand = BpfCommand(29, "BPF_LINK_UPDATE");
 
 /// `enum bpf_attach_type`.
 pub(super) const LSM_MAC: u32 = 27;
@@ -33,9 +33,9 @@ pub(super) const F_SLEEPABLE: u32 = 1 << 4;
 pub(super) const F_RDONLY: u32 = 1 << 3;
 
 #[derive(Clone, Copy)]
-struct Command(libc::c_int, &'static str);
+struct BpfCommand(libc::c_int, &'static str);
 
-impl Command {
+impl BpfCommand {
     fn failed(self, source: io::Error) -> KernelError {
         KernelError::Call {
             call: self.1,
@@ -186,7 +186,12 @@ pub(super) fn create_trie(
 }
 
 /// The addresses must be those of buffers of the map's key and value size.
-fn elem(command: Command, map: BorrowedFd<'_>, key: u64, value: u64) -> Result<bool, KernelError> {
+fn elem(
+    command: BpfCommand,
+    map: BorrowedFd<'_>,
+    key: u64,
+    value: u64,
+) -> Result<bool, KernelError> {
     let result = command.run(&mut ElemAttr {
         map_fd: raw(map),
         pad: 0,

@@ -43,7 +43,7 @@ fn missing(what: &str) -> KernelError {
 
 /// What a member must be for the programs to read it.
 #[derive(Clone, Copy)]
-enum Shape {
+enum MemberShape {
     Pointer,
     /// An integer of so many bytes, or a struct around nothing else (`atomic_t`, `kuid_t`).
     Integer(u32),
@@ -53,8 +53,8 @@ enum Shape {
 }
 
 fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
-    use Shape::{Array, Integer, Pointer, Struct};
-    let at = |name: &str, member: &str, shape: Shape| {
+    use MemberShape::{Array, Integer, Pointer, Struct};
+    let at = |name: &str, member: &str, shape: MemberShape| {
         let found = btf
             .structs
             .get(name)
@@ -65,7 +65,7 @@ fn layout_of(btf: &Btf<'_>) -> Result<Layout, KernelError> {
         }
         Ok(offset)
     };
-    let since = |name: &str, member: &str, shape: Shape| match btf.structs.get(name) {
+    let since = |name: &str, member: &str, shape: MemberShape| match btf.structs.get(name) {
         Some(id) if btf.member(*id, member, 0).is_some() => at(name, member, shape),
         _ => Ok(0),
     };
@@ -308,17 +308,17 @@ impl<'a> Btf<'a> {
         None
     }
 
-    fn has_shape(&self, id: u32, shape: Shape) -> bool {
+    fn has_shape(&self, id: u32, shape: MemberShape) -> bool {
         let Some(id) = self.resolve(id) else {
             return false;
         };
         let Some(t) = self.get(id) else { return false };
         match shape {
-            Shape::Pointer => t.kind == KIND_PTR,
-            Shape::Struct => t.kind == KIND_STRUCT,
-            Shape::Array => t.kind == KIND_ARRAY,
-            Shape::Integer(size) if t.kind == KIND_INT => t.size_or_type == size,
-            Shape::Integer(size) => {
+            MemberShape::Pointer => t.kind == KIND_PTR,
+            MemberShape::Struct => t.kind == KIND_STRUCT,
+            MemberShape::Array => t.kind == KIND_ARRAY,
+            MemberShape::Integer(size) if t.kind == KIND_INT => t.size_or_type == size,
+            MemberShape::Integer(size) => {
                 t.kind == KIND_STRUCT
                     && t.size_or_type == size
                     && t.vlen == 1
@@ -379,9 +379,9 @@ mod tests {
         let bytes = std::fs::read(VMLINUX).unwrap();
         let btf = Btf::parse(&bytes).unwrap();
         let (_, tgid) = btf.member(btf.structs["task_struct"], "tgid", 0).unwrap();
-        assert!(btf.has_shape(tgid, Shape::Integer(4)));
-        assert!(!btf.has_shape(tgid, Shape::Integer(8)));
-        assert!(!btf.has_shape(tgid, Shape::Pointer));
+        assert!(btf.has_shape(tgid, MemberShape::Integer(4)));
+        assert!(!btf.has_shape(tgid, MemberShape::Integer(8)));
+        assert!(!btf.has_shape(tgid, MemberShape::Pointer));
         assert!(
             btf.member(btf.structs["task_struct"], "no_such_member", 0)
                 .is_none()

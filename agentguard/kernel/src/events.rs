@@ -11,15 +11,15 @@ use super::KernelError;
 
 /// One record of the ring.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct RingEvent {
     pub event: Event,
     /// Of an exec that was judged.
-    pub exec: Option<Exec>,
+    pub exec: Option<JudgedExec>,
 }
 
 /// What is known of a judged exec besides its [`Event`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Exec {
+pub struct JudgedExec {
     /// `None`: it could not be told.
     pub cwd: Option<String>,
     /// `None`: private, or not to be read. The last one may have been cut.
@@ -68,7 +68,7 @@ impl Events {
     }
 
     /// Hands over what is in the ring now, without waiting.
-    pub fn drain(&mut self, mut each: impl FnMut(Seen)) {
+    pub fn drain(&mut self, mut each: impl FnMut(RingEvent)) {
         while let Some(record) = self.ring.get_mut().next() {
             match decode(&record) {
                 Some(seen) => each(seen),
@@ -84,7 +84,7 @@ impl Events {
 }
 
 /// A record is an [`Event`], its head alone, or an [`ExecEvent`] up to its last argument.
-fn decode(record: &[u8]) -> Option<Seen> {
+fn decode(record: &[u8]) -> Option<RingEvent> {
     if record.len() >= ExecEvent::HEAD_LEN {
         return decode_exec(record);
     }
@@ -96,10 +96,10 @@ fn decode(record: &[u8]) -> Option<Seen> {
     // SAFETY: `Event` is plain integers of exactly this size.
     let event: Event = unsafe { std::mem::transmute(bytes) };
     let exec = None;
-    (event.path_len as usize <= event.path.len()).then_some(Seen { event, exec })
+    (event.path_len as usize <= event.path.len()).then_some(RingEvent { event, exec })
 }
 
-fn decode_exec(record: &[u8]) -> Option<Seen> {
+fn decode_exec(record: &[u8]) -> Option<RingEvent> {
     let mut bytes = [0u8; size_of::<ExecEvent>()];
     bytes.get_mut(..record.len())?.copy_from_slice(record);
     // SAFETY: `ExecEvent` is plain integers of exactly this size.
@@ -119,13 +119,13 @@ fn decode_exec(record: &[u8]) -> Option<Seen> {
         let arguments = arguments.strip_suffix(&[0]).unwrap_or(arguments);
         arguments.split(|byte| *byte == 0).map(text).collect()
     };
-    let exec = Exec {
+    let exec = JudgedExec {
         cwd: (!cwd.is_empty()).then(|| text(cwd)),
         arguments: is_seen.then(split),
         arguments_bytes: (found.flags & ExecEvent::UNSEEN == 0).then_some(found.arguments_total),
         before: found.flags & ExecEvent::BEFORE != 0,
     };
-    Some(Seen {
+    Some(RingEvent {
         event,
         exec: Some(exec),
     })

@@ -32,7 +32,7 @@ use nix::fcntl::Flock;
 
 pub use btf::layout;
 pub use content::{NoDigests, digests};
-pub use events::{Events, Exec, Seen};
+pub use events::{Events, JudgedExec, RingEvent};
 pub use exec::{ExecFile, ExecRules};
 pub use load::OBJECT;
 pub use origin::OriginMaps;
@@ -41,7 +41,7 @@ pub use probe::{fits, leaves_lsm_out, lsm, preempts_tracepoints};
 pub use protected::Protected;
 pub use rules::Rule;
 
-use load::Offered;
+use load::OfferedHelpers;
 use maps::Maps;
 use pin::Folders;
 
@@ -106,13 +106,13 @@ impl Kernel {
         let (folders, lock) = Folders::create(pins)?;
         let is_fresh = !load::is_any_pinned(&folders);
         let lsm = lsm();
-        let offered = Offered {
+        let offered = OfferedHelpers {
             backstops: preempts_tracepoints(),
             lsm: lsm.is_ok(),
             digests: digests().is_ok(),
         };
         let loaded = load::load(&folders, cgroup_root, offered);
-        let load::Loaded {
+        let load::LoadedObject {
             maps,
             offered,
             unix,
@@ -358,7 +358,7 @@ impl Kernel {
 
     /// Every hook that this kernel can have.
     pub fn hooks(&self) -> Vec<Hook> {
-        let offered = Offered {
+        let offered = OfferedHelpers {
             backstops: preempts_tracepoints(),
             lsm: self.lsm(),
             digests: self.digests,
@@ -410,7 +410,7 @@ pub enum UnixJudged {
 /// Which hooks are attached now by what is pinned below `pins`, whether a daemon runs or not; those that this kernel cannot
 /// have are among them, not attached.
 pub fn hooks(pins: &Path) -> Vec<Hook> {
-    let all = Offered {
+    let all = OfferedHelpers {
         backstops: true,
         lsm: true,
         digests: true,

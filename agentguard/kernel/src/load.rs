@@ -20,21 +20,21 @@ pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agentguard-ebpf"));
 
 /// Where a program is attached.
-enum Place {
+enum AttachPoint {
     RawTracepoint,
-    /// As [`Place::RawTracepoint`], behind the program of the same name, for what the kernel may keep from that.
+    /// As [`AttachPoint::RawTracepoint`], behind the program of the same name, for what the kernel may keep from that.
     Backstop,
     /// `enum bpf_attach_type`, at the root of the cgroup v2 hierarchy.
     Cgroup(u32),
     /// Where the kernel has BPF LSM; the program's name is `lsm_` and the hook's.
     Lsm,
-    /// As [`Place::Lsm`], on `bprm_check_security`, where digests of files can be known.
+    /// As [`AttachPoint::Lsm`], on `bprm_check_security`, where digests of files can be known.
     Digest,
 }
 
 /// What not every kernel can have.
 #[derive(Clone, Copy)]
-pub(super) struct Offered {
+pub(super) struct OfferedHelpers {
     /// The kernel may leave a tracepoint's program out.
     pub(super) backstops: bool,
     pub(super) lsm: bool,
@@ -43,69 +43,69 @@ pub(super) struct Offered {
 
 /// Every program by its name in the object, in the order of attaching: sockets are marked before anything is judged, and
 /// processes are enrolled last.
-const PROGRAMS: [(&str, Place); 49] = [
-    ("sock_create", Place::Cgroup(2)),
-    ("sock_release", Place::Cgroup(34)),
-    ("connected", Place::Cgroup(3)),
-    ("egress", Place::Cgroup(1)),
-    ("connect4", Place::Cgroup(10)),
-    ("connect6", Place::Cgroup(11)),
-    ("sendmsg4", Place::Cgroup(14)),
-    ("sendmsg6", Place::Cgroup(15)),
-    ("recvmsg4", Place::Cgroup(19)),
-    ("recvmsg6", Place::Cgroup(20)),
-    ("getpeername4", Place::Cgroup(29)),
-    ("getpeername6", Place::Cgroup(30)),
-    ("bind4", Place::Cgroup(8)),
-    ("bind6", Place::Cgroup(9)),
-    ("exit", Place::RawTracepoint),
-    ("exit_backstop", Place::Backstop),
-    ("fork", Place::RawTracepoint),
-    ("cgroup_rmdir", Place::RawTracepoint),
-    ("cgroup_mkdir", Place::RawTracepoint),
-    ("cgroup_attach_task", Place::RawTracepoint),
-    ("lsm_bprm_check_security", Place::Lsm),
+const PROGRAMS: [(&str, AttachPoint); 49] = [
+    ("sock_create", AttachPoint::Cgroup(2)),
+    ("sock_release", AttachPoint::Cgroup(34)),
+    ("connected", AttachPoint::Cgroup(3)),
+    ("egress", AttachPoint::Cgroup(1)),
+    ("connect4", AttachPoint::Cgroup(10)),
+    ("connect6", AttachPoint::Cgroup(11)),
+    ("sendmsg4", AttachPoint::Cgroup(14)),
+    ("sendmsg6", AttachPoint::Cgroup(15)),
+    ("recvmsg4", AttachPoint::Cgroup(19)),
+    ("recvmsg6", AttachPoint::Cgroup(20)),
+    ("getpeername4", AttachPoint::Cgroup(29)),
+    ("getpeername6", AttachPoint::Cgroup(30)),
+    ("bind4", AttachPoint::Cgroup(8)),
+    ("bind6", AttachPoint::Cgroup(9)),
+    ("exit", AttachPoint::RawTracepoint),
+    ("exit_backstop", AttachPoint::Backstop),
+    ("fork", AttachPoint::RawTracepoint),
+    ("cgroup_rmdir", AttachPoint::RawTracepoint),
+    ("cgroup_mkdir", AttachPoint::RawTracepoint),
+    ("cgroup_attach_task", AttachPoint::RawTracepoint),
+    ("lsm_bprm_check_security", AttachPoint::Lsm),
     // Behind the one that judges, to run before it.
-    ("lsm_digest", Place::Digest),
-    ("lsm_unix_stream_connect", Place::Lsm),
-    ("lsm_unix_may_send", Place::Lsm),
-    ("lsm_socket_create", Place::Lsm),
-    ("lsm_socket_listen", Place::Lsm),
-    ("lsm_bpf", Place::Lsm),
-    ("lsm_ptrace_access_check", Place::Lsm),
-    ("lsm_task_kill", Place::Lsm),
-    ("lsm_file_ioctl", Place::Lsm),
-    ("lsm_file_receive", Place::Lsm),
-    ("lsm_socket_sendmsg", Place::Lsm),
-    ("lsm_inode_unlink", Place::Lsm),
-    ("lsm_inode_rmdir", Place::Lsm),
-    ("lsm_inode_rename", Place::Lsm),
-    ("lsm_sb_umount", Place::Lsm),
-    ("lsm_file_open", Place::Lsm),
-    ("lsm_inode_create", Place::Lsm),
-    ("lsm_inode_symlink", Place::Lsm),
-    ("lsm_inode_mkdir", Place::Lsm),
-    ("lsm_inode_mknod", Place::Lsm),
-    ("lsm_inode_link", Place::Lsm),
-    ("lsm_inode_setattr", Place::Lsm),
-    ("lsm_inode_setxattr", Place::Lsm),
-    ("lsm_inode_removexattr", Place::Lsm),
-    ("lsm_sb_mount", Place::Lsm),
-    ("lsm_move_mount", Place::Lsm),
-    ("exec", Place::RawTracepoint),
-    ("exec_backstop", Place::Backstop),
+    ("lsm_digest", AttachPoint::Digest),
+    ("lsm_unix_stream_connect", AttachPoint::Lsm),
+    ("lsm_unix_may_send", AttachPoint::Lsm),
+    ("lsm_socket_create", AttachPoint::Lsm),
+    ("lsm_socket_listen", AttachPoint::Lsm),
+    ("lsm_bpf", AttachPoint::Lsm),
+    ("lsm_ptrace_access_check", AttachPoint::Lsm),
+    ("lsm_task_kill", AttachPoint::Lsm),
+    ("lsm_file_ioctl", AttachPoint::Lsm),
+    ("lsm_file_receive", AttachPoint::Lsm),
+    ("lsm_socket_sendmsg", AttachPoint::Lsm),
+    ("lsm_inode_unlink", AttachPoint::Lsm),
+    ("lsm_inode_rmdir", AttachPoint::Lsm),
+    ("lsm_inode_rename", AttachPoint::Lsm),
+    ("lsm_sb_umount", AttachPoint::Lsm),
+    ("lsm_file_open", AttachPoint::Lsm),
+    ("lsm_inode_create", AttachPoint::Lsm),
+    ("lsm_inode_symlink", AttachPoint::Lsm),
+    ("lsm_inode_mkdir", AttachPoint::Lsm),
+    ("lsm_inode_mknod", AttachPoint::Lsm),
+    ("lsm_inode_link", AttachPoint::Lsm),
+    ("lsm_inode_setattr", AttachPoint::Lsm),
+    ("lsm_inode_setxattr", AttachPoint::Lsm),
+    ("lsm_inode_removexattr", AttachPoint::Lsm),
+    ("lsm_sb_mount", AttachPoint::Lsm),
+    ("lsm_move_mount", AttachPoint::Lsm),
+    ("exec", AttachPoint::RawTracepoint),
+    ("exec_backstop", AttachPoint::Backstop),
 ];
 
 /// The programs for a kernel that offers this.
-fn programs(offered: Offered) -> impl Iterator<Item = (&'static str, &'static Place)> {
+fn programs(offered: OfferedHelpers) -> impl Iterator<Item = (&'static str, &'static AttachPoint)> {
     PROGRAMS
         .iter()
         .map(|(name, place)| (*name, place))
         .filter(move |(_, place)| match place {
-            Place::Backstop => offered.backstops,
-            Place::Lsm => offered.lsm,
-            Place::Digest => offered.digests,
-            Place::RawTracepoint | Place::Cgroup(_) => true,
+            AttachPoint::Backstop => offered.backstops,
+            AttachPoint::Lsm => offered.lsm,
+            AttachPoint::Digest => offered.digests,
+            AttachPoint::RawTracepoint | AttachPoint::Cgroup(_) => true,
         })
 }
 
@@ -135,9 +135,9 @@ fn tracepoint(program: &str) -> &str {
 }
 
 /// What [`load`] has made of the kernel.
-pub(super) struct Loaded {
+pub(super) struct LoadedObject {
     pub(super) maps: Maps,
-    pub(super) offered: Offered,
+    pub(super) offered: OfferedHelpers,
     /// The kernel has the hooks of Unix sockets.
     pub(super) unix: bool,
     /// The programs behind others, where there are any.
@@ -148,8 +148,8 @@ pub(super) struct Loaded {
 pub(super) fn load(
     folders: &Folders,
     cgroup_root: &Path,
-    mut offered: Offered,
-) -> Result<Loaded, KernelError> {
+    mut offered: OfferedHelpers,
+) -> Result<LoadedObject, KernelError> {
     let lsm = offered.lsm;
     probe::check()?;
     let layout = btf::layout()?;
@@ -177,7 +177,7 @@ pub(super) fn load(
     for (name, place) in programs(offered) {
         match (load_program(&mut object, name, btf.as_ref()), place) {
             // Without it no digest is known, and the rules that have one hold closed.
-            (Err(error), Place::Digest) => {
+            (Err(error), AttachPoint::Digest) => {
                 tracing::warn!(%error, "digests of executables are not known");
                 offered.digests = false;
             }
@@ -195,15 +195,15 @@ pub(super) fn load(
         let program = program.fd().map_err(|error| refused(name, error))?.as_fd();
         let link = folders.links.join(name);
         match place {
-            Place::RawTracepoint | Place::Backstop => {
+            AttachPoint::RawTracepoint | AttachPoint::Backstop => {
                 let new = bpf::attach_raw_tracepoint(program, tracepoint(name))?;
                 pin::replace(&new, &link)?;
             }
-            Place::Lsm | Place::Digest => {
+            AttachPoint::Lsm | AttachPoint::Digest => {
                 let new = bpf::attach_lsm(program)?;
                 pin::replace(&new, &link)?;
             }
-            Place::Cgroup(attach_type) => {
+            AttachPoint::Cgroup(attach_type) => {
                 attach_cgroup(&link, program, &cgroup, cgroup_id, *attach_type)?;
             }
         }
@@ -213,13 +213,13 @@ pub(super) fn load(
     let unix = !unix.is_empty();
     let mut backstops = Vec::new();
     for (name, place) in programs(offered) {
-        if matches!(place, Place::Backstop) {
+        if matches!(place, AttachPoint::Backstop) {
             backstops.push(descriptor(program(&mut object, name)?)?);
         }
     }
     drop(object);
     give_back_memory();
-    Ok(Loaded {
+    Ok(LoadedObject {
         maps,
         offered,
         unix,
@@ -369,7 +369,7 @@ pub(super) fn attach_cgroup(
 }
 
 /// Which of the hooks are attached now, by their pinned links.
-pub(super) fn hooks(folders: &Folders, offered: Offered, unix: bool) -> Vec<Hook> {
+pub(super) fn hooks(folders: &Folders, offered: OfferedHelpers, unix: bool) -> Vec<Hook> {
     programs(offered)
         .map(|(name, place)| Hook {
             name,
@@ -379,11 +379,11 @@ pub(super) fn hooks(folders: &Folders, offered: Offered, unix: bool) -> Vec<Hook
         .collect()
 }
 
-fn is_attached(pin: &Path, place: &Place) -> bool {
+fn is_attached(pin: &Path, place: &AttachPoint) -> bool {
     match place {
-        Place::Cgroup(attach_type) => is_on_cgroup(pin, *attach_type),
-        Place::RawTracepoint | Place::Backstop => link_info(pin).is_some(),
-        Place::Lsm | Place::Digest => {
+        AttachPoint::Cgroup(attach_type) => is_on_cgroup(pin, *attach_type),
+        AttachPoint::RawTracepoint | AttachPoint::Backstop => link_info(pin).is_some(),
+        AttachPoint::Lsm | AttachPoint::Digest => {
             link_info(pin).is_some_and(|info| info.cgroup_id as u32 == bpf::LSM_MAC)
         }
     }
@@ -408,7 +408,7 @@ pub(super) fn is_any_pinned(folders: &Folders) -> bool {
 pub(super) fn detach(folders: &Folders) {
     let on_cgroup = PROGRAMS
         .iter()
-        .filter(|(_, place)| matches!(place, Place::Cgroup(_)))
+        .filter(|(_, place)| matches!(place, AttachPoint::Cgroup(_)))
         .map(|(name, _)| *name);
     for name in on_cgroup.chain(unix::names()) {
         if let Ok(Some(link)) = bpf::open_pin(&folders.links.join(name), 0) {
@@ -418,7 +418,7 @@ pub(super) fn detach(folders: &Folders) {
 }
 
 /// Links that no program of this version has, on this kernel.
-pub(super) fn remove_strays(folders: &Folders, offered: Offered) {
+pub(super) fn remove_strays(folders: &Folders, offered: OfferedHelpers) {
     let Ok(entries) = fs::read_dir(&folders.links) else {
         return;
     };

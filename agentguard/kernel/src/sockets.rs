@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use agentguard_common::abi::{AgentId, FlowKey, Origin, SocketMark};
 use agentguard_sys::SysError;
-use agentguard_sys::diag::{Diag, Kind, MESSAGE};
+use agentguard_sys::diag::{Diag, MESSAGE, SocketKind};
 
 use super::KernelError;
 
@@ -55,7 +55,7 @@ fn destroy_where(
     let with_mark = with_mark(marks);
     let mut destroyed = 0;
     for family in [libc::AF_INET, libc::AF_INET6] {
-        let kind = Kind {
+        let kind = SocketKind {
             family: family as u8,
             proto: libc::IPPROTO_TCP as u8,
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use agentguard_control::client::{Client, ClientError};
 use agentguard_daemon::config::Config;
 use agentguard_kernel::Kernel;
-use agentguard_sys::lock::{Taken, holder};
+use agentguard_sys::lock::{LockHolder, holder};
 use agentguard_sys::process;
 use clap::Args;
 
@@ -36,9 +36,9 @@ pub async fn run(
     let answer: Result<serde_json::Value, _> =
         client.post("/v1/unload", &serde_json::json!({})).await;
     match (answer, daemon) {
-        (Ok(_), Taken::By(tgid)) => wait_for(tgid)?,
-        (Ok(_), Taken::Unknown) => {}
-        (Err(ClientError::Unreachable { .. }), Taken::By(tgid)) => {
+        (Ok(_), LockHolder::By(tgid)) => wait_for(tgid)?,
+        (Ok(_), LockHolder::Unknown) => {}
+        (Err(ClientError::Unreachable { .. }), LockHolder::By(tgid)) => {
             return Err(Failure::new(
                 4,
                 format!(
@@ -46,7 +46,7 @@ pub async fn run(
                 ),
             ));
         }
-        (Err(ClientError::Unreachable { .. }), Taken::Unknown) => {}
+        (Err(ClientError::Unreachable { .. }), LockHolder::Unknown) => {}
         (Err(error), _) => return Err(error.into()),
     }
     if !nix::unistd::geteuid().is_root() {

@@ -54,15 +54,15 @@ impl Which {
 
 /// A family and a protocol, as `sock_diag` is asked for them one by one.
 #[derive(Clone, Copy, Debug)]
-pub struct Kind {
+pub struct SocketKind {
     pub family: u8,
     pub proto: u8,
 }
 
 /// A socket by the ids that `sock_diag` knows it by, its cookie among them.
 #[derive(Clone, Debug)]
-pub struct Found {
-    kind: Kind,
+pub struct FoundSocket {
+    kind: SocketKind,
     id: [u8; 48],
 }
 
@@ -85,11 +85,11 @@ impl Diag {
     /// The sockets in these states whose message (`struct inet_diag_msg` and what `attributes` asked for) is `wanted`.
     pub fn list(
         &self,
-        kind: Kind,
+        kind: SocketKind,
         states: u32,
         attributes: &[u8],
         wanted: impl Fn(&[u8]) -> bool,
-    ) -> Result<Vec<Found>> {
+    ) -> Result<Vec<FoundSocket>> {
         let flags = NLM_F_REQUEST | NLM_F_DUMP;
         let header = (SOCK_DIAG_BY_FAMILY, flags);
         self.send(&request(header, kind, states, &[0; 48], attributes))?;
@@ -107,7 +107,7 @@ impl Diag {
                     SOCK_DIAG_BY_FAMILY if body.len() >= MESSAGE && wanted(body) => {
                         let mut id = [0; 48];
                         id.copy_from_slice(&body[ID]);
-                        found.push(Found { kind, id });
+                        found.push(FoundSocket { kind, id });
                     }
                     _ => {}
                 }
@@ -116,7 +116,7 @@ impl Diag {
     }
 
     /// Peers see a reset, owners `ECONNABORTED`. `false`: it is gone already.
-    pub fn destroy(&self, found: &Found) -> Result<bool> {
+    pub fn destroy(&self, found: &FoundSocket) -> Result<bool> {
         let header = (SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK);
         self.send(&request(header, found.kind, u32::MAX, &found.id, &[]))?;
         let datagram = self.receive()?;
@@ -150,7 +150,7 @@ pub fn destroy(inodes: &HashSet<u64>, which: Which) -> Result<Cut> {
     let listed = |body: &[u8]| inodes.contains(&u64::from(u32_at(body, INODE.start)));
     for family in [libc::AF_INET, libc::AF_INET6] {
         for proto in [libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
-            let kind = Kind {
+            let kind = SocketKind {
                 family: family as u8,
                 proto: proto as u8,
             };
@@ -175,7 +175,7 @@ fn refused(errno: i32) -> SysError {
 /// `struct nlmsghdr`, `struct inet_diag_req_v2` and its attributes.
 fn request(
     (message, flags): (u16, u16),
-    kind: Kind,
+    kind: SocketKind,
     states: u32,
     id: &[u8; 48],
     attributes: &[u8],

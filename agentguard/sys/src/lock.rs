@@ -16,14 +16,14 @@ pub struct FolderLock(
 
 /// Who has a folder's lock.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum LockHolder {
     By(u32),
     Unknown,
 }
 
 impl FolderLock {
     /// Works on any filesystem, bpffs too, which has no regular files.
-    pub fn take(folder: &Path) -> Result<std::result::Result<Self, Taken>> {
+    pub fn take(folder: &Path) -> Result<std::result::Result<Self, LockHolder>> {
         let dir = File::open(folder).map_err(SysError::io("open"))?;
         match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Ok(Self(lock))),
@@ -34,9 +34,9 @@ impl FolderLock {
 }
 
 /// Finds the holder's tgid in `/proc/locks` by the folder's inode.
-pub fn holder(folder: &Path) -> Taken {
+pub fn holder(folder: &Path) -> LockHolder {
     let (Ok(meta), Ok(locks)) = (fs::metadata(folder), fs::read_to_string("/proc/locks")) else {
-        return Taken::Unknown;
+        return LockHolder::Unknown;
     };
     let (major, minor) = (
         nix::sys::stat::major(meta.dev()),
@@ -51,7 +51,7 @@ pub fn holder(folder: &Path) -> Taken {
             held.then(|| fields.get(4)?.parse().ok()).flatten()
         })
         .next()
-        .map_or(Taken::Unknown, Taken::By)
+        .map_or(LockHolder::Unknown, LockHolder::By)
 }
 
 #[cfg(test)]
@@ -63,7 +63,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = FolderLock::take(dir.path()).unwrap().unwrap();
         let second = FolderLock::take(dir.path()).unwrap().unwrap_err();
-        assert_eq!(second, Taken::By(std::process::id()));
+        assert_eq!(second, LockHolder::By(std::process::id()));
         drop(first);
         assert!(FolderLock::take(dir.path()).unwrap().is_ok());
     }

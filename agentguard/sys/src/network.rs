@@ -12,9 +12,9 @@ use tokio::io::unix::AsyncFd;
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 
 /// Tells when something of interfaces, addresses or routes changes, and not what.
-pub struct Changes(AsyncFd<Socket>);
+pub struct NetworkChanges(AsyncFd<Socket>);
 
-impl Changes {
+impl NetworkChanges {
     /// Must be called in a tokio runtime.
     pub fn new() -> std::io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
@@ -37,7 +37,7 @@ impl Changes {
 
 /// What there is now, each with its interface's name.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct NetworkView {
     /// Interfaces that are up and have a carrier.
     pub up: Vec<String>,
     /// Of interfaces that are up.
@@ -48,7 +48,7 @@ pub struct Seen {
     pub domains: Vec<String>,
 }
 
-impl Seen {
+impl NetworkView {
     /// # Errors
     /// What of it cannot be read; a host without IPv6 or without a resolver's configuration has none.
     pub fn now() -> std::io::Result<Self> {
@@ -141,6 +141,6 @@ mod tests {
         let text =
             "# search no\nsearch a.example\nnameserver 192.0.2.53\nsearch b.example c.example\n";
         assert_eq!(domains(text), ["b.example", "c.example"]);
-        assert!(Seen::now().unwrap().up.contains(&"lo".to_owned()));
+        assert!(NetworkView::now().unwrap().up.contains(&"lo".to_owned()));
     }
 }

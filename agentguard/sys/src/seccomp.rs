@@ -4,7 +4,7 @@
 use super::{Result, SysError};
 
 /// One refused system call; of several rules for a call the first whose tests all hold answers.
-pub struct Rule {
+pub struct SyscallRule {
     pub call: libc::c_long,
     /// Empty: always refused.
     pub when: &'static [Test],
@@ -25,7 +25,7 @@ pub enum Is {
 
 /// A filter for the architecture this is compiled for. A call of any other (`int 0x80` on x86-64) kills the process: a
 /// program of that architecture could not even exit if its calls were refused.
-pub struct Filter(Vec<libc::sock_filter>);
+pub struct SyscallFilter(Vec<libc::sock_filter>);
 
 #[cfg(target_arch = "x86_64")]
 const ARCH: u32 = 0xc000_003e;
@@ -47,8 +47,8 @@ const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const GO: u16 = (libc::BPF_JMP | libc::BPF_JA) as u16;
 const ANSWER: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
-impl Filter {
-    pub fn refusing(rules: &[Rule]) -> Self {
+impl SyscallFilter {
+    pub fn refusing(rules: &[SyscallRule]) -> Self {
         let mut code = vec![
             step(LOAD, ARCH_AT),
             jump(IF_EQUAL, ARCH, 1, 0),
@@ -88,7 +88,7 @@ impl Filter {
     }
 }
 
-impl Rule {
+impl SyscallRule {
     /// Begins and ends with the call's number loaded.
     fn code(&self) -> Vec<libc::sock_filter> {
         let mut tests = Vec::new();

@@ -23,7 +23,7 @@ pub struct Signals(SignalFd);
 
 /// A signal that has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pending {
+pub struct PendingSignal {
     pub signal: Signal,
     /// The terminal sent it to its whole foreground process group.
     pub from_terminal: bool,
@@ -44,9 +44,9 @@ impl Signals {
     }
 
     /// The next one that is pending.
-    pub fn take(&mut self) -> Option<Pending> {
+    pub fn take(&mut self) -> Option<PendingSignal> {
         let info = self.0.read_signal().ok().flatten()?;
-        Some(Pending {
+        Some(PendingSignal {
             signal: Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()?,
             from_terminal: info.ssi_code == libc::SI_KERNEL,
         })

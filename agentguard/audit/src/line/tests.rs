@@ -12,7 +12,7 @@ use crate::fixture::draft;
 
 fn written(record: Record<'_>) -> (String, Value) {
     let mut out = Vec::new();
-    let place = Place {
+    let place = ChainPlace {
         seq: 7,
         prev: &FIRST_PREV,
     };

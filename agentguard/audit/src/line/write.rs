@@ -10,13 +10,17 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
-use super::{Hash, Place};
+use super::{ChainPlace, Hash};
 
 /// Appends the line of `record`, without a newline, to `out`.
 ///
 /// # Errors
 /// What `serde_json` says; `out` may then have a part of the line.
-pub fn write(out: &mut Vec<u8>, place: Place<'_>, record: Record<'_>) -> serde_json::Result<()> {
+pub fn write(
+    out: &mut Vec<u8>,
+    place: ChainPlace<'_>,
+    record: Record<'_>,
+) -> serde_json::Result<()> {
     match record {
         Record::Decision(draft, context) => {
             serde_json::to_writer(out, &decision(place, draft, context))
@@ -39,7 +43,7 @@ struct Columns<'a> {
     intent: Option<&'a str>,
     process: Option<ProcessLine<'a>>,
     operator: Option<OperatorLine<'a>>,
-    action: Action<'a>,
+    action: LineAction<'a>,
     resource: &'a str,
     request: Option<&'a RequestInfo>,
     facts: Option<&'a BTreeMap<String, String>>,
@@ -77,7 +81,7 @@ struct OperatorLine<'a> {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Action<'a> {
+enum LineAction<'a> {
     Decision(&'a str),
     Operator(Operation),
 }
@@ -95,7 +99,7 @@ struct UpstreamLine<'a> {
     tls: Option<&'a str>,
 }
 
-fn decision<'a>(place: Place<'a>, draft: &'a Draft, context: &'a Context<'a>) -> Columns<'a> {
+fn decision<'a>(place: ChainPlace<'a>, draft: &'a Draft, context: &'a Context<'a>) -> Columns<'a> {
     let unknown = (draft.tgid != 0).then_some(ProcessLine::Unknown { tgid: draft.tgid });
     let digest = draft.bundle.as_deref();
     Columns {
@@ -109,7 +113,7 @@ fn decision<'a>(place: Place<'a>, draft: &'a Draft, context: &'a Context<'a>) ->
         intent: context.task.map(|task| task.intent.as_str()),
         process: context.process.map(ProcessLine::Known).or(unknown),
         operator: None,
-        action: Action::Decision(draft.action.as_str()),
+        action: LineAction::Decision(draft.action.as_str()),
         resource: &draft.resource,
         request: draft.request.as_ref(),
         facts: Some(&draft.facts),
@@ -132,7 +136,7 @@ fn decision<'a>(place: Place<'a>, draft: &'a Draft, context: &'a Context<'a>) ->
     }
 }
 
-fn operation<'a>(place: Place<'a>, done: &'a Operator<'a>) -> Columns<'a> {
+fn operation<'a>(place: ChainPlace<'a>, done: &'a Operator<'a>) -> Columns<'a> {
     let of_task = matches!(done.operation, Operation::TaskStart | Operation::TaskEnd);
     Columns {
         time: Timestamp::now().as_microsecond(),
@@ -148,7 +152,7 @@ fn operation<'a>(place: Place<'a>, done: &'a Operator<'a>) -> Columns<'a> {
             uid: done.uid,
             user: done.user,
         }),
-        action: Action::Operator(done.operation),
+        action: LineAction::Operator(done.operation),
         resource: done.resource,
         request: None,
         facts: None,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use agentguard_common::abi::{Event, EventKind, Tamper};
 use agentguard_common::counter::Counter;
 use agentguard_common::verdict::{Finding, Refusal};
-use agentguard_kernel::{Events, Exec as JudgedExec, Seen};
+use agentguard_kernel::{Events, JudgedExec, RingEvent};
 use agentguard_record::{
     ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, Process,
 };
@@ -72,7 +72,7 @@ impl EventReader {
         }
     }
 
-    async fn take(&self, seen: &[Seen]) {
+    async fn take(&self, seen: &[RingEvent]) {
         let Self {
             host,
             roster,
@@ -83,7 +83,7 @@ impl EventReader {
         let clock = Clock::now();
         let mut drafts = Vec::new();
         let seen = seen.iter().filter(|seen| !seen.event.agent.is_canary());
-        for Seen { event, exec } in seen {
+        for RingEvent { event, exec } in seen {
             let kind = match EventKind::try_from(event.kind) {
                 Ok(kind) => kind,
                 Err(kind) => {

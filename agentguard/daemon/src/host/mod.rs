@@ -9,7 +9,7 @@ pub mod upstream;
 use std::path::Path;
 
 use agentguard_sys::cgroup::CgroupNames;
-use agentguard_sys::network::Changes;
+use agentguard_sys::network::NetworkChanges;
 use agentguard_sys::user::Account;
 use jiff::Timestamp;
 
@@ -35,7 +35,7 @@ impl Host {
         config: Config,
         account: Account,
         cgroup_root: &Path,
-    ) -> Result<(Self, Changes), StartError> {
+    ) -> Result<(Self, NetworkChanges), StartError> {
         let cgroups = CgroupNames::open(cgroup_root)
             .map_err(|e| StartError::Failed(format!("`{}`: {e}", cgroup_root.display())))?;
         let (network, changes) = Network::start(&config.network.trusted)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentguard_link::state::Delta;
-use agentguard_sys::network::{Changes, Seen};
+use agentguard_sys::network::{NetworkChanges, NetworkView};
 use tokio_util::sync::CancellationToken;
 
 use super::Host;
@@ -23,8 +23,8 @@ pub struct Network {
 
 impl Network {
     /// Listens before it looks, so that no change is missed. Must be called in a tokio runtime.
-    pub fn start(trusted: &[TrustedNetwork]) -> std::io::Result<(Self, Changes)> {
-        let changes = Changes::new()?;
+    pub fn start(trusted: &[TrustedNetwork]) -> std::io::Result<(Self, NetworkChanges)> {
+        let changes = NetworkChanges::new()?;
         let handle = Self {
             trusted: AtomicBool::new(look(trusted)),
         };
@@ -40,7 +40,7 @@ impl Network {
 pub async fn serve(
     host: Arc<Host>,
     forwarder: ForwarderLink,
-    changes: Changes,
+    changes: NetworkChanges,
     stop: CancellationToken,
 ) {
     let trusted = &host.config.network.trusted;
@@ -69,7 +69,7 @@ fn look(trusted: &[TrustedNetwork]) -> bool {
     if trusted.is_empty() {
         return false;
     }
-    match Seen::now() {
+    match NetworkView::now() {
         Ok(seen) => trusted.iter().any(|network| is(network, &seen)),
         Err(error) => {
             tracing::error!(%error, "the host's network cannot be read and is not trusted");
@@ -79,7 +79,7 @@ fn look(trusted: &[TrustedNetwork]) -> bool {
 }
 
 /// Whether everything holds that the block says, and it says something.
-fn is(network: &TrustedNetwork, seen: &Seen) -> bool {
+fn is(network: &TrustedNetwork, seen: &NetworkView) -> bool {
     let TrustedNetwork {
         interface,
         source,
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn every_key_of_a_block_has_to_hold() {
-        let seen = Seen {
+        let seen = NetworkView {
             up: vec!["lo".into(), "wg0".into()],
             addresses: vec![
                 ("lo".into(), "127.0.0.1".parse().unwrap()),

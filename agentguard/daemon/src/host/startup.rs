@@ -13,7 +13,7 @@ use agentguard_policy::{Diagnostic, Policy, Sources};
 use agentguard_record::Actor;
 use agentguard_record::guarantee::GuaranteeId;
 use agentguard_sys::file;
-use agentguard_sys::lock::{self, FolderLock, Taken};
+use agentguard_sys::lock::{self, FolderLock, LockHolder};
 use agentguard_sys::user::{self, Account};
 use jiff::Timestamp;
 
@@ -119,8 +119,8 @@ pub fn take(folder: &Path) -> Result<FolderLock, StartError> {
     let shown = folder.display();
     match FolderLock::take(folder) {
         Ok(Ok(lock)) => Ok(lock),
-        Ok(Err(Taken::By(tgid))) => Err(held(folder, tgid)),
-        Ok(Err(Taken::Unknown)) => Err(StartError::Failed(format!(
+        Ok(Err(LockHolder::By(tgid))) => Err(held(folder, tgid)),
+        Ok(Err(LockHolder::Unknown)) => Err(StartError::Failed(format!(
             "another daemon has `{shown}`; stop it, or give this one other paths"
         ))),
         Err(error) => Err(StartError::Failed(format!(
@@ -132,15 +132,15 @@ pub fn take(folder: &Path) -> Result<FolderLock, StartError> {
 /// Another daemon that works with these pins, by its lock on them.
 pub fn check_free(pins: &Path) -> Result<(), StartError> {
     match lock::holder(pins) {
-        Taken::By(tgid) => Err(held(pins, tgid)),
-        Taken::Unknown => Ok(()),
+        LockHolder::By(tgid) => Err(held(pins, tgid)),
+        LockHolder::Unknown => Ok(()),
     }
 }
 
 /// One line, and the verifier's own words to the log.
 pub fn kernel_error(error: KernelError, pins: &Path) -> StartError {
     match (&error, lock::holder(pins)) {
-        (KernelError::Held { .. }, Taken::By(tgid)) => held(pins, tgid),
+        (KernelError::Held { .. }, LockHolder::By(tgid)) => held(pins, tgid),
         _ => StartError::Failed(error.to_string()),
     }
 }

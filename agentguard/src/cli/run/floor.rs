@@ -1,7 +1,7 @@
 //! The system calls that nothing below `agentguard run` makes: ways out that the hooks do not see, into processes that are
 //! nobody's, or to what takes the hooks away. A program that needs one runs with `privileges = "keep"`.
 
-use agentguard_sys::seccomp::{Filter, Is, Rule, Test};
+use agentguard_sys::seccomp::{Is, SyscallFilter, SyscallRule, Test};
 use libc::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, EPERM};
 
 /// `SOCK_TYPE_MASK` (`include/linux/net.h`): the rest are flags.
@@ -11,11 +11,11 @@ const SOCK_PACKET: u32 = 10;
 /// Not in `libc` yet (Linux 6.15).
 const SYS_OPEN_TREE_ATTR: libc::c_long = 467;
 
-pub(super) fn filter() -> Filter {
-    Filter::refusing(&RULES)
+pub(super) fn filter() -> SyscallFilter {
+    SyscallFilter::refusing(&RULES)
 }
 
-const RULES: [Rule; 45] = [
+const RULES: [SyscallRule; 45] = [
     // Its operations never pass a seccomp filter: a ring would open the sockets that are refused below.
     always(libc::SYS_io_uring_setup),
     always(libc::SYS_io_uring_enter),
@@ -93,7 +93,7 @@ const RULES: [Rule; 45] = [
         }],
     ),
     // Its flags are behind a pointer, which a filter cannot read. C libraries go back to clone upon this error alone.
-    Rule {
+    SyscallRule {
         call: libc::SYS_clone3,
         when: &[],
         errno: libc::ENOSYS,
@@ -137,12 +137,12 @@ const RULES: [Rule; 45] = [
     always(libc::SYS_fanotify_init),
 ];
 
-const fn always(call: libc::c_long) -> Rule {
+const fn always(call: libc::c_long) -> SyscallRule {
     only_if(call, &[])
 }
 
-const fn only_if(call: libc::c_long, when: &'static [Test]) -> Rule {
-    Rule {
+const fn only_if(call: libc::c_long, when: &'static [Test]) -> SyscallRule {
+    SyscallRule {
         call,
         when,
         errno: EPERM,

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use agentguard_sys::pty::{self, RawMode};
-use agentguard_sys::signal::{Pending, Signals};
+use agentguard_sys::signal::{PendingSignal, Signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -99,7 +99,7 @@ fn ended(child: Pid) -> io::Result<Option<u8>> {
 }
 
 /// What the terminal sends to a whole process group goes to CMD's, which is a session of its own; the rest to CMD alone.
-fn forward(child: Pid, pending: Pending) {
+fn forward(child: Pid, pending: PendingSignal) {
     // It may have ended in between.
     let _ = match pending.from_terminal {
         true => killpg(child, pending.signal),

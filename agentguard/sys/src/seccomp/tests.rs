@@ -4,7 +4,7 @@ const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 
 /// What the kernel's interpreter would answer.
-fn answer(filter: &Filter, arch: u32, nr: u32, args: [u32; 6]) -> u32 {
+fn answer(filter: &SyscallFilter, arch: u32, nr: u32, args: [u32; 6]) -> u32 {
     let mut at = 0;
     let mut value = 0;
     loop {
@@ -38,13 +38,13 @@ const fn one(argument: u32, mask: u32, is: Is) -> Test {
 
 #[test]
 fn every_test_of_a_rule_must_hold() {
-    const RULES: [Rule; 3] = [
-        Rule {
+    const RULES: [SyscallRule; 3] = [
+        SyscallRule {
             call: 41,
             when: &[one(0, u32::MAX, Is::NoneOf(&[1, 2, 10]))],
             errno: 1,
         },
-        Rule {
+        SyscallRule {
             call: 41,
             when: &[
                 one(0, u32::MAX, Is::OneOf(&[2, 10])),
@@ -53,13 +53,13 @@ fn every_test_of_a_rule_must_hold() {
             ],
             errno: 2,
         },
-        Rule {
+        SyscallRule {
             call: 7,
             when: &[],
             errno: 38,
         },
     ];
-    let filter = Filter::refusing(&RULES);
+    let filter = SyscallFilter::refusing(&RULES);
     for (nr, args, expected) in [
         (41, [17, 0, 0], refusal(1)),
         (41, [1, 9, 0], ALLOW),
@@ -79,7 +79,7 @@ fn every_test_of_a_rule_must_hold() {
 
 #[test]
 fn other_architectures_do_not_get_by() {
-    let filter = Filter::refusing(&[]);
+    let filter = SyscallFilter::refusing(&[]);
     const I386: u32 = 0x4000_0003;
     assert_eq!(answer(&filter, I386, 1, [0; 6]), KILL);
     assert_eq!(
