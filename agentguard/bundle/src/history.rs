@@ -31,7 +31,7 @@ pub enum HistoryError {
 /// How a bundle came into force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Origin {
+pub enum BundleOrigin {
     /// The configured one, while none had been applied.
     Start,
     Apply,
@@ -40,7 +40,7 @@ pub enum Origin {
 
 /// One bundle's time in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct HistoryEntry {
     /// Counts every change of policy on this host, from 1.
     pub seq: u64,
     #[serde(flatten)]
@@ -48,14 +48,14 @@ pub struct Entry {
     /// The highest serial that has been in force here: what comes next must be above it.
     pub highest: u64,
     pub applied_at: Timestamp,
-    pub origin: Origin,
+    pub origin: BundleOrigin,
     /// In files its uid alone.
     #[serde(rename = "uid", with = "by_uid")]
     pub by: Actor,
     pub signer: Option<Signer>,
 }
 
-/// [`Entry::by`] as files and the API have it.
+/// [`HistoryEntry::by`] as files and the API have it.
 mod by_uid {
     use agentguard_record::Actor;
     use serde::{Deserialize, Deserializer, Serializer};
@@ -78,14 +78,14 @@ mod by_uid {
 struct Stored {
     /// Absent in files of versions that kept no history.
     #[serde(default)]
-    entry: Option<Entry>,
+    entry: Option<HistoryEntry>,
     files: BTreeMap<String, String>,
 }
 
 /// The files, and what is known of them. Newest last.
 pub struct History {
     folder: PathBuf,
-    entries: Vec<Entry>,
+    entries: Vec<HistoryEntry>,
 }
 
 impl History {
@@ -127,7 +127,7 @@ impl History {
     }
 
     /// Newest last.
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[HistoryEntry] {
         &self.entries
     }
 
@@ -143,7 +143,7 @@ impl History {
     }
 
     /// The bundle applied last; `None`: none ever was.
-    pub fn active(&self) -> Result<Option<(Option<Entry>, Sources)>, HistoryError> {
+    pub fn active(&self) -> Result<Option<(Option<HistoryEntry>, Sources)>, HistoryError> {
         match load(&self.active_path()) {
             Err(HistoryError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Ok(None)
@@ -152,7 +152,7 @@ impl History {
         }
     }
 
-    pub fn sources(&self, entry: &Entry) -> Result<Sources, HistoryError> {
+    pub fn sources(&self, entry: &HistoryEntry) -> Result<Sources, HistoryError> {
         let path = self.path(entry.seq);
         match load(&path)? {
             (Some(found), sources) if found == *entry => Ok(sources),
@@ -164,7 +164,7 @@ impl History {
     }
 
     /// Writes the bundle beside the one in force; [`Self::commit`] puts it in its place.
-    pub fn stage(&self, entry: &Entry, sources: &Sources) -> Result<(), HistoryError> {
+    pub fn stage(&self, entry: &HistoryEntry, sources: &Sources) -> Result<(), HistoryError> {
         write(&self.staged_path(), entry, sources)
     }
 
@@ -176,13 +176,13 @@ impl History {
     }
 
     /// Keeps a bundle that is in force, unless it is kept already, and lets the oldest go.
-    pub fn keep(&mut self, entry: &Entry, sources: &Sources) -> Result<(), HistoryError> {
+    pub fn keep(&mut self, entry: &HistoryEntry, sources: &Sources) -> Result<(), HistoryError> {
         if self.entries.iter().any(|kept| kept.seq == entry.seq) {
             return Ok(());
         }
         write(&self.path(entry.seq), entry, sources)?;
         // As it is read back: of who did it, a file keeps the uid.
-        self.entries.push(Entry {
+        self.entries.push(HistoryEntry {
             by: by_uid::actor(entry.by.uid()),
             ..entry.clone()
         });
@@ -209,7 +209,7 @@ impl History {
     }
 }
 
-fn write(path: &Path, entry: &Entry, sources: &Sources) -> Result<(), HistoryError> {
+fn write(path: &Path, entry: &HistoryEntry, sources: &Sources) -> Result<(), HistoryError> {
     let stored = serde_json::json!({ "entry": entry, "files": sources.files });
     file::write_atomically(path, stored.to_string().as_bytes(), 0o600).map_err(|source| {
         HistoryError::Write {
@@ -219,7 +219,7 @@ fn write(path: &Path, entry: &Entry, sources: &Sources) -> Result<(), HistoryErr
     })
 }
 
-fn load(path: &Path) -> Result<(Option<Entry>, Sources), HistoryError> {
+fn load(path: &Path) -> Result<(Option<HistoryEntry>, Sources), HistoryError> {
     let damaged = |why: String| HistoryError::Damaged {
         path: path.to_owned(),
         why,
@@ -245,18 +245,18 @@ fn load(path: &Path) -> Result<(Option<Entry>, Sources), HistoryError> {
 mod tests {
     use super::*;
 
-    fn bundle(serial: u64) -> (Entry, Sources) {
+    fn bundle(serial: u64) -> (HistoryEntry, Sources) {
         let text = format!("name = \"b\"\nserial = {serial}\n");
         let files = [("bundle.toml".to_owned(), text)];
         let sources = Sources {
             files: files.into(),
         };
-        let entry = Entry {
+        let entry = HistoryEntry {
             seq: serial,
             meta: Policy::meta_of(&sources).unwrap(),
             highest: serial,
             applied_at: Timestamp::from_second(1_000).unwrap(),
-            origin: Origin::Apply,
+            origin: BundleOrigin::Apply,
             by: Actor::Peer { uid: 0, user: None },
             signer: None,
         };
@@ -296,7 +296,7 @@ mod tests {
         let (mut history, _) = History::open(dir.path()).unwrap();
         for (serial, by, uid) in [(1, Actor::Daemon, 0), (2, ann, 7)] {
             let (entry, sources) = bundle(serial);
-            let entry = Entry { by, ..entry };
+            let entry = HistoryEntry { by, ..entry };
             let json = serde_json::to_value(&entry).unwrap();
             assert_eq!(json["uid"], uid);
             assert!(json.get("by").is_none() && json.get("user").is_none());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use agentguard_bundle::history::Entry;
+use agentguard_bundle::history::HistoryEntry;
 use agentguard_bundle::pack::Signer;
 use agentguard_policy::{Diagnostic, OpenedBy};
 use agentguard_record::Meta;
@@ -206,7 +206,7 @@ pub struct Rollback {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Past {
     #[serde(flatten)]
-    pub entry: Entry,
+    pub entry: HistoryEntry,
     /// The name of `uid`.
     pub user: String,
     pub in_force: bool,

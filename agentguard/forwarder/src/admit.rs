@@ -17,7 +17,7 @@ use super::framing;
 use super::identity::{self, Entrance, RequestTarget};
 use super::life::Life;
 use super::origin::{self, OriginError, OriginSource};
-use super::record::{ConnectionOver, Entry};
+use super::record::{ConnectionOver, RecordEntry};
 use super::refusal::{NO_AUDIT, Refusal};
 use super::session::Session;
 use super::sniff::Hello;
@@ -57,7 +57,7 @@ pub fn admit(
     door: &Door,
     origin: Origin,
     place: Option<&ConnectionSlot>,
-) -> Result<(Arrival, Entry), ConnectionOver> {
+) -> Result<(Arrival, RecordEntry), ConnectionOver> {
     let forwarder = door.forwarder.serving(origin.agent);
     let life = forwarder.lives.of(origin.agent);
     let mut entry = forwarder
@@ -131,7 +131,7 @@ impl Arrival {
         scheme: Scheme,
         name: Option<HostName>,
         http2: bool,
-        entry: Entry,
+        entry: RecordEntry,
     ) -> Arc<Session> {
         let tunnel = self.tunnel.as_ref().map(|target| target.host.clone());
         let entrance = Entrance {

@@ -6,7 +6,7 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 
 use super::protocol::{About, Protocol};
-use super::record::Entry;
+use super::record::RecordEntry;
 use super::refusal::{QUEUE_FULL, Refusal};
 use super::reply::Reply;
 use super::session::Session;
@@ -53,7 +53,7 @@ pub fn answer(session: &Session, mut request: Request<Incoming>) -> Response<Rep
     }
 }
 
-fn refuse(session: &Session, entry: Option<Entry>, refusal: Refusal) -> Response<Reply> {
+fn refuse(session: &Session, entry: Option<RecordEntry>, refusal: Refusal) -> Response<Reply> {
     let policy = session.forwarder.policy.load();
     let about = About {
         decision: entry

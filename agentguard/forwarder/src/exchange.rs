@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use super::clock::Busy;
 use super::judge::{Docket, Subject};
 use super::protocol::{About, Protocol};
-use super::record::Entry;
+use super::record::RecordEntry;
 use super::refusal::Refusal;
 use super::reply::Reply;
 use super::session::Session;
@@ -31,7 +31,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    pub fn new(session: Arc<Session>, busy: Busy, mut entry: Entry, parts: &Parts) -> Self {
+    pub fn new(session: Arc<Session>, busy: Busy, mut entry: RecordEntry, parts: &Parts) -> Self {
         entry.action = ActionName::Method(parts.method.as_str().to_owned());
         entry.resource = origin::place(&session.origin);
         entry.request = Some(RequestInfo {

@@ -18,7 +18,7 @@ use super::daemon::Daemon;
 use super::leaf::Leaves;
 use super::life::Lives;
 use super::lookup::Lookups;
-use super::record::{self, Records};
+use super::record::{self, RecordSender};
 use super::resolve::NameResolver;
 use super::situation::Situation;
 use super::upstream::{Tag, Upstreams};
@@ -30,7 +30,7 @@ pub struct Forwarder {
     /// Told when another bundle is in force.
     pub applied: watch::Sender<()>,
     pub lives: Arc<Lives>,
-    pub records: Arc<Records>,
+    pub records: Arc<RecordSender>,
     pub leaves: Arc<Leaves>,
     pub upstreams: Upstreams,
     pub dns: Arc<dns::Server>,
@@ -62,7 +62,7 @@ impl Forwarder {
         let lives = Arc::new(Lives::default());
         // Nothing of theirs is there yet to wait for.
         drop(lives.kill(&start.state.stopped));
-        let book = Arc::new(Records::new(queue.clone()));
+        let book = Arc::new(RecordSender::new(queue.clone()));
         book.set_available(start.state.audit_writable);
         let gate = gate(lives.clone(), book.clone());
         let dns = dns::Server::new(policy.clone(), resolver.clone(), queue, gate);
@@ -129,7 +129,7 @@ impl Forwarder {
 }
 
 /// Why an agent may do nothing at all now, for the resolver.
-fn gate(lives: Arc<Lives>, records: Arc<Records>) -> dns::Gate {
+fn gate(lives: Arc<Lives>, records: Arc<RecordSender>) -> dns::Gate {
     Box::new(move |agent| {
         let no_record = || {
             let no_record = (DecidedBy::Host, DenyReason::AuditUnavailable);

@@ -72,22 +72,22 @@ where
         )
     };
     let end = tokio::select! {
-        served = served => SessionEnd::from(served),
-        late = session.clock.late() => SessionEnd::Late(late),
+        served = served => HttpEnd::from(served),
+        late = session.clock.late() => HttpEnd::Late(late),
     };
     close(&session, end);
     session.next()
 }
 
 /// Why a session is over.
-enum SessionEnd {
+enum HttpEnd {
     Closed,
     Malformed(hyper::Error),
     Failed(hyper::Error),
     Late(Late),
 }
 
-impl From<hyper::Result<()>> for SessionEnd {
+impl From<hyper::Result<()>> for HttpEnd {
     fn from(served: hyper::Result<()>) -> Self {
         match served {
             Ok(()) => Self::Closed,
@@ -98,16 +98,16 @@ impl From<hyper::Result<()>> for SessionEnd {
 }
 
 /// Records what no request has: a connection that never had one, or ended in something that is none.
-fn close(session: &Session, end: SessionEnd) {
+fn close(session: &Session, end: HttpEnd) {
     let unused = session.unused();
     match end {
-        SessionEnd::Closed => {
+        HttpEnd::Closed => {
             if let Some(entry) = unused {
                 let detail = "the connection ended before a request";
                 entry.fail(Ended::ClientGone, None, detail);
             }
         }
-        SessionEnd::Malformed(error) => {
+        HttpEnd::Malformed(error) => {
             let records = &session.forwarder.records;
             let entry = unused.or_else(|| records.open(&session.life, &session.origin));
             if let Some(mut entry) = entry {
@@ -115,7 +115,7 @@ fn close(session: &Session, end: SessionEnd) {
                 entry.refuse(Refusal::protocol(chain(&error)));
             }
         }
-        SessionEnd::Failed(error) => {
+        HttpEnd::Failed(error) => {
             if let Some(entry) = unused {
                 let detail = match has_io(&error) {
                     true => "the connection ended before a request".into(),
@@ -124,7 +124,7 @@ fn close(session: &Session, end: SessionEnd) {
                 entry.fail(Ended::ClientGone, None, detail);
             }
         }
-        SessionEnd::Late(Late::Head) => {
+        HttpEnd::Late(Late::Head) => {
             let records = &session.forwarder.records;
             let entry = unused.or_else(|| records.open(&session.life, &session.origin));
             if let Some(mut entry) = entry {
@@ -134,7 +134,7 @@ fn close(session: &Session, end: SessionEnd) {
                 entry.fail(Ended::ClientGone, None, detail);
             }
         }
-        SessionEnd::Late(Late::Idle) => drop(unused),
+        HttpEnd::Late(Late::Idle) => drop(unused),
     }
 }
 

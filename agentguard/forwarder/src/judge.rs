@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use agentguard_common::abi::AgentId;
 use agentguard_policy::context::AttributeName;
-use agentguard_policy::{Action, Body, Context, Decision, Input, Permit, Policy, Settled, Tasks};
+use agentguard_policy::{
+    Action, Body, Context, Decision, Input, Permit, Policy, Settled, TaskSituation,
+};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
@@ -14,7 +16,7 @@ use super::act::Act;
 use super::body::RequestBody;
 use super::forwarder::Forwarder;
 use super::life::Life;
-use super::record::{Entry, micros};
+use super::record::{RecordEntry, micros};
 use super::refusal::Refusal;
 use super::settle::{self, Claim};
 use super::tasks::NamedTask;
@@ -31,7 +33,7 @@ pub struct Subject<'a> {
 /// An open record and the bundle that decides what it records: the record names the bundle that has decided.
 pub struct Docket {
     pub policy: Arc<Policy>,
-    pub entry: Entry,
+    pub entry: RecordEntry,
 }
 
 /// What is permitted, and by what.
@@ -44,13 +46,13 @@ pub struct Grant {
 
 impl Subject<'_> {
     /// How it stands to the tasks that are open now.
-    pub fn tasks(&self, policy: &Policy) -> Tasks {
+    pub fn tasks(&self, policy: &Policy) -> TaskSituation {
         let tasks = &self.forwarder.situation.tasks;
         tasks.held(policy, self.life.agent, self.task)
     }
 
     /// Whether what was looked at before a wait is still so: the bundle in force, and the tasks that are open.
-    fn is_unchanged(&self, policy: &Arc<Policy>, tasks: &Tasks) -> bool {
+    fn is_unchanged(&self, policy: &Arc<Policy>, tasks: &TaskSituation) -> bool {
         Arc::ptr_eq(&self.forwarder.policy.load(), policy)
             && !policy.is_expired(Timestamp::now())
             && *tasks == self.tasks(policy)
@@ -59,7 +61,7 @@ impl Subject<'_> {
 
 impl Docket {
     /// Of what is to be decided by the bundle that is in force now.
-    pub fn new(forwarder: &Forwarder, mut entry: Entry) -> Self {
+    pub fn new(forwarder: &Forwarder, mut entry: RecordEntry) -> Self {
         let policy = forwarder.policy.load_full();
         entry.bundle = Some(policy.meta().digest.clone());
         Self { policy, entry }
@@ -174,9 +176,9 @@ async fn gather(
     subject: Subject<'_>,
     policy: &Arc<Policy>,
     act: &Act<'_>,
-    tasks: &Tasks,
+    tasks: &TaskSituation,
     body: &mut RequestBody,
-    entry: &mut Entry,
+    entry: &mut RecordEntry,
 ) -> Result<Option<Context>, Refusal> {
     let Subject {
         forwarder, life, ..

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::admit::Arrival;
 use super::identity::RequestTarget;
 use super::io::{ClientStream, PeekedStream};
-use super::record::{ConnectionOver, Entry};
+use super::record::{ConnectionOver, RecordEntry};
 use super::respond;
 use super::sniff::{self, Hello, Opening};
 use super::terminate::{self, TerminatedConnection};
@@ -20,8 +20,8 @@ use super::tunnel::Counting;
 pub async fn sniff(
     arrival: &Arrival,
     client: ClientStream,
-    entry: Entry,
-) -> Result<(Opening, PeekedStream<ClientStream>, Entry), ConnectionOver> {
+    entry: RecordEntry,
+) -> Result<(Opening, PeekedStream<ClientStream>, RecordEntry), ConnectionOver> {
     match timeout(limit(arrival), sniff::sniff(client, arrival.port())).await {
         Err(_) => {
             let detail = "nothing that can be recognised came in time";
@@ -37,8 +37,8 @@ pub async fn named(
     arrival: &Arrival,
     hello: &Hello,
     stream: PeekedStream<ClientStream>,
-    entry: Entry,
-) -> Result<(RequestTarget, PeekedStream<ClientStream>, Entry), ConnectionOver> {
+    entry: RecordEntry,
+) -> Result<(RequestTarget, PeekedStream<ClientStream>, RecordEntry), ConnectionOver> {
     match arrival.named(hello) {
         Ok(target) => Ok((target, stream, entry)),
         Err(detail) => Err(respond::unnamed(stream, detail, entry).await),
@@ -50,8 +50,8 @@ pub async fn terminate(
     arrival: &Arrival,
     target: &RequestTarget,
     stream: PeekedStream<ClientStream>,
-    entry: Entry,
-) -> Result<(TerminatedConnection, Entry), ConnectionOver> {
+    entry: RecordEntry,
+) -> Result<(TerminatedConnection, RecordEntry), ConnectionOver> {
     let leaves = &arrival.forwarder.leaves;
     let terminated = terminate::terminate(leaves, &target.host, stream, limit(arrival));
     // On the heap, so that a connection that is served does not hold the room for its handshake.
@@ -65,7 +65,7 @@ pub async fn terminate(
 pub async fn resolve(
     arrival: &Arrival,
     stream: PeekedStream<ClientStream>,
-    entry: Entry,
+    entry: RecordEntry,
 ) -> ConnectionOver {
     let dns = &arrival.forwarder.dns;
     let passed = entry.passed.clone();

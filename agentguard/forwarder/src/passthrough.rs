@@ -12,7 +12,7 @@ use super::body::RequestBody;
 use super::identity::RequestTarget;
 use super::io::{ClientStream, PeekedStream};
 use super::judge::{self, Docket, Grant, Subject};
-use super::record::{ConnectionOver, Entry};
+use super::record::{ConnectionOver, RecordEntry};
 use super::refusal::{NO_AUDIT, Refusal};
 use super::sniff::Hello;
 use super::standing::{Ongoing, Standing};
@@ -26,7 +26,7 @@ pub async fn pass(
     target: RequestTarget,
     hello: &Hello,
     stream: PeekedStream<ClientStream>,
-    mut entry: Entry,
+    mut entry: RecordEntry,
 ) -> ConnectionOver {
     entry.resource = target.id();
     let forwarder = &arrival.forwarder;

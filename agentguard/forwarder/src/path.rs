@@ -19,7 +19,7 @@ use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::http::each as each_request;
 use super::io::{ClientStream, Leg};
-use super::record::{ConnectionOver, Entry};
+use super::record::{ConnectionOver, RecordEntry};
 use super::refusal::Refusal;
 use super::relay::Return;
 use super::reply::Reply;
@@ -52,7 +52,7 @@ pub async fn connection(
 async fn opened(
     arrival: Arrival,
     client: ClientStream,
-    entry: Entry,
+    entry: RecordEntry,
 ) -> Result<(), ConnectionOver> {
     let (opening, stream, entry) = opening::sniff(&arrival, client, entry).await?;
     let (hello, http2) = match opening {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agentguard_common::abi::Origin;
-use agentguard_policy::{Context, Permit, Tasks};
+use agentguard_policy::{Context, Permit, TaskSituation};
 use agentguard_record::{
     ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, TaskInfo,
 };
@@ -24,7 +24,7 @@ use super::refusal::{Cause, Refusal};
 pub const QUEUE: usize = 65_536;
 
 /// Where entries are opened.
-pub struct Records {
+pub struct RecordSender {
     queue: mpsc::Sender<Draft>,
     available: AtomicBool,
     /// Refusals that could not be recorded because nothing could.
@@ -39,7 +39,7 @@ pub struct PassedBytes {
 }
 
 /// An open record. Completing it sends it; dropping it sends it as aborted, so no early return loses it.
-pub struct Entry {
+pub struct RecordEntry {
     place: Option<mpsc::OwnedPermit<Draft>>,
     draft: Option<Box<Draft>>,
     pub passed: Arc<PassedBytes>,
@@ -52,7 +52,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct ConnectionOver;
 
-impl Records {
+impl RecordSender {
     pub fn new(queue: mpsc::Sender<Draft>) -> Self {
         Self {
             queue,
@@ -72,7 +72,7 @@ impl Records {
     }
 
     /// Opens the record of something `origin` is about to do. `None`: there is no place for it, refuse.
-    pub fn open(&self, life: &Arc<Life>, origin: &Origin) -> Option<Entry> {
+    pub fn open(&self, life: &Arc<Life>, origin: &Origin) -> Option<RecordEntry> {
         let Ok(place) = self.queue.clone().try_reserve_owned() else {
             self.unrecorded.fetch_add(1, Ordering::Relaxed);
             return None;
@@ -101,7 +101,7 @@ impl Records {
             bytes_down: 0,
             latency: Latency::default(),
         };
-        Some(Entry {
+        Some(RecordEntry {
             place: Some(place),
             draft: Some(Box::new(draft)),
             passed: Arc::default(),
@@ -112,7 +112,7 @@ impl Records {
     }
 }
 
-impl Entry {
+impl RecordEntry {
     /// Begins its clock anew: the wait for a request's head is not part of the request.
     pub fn restart(&mut self) {
         self.started = Instant::now();
@@ -121,7 +121,7 @@ impl Entry {
 
     /// The task that a decision is taken on.
     pub fn on_task(&mut self, gathered: &Context) {
-        let task = gathered.tasks.as_ref().and_then(Tasks::task);
+        let task = gathered.tasks.as_ref().and_then(TaskSituation::task);
         self.task = task.map_or(DraftTask::None, |task| {
             DraftTask::On(TaskInfo {
                 id: task.id,
@@ -210,7 +210,7 @@ impl Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for RecordEntry {
     fn drop(&mut self) {
         if self.place.is_none() {
             return;
@@ -226,7 +226,7 @@ impl Drop for Entry {
     }
 }
 
-impl Deref for Entry {
+impl Deref for RecordEntry {
     type Target = Draft;
 
     fn deref(&self) -> &Draft {
@@ -234,7 +234,7 @@ impl Deref for Entry {
     }
 }
 
-impl DerefMut for Entry {
+impl DerefMut for RecordEntry {
     fn deref_mut(&mut self) -> &mut Draft {
         self.draft.as_mut().expect("there until it is sent")
     }

@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::clock::Busy;
-use super::record::{Entry, PassedBytes};
+use super::record::{PassedBytes, RecordEntry};
 use super::refusal::{CUT, Refusal};
 use super::standing::Standing;
 use super::upstream::UpstreamFault;
@@ -29,7 +29,7 @@ pub enum Reply {
 pub struct Download {
     body: Incoming,
     lease: Lease,
-    entry: Option<Entry>,
+    entry: Option<RecordEntry>,
     passed: Arc<PassedBytes>,
     standing: Standing,
     /// The end of the tasks that it was permitted on.
@@ -50,7 +50,7 @@ impl Reply {
     pub fn upstream(
         body: Incoming,
         lease: Lease,
-        entry: Entry,
+        entry: RecordEntry,
         standing: Standing,
         busy: Busy,
     ) -> Self {

@@ -11,7 +11,7 @@ use super::identity::RequestTarget;
 use super::io::{ClientStream, PeekedStream};
 use super::origin;
 use super::protocol::{About, Protocol};
-use super::record::{ConnectionOver, Entry};
+use super::record::{ConnectionOver, RecordEntry};
 use super::refusal::{QUEUE_FULL, Refusal};
 use super::reply::Reply;
 use super::session::Session;
@@ -59,7 +59,7 @@ pub fn answer(
 pub async fn opening(
     mut stream: PeekedStream<ClientStream>,
     error: SniffError,
-    entry: Entry,
+    entry: RecordEntry,
 ) -> ConnectionOver {
     let detail = error.to_string();
     match error {
@@ -77,7 +77,7 @@ pub async fn opening(
 pub async fn unnamed(
     mut stream: PeekedStream<ClientStream>,
     detail: String,
-    entry: Entry,
+    entry: RecordEntry,
 ) -> ConnectionOver {
     let over = entry.refuse(Refusal::protocol(detail));
     send_alert(&mut stream, &Alert::UnrecognizedName.bytes()).await;
@@ -88,7 +88,7 @@ pub async fn unnamed(
 pub fn handshake(
     target: &RequestTarget,
     error: &TerminateError,
-    mut entry: Entry,
+    mut entry: RecordEntry,
 ) -> ConnectionOver {
     entry.resource = target.id();
     let ended = match error {

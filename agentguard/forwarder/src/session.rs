@@ -11,7 +11,7 @@ use super::framing::Heads;
 use super::identity::Entrance;
 use super::life::Life;
 use super::origin;
-use super::record::Entry;
+use super::record::RecordEntry;
 use super::tunnel::Tunnel;
 use super::upstream::pool::Pool;
 
@@ -26,7 +26,7 @@ pub struct Session {
     /// Upstream connections kept for its agent.
     pub pool: Arc<Pool>,
     /// The connection's record, until a request takes it.
-    unused: Mutex<Option<Entry>>,
+    unused: Mutex<Option<RecordEntry>>,
     /// What the connection becomes after the last answer.
     next: Mutex<Option<Tunnel>>,
     pub clock: Arc<SessionClock>,
@@ -39,7 +39,7 @@ impl Session {
         life: Arc<Life>,
         origin: Origin,
         entrance: Entrance,
-        entry: Entry,
+        entry: RecordEntry,
     ) -> Self {
         let limits = &forwarder.limits;
         let clock = SessionClock::new(
@@ -60,7 +60,7 @@ impl Session {
     }
 
     /// The record for the next request: the connection's own for the first one.
-    pub fn entry(&self) -> Option<Entry> {
+    pub fn entry(&self) -> Option<RecordEntry> {
         match self.unused() {
             Some(mut entry) => {
                 entry.restart();
@@ -93,7 +93,7 @@ impl Session {
     }
 
     /// The record of a connection that no request has taken.
-    pub fn unused(&self) -> Option<Entry> {
+    pub fn unused(&self) -> Option<RecordEntry> {
         self.unused.lock().expect(UNPOISONED).take()
     }
 

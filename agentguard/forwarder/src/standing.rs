@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentguard_policy::{Action, CanonicalPath, Context, Decision, Policy, Tasks};
+use agentguard_policy::{Action, CanonicalPath, Context, Decision, Policy, TaskSituation};
 use agentguard_record::DenyReason;
 use futures_util::future::{BoxFuture, OptionFuture};
 use http::uri::Scheme;
@@ -129,7 +129,7 @@ impl Standing {
     }
 
     /// How it stands to the tasks that are open now.
-    fn on_tasks(&self) -> Option<Tasks> {
+    fn on_tasks(&self) -> Option<TaskSituation> {
         let named = NamedTask::of(self.gathered.tasks.as_ref());
         let tasks = &self.forwarder.situation.tasks;
         Some(tasks.held(&self.judged, self.life.agent, &named))

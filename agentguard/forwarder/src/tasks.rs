@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
 use agentguard_link::state::OpenTask;
-use agentguard_policy::{CoveringTasks, OnTask, OpenedBy, Policy, Task, Tasks};
+use agentguard_policy::{CoveringTasks, OnTask, OpenedBy, Policy, Task, TaskSituation};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, select_all};
 use http::{HeaderMap, HeaderName};
@@ -60,8 +60,8 @@ impl NamedTask {
     }
 
     /// What was permitted on it stays on it.
-    pub fn of(held: Option<&Tasks>) -> Self {
-        held.and_then(Tasks::task)
+    pub fn of(held: Option<&TaskSituation>) -> Self {
+        held.and_then(TaskSituation::task)
             .map_or(Self::Nothing, |task| Self::Task(task.id))
     }
 }
@@ -111,7 +111,7 @@ impl OpenTasks {
     }
 
     /// How a request of the agent's stands to its tasks now.
-    pub fn held(&self, policy: &Policy, agent: AgentId, named: &NamedTask) -> Tasks {
+    pub fn held(&self, policy: &Policy, agent: AgentId, named: &NamedTask) -> TaskSituation {
         let all = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let now = Timestamp::now();
         let open = |agent| {
@@ -138,7 +138,7 @@ impl OpenTasks {
         };
         let above = policy.above(agent).iter();
         let above = above.map(|id| (*id, by_supervisors(*id).collect::<Vec<_>>()));
-        Tasks {
+        TaskSituation {
             own,
             above: above.filter(|(_, tasks)| !tasks.is_empty()).collect(),
         }

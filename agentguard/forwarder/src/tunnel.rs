@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use super::clock::Busy;
 use super::identity::RequestTarget;
 use super::io::ClientStream;
-use super::record::{ConnectionOver, Entry, PassedBytes};
+use super::record::{ConnectionOver, PassedBytes, RecordEntry};
 use super::refusal::Refusal;
 use super::standing::Standing;
 
@@ -31,21 +31,21 @@ pub enum Tunnel {
 pub struct Connect {
     pub client: OnUpgrade,
     pub target: RequestTarget,
-    pub entry: Entry,
+    pub entry: RecordEntry,
 }
 
 /// Upstream has agreed.
 pub struct WebSocket {
     pub client: OnUpgrade,
     pub upstream: OnUpgrade,
-    pub entry: Entry,
+    pub entry: RecordEntry,
     pub standing: Standing,
     pub busy: Busy,
 }
 
 impl Connect {
     /// What was opened, once the answer has been sent.
-    pub async fn open(self) -> Result<(ClientStream, RequestTarget, Entry), ConnectionOver> {
+    pub async fn open(self) -> Result<(ClientStream, RequestTarget, RecordEntry), ConnectionOver> {
         match self.client.await {
             Ok(client) => {
                 let client = ClientStream::Tunnel(TokioIo::new(client));
@@ -85,7 +85,7 @@ impl WebSocket {
 /// Lets bytes pass until both sides have ended or a new bundle does not permit it any more, and completes the record.
 pub async fn carry(
     passing: impl Future<Output = io::Result<()>>,
-    mut entry: Entry,
+    mut entry: RecordEntry,
     mut standing: Standing,
 ) -> ConnectionOver {
     tokio::select! {

@@ -15,7 +15,7 @@ use super::limit::Limit;
 use super::parse::{self, AgentFile, CaseEntry, HostFile};
 use super::rules::{self, CedarRule};
 use super::time::Calendar;
-use super::{Exec, KernelRule, Proto, Sources, delegation};
+use super::{ExecPolicy, KernelRule, Proto, Sources, delegation};
 
 /// Every file of the bundle, parsed.
 pub(super) struct ParsedBundle {
@@ -256,7 +256,7 @@ fn check_agents(report: &mut Report<'_>, agents: &[AgentFile]) {
                 );
             }
         }
-        exec_rules += file.agent.exec.as_ref().map_or(0, Exec::rules);
+        exec_rules += file.agent.exec.as_ref().map_or(0, ExecPolicy::rules);
         if let Some(at) = file
             .exec_at
             .filter(|_| exec_rules > BUNDLE_EXEC_RULES as usize)

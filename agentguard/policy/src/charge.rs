@@ -16,7 +16,7 @@ use super::judge::PathReading;
 use super::limit::{Charge, Counter, KeySource, Limit, LimitKey, Per};
 use super::refusal::PolicyRefusal;
 use super::slice::Slice;
-use super::{Action, Input, OpenedBy, Policy, Tasks};
+use super::{Action, Input, OpenedBy, Policy, TaskSituation};
 
 /// Headers that tell one attempt from the next; `…-` is the beginning of names.
 const OF_AN_ATTEMPT: [&str; 15] = [
@@ -118,7 +118,7 @@ impl Policy {
         let name = agent.agent.name.clone();
         let host = input.host.id(input.port);
         // Tasks of its own an agent could open as often as it likes.
-        let task = input.context.tasks.as_ref().and_then(Tasks::task);
+        let task = input.context.tasks.as_ref().and_then(TaskSituation::task);
         let task = task.filter(|task| task.opened_by == OpenedBy::Supervisor);
         let task = task.map(|task| task.id.to_string());
         let zone = self.calendar.as_ref();

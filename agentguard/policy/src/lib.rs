@@ -72,7 +72,7 @@ pub use self::needs::Needs;
 pub use self::path::CanonicalPath;
 pub use self::permissions::Permissions;
 pub use self::permit::{Owed, Permit, Settled};
-pub use self::task::{CoveringTasks, OnTask, OpenedBy, Task, Tasks, Terms, is_reserved};
+pub use self::task::{CoveringTasks, OnTask, OpenedBy, Task, TaskSituation, Terms, is_reserved};
 pub use self::time::Moment;
 
 /// A bundle's files as text: path below the bundle's folder (`agents/procurement.toml`) → content.
@@ -133,7 +133,7 @@ pub struct ExecPattern {
 
 /// What an agent may execute. A file that `allow` and `deny` both name is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exec {
+pub struct ExecPolicy {
     /// What neither list names is allowed.
     pub default_allow: bool,
     pub allow: Vec<ExecPattern>,
@@ -142,7 +142,7 @@ pub struct Exec {
     pub private_arguments: bool,
 }
 
-impl Exec {
+impl ExecPolicy {
     /// Rules of the kernel's that it takes: each digest is one.
     fn rules(&self) -> usize {
         let files = self.allow.iter().chain(&self.deny);
@@ -165,7 +165,7 @@ pub struct Agent {
     pub tasks_required: bool,
     pub identify: Vec<Identify>,
     /// `None`: what it executes is not judged.
-    pub exec: Option<Exec>,
+    pub exec: Option<ExecPolicy>,
     pub kernel: Vec<KernelRule>,
     /// Unix sockets: absolute paths, or `@` and an abstract name.
     pub unix: Vec<String>,

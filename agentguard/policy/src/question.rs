@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::context::{AskedContext, Context};
 use super::host::split_port;
 use super::time::Calendar;
-use super::{Action, CanonicalPath, HostName, Input, Policy, Tasks, schema};
+use super::{Action, CanonicalPath, HostName, Input, Policy, TaskSituation, schema};
 
 /// What the forwarder reads of a body by default, bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -155,7 +155,7 @@ impl Policy {
         &self,
         agent: AgentId,
         question: &Question,
-        tasks: Tasks,
+        tasks: TaskSituation,
         judge: impl FnOnce(&HostName, u16, Action<'_>, Context) -> T,
     ) -> Result<(String, T), String> {
         let mut parsed = ParsedQuestion::new(question, None)?;

@@ -88,7 +88,7 @@ enum What {
 
 /// How a request stands to the open tasks of its agent, and of those that it acts for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tasks {
+pub struct TaskSituation {
     pub own: OnTask,
     /// Tasks that supervisors have opened for agents above: one of each one's has to cover the request.
     pub above: BTreeMap<AgentId, Vec<Arc<Task>>>,
@@ -246,7 +246,7 @@ impl AllowedAct {
     }
 }
 
-impl Tasks {
+impl TaskSituation {
     /// Whether what the request does has to be known, whichever rules read it.
     pub(super) fn narrow_by_scope(&self) -> bool {
         let own = match &self.own {
@@ -295,7 +295,7 @@ impl Tasks {
     }
 }
 
-impl Tasks {
+impl TaskSituation {
     /// Those that cover the request, of the agent and of each above it that has tasks.
     pub(super) fn covered(&self, input: &Input<'_>, does: &BTreeSet<&str>) -> Vec<CoveringTasks> {
         let own = match &self.own {

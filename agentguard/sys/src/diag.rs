@@ -28,7 +28,7 @@ pub const MESSAGE: usize = 72;
 
 /// What was done to the sockets of some processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cut {
+pub struct CutSockets {
     pub destroyed: u32,
     /// The kernel would not: it lacks `CONFIG_INET_DIAG_DESTROY`.
     pub failed: u32,
@@ -141,8 +141,8 @@ impl Diag {
 }
 
 /// Destroys the TCP and UDP sockets of this network namespace whose inode is listed.
-pub fn destroy(inodes: &HashSet<u64>, which: Which) -> Result<Cut> {
-    let mut cut = Cut::default();
+pub fn destroy(inodes: &HashSet<u64>, which: Which) -> Result<CutSockets> {
+    let mut cut = CutSockets::default();
     if inodes.is_empty() {
         return Ok(cut);
     }
@@ -260,7 +260,7 @@ mod tests {
         }
         assert_eq!(
             result,
-            Cut {
+            CutSockets {
                 destroyed: 1,
                 failed: 0
             }

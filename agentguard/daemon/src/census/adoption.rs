@@ -194,7 +194,7 @@ fn adopt_now(
     }
     // Their sockets carry no mark, so no hook would judge what goes through them.
     let tgids: Vec<u32> = adopted.iter().map(|(seen, _)| seen.tgid).collect();
-    let mut cut = diag::Cut::default();
+    let mut cut = diag::CutSockets::default();
     everywhere(&census.namespaces.all_of(&tgids), || {
         let here = diag::destroy(&inodes, diag::Which::All).map_err(|e| e.to_string())?;
         cut.destroyed += here.destroyed;

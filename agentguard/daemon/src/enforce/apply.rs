@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentguard_bundle::history::{Entry, HistoryError};
+use agentguard_bundle::history::{HistoryEntry, HistoryError};
 use agentguard_bundle::store::Loaded;
 use agentguard_common::abi::AgentId;
 use agentguard_policy as policy;
@@ -56,14 +56,14 @@ pub struct Applied {
     pub warnings: Vec<String>,
 }
 
-/// Compiles and resolves for this host. Changes nothing. `entry` says of the bundle who wants it; [`Entry::meta`] is taken from
+/// Compiles and resolves for this host. Changes nothing. `entry` says of the bundle who wants it; [`HistoryEntry::meta`] is taken from
 /// the bundle itself.
 pub fn prepare(
     sources: Sources,
     propose: impl FnOnce(&BTreeSet<String>) -> Result<BTreeMap<String, AgentId>, RegistryError>,
     owners: BTreeMap<String, Reassigned>,
     generation: u64,
-    entry: Entry,
+    entry: HistoryEntry,
 ) -> Result<Active, ApplyError> {
     let names = Policy::agent_names(&sources);
     let ids = propose(&names).map_err(|e| ApplyError::Refused(e.to_string()))?;
@@ -336,7 +336,7 @@ pub fn keep(roster: &Roster, active: &Active) -> Result<(), HistoryError> {
 
 /// For a bundle with digests of executables, why they are not known here.
 fn unknown_digests(guarantees: &[Guarantee], policy: &Policy) -> Option<String> {
-    let has_digest = |exec: &policy::Exec| {
+    let has_digest = |exec: &policy::ExecPolicy| {
         let mut files = exec.allow.iter().chain(&exec.deny);
         files.any(|file| !file.sha256.is_empty())
     };

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use agentguard_bundle::history::{Entry, History, Origin};
+use agentguard_bundle::history::{BundleOrigin, History, HistoryEntry};
 use agentguard_bundle::pack::Signer;
 use agentguard_bundle::store::{self, Trust};
 use agentguard_kernel as kernel;
@@ -199,8 +199,8 @@ pub fn first_bundle(
     };
     let trouble = match history.active() {
         Ok(Some((entry, sources))) => {
-            let entry =
-                entry.unwrap_or_else(|| entry_at_start(history, &sources, None, Origin::Apply));
+            let entry = entry
+                .unwrap_or_else(|| entry_at_start(history, &sources, None, BundleOrigin::Apply));
             match prepare(sources, entry) {
                 Ok(active) => return Ok((Some(active), None)),
                 Err(error) => one_line(&error),
@@ -210,7 +210,7 @@ pub fn first_bundle(
             if history
                 .entries()
                 .iter()
-                .all(|it| it.origin == Origin::Start) =>
+                .all(|it| it.origin == BundleOrigin::Start) =>
         {
             return configured(config, history, prepare);
         }
@@ -243,7 +243,7 @@ pub fn first_bundle(
 fn configured(
     config: &Config,
     history: &History,
-    prepare: impl FnOnce(Sources, Entry) -> Result<Active, ApplyError>,
+    prepare: impl FnOnce(Sources, HistoryEntry) -> Result<Active, ApplyError>,
 ) -> Result<(Option<Active>, Option<Alarm>), StartError> {
     let path = &config.policy.bundle;
     if !path.exists() {
@@ -252,7 +252,7 @@ fn configured(
     // Whoever can write the bundle decides what agents may do: root alone, or who has a trusted key.
     let loaded = store::load(path, Trust::Root, &config.paths.trust)
         .map_err(|error| StartError::Bundle(error.to_string()))?;
-    let entry = entry_at_start(history, &loaded.sources, loaded.signer, Origin::Start);
+    let entry = entry_at_start(history, &loaded.sources, loaded.signer, BundleOrigin::Start);
     match prepare(loaded.sources, entry) {
         Ok(active) => Ok((Some(active), None)),
         Err(error) => Err(StartError::Bundle(format!(
@@ -268,12 +268,12 @@ fn entry_at_start(
     history: &History,
     sources: &Sources,
     signer: Option<Signer>,
-    origin: Origin,
-) -> Entry {
+    origin: BundleOrigin,
+) -> HistoryEntry {
     let meta = Policy::meta_of(sources).unwrap_or_default();
     match history.entries().last() {
         Some(last) if last.meta == meta && last.signer == signer => last.clone(),
-        _ => Entry {
+        _ => HistoryEntry {
             seq: history.next_seq(),
             highest: meta.serial.max(history.highest()),
             meta,

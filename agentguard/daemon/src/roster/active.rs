@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use agentguard_bundle::history::Entry;
+use agentguard_bundle::history::HistoryEntry;
 use agentguard_common::abi::AgentId;
 use agentguard_link::state::PolicyUpdate;
 use agentguard_policy::{Policy, Reassigned, Sources};
@@ -20,7 +20,7 @@ pub struct Active {
     pub owners: BTreeMap<String, Reassigned>,
     pub blocks: Blocks,
     /// Who put it in force, and when.
-    pub entry: Entry,
+    pub entry: HistoryEntry,
     /// 1 for the first bundle since the daemon started.
     pub generation: u64,
 }

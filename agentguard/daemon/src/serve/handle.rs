@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentguard_bundle::history::Entry;
+use agentguard_bundle::history::HistoryEntry;
 use agentguard_control::api::{Bundle, Change, Past, Rollback, Run, Target, TaskEnd, TaskStart};
 use agentguard_policy::Sources;
 use agentguard_policy::explain::Question;
@@ -174,7 +174,7 @@ fn show_past(parts: &Parts, wanted: &str) -> Result<ControlResponse, ControlErro
     let in_force = seq_in_force(parts);
     let history = lock(&parts.roster.history);
     let serial = wanted.parse::<u64>().ok();
-    let is_wanted = |entry: &&Entry| {
+    let is_wanted = |entry: &&HistoryEntry| {
         serial == Some(entry.meta.serial)
             || wanted.len() >= DIGEST_START && entry.meta.digest.starts_with(wanted)
     };
@@ -200,7 +200,7 @@ fn seq_in_force(parts: &Parts) -> Option<u64> {
         .map(|active| active.entry.seq)
 }
 
-fn past(entry: &Entry, in_force: Option<u64>) -> Past {
+fn past(entry: &HistoryEntry, in_force: Option<u64>) -> Past {
     Past {
         user: user::name(entry.by.uid()),
         in_force: in_force == Some(entry.seq),

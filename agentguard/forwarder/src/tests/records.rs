@@ -17,11 +17,11 @@ use super::rig::{AGENT, Rig, ask};
 use crate::forwarder::Inbox;
 use crate::life::Lives;
 use crate::outbox::Outbox;
-use crate::record::Records;
+use crate::record::RecordSender;
 
-fn book(places: usize) -> (Records, Arc<Lives>, mpsc::Receiver<Draft>) {
+fn book(places: usize) -> (RecordSender, Arc<Lives>, mpsc::Receiver<Draft>) {
     let (queue, drafts) = mpsc::channel(places);
-    (Records::new(queue), Arc::default(), drafts)
+    (RecordSender::new(queue), Arc::default(), drafts)
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ use super::parse::{Located, Table};
 use super::replay::{RecordedAct, ReplayGap};
 use super::slice::Slice;
 use super::time::{Calendar, Moment};
-use super::{Tasks, schema};
+use super::{TaskSituation, schema};
 
 use self::act::{
     BodyAttribute, HeadersAttribute, LookupAttribute, PathAttribute, QueryAttribute,
@@ -195,7 +195,7 @@ attributes! {
         Network { network: NetworkTrust = AskedNetwork },
         Host { host: HostLabels = AskedHost },
         Agent { agent: AgentSituation = AskedAgent },
-        Task { tasks: Tasks = AskedTasks };
+        Task { tasks: TaskSituation = AskedTasks };
 }
 
 /// Texts of a case by its keys, with their places.
@@ -280,7 +280,9 @@ impl AttributeSet {
 impl Context {
     /// Whether some task that counts narrows what is done by its scope.
     pub(crate) fn narrows_by_scope(&self) -> bool {
-        self.tasks.as_ref().is_some_and(Tasks::narrow_by_scope)
+        self.tasks
+            .as_ref()
+            .is_some_and(TaskSituation::narrow_by_scope)
     }
 
     /// Roles of the people who have approved it.

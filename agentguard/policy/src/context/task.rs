@@ -14,7 +14,7 @@ use crate::parse::{Keys, Located, Table};
 use crate::replay::{RecordedAct, ReplayGap, Then};
 use crate::task::{NARROWS, OPEN, OPENED_BY, WRONG};
 use crate::time::Calendar;
-use crate::{OnTask, OpenedBy, Task, Tasks, Terms};
+use crate::{OnTask, OpenedBy, Task, TaskSituation, Terms};
 
 const KEYS: Keys = Keys {
     known: &["intent", "allow", "scope", "opened_by"],
@@ -72,7 +72,7 @@ impl AskedTask {
     }
 }
 
-impl Attribute for Tasks {
+impl Attribute for TaskSituation {
     const NAME: &'static str = "task";
     const CEDAR: &'static str = "{ open: Bool, id: String, intent: String, opened_by: String }";
     const CONNECT: bool = true;
@@ -100,7 +100,7 @@ impl Attribute for Tasks {
     }
 }
 
-impl Surrounding for Tasks {
+impl Surrounding for TaskSituation {
     const ALWAYS: bool = true;
     type Asked = AskedTasks;
 
@@ -169,7 +169,7 @@ impl Surrounding for Tasks {
 }
 
 #[cfg(test)]
-impl super::tests::Sample for Tasks {
+impl super::tests::Sample for TaskSituation {
     const CASE: &'static str = "task = { intent = \"x\", allow = [\"GET h/**\"], scope = [\"read\"], opened_by = \"agent\" }";
 
     fn any() -> proptest::strategy::BoxedStrategy<Self> {

@@ -60,7 +60,7 @@ fn check_recall<S: Sample>(name: AttributeName, context: &Context, told: bool) {
     let mut unread = BTreeMap::new();
     context.facts(|_| false, &mut unread);
     assert_eq!(unread.is_empty(), !S::ALWAYS || facts.is_empty());
-    let task = context.tasks.as_ref().and_then(Tasks::task);
+    let task = context.tasks.as_ref().and_then(TaskSituation::task);
     let task = task.map(|task| (task.id.to_string(), task.intent.clone()));
     let exhausted: Vec<String> = context
         .limits

@@ -8,7 +8,7 @@ use super::globs::covers;
 use crate::bundle::MAX_KERNEL;
 use crate::diagnostic::Report;
 use crate::parse::AgentFile;
-use crate::{Agent, Exec, ExecPattern, KernelRule};
+use crate::{Agent, ExecPattern, ExecPolicy, KernelRule};
 
 /// Narrows every agent that has a parent. Answers what has become less than its file says.
 pub(crate) fn narrow(report: &mut Report<'_>, agents: &mut [AgentFile]) -> Vec<String> {
@@ -37,7 +37,7 @@ pub(crate) fn narrow(report: &mut Report<'_>, agents: &mut [AgentFile]) -> Vec<S
         if let Some(agent) = agent {
             file.agent = agent;
         }
-        exec_rules += file.agent.exec.as_ref().map_or(0, Exec::rules);
+        exec_rules += file.agent.exec.as_ref().map_or(0, ExecPolicy::rules);
         let what = if file.agent.kernel.len() > MAX_KERNEL {
             format!("has more than {MAX_KERNEL} kernel rules in common with its parents")
         } else if exec_rules > BUNDLE_EXEC_RULES as usize {
@@ -137,7 +137,7 @@ fn both(a: &KernelRule, b: &KernelRule) -> Option<KernelRule> {
     }
 }
 
-fn both_exec(own: Exec, parent: &Exec, less: &mut Vec<String>) -> Exec {
+fn both_exec(own: ExecPolicy, parent: &ExecPolicy, less: &mut Vec<String>) -> ExecPolicy {
     let mut deny = own.deny;
     let more = parent.deny.iter().filter(|file| !deny.contains(file));
     let more: Vec<ExecPattern> = more.cloned().collect();
@@ -166,7 +166,7 @@ fn both_exec(own: Exec, parent: &Exec, less: &mut Vec<String>) -> Exec {
             [kept, inside].concat()
         }
     };
-    Exec {
+    ExecPolicy {
         default_allow: own.default_allow && parent.default_allow,
         allow,
         deny,
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn an_entry_with_digests_is_about_less() {
-        let exec = |allow: &[ExecPattern]| Exec {
+        let exec = |allow: &[ExecPattern]| ExecPolicy {
             default_allow: false,
             allow: allow.to_vec(),
             deny: Vec::new(),
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn exec_lists_have_in_common_what_both_allow() {
         let files = |paths: &[&str]| paths.iter().map(|path| file(path, &[])).collect();
-        let exec = |default_allow, allow: &[&str], deny: &[&str]| Exec {
+        let exec = |default_allow, allow: &[&str], deny: &[&str]| ExecPolicy {
             default_allow,
             allow: files(allow),
             deny: files(deny),

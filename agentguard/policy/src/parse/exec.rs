@@ -6,7 +6,7 @@ use super::table::{Keys, Located, Table, TableEntry};
 use crate::diagnostic::Report;
 use crate::glob::check_file_glob;
 use crate::host::show;
-use crate::{Exec, ExecPattern};
+use crate::{ExecPattern, ExecPolicy};
 
 const EXEC: Keys = Keys {
     known: &["default", "allow", "deny", "arguments"],
@@ -19,7 +19,7 @@ const FILE: Keys = Keys {
 };
 
 /// `None` after an error: half a list would allow or refuse what nobody wrote.
-pub(super) fn table(report: &mut Report<'_>, table: &Table<'_>) -> Option<Exec> {
+pub(super) fn table(report: &mut Report<'_>, table: &Table<'_>) -> Option<ExecPolicy> {
     table.check_keys(report, &EXEC);
     if !table.has("default") {
         report.error_help(
@@ -42,7 +42,7 @@ pub(super) fn table(report: &mut Report<'_>, table: &Table<'_>) -> Option<Exec> 
         );
         return None;
     }
-    Some(Exec {
+    Some(ExecPolicy {
         default_allow,
         allow,
         deny,

@@ -19,19 +19,24 @@ fn task(opened_by: OpenedBy, allow: &[&str], scope: &[&str]) -> Arc<Task> {
     Arc::new(Task::new(Uuid::from_u128(7), opened_by, &terms).unwrap())
 }
 
-fn on(own: OnTask) -> Option<Tasks> {
-    Some(Tasks {
+fn on(own: OnTask) -> Option<TaskSituation> {
+    Some(TaskSituation {
         own,
-        ..Tasks::default()
+        ..TaskSituation::default()
     })
 }
 
-fn supervisors(allow: &[&str], scope: &[&str]) -> Option<Tasks> {
+fn supervisors(allow: &[&str], scope: &[&str]) -> Option<TaskSituation> {
     on(OnTask::In(task(OpenedBy::Supervisor, allow, scope)))
 }
 
 /// `allow`, or the reason.
-fn decided(policy: &Policy, agent: AgentId, request: &str, tasks: Option<Tasks>) -> &'static str {
+fn decided(
+    policy: &Policy,
+    agent: AgentId,
+    request: &str,
+    tasks: Option<TaskSituation>,
+) -> &'static str {
     let mut asked = Asked::new(request, &[]);
     asked.context.tasks = tasks;
     asked.context.body = Body::none();
@@ -152,7 +157,7 @@ fn an_agent_that_has_to_be_on_a_supervisors_task_does_nothing_without() {
 
     // Who acts for it does no more than it may.
     let above = |allow: &[&str]| {
-        Some(Tasks {
+        Some(TaskSituation {
             own: OnTask::None,
             above: BTreeMap::from([(a, vec![task(OpenedBy::Supervisor, allow, &[])])]),
         })
@@ -291,7 +296,7 @@ fn what_is_permitted_ends_with_the_tasks_that_cover_it() {
         Arc::new(Task::new(Uuid::from_u128(number), OpenedBy::Supervisor, &terms).unwrap())
     };
     let mut asked = Asked::new("GET https://h/one", &[]);
-    asked.context.tasks = Some(Tasks {
+    asked.context.tasks = Some(TaskSituation {
         own: OnTask::OneOf(vec![
             of(1, "GET h/one"),
             of(2, "GET h/two"),

@@ -23,7 +23,7 @@ pub(super) fn exec_rules(registry: &Registry, to: Option<&Active>) -> Vec<ExecRu
         .collect()
 }
 
-fn exec_rules_of(agent: AgentId, exec: &policy::Exec, observed: bool) -> ExecRules {
+fn exec_rules_of(agent: AgentId, exec: &policy::ExecPolicy, observed: bool) -> ExecRules {
     ExecRules {
         agent,
         default_allow: exec.default_allow,

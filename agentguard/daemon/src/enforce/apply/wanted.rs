@@ -1,6 +1,6 @@
 //! Which bundle is wanted in force, where its files are from, and whether it may follow the one that is.
 
-use agentguard_bundle::history::{Entry, Origin};
+use agentguard_bundle::history::{BundleOrigin, HistoryEntry};
 use agentguard_bundle::pack::{self, Signer};
 use agentguard_bundle::store::{self, Loaded, Trust};
 use agentguard_policy::Sources;
@@ -30,10 +30,10 @@ impl Wanted {
         }
     }
 
-    pub(super) fn origin(&self) -> Origin {
+    pub(super) fn origin(&self) -> BundleOrigin {
         match self {
-            Self::Files(_) | Self::Packed(_) => Origin::Apply,
-            Self::Earlier(_) => Origin::Rollback,
+            Self::Files(_) | Self::Packed(_) => BundleOrigin::Apply,
+            Self::Earlier(_) => BundleOrigin::Rollback,
         }
     }
 }
@@ -86,10 +86,10 @@ pub(super) fn find(
 
 /// The newest of `serial`; without, the last one in force that is another than the one that is.
 fn earlier<'e>(
-    entries: &'e [Entry],
+    entries: &'e [HistoryEntry],
     serial: Option<u64>,
-    in_force: Option<&Entry>,
-) -> Result<&'e Entry, String> {
+    in_force: Option<&HistoryEntry>,
+) -> Result<&'e HistoryEntry, String> {
     let mut newest = entries.iter().rev();
     match serial {
         Some(serial) => newest.find(|it| it.meta.serial == serial).ok_or_else(|| {
@@ -106,12 +106,12 @@ fn earlier<'e>(
 pub(super) fn next_entry(
     roster: &Roster,
     meta: Meta,
-    origin: Origin,
+    origin: BundleOrigin,
     by: Actor,
     signer: Option<Signer>,
-) -> Entry {
+) -> HistoryEntry {
     let history = lock(&roster.history);
-    Entry {
+    HistoryEntry {
         seq: history.next_seq(),
         highest: meta.serial.max(history.highest()),
         meta,
@@ -133,7 +133,7 @@ pub(super) fn check_serial(
     let highest = history
         .highest()
         .max(old.map_or(0, |old| old.entry.highest));
-    if new.entry.origin == Origin::Rollback || serial > highest {
+    if new.entry.origin == BundleOrigin::Rollback || serial > highest {
         return Ok(());
     }
     let entries = history.entries();
