@@ -54,7 +54,7 @@ pub enum StoreError {
 }
 
 /// A bundle as it was found.
-pub struct Loaded {
+pub struct LoadedBundle {
     pub sources: Sources,
     /// Whose signature it was accepted for; `None` for a folder.
     pub signer: Option<Signer>,
@@ -64,10 +64,10 @@ pub struct Loaded {
 ///
 /// # Errors
 /// What cannot be read, is too large, or is not to be trusted.
-pub fn load(path: &Path, trust: Trust, keys: &Path) -> Result<Loaded, StoreError> {
+pub fn load(path: &Path, trust: Trust, keys: &Path) -> Result<LoadedBundle, StoreError> {
     let Some(text) = packed(path)? else {
         let sources = read(path, trust)?;
-        return Ok(Loaded {
+        return Ok(LoadedBundle {
             sources,
             signer: None,
         });
@@ -77,7 +77,7 @@ pub fn load(path: &Path, trust: Trust, keys: &Path) -> Result<Loaded, StoreError
         path: path.to_owned(),
         source,
     })?;
-    Ok(Loaded {
+    Ok(LoadedBundle {
         sources: contents.sources,
         signer: Some(signer),
     })

@@ -78,7 +78,7 @@ use tokio::runtime::{Builder, Runtime};
 use self::origin::OriginSource;
 
 /// What the daemon gave the forwarder at start, by inherited descriptor.
-pub struct Inherited {
+pub struct InheritedHandles {
     /// The `SOCK_SEQPACKET` link to the daemon.
     pub link: OwnedFd,
     pub origins: Arc<dyn OriginSource>,
@@ -86,7 +86,7 @@ pub struct Inherited {
 
 /// Runs until the daemon says stop or the link closes. To be called while there is no other thread: the sandbox is for
 /// those to come.
-pub fn run(inherited: Inherited) -> anyhow::Result<()> {
+pub fn run(inherited: InheritedHandles) -> anyhow::Result<()> {
     let Some((start, listening)) = orders::begin(&inherited.link)? else {
         return Ok(());
     };

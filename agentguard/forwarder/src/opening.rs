@@ -14,7 +14,7 @@ use super::record::{ConnectionOver, RecordEntry};
 use super::respond;
 use super::sniff::{self, Hello, Opening};
 use super::terminate::{self, TerminatedConnection};
-use super::tunnel::Counting;
+use super::tunnel::CountingStream;
 
 /// How it begins. The bytes that it takes to know are read again.
 pub async fn sniff(
@@ -69,7 +69,7 @@ pub async fn resolve(
 ) -> ConnectionOver {
     let dns = &arrival.forwarder.dns;
     let passed = entry.passed.clone();
-    let stream = Counting {
+    let stream = CountingStream {
         inner: stream,
         read: &passed.up,
     };

@@ -21,7 +21,7 @@ use super::compile::compile;
 use super::doors::Doors;
 use super::forwarder::Forwarder;
 use super::outbox::Outbox;
-use super::{Inherited, upstream};
+use super::{InheritedHandles, upstream};
 
 /// Idle upstream connections are looked through this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ pub fn begin(link: &OwnedFd) -> anyhow::Result<Option<(Start, Bound)>> {
 /// Follows the daemon's orders until it says stop or is gone. Without a daemon there is nobody to record decisions: the
 /// forwarder ends, and the kernel refuses what agents connect.
 pub async fn follow(
-    inherited: Inherited,
+    inherited: InheritedHandles,
     start: Start,
     bound: Bound,
     sandbox: Sandbox,

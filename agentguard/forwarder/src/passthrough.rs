@@ -15,7 +15,7 @@ use super::judge::{self, Docket, Grant, Subject};
 use super::record::{ConnectionOver, RecordEntry};
 use super::refusal::{NO_AUDIT, Refusal};
 use super::sniff::Hello;
-use super::standing::{Ongoing, Standing};
+use super::standing::{OngoingAct, Standing};
 use super::tasks::NamedTask;
 use super::terminate::{Alert, send_alert};
 use super::tunnel;
@@ -76,7 +76,7 @@ pub async fn pass(
         policy,
         arrival.life.clone(),
         target,
-        Ongoing::Connect,
+        OngoingAct::Connect,
         gathered,
         tasks,
     );

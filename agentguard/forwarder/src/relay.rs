@@ -9,7 +9,7 @@ use super::headers;
 use super::own::document::Document;
 use super::refusal::Refusal;
 use super::reply::Reply;
-use super::standing::{Ongoing, Standing};
+use super::standing::{OngoingAct, Standing};
 use super::tunnel::{Tunnel, WebSocket};
 
 /// What a request has led to.
@@ -46,7 +46,7 @@ fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Repl
     let changes = head.status == StatusCode::SWITCHING_PROTOCOLS;
     let (ongoing, client) = match websocket {
         Some((upgrade, client)) if changes && headers::asks_for_websocket(&head.headers) => {
-            (Ongoing::Upgrade(upgrade), Some(client))
+            (OngoingAct::Upgrade(upgrade), Some(client))
         }
         _ if changes => {
             let detail = "upstream changed to a protocol that was not asked for";
@@ -54,7 +54,7 @@ fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Repl
             let refusal = Refusal::ended(Ended::UpstreamFailed, reason, detail);
             return exchange.refuse(refusal, None);
         }
-        _ => (Ongoing::Answer, None),
+        _ => (OngoingAct::Answer, None),
     };
     let Exchange {
         session,

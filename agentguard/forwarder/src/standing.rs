@@ -27,7 +27,7 @@ pub struct Standing {
     judged: Arc<Policy>,
     life: Arc<Life>,
     target: RequestTarget,
-    ongoing: Ongoing,
+    ongoing: OngoingAct,
     /// What was gathered for the decision that permitted it.
     gathered: Context,
     /// Fires when the tasks that permitted it end.
@@ -36,7 +36,7 @@ pub struct Standing {
 }
 
 /// What was permitted, as far as it is kept.
-pub enum Ongoing {
+pub enum OngoingAct {
     /// An answer that is passed on: rules hold for the next request, this one ends when its host cannot be reached any
     /// more.
     Answer,
@@ -60,7 +60,7 @@ impl Standing {
         judged: Arc<Policy>,
         life: Arc<Life>,
         target: RequestTarget,
-        ongoing: Ongoing,
+        ongoing: OngoingAct,
         gathered: Context,
         tasks: Ends,
     ) -> Self {
@@ -158,12 +158,12 @@ impl Standing {
             ..
         } = self;
         let action = match &self.ongoing {
-            Ongoing::Answer => {
+            OngoingAct::Answer => {
                 return judged.reaches(life.agent, &target.host, target.port)
                     || judged.observes(life.agent);
             }
-            Ongoing::Connect => Action::Connect,
-            Ongoing::Upgrade(upgrade) => upgrade.action(),
+            OngoingAct::Connect => Action::Connect,
+            OngoingAct::Upgrade(upgrade) => upgrade.action(),
         };
         let task = NamedTask::of(self.gathered.tasks.as_ref());
         let subject = Subject {

@@ -109,11 +109,11 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut client = Counting {
+    let mut client = CountingStream {
         inner: client,
         read: &passed.up,
     };
-    let mut upstream = Counting {
+    let mut upstream = CountingStream {
         inner: upstream,
         read: &passed.down,
     };
@@ -123,12 +123,12 @@ where
 }
 
 /// Counts what is read from a stream.
-pub struct Counting<'a, S> {
+pub struct CountingStream<'a, S> {
     pub inner: S,
     pub read: &'a AtomicU64,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counting<'_, S> {
+impl<S: AsyncRead + Unpin> AsyncRead for CountingStream<'_, S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -142,7 +142,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counting<'_, S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counting<'_, S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CountingStream<'_, S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

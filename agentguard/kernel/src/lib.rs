@@ -38,7 +38,7 @@ pub use load::OBJECT;
 pub use origin::OriginMaps;
 pub use pin::{cgroup_root, ensure_bpffs};
 pub use probe::{fits, leaves_lsm_out, lsm, preempts_tracepoints};
-pub use protected::Protected;
+pub use protected::ProtectedPath;
 pub use rules::Rule;
 
 use load::OfferedHelpers;
@@ -226,7 +226,7 @@ impl Kernel {
     ///
     /// # Errors
     /// One that cannot be told apart from others; what was protected before still is.
-    pub fn protect(&mut self, files: &[Protected]) -> Result<(), KernelError> {
+    pub fn protect(&mut self, files: &[ProtectedPath]) -> Result<(), KernelError> {
         protected::replace(&self.maps, files)
     }
 

@@ -15,7 +15,7 @@ use super::maps::Maps;
 
 /// A file or folder that no agent changes, whatever its user.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Protected {
+pub struct ProtectedPath {
     pub path: PathBuf,
     /// Nor reads.
     pub secret: bool,
@@ -25,7 +25,7 @@ pub struct Protected {
 const BTRFS_SUBVOLUME: u64 = 256;
 
 /// Replaces what is protected. A file that is not there is left out.
-pub(super) fn replace(maps: &Maps, files: &[Protected]) -> Result<(), KernelError> {
+pub(super) fn replace(maps: &Maps, files: &[ProtectedPath]) -> Result<(), KernelError> {
     let mut wanted: BTreeMap<FileKey, u32> = BTreeMap::new();
     for file in files {
         match fs::canonicalize(&file.path) {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use agentguard_common::abi::{FlowKey, Origin};
-use agentguard_forwarder::Inherited;
+use agentguard_forwarder::InheritedHandles;
 use agentguard_forwarder::origin::OriginSource;
 use agentguard_kernel::OriginMaps;
 use agentguard_sys::spawn;
@@ -26,7 +26,7 @@ pub fn run() -> Result<ExitCode, Failure> {
         .without_time()
         .with_target(false)
         .init();
-    let inherited = Inherited {
+    let inherited = InheritedHandles {
         link,
         origins: Arc::new(MappedOrigins(OriginMaps::from_fds(accepted, flows))),
     };

@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use agentguard_bundle::pack::Signer;
-use agentguard_bundle::store::{self, Loaded, StoreError, Trust};
+use agentguard_bundle::store::{self, LoadedBundle, StoreError, Trust};
 use agentguard_common::abi::AgentId;
 use agentguard_policy::{Diagnostic, Policy, Reassigned, Sources};
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ pub struct CheckedBundle {
 /// # Errors
 /// What keeps the folder or packed bundle from being read; a packed one has to be signed by a key of the folder `keys`.
 pub fn check(bundle: &Path, keys: &Path) -> Result<CheckedBundle, StoreError> {
-    let Loaded { sources, signer } = store::load(bundle, Trust::Anyone, keys)?;
+    let LoadedBundle { sources, signer } = store::load(bundle, Trust::Anyone, keys)?;
     let result = compile(&sources, &BTreeMap::new());
     Ok(CheckedBundle {
         sources,

@@ -3,7 +3,7 @@
 
 use agentguard_common::abi::{EventKind, Tamper};
 use agentguard_common::verdict::Refusal;
-use agentguard_kernel::Protected;
+use agentguard_kernel::ProtectedPath;
 
 use crate::machine::*;
 
@@ -47,8 +47,8 @@ impl Files {
         Self(top.to_str().unwrap().to_owned())
     }
 
-    fn protected(&self) -> Vec<Protected> {
-        let file = |name: &str, secret| Protected {
+    fn protected(&self) -> Vec<ProtectedPath> {
+        let file = |name: &str, secret| ProtectedPath {
             path: format!("{}/home/{name}", self.0).into(),
             secret,
         };

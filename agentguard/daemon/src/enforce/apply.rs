@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_bundle::history::{HistoryEntry, HistoryError};
-use agentguard_bundle::store::Loaded;
+use agentguard_bundle::store::LoadedBundle;
 use agentguard_common::abi::AgentId;
 use agentguard_policy as policy;
 use agentguard_policy::{Diagnostic, Policy, Reassigned, Sources};
@@ -140,7 +140,7 @@ impl Installer {
         let change = self.changes.bundle().await;
         let (operation, origin) = (wanted.operation(), wanted.origin());
         let old = roster.active.load_full();
-        let Loaded { sources, signer } = find(host, roster, wanted, old.as_deref())?;
+        let LoadedBundle { sources, signer } = find(host, roster, wanted, old.as_deref())?;
         let generation = old.as_ref().map_or(1, |old| old.generation + 1);
         let propose = |names: &_| lock(&roster.registry).propose(names);
         let owners = lock(&roster.registry).reassigned();

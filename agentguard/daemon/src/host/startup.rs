@@ -8,7 +8,7 @@ use agentguard_bundle::history::{BundleOrigin, History, HistoryEntry};
 use agentguard_bundle::pack::Signer;
 use agentguard_bundle::store::{self, Trust};
 use agentguard_kernel as kernel;
-use agentguard_kernel::{KernelError, Protected};
+use agentguard_kernel::{KernelError, ProtectedPath};
 use agentguard_policy::{Diagnostic, Policy, Sources};
 use agentguard_record::Actor;
 use agentguard_record::guarantee::GuaranteeId;
@@ -167,8 +167,8 @@ pub fn make_folders(config: &Config) -> Result<(), StartError> {
 }
 
 /// What no agent changes, and the state, which none reads either.
-pub fn own_files(config: &Config) -> Vec<Protected> {
-    let mut files = vec![Protected {
+pub fn own_files(config: &Config) -> Vec<ProtectedPath> {
+    let mut files = vec![ProtectedPath {
         path: config.paths.state.clone(),
         secret: true,
     }];
@@ -179,7 +179,7 @@ pub fn own_files(config: &Config) -> Vec<Protected> {
         config.file.clone(),
         std::env::current_exe().ok(),
     ];
-    files.extend(others.into_iter().flatten().map(|path| Protected {
+    files.extend(others.into_iter().flatten().map(|path| ProtectedPath {
         path,
         secret: false,
     }));

@@ -18,7 +18,7 @@ const UNCOVERED: &str = "no reach entry of this agent covers the name";
 /// Extended errors (RFC 8914 section 4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
-pub(super) enum Extended {
+pub(super) enum ExtendedError {
     Blocked = 15,
     NoReachableAuthority = 22,
     NetworkError = 23,
@@ -28,7 +28,7 @@ pub(super) enum Extended {
 pub(super) struct QueryVerdict {
     pub(super) code: ResponseCode,
     pub(super) answers: Vec<(RData, u32)>,
-    pub(super) extended: Option<(Extended, &'static str)>,
+    pub(super) extended: Option<(ExtendedError, &'static str)>,
     pub(super) outcome: Outcome,
     pub(super) decided_by: DecidedBy,
     pub(super) ended: Ended,
@@ -65,7 +65,7 @@ impl QueryVerdict {
         }
     }
 
-    fn saying(mut self, extended: Extended, text: &'static str) -> Self {
+    fn saying(mut self, extended: ExtendedError, text: &'static str) -> Self {
         self.extended = Some((extended, text));
         self
     }
@@ -112,19 +112,19 @@ impl QueryVerdict {
             // Not SERVFAIL, which resolvers retry elsewhere.
             ResolveError::Refused { .. } => {
                 failed(no_error, DenyReason::UpstreamUnreachable, Outcome::Deny).saying(
-                    Extended::Blocked,
+                    ExtendedError::Blocked,
                     "every address of this name is refused on this host",
                 )
             }
             ResolveError::Timeout(_) => {
                 failed(servfail, DenyReason::UpstreamTimeout, Outcome::Error).saying(
-                    Extended::NoReachableAuthority,
+                    ExtendedError::NoReachableAuthority,
                     "no resolver answered in time",
                 )
             }
             ResolveError::Failed { .. } | ResolveError::NoResolvers(_) => {
                 failed(servfail, DenyReason::UpstreamUnreachable, Outcome::Error)
-                    .saying(Extended::NetworkError, "the host's resolvers failed")
+                    .saying(ExtendedError::NetworkError, "the host's resolvers failed")
             }
         }
     }
@@ -146,7 +146,10 @@ impl QueryVerdict {
             ResponseCode::NXDomain,
             UNCOVERED,
         )
-        .saying(Extended::Blocked, "no rule lets this agent reach this name")
+        .saying(
+            ExtendedError::Blocked,
+            "no rule lets this agent reach this name",
+        )
     }
 
     pub(super) fn other_type() -> Self {
@@ -156,11 +159,11 @@ impl QueryVerdict {
             ResponseCode::NoError,
             "only A and AAAA are answered",
         )
-        .saying(Extended::Blocked, "only A and AAAA are answered")
+        .saying(ExtendedError::Blocked, "only A and AAAA are answered")
     }
 
     pub(super) fn stopped(by: DecidedBy, reason: DenyReason) -> Self {
         Self::refused(by, reason, ResponseCode::NXDomain, reason.title())
-            .saying(Extended::Blocked, reason.title())
+            .saying(ExtendedError::Blocked, reason.title())
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::origin::TestOrigin;
 use super::rig::{AGENT, Setup};
-use crate::Inherited;
+use crate::InheritedHandles;
 use crate::orders::follow;
 use crate::origin::OriginSource;
 
@@ -58,7 +58,7 @@ async fn calls_are_answered_and_a_daemon_that_is_gone_ends_it() {
     };
     let (near, far) = channel::pair().unwrap();
     let (mut daemon, mut heard) = channel::open::<ToForwarder, ToDaemon>(far).unwrap();
-    let inherited = Inherited {
+    let inherited = InheritedHandles {
         link: near,
         origins: Arc::new(Nobody),
     };

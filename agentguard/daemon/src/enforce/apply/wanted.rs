@@ -2,7 +2,7 @@
 
 use agentguard_bundle::history::{BundleOrigin, HistoryEntry};
 use agentguard_bundle::pack::{self, Signer};
-use agentguard_bundle::store::{self, Loaded, Trust};
+use agentguard_bundle::store::{self, LoadedBundle, Trust};
 use agentguard_policy::Sources;
 use agentguard_record::{Actor, Meta, Operation};
 use jiff::Timestamp;
@@ -44,21 +44,21 @@ pub(super) fn find(
     roster: &Roster,
     wanted: Wanted,
     in_force: Option<&Active>,
-) -> Result<Loaded, ApplyError> {
+) -> Result<LoadedBundle, ApplyError> {
     let refused = |why: String| ApplyError::Refused(why);
     let keys = || {
         store::trusted_keys(&host.config.paths.trust, Trust::Root)
             .map_err(|e| refused(e.to_string()))
     };
     match wanted {
-        Wanted::Files(sources) => Ok(Loaded {
+        Wanted::Files(sources) => Ok(LoadedBundle {
             sources,
             signer: None,
         }),
         Wanted::Packed(text) => {
             let (contents, signer) =
                 pack::open(&text, &keys()?).map_err(|e| refused(e.to_string()))?;
-            Ok(Loaded {
+            Ok(LoadedBundle {
                 sources: contents.sources,
                 signer: Some(signer),
             })
@@ -76,7 +76,7 @@ pub(super) fn find(
                 )));
             }
             let sources = history.sources(entry).map_err(|e| refused(e.to_string()))?;
-            Ok(Loaded {
+            Ok(LoadedBundle {
                 sources,
                 signer: entry.signer.clone(),
             })
