@@ -12,7 +12,7 @@ use agentguard_audit::line::Line;
 use agentguard_audit::scan::Scan;
 use agentguard_bundle::history::History;
 use agentguard_daemon::audit_dir;
-use agentguard_daemon::config::Paths;
+use agentguard_daemon::config::PathsSection;
 use agentguard_daemon::registry::Registry;
 use agentguard_policy::replay::{RecordedAct, ReplayGap};
 use agentguard_policy::{HostName, Policy};
@@ -45,7 +45,7 @@ struct Replayer<'p> {
     since: Timestamp,
 }
 
-pub fn replay(arguments: &Replay, paths: &Paths) -> Result<ExitCode, Failure> {
+pub fn replay(arguments: &Replay, paths: &PathsSection) -> Result<ExitCode, Failure> {
     let new = valid(&arguments.bundle, &paths.trust)?.sources;
     let dir = audit_dir(&paths.state);
     let cannot = |error: std::io::Error| {
@@ -85,7 +85,7 @@ pub fn replay(arguments: &Replay, paths: &Paths) -> Result<ExitCode, Failure> {
 }
 
 /// Bundles that have been in force here, which say what their records hold.
-fn earlier(paths: &Paths) -> Result<BTreeMap<String, Policy>, Failure> {
+fn earlier(paths: &PathsSection) -> Result<BTreeMap<String, Policy>, Failure> {
     let (history, _) = History::open(&paths.state).map_err(|e| Failure::new(1, e))?;
     let mut policies = BTreeMap::new();
     for entry in history.entries() {

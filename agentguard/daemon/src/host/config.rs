@@ -23,14 +23,14 @@ pub const DEFAULT_PATH: &str = "/etc/agentguard/agentguard.toml";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    pub paths: Paths,
+    pub paths: PathsSection,
     pub policy: PolicySection,
-    pub forwarder: Forwarder,
+    pub forwarder: ForwarderSection,
     pub upstream: UpstreamSection,
-    pub audit: Audit,
-    pub canary: Canary,
-    pub host: Host,
-    pub network: Network,
+    pub audit: AuditSection,
+    pub canary: CanarySection,
+    pub host: HostSection,
+    pub network: NetworkSection,
     pub roles: Vec<RoleGrant>,
     /// The file it was read from.
     #[serde(skip)]
@@ -40,7 +40,7 @@ pub struct Config {
 /// `[paths]`; all absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Paths {
+pub struct PathsSection {
     pub state: PathBuf,
     pub runtime: PathBuf,
     pub pins: PathBuf,
@@ -49,7 +49,7 @@ pub struct Paths {
     pub cgroup: PathBuf,
 }
 
-impl Default for Paths {
+impl Default for PathsSection {
     fn default() -> Self {
         Self {
             state: "/var/lib/agentguard".into(),
@@ -61,7 +61,7 @@ impl Default for Paths {
     }
 }
 
-impl Paths {
+impl PathsSection {
     pub fn control_socket(&self) -> PathBuf {
         self.runtime.join("control.sock")
     }
@@ -99,7 +99,7 @@ impl Default for PolicySection {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Forwarder {
+pub struct ForwarderSection {
     /// Must exist, and is not root.
     pub user: String,
     /// 0: chosen at start.
@@ -118,7 +118,7 @@ pub struct Forwarder {
     pub judged_body_timeout_ms: u32,
 }
 
-impl Default for Forwarder {
+impl Default for ForwarderSection {
     fn default() -> Self {
         Self {
             user: "agentguard".into(),
@@ -136,7 +136,7 @@ impl Default for Forwarder {
     }
 }
 
-impl Forwarder {
+impl ForwarderSection {
     pub fn limits(&self) -> Limits {
         Limits {
             max_connections: self.max_connections,
@@ -201,20 +201,20 @@ impl<'de> Deserialize<'de> for Resolver {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Audit {
+pub struct AuditSection {
     pub durability: Durability,
 }
 
 /// The daemon's own attempts at what must be refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Canary {
+pub struct CanarySection {
     /// Seconds between two.
     pub every_s: u32,
     pub on_failure: OnFailure,
 }
 
-impl Default for Canary {
+impl Default for CanarySection {
     fn default() -> Self {
         Self {
             every_s: 30,
@@ -226,14 +226,14 @@ impl Default for Canary {
 /// What rules can know of this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Host {
+pub struct HostSection {
     /// `context.host.labels`.
     pub labels: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Network {
+pub struct NetworkSection {
     /// Networks that are trusted, any of them: `context.network.trusted`.
     pub trusted: Vec<TrustedNetwork>,
 }
