@@ -35,7 +35,7 @@ pub fn run() -> anyhow::Result<()> {
     ]))
 }
 
-/// Clippy on the eBPF programs, for their own target and as `agentguard/build.rs` configures them.
+/// Clippy on the eBPF programs, for their own target and as `agentguard/kernel/build.rs` configures them.
 fn ebpf() -> anyhow::Result<()> {
     let arch = std::env::consts::ARCH;
     shell::run(
