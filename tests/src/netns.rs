@@ -77,6 +77,11 @@ impl Netns {
         let monitor = Running::spawn(&mut command);
         let tgid = monitor.tgid().to_string();
         let table = format!("/proc/{tgid}/net/netlink");
+        // It lists the devices first, by the same socket, and throws away what is told meanwhile; then it waits to receive.
+        let waits = || {
+            let call = std::fs::read_to_string(format!("/proc/{tgid}/syscall")).unwrap_or_default();
+            call.split_whitespace().next() == Some(&libc::SYS_recvmsg.to_string())
+        };
         let listens = || {
             let table = std::fs::read_to_string(&table).unwrap_or_default();
             table.lines().skip(1).any(|line| {
@@ -85,7 +90,7 @@ impl Netns {
             })
         };
         let deadline = Instant::now() + PATIENCE;
-        while !listens() {
+        while !(listens() && waits()) {
             assert!(Instant::now() < deadline, "it does not listen");
             std::thread::yield_now();
         }
