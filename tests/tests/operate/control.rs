@@ -131,6 +131,8 @@ fn wrong_requests_get_a_reason() {
     };
     for (method, path, body, status) in [
         ("GET", "/v1/nonsense", "", "404"),
+        ("DELETE", "/v1/policy", "", "405"),
+        ("GET", "/v1/unload", "", "405"),
         ("POST", "/v1/kill", "{", "400"),
         ("POST", "/v1/kill", "{\"agents\":[\"prob\"]}", "404"),
         (
