@@ -3,12 +3,13 @@
 use crate::setup::{self, Need};
 use crate::shell::{self, cargo, command};
 
-pub fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<()> {
     setup::run(Need::Docs)?;
     shell::run(
         cargo()
             .args([
                 "test",
+                "--release",
                 "--quiet",
                 "--package",
                 "agentguard",

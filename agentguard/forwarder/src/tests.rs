@@ -2,6 +2,7 @@
 //! upstream sockets are not marked.
 
 mod denial;
+mod endings;
 mod http1;
 mod http2;
 mod judging;
