@@ -10,7 +10,7 @@ use super::policy::{Request, ids, sources};
 use super::shorthand::kind;
 
 /// The content type and encoding on the first line, then the body.
-pub const SEEDS: &[&[u8]] = &[
+pub(crate) const SEEDS: &[&[u8]] = &[
     b"application/json\n{\"amount\": 12.5, \"region\": \"eu\", \"deep\": {\"n\": [7, 8]}, \"urgent\": true}",
     b"application/json\n{\"amount\": -1.2e3, \"other\": [{\"amount\": 1}, null, \"\\u0061\\ud83d\\ude00\"]}",
     b"application/json; charset=utf-8\n[1, 2]",
@@ -20,7 +20,7 @@ pub const SEEDS: &[&[u8]] = &[
     b"application/json gzip\n\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xabVJ\xcc\xcd/\xcd+Q\xb22\xd4Q*JM\xcf\xcc\xcfS\xb2RJ-U\xaa\x05\x00=\xe9\x11\x94\x1a\x00\x00\x00",
     b"application/json deflate\nx\x9c\xabVJ\xcc\xcd/\xcd+Q\xb22\xd4Q*JM\xcf\xcc\xcfS\xb2RJ-U\xaa\x05\x00u\xee\x08\x88",
 ];
-pub const WORDS: &[&str] = &[
+pub(crate) const WORDS: &[&str] = &[
     "{",
     "}",
     "[",
@@ -108,7 +108,7 @@ urgent = {{ type = \"bool\", at = \"{prefix}urgent\" }}\n"
     Policy::compile(&sources, &ids(&sources)).unwrap_or_else(|why| panic!("{why:?}"))
 });
 
-pub fn check(input: &[u8]) -> String {
+pub(crate) fn check(input: &[u8]) -> String {
     let end = input
         .iter()
         .position(|byte| *byte == b'\n')

@@ -8,7 +8,7 @@ use agentguard_policy::{Policy, Sources};
 use super::policy::ids;
 use super::shorthand::{acts, kind};
 
-pub const WORDS: &[&str] = &[
+pub(crate) const WORDS: &[&str] = &[
     "[agent]",
     "[[reach]]",
     "[[identify]]",
@@ -68,7 +68,7 @@ pub const WORDS: &[&str] = &[
 const MARK: &str = "=== ";
 
 /// The examples, each as one text.
-pub fn examples() -> Vec<String> {
+pub(crate) fn examples() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
     let bundles = std::fs::read_dir(folder)
         .expect("the examples")
@@ -100,7 +100,7 @@ fn sources(text: &str) -> Sources {
     sources
 }
 
-pub fn check(input: &[u8]) -> String {
+pub(crate) fn check(input: &[u8]) -> String {
     let sources = sources(&String::from_utf8_lossy(input));
     let ids = ids(&sources);
     let found = match Policy::compile(&sources, &ids) {

@@ -22,7 +22,7 @@ const MAX_KEPT: usize = 4096;
 const MAX_TIME: Duration = Duration::from_secs(30);
 
 /// Something that reads inputs.
-pub struct Target {
+pub(crate) struct Target {
     name: &'static str,
     inputs: Vec<Vec<u8>>,
     words: &'static [&'static str],
@@ -34,7 +34,7 @@ pub struct Target {
 
 impl Target {
     /// `inputs`: good ones, besides those in the target's folder. `words`: what means something to it.
-    pub fn new(
+    pub(crate) fn new(
         name: &'static str,
         inputs: &[&[u8]],
         words: &'static [&'static str],
@@ -64,7 +64,7 @@ impl Target {
         }
     }
 
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         let number = |name: &str| Some(std::env::var(name).ok()?.parse().expect("a number"));
         let seed = number(SEED).unwrap_or_else(|| RandomState::new().hash_one(self.name));
         let seconds = number(SECONDS).unwrap_or(DEFAULT_SECONDS);

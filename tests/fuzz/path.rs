@@ -2,7 +2,7 @@
 
 use agentguard_policy::CanonicalPath;
 
-pub const SEEDS: &[&[u8]] = &[
+pub(crate) const SEEDS: &[&[u8]] = &[
     b"/",
     b"/v1/catalog/items/1",
     b"/a//b/./c/../d/",
@@ -10,13 +10,13 @@ pub const SEEDS: &[&[u8]] = &[
     b"/b%C3%BCcher/a%20b;v=1/c@d",
     b"/..;/%2e%2e/%252e",
 ];
-pub const WORDS: &[&str] = &[
+pub(crate) const WORDS: &[&str] = &[
     "/", "//", ".", "..", "/../", "/./", ";", "%2f", "%2F", "%2e", "%2E%2e", "%5c", "%00", "%0d",
     "%25", "%3b", "%3B", "%c0%ae", "%C3%BC", "%40", "%zz", "%", "\\", "?", "#", " ", "\u{fc}",
     "\u{202e}", "a", "~",
 ];
 
-pub fn check(input: &[u8]) -> String {
+pub(crate) fn check(input: &[u8]) -> String {
     let Ok(raw) = std::str::from_utf8(input) else {
         return "no text".into();
     };

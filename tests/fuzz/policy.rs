@@ -8,7 +8,7 @@ use agentguard_policy::{
 };
 use http::HeaderMap;
 
-pub fn sources(files: &[(&str, &str)]) -> Sources {
+pub(crate) fn sources(files: &[(&str, &str)]) -> Sources {
     let files = files
         .iter()
         .map(|(path, text)| ((*path).into(), (*text).into()));
@@ -17,7 +17,7 @@ pub fn sources(files: &[(&str, &str)]) -> Sources {
     }
 }
 
-pub fn ids(sources: &Sources) -> BTreeMap<String, AgentId> {
+pub(crate) fn ids(sources: &Sources) -> BTreeMap<String, AgentId> {
     let names = Policy::agent_names(sources).into_iter();
     names
         .zip(AgentId::FIRST..)
@@ -26,7 +26,7 @@ pub fn ids(sources: &Sources) -> BTreeMap<String, AgentId> {
 }
 
 /// A request to `h` by the bundle's first agent.
-pub struct Request<'r> {
+pub(crate) struct Request<'r> {
     pub method: &'r str,
     pub path: &'r CanonicalPath,
     pub headers: &'r HeaderMap,
@@ -35,7 +35,7 @@ pub struct Request<'r> {
 
 impl Request<'_> {
     /// `limit`: bytes that a compressed body may become. `Err`: the sentence for the agent.
-    pub fn decide(&self, policy: &Policy, limit: usize) -> Result<Permit, String> {
+    pub(crate) fn decide(&self, policy: &Policy, limit: usize) -> Result<Permit, String> {
         let host = HostName::parse("h").expect("a name");
         let nothing = Context::default();
         let block = policy.needs(&self.input(&host, &nothing)).body;

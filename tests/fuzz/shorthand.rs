@@ -5,7 +5,7 @@ use http::HeaderMap;
 
 use super::policy::{Request, ids, sources};
 
-pub const SEEDS: &[&[u8]] = &[
+pub(crate) const SEEDS: &[&[u8]] = &[
     b"GET /**",
     b"POST /v1/orders",
     b"ANY /a/*/b*/**",
@@ -13,7 +13,7 @@ pub const SEEDS: &[&[u8]] = &[
     b"GET /a/**/c@d;e/",
     b"connect",
 ];
-pub const WORDS: &[&str] = &[
+pub(crate) const WORDS: &[&str] = &[
     "GET ", "ANY ", "get ", "CONNECT ", "connect", "*", "**", "/", "/**", "/*/", "//", "..", "%2F",
     "%2f", "%40", "%C3%BC", "?", "#", "\"", "\\", "\") };", "\n", "\t", " ", "@", ";", "\u{fc}",
     "\0", "Host::", "\u{202e}",
@@ -22,7 +22,7 @@ const MANIFEST: &str = "name = \"b\"\nserial = 1\n";
 const HEAD: &str =
     "[agent]\nname = \"a\"\nowner = \"o\"\nrisk = \"low\"\n[[reach]]\nhost = \"h\"\n";
 
-pub fn check(input: &[u8]) -> String {
+pub(crate) fn check(input: &[u8]) -> String {
     let Ok(entry) = std::str::from_utf8(input) else {
         return "no text".into();
     };
@@ -85,13 +85,13 @@ pub fn check(input: &[u8]) -> String {
 }
 
 /// A message without what it quotes, which may have quotes in it.
-pub fn kind(message: &str) -> String {
+pub(crate) fn kind(message: &str) -> String {
     let before = message.split('`').next().unwrap_or_default();
     let behind = message.rsplit('`').next().unwrap_or_default();
     format!("{before}…{behind}")
 }
 
 /// Whether a terminal would do something at the sight of it.
-pub fn acts(message: &str) -> bool {
+pub(crate) fn acts(message: &str) -> bool {
     message.chars().any(|c| c != '\n' && acts_on_terminal(c))
 }

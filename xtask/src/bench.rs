@@ -8,7 +8,7 @@ use crate::setup::{self, Need};
 use crate::{build, shell};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Fewer and shorter rounds, 64 MiB instead of 1 GiB: for a look, not for a comparison
     #[arg(long)]
     quick: bool,
@@ -21,7 +21,7 @@ pub struct Args {
 }
 
 /// Becomes the benchmark, so that its last lines are ours.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !shell::is_root() {
         bail!("the benchmark loads eBPF programs: run `cargo xtask bench` as root");
     }

@@ -6,7 +6,7 @@ use crate::setup::{self, Need};
 use crate::shell;
 
 /// Returns the binary's path.
-pub fn run() -> anyhow::Result<PathBuf> {
+pub(crate) fn run() -> anyhow::Result<PathBuf> {
     setup::run(Need::Build)?;
     shell::run(shell::cargo().args(["build", "--release", "--package", "agentguard"]))?;
     let binary = shell::target().join("release/agentguard");

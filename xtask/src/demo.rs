@@ -8,7 +8,7 @@ use crate::setup::{self, Need};
 use crate::{build, shell};
 
 /// Becomes the demo, which undoes all that it makes.
-pub fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<()> {
     if !shell::is_root() {
         bail!("the demo loads eBPF programs: run `cargo xtask demo` as root");
     }

@@ -8,7 +8,7 @@ use crate::setup::{self, Need};
 use crate::shell;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Only this target
     #[arg(value_parser = ["path", "shorthand", "body", "bundle"])]
     target: Option<String>,
@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// Becomes cargo's test runner. An input that fails is kept in a file, which is named.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     setup::run(Need::Build)?;
     let mut cargo = shell::cargo();
     cargo

@@ -6,7 +6,7 @@ mod walls;
 use crate::setup::{self, Need};
 use crate::shell::{self, cargo};
 
-pub fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<()> {
     setup::run(Need::Lint)?;
     shell::run(cargo().args(["fmt", "--all", "--check"]))?;
     sizes::check()?;

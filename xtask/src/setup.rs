@@ -9,7 +9,7 @@ use crate::shell::{self, command};
 
 /// How much has to be there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Need {
+pub(crate) enum Need {
     Build,
     Docs,
     Lint,
@@ -24,7 +24,7 @@ const BPF_LINKER: &str = "0.10.3";
 const CARGO_DENY: &str = "0.20.2";
 const MDBOOK: &str = "0.5.4";
 
-pub fn run(need: Need) -> anyhow::Result<()> {
+pub(crate) fn run(need: Need) -> anyhow::Result<()> {
     components()?;
     debian::install(need)?;
     cargo_tool("bpf-linker", BPF_LINKER, "links the eBPF programs")?;

@@ -7,31 +7,31 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 
 /// The workspace's root folder.
-pub fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("xtask is a folder of the workspace")
 }
 
 /// Where cargo builds to.
-pub fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
 /// Python packages, npm packages and their stamps, for tests only.
-pub fn test_tools() -> PathBuf {
+pub(crate) fn test_tools() -> PathBuf {
     target().join("test-tools")
 }
 
 /// `cargo`, the one that runs us, in the workspace's root.
-pub fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
 }
 
-pub fn command<S: AsRef<OsStr>>(
+pub(crate) fn command<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     args: impl IntoIterator<Item = S>,
 ) -> Command {
@@ -41,7 +41,7 @@ pub fn command<S: AsRef<OsStr>>(
 }
 
 /// Runs to the end; anything but success is an error.
-pub fn run(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let line = describe(command);
     println!("$ {line}");
     let status = command
@@ -54,7 +54,7 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
 }
 
 /// Standard output of a quiet, successful run; `None` where the program is missing or fails.
-pub fn output(command: &mut Command) -> Option<String> {
+pub(crate) fn output(command: &mut Command) -> Option<String> {
     let output = command.stderr(Stdio::null()).output().ok()?;
     output
         .status
@@ -63,14 +63,14 @@ pub fn output(command: &mut Command) -> Option<String> {
 }
 
 /// Whether `program` is somewhere on `PATH`, or in the folders where administration tools live.
-pub fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .any(|dir| dir.join(program).is_file())
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }

@@ -12,7 +12,7 @@ use crate::{build, shell, vm};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     place: Option<Place>,
     /// Only tests whose name contains this, and only on this machine
@@ -29,7 +29,7 @@ enum Place {
 }
 
 /// Becomes cargo's test runner, so that its last lines are ours.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !shell::is_root() {
         bail!("the tests load eBPF programs and make namespaces: run `cargo xtask test` as root");
     }
@@ -53,14 +53,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Profile {
+pub(crate) enum Profile {
     Release,
     Debug,
 }
 
 impl Profile {
     /// Builds the binary under test.
-    pub fn agentguard(self) -> anyhow::Result<PathBuf> {
+    pub(crate) fn agentguard(self) -> anyhow::Result<PathBuf> {
         if self == Self::Release {
             return build::run();
         }
@@ -70,7 +70,7 @@ impl Profile {
 }
 
 /// The first process of a machine, and each test program that `is_wanted` by its name, all of them built.
-pub fn programs(
+pub(crate) fn programs(
     profile: Profile,
     is_wanted: impl Fn(&str) -> bool,
 ) -> anyhow::Result<(PathBuf, Vec<(String, PathBuf)>)> {

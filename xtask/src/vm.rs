@@ -25,7 +25,7 @@ use crate::shell;
 use crate::test::Profile;
 
 #[derive(clap::Args, Default)]
-pub struct Args {
+pub(crate) struct Args {
     /// Every kernel of tests/vm/kernels.toml, one after the other
     #[arg(long, conflicts_with = "kernel")]
     all: bool,
@@ -60,7 +60,7 @@ const ESSENTIALS: [&str; 8] = [
 
 impl Args {
     /// The essentials on the table's default kernel.
-    pub fn essentials() -> Self {
+    pub(crate) fn essentials() -> Self {
         Self {
             tests: ESSENTIALS.map(str::to_owned).to_vec(),
             ..Self::default()
@@ -73,12 +73,12 @@ impl Args {
 }
 
 /// Fetches the default kernel, if it is not there.
-pub fn prepare() -> anyhow::Result<()> {
+pub(crate) fn prepare() -> anyhow::Result<()> {
     let table = Table::read()?;
     fetch::kernel(table.kernel(&table.default)?).map(drop)
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let table = Table::read()?;
     let kernels: Vec<&Kernel> = match &args.kernel {
         _ if args.all => table.kernels.iter().collect(),

@@ -128,7 +128,7 @@ fn judge(
     }
     Ok(Some(match (packet.proto, fields.origin.port) {
         (IPPROTO_UDP, _) => match reaches {
-            // Whoever has no flow is nobody to it.
+            // The forwarder knows no sender that has no flow.
             Verdict::Observe(_) if on_loopback && is_forwarder_port(to.1) => {
                 Finding::Refused(Refusal::ForwarderPort)
             }

@@ -17,7 +17,7 @@ use crate::task::{Unreadable, at, read};
 const HASH_ALGO_SHA256: i64 = 4;
 
 /// `search_binary_handler`: (bprm, answer of the program before). Runs before the program that judges, because it is attached
-/// after that (`bpf_trampoline_link_prog`). May sleep, upon which 6.1 before 6.1.54 leaves it out for whoever comes by on the
+/// after that (`bpf_trampoline_link_prog`). May sleep, upon which 6.1 before 6.1.54 leaves it out for other execs on the
 /// same CPU (`prog->active`): as after every failure here, the content then stays unknown, which counts against the file.
 #[lsm(hook = "bprm_check_security", sleepable)]
 pub fn lsm_digest(ctx: LsmContext) -> i32 {

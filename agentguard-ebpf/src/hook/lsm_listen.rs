@@ -39,7 +39,7 @@ fn judge(caller: &Caller, socket: u64, what: &mut What) -> Judged {
     let sk: u64 = read(socket, at!(socket_sk))?;
     let family: u16 = read(sk, at!(sock_family))?;
     what.addr = match family {
-        // Whoever connects to it is judged.
+        // Judged when a peer connects to it.
         AF_UNIX => return Ok(Answer::Allow),
         AF_INET => Addr::from_v4(read(sk, at!(sock_rcv_saddr))?),
         AF_INET6 => Addr(read(sk, at!(sock_v6_rcv_saddr))?),

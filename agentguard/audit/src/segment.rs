@@ -39,7 +39,7 @@ impl ChainTail {
 
 /// Bytes that no record could be read from, set aside.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Torn {
+pub(crate) struct Torn {
     pub segment: PathBuf,
     /// Where they are now.
     pub kept: PathBuf,

@@ -140,7 +140,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A fresh pair.
-    pub fn pair() -> (SecretKey, PublicKey) {
+    pub(crate) fn pair() -> (SecretKey, PublicKey) {
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let public = PublicKey::from_pem(key.public_key_pem().as_bytes()).unwrap();
         (SecretKey::from_pem(&key.serialize_pem()).unwrap(), public)

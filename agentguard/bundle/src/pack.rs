@@ -145,7 +145,7 @@ pub fn open(packed: &str, trusted: &[TrustedKey]) -> Result<(Contents, Signer), 
     Ok((contents(parts.signed)?, signer))
 }
 
-/// What is in a packed bundle, whoever may have signed it, and the keys that its signatures name.
+/// What is in a packed bundle, its signatures unchecked, and the keys that they name.
 pub fn look(packed: &str) -> Result<(Contents, Vec<String>), PackError> {
     let parts = PackedParts::of(packed)?;
     let keys = parts.signatures.iter().map(|one| one.key.to_owned());
@@ -410,7 +410,7 @@ mod tests {
         assert!(matches!(open(&twice, &trusted), Err(PackError::Damaged(_))));
     }
 
-    /// Even signed: whoever has a key can put no file where a bundle has none.
+    /// Even signed: the holder of a key can put no file where a bundle has none.
     #[test]
     fn names_and_lengths_are_held_to_a_bundles() {
         let (secret, key) = pair();

@@ -35,7 +35,7 @@ pub struct Run {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Started {
+pub struct Enrolment {
     pub agent: String,
     /// The agent's file says `privileges = "keep"`.
     pub keep_privileges: bool,
@@ -116,7 +116,7 @@ pub struct Change {
 
 /// The answer to a [`Change`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changed {
+pub struct ChangeAnswer {
     /// The agents that were named, or the owner's, with their states afterwards.
     pub agents: Vec<AgentState>,
     /// Everyone who is stopped by it, those that act for them among them.
@@ -149,7 +149,7 @@ pub struct Cut {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Named {
+pub struct NamedAgent {
     pub agent: String,
     /// There was nothing to do.
     pub already: bool,

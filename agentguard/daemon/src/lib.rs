@@ -9,7 +9,6 @@ mod enforce;
 mod forwarder;
 pub mod guarantee;
 mod host;
-mod link;
 mod lock;
 mod parts;
 mod roster;
@@ -35,7 +34,7 @@ use self::services::{Inboxes, Services};
 use crate::books::Books;
 pub use crate::books::alarms;
 use crate::books::alarms::{Alarm, Concern};
-use crate::books::records::Operated;
+use crate::books::records::OperatorEntry;
 use crate::census::{Census, adoption};
 use crate::enforce::Enforce;
 use crate::enforce::apply::{self, Installation};
@@ -307,7 +306,7 @@ fn write_trust(runtime: &Path, system: &str, authority: &Authority) -> sys::Resu
 }
 
 async fn note(books: &Books, operation: Operation, detail: &str) {
-    let done = Operated {
+    let done = OperatorEntry {
         by: Actor::Daemon,
         operation,
         agent: None,

@@ -6,22 +6,22 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A table, for as long as this lives.
-pub struct Locked<'m, T> {
+pub(crate) struct TableGuard<'m, T> {
     guard: MutexGuard<'m, T>,
     _alone: Alone,
 }
 
 /// A poisoned lock means that a thread panicked between two consistent states of a table: going on denies no more and
 /// allows no more than before.
-pub fn lock<T>(mutex: &Mutex<T>) -> Locked<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> TableGuard<'_, T> {
     let alone = Alone::new();
-    Locked {
+    TableGuard {
         guard: mutex.lock().unwrap_or_else(PoisonError::into_inner),
         _alone: alone,
     }
 }
 
-impl<T> Deref for Locked<'_, T> {
+impl<T> Deref for TableGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -29,7 +29,7 @@ impl<T> Deref for Locked<'_, T> {
     }
 }
 
-impl<T> DerefMut for Locked<'_, T> {
+impl<T> DerefMut for TableGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.guard
     }

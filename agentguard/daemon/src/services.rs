@@ -19,7 +19,7 @@ use crate::host::startup::StartError;
 use crate::roster::tasks::TaskClock;
 
 /// What services are asked and told through.
-pub struct Inboxes {
+pub(crate) struct Inboxes {
     pub events: Events,
     /// Who asks for the kernel's ring to be read.
     pub drains: mpsc::Receiver<oneshot::Sender<()>>,
@@ -29,7 +29,7 @@ pub struct Inboxes {
 }
 
 /// The services whose end the daemon waits for.
-pub struct Services {
+pub(crate) struct Services {
     events: JoinHandle<()>,
     namespaces: JoinHandle<()>,
     adoption: JoinHandle<()>,
@@ -38,7 +38,7 @@ pub struct Services {
 
 impl Services {
     /// `start`: what a new forwarder starts with. Must be called when the first bundle is in force.
-    pub fn spawn(parts: &Parts, inboxes: Inboxes, start: Start) -> Self {
+    pub(crate) fn spawn(parts: &Parts, inboxes: Inboxes, start: Start) -> Self {
         let Parts {
             host,
             roster,
@@ -121,7 +121,7 @@ impl Services {
     }
 
     /// When the forwarder has stopped, and the daemon has been told to.
-    pub async fn ended(self) {
+    pub(crate) async fn ended(self) {
         let _ = self.supervisor.await;
         let _ = self.events.await;
         let _ = self.namespaces.await;
@@ -130,7 +130,7 @@ impl Services {
 }
 
 /// The canary is a service that is asked for a round before it is left alone.
-pub fn canary(parts: &Parts) -> Result<Canary, StartError> {
+pub(crate) fn canary(parts: &Parts) -> Result<Canary, StartError> {
     let used = CanaryParts {
         host: parts.host.clone(),
         enforce: parts.enforce.clone(),

@@ -14,7 +14,11 @@ use super::path;
 const EXHAUSTED: Duration = Duration::from_millis(50);
 
 /// Accepts until `stop`, or until the listener is destroyed.
-pub async fn accept(door: Arc<Door>, listener: TcpListener, stop: CancellationToken) -> io::Error {
+pub(crate) async fn accept(
+    door: Arc<Door>,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> io::Error {
     loop {
         let socket = tokio::select! {
             () = stop.cancelled() => return io::ErrorKind::Interrupted.into(),

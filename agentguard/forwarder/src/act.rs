@@ -9,13 +9,13 @@ use super::tasks::NamedTask;
 
 /// One thing that an agent does at one host: what one decision is about.
 #[derive(Clone, Copy)]
-pub struct Act<'a> {
+pub(crate) struct Act<'a> {
     pub target: &'a RequestTarget,
     pub action: Action<'a>,
 }
 
 /// A request without its body. Which acts it has is its [`Protocol`](super::protocol::Protocol)'s to say.
-pub struct Message {
+pub(crate) struct Message {
     /// The head, without what is the hop's own.
     pub parts: Parts,
     pub target: RequestTarget,

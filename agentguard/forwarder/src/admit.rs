@@ -23,7 +23,7 @@ use super::session::Session;
 use super::sniff::Hello;
 
 /// Where connections come in.
-pub struct Door {
+pub(crate) struct Door {
     pub forwarder: Arc<Forwarder>,
     pub origins: Arc<dyn OriginSource>,
     /// Connections at once, over all doors together.
@@ -31,10 +31,10 @@ pub struct Door {
 }
 
 /// One of a door's places, held for as long as the connection is there.
-pub type ConnectionSlot = OwnedSemaphorePermit;
+pub(crate) type ConnectionSlot = OwnedSemaphorePermit;
 
 /// A connection whose agent and destination are known.
-pub struct Arrival {
+pub(crate) struct Arrival {
     pub forwarder: Arc<Forwarder>,
     pub life: Arc<Life>,
     pub origin: Origin,
@@ -43,7 +43,7 @@ pub struct Arrival {
 }
 
 /// Somebody's connection, and nobody knows whose: closed, and recorded as nobody's.
-pub fn nobodys(forwarder: &Forwarder, error: &OriginError) -> ConnectionOver {
+pub(crate) fn nobodys(forwarder: &Forwarder, error: &OriginError) -> ConnectionOver {
     let life = forwarder.lives.of(AgentId::NONE);
     match forwarder.records.open(&life, &Origin::default()) {
         Some(entry) => entry.refuse(Refusal::protocol(error.to_string())),
@@ -53,7 +53,7 @@ pub fn nobodys(forwarder: &Forwarder, error: &OriginError) -> ConnectionOver {
 
 /// Opens the connection's entry and hangs it on its agent's life. No connection: it cannot be recorded, there is no place for it,
 /// or its agent has been stopped.
-pub fn admit(
+pub(crate) fn admit(
     door: &Door,
     origin: Origin,
     place: Option<&ConnectionSlot>,
@@ -85,7 +85,7 @@ pub fn admit(
 
 impl Arrival {
     /// The port that the agent asked for.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         match &self.tunnel {
             Some(target) => target.port,
             None => self.origin.port,
@@ -93,7 +93,7 @@ impl Arrival {
     }
 
     /// The one name that a TLS connection is for: no name, no connection.
-    pub fn named(&self, hello: &Hello) -> Result<RequestTarget, String> {
+    pub(crate) fn named(&self, hello: &Hello) -> Result<RequestTarget, String> {
         let name = hello
             .server_name
             .as_deref()
@@ -116,7 +116,7 @@ impl Arrival {
     }
 
     /// Whether the host's TLS is not ended here. Names that nothing covers are: a request can be told why not.
-    pub fn passes(&self, target: &RequestTarget) -> bool {
+    pub(crate) fn passes(&self, target: &RequestTarget) -> bool {
         if is_reserved(&target.host) {
             return false;
         }
@@ -126,7 +126,7 @@ impl Arrival {
     }
 
     /// The connection as one that speaks HTTP. `name`: the one given in TLS.
-    pub fn session(
+    pub(crate) fn session(
         &self,
         scheme: Scheme,
         name: Option<HostName>,
@@ -152,7 +152,11 @@ impl Arrival {
 }
 
 /// Where the request goes, if it can be recorded and is one that can be judged. `head`: its bytes as they came.
-pub fn head(exchange: &mut Exchange, parts: &Parts, head: &[u8]) -> Result<RequestTarget, Refusal> {
+pub(crate) fn head(
+    exchange: &mut Exchange,
+    parts: &Parts,
+    head: &[u8],
+) -> Result<RequestTarget, Refusal> {
     let session = &exchange.session;
     if !session.forwarder.records.available() {
         return Err(Refusal::unrecorded(NO_AUDIT));

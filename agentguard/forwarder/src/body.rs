@@ -20,12 +20,12 @@ use super::refusal::{Cause, Refusal};
 const UNIT: usize = 4096;
 
 /// The memory that all held bodies together may take.
-pub struct BodyMemory {
+pub(crate) struct BodyMemory {
     free: Arc<Semaphore>,
 }
 
 impl BodyMemory {
-    pub fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         let units = (limits.max_judged_bodies_bytes as usize).div_ceil(UNIT);
         Self {
             free: Arc::new(Semaphore::new(units)),
@@ -34,7 +34,7 @@ impl BodyMemory {
 }
 
 /// A request's body on its way.
-pub enum RequestBody {
+pub(crate) enum RequestBody {
     Streamed(Incoming),
     Whole(WholeBody),
     /// It is not sent on, and nothing of it is left to be read.
@@ -42,7 +42,7 @@ pub enum RequestBody {
 }
 
 /// A whole body.
-pub struct WholeBody {
+pub(crate) struct WholeBody {
     bytes: Bytes,
     trailers: Option<HeaderMap>,
     /// Given back when the body is gone.
@@ -51,7 +51,7 @@ pub struct WholeBody {
 
 /// Why a request's body did not come whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UploadError {
+pub(crate) enum UploadError {
     /// It is not what HTTP allows.
     Malformed(String),
     Gone,
@@ -61,7 +61,7 @@ pub enum UploadError {
 
 impl RequestBody {
     /// Takes the whole body in. Refused, what is left of it stays here to be drained.
-    pub async fn hold(&mut self, limits: &Limits, room: &BodyMemory) -> Result<(), Refusal> {
+    pub(crate) async fn hold(&mut self, limits: &Limits, room: &BodyMemory) -> Result<(), Refusal> {
         let Self::Streamed(body) = self else {
             return Ok(());
         };
@@ -95,7 +95,7 @@ impl RequestBody {
     }
 
     /// What is left to be read of a body that is not sent on.
-    pub fn rest(self) -> Option<Incoming> {
+    pub(crate) fn rest(self) -> Option<Incoming> {
         match self {
             Self::Streamed(body) => Some(body),
             Self::Whole(_) | Self::Spent => None,
@@ -103,7 +103,7 @@ impl RequestBody {
     }
 
     /// The bytes, as far as they are here.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Whole(held) => &held.bytes,
             Self::Streamed(_) | Self::Spent => &[],
@@ -111,7 +111,7 @@ impl RequestBody {
     }
 
     /// Whether all there is of it is in [`Self::bytes`].
-    pub fn is_known(&self) -> bool {
+    pub(crate) fn is_known(&self) -> bool {
         match self {
             Self::Whole(_) => true,
             Self::Streamed(body) => body.is_end_stream(),
@@ -122,19 +122,19 @@ impl RequestBody {
 
 impl WholeBody {
     /// The next frame to be sent on.
-    pub fn next(&mut self) -> Option<Frame<Bytes>> {
+    pub(crate) fn next(&mut self) -> Option<Frame<Bytes>> {
         if !self.bytes.is_empty() {
             return Some(Frame::data(std::mem::take(&mut self.bytes)));
         }
         self.trailers.take().map(Frame::trailers)
     }
 
-    pub fn is_spent(&self) -> bool {
+    pub(crate) fn is_spent(&self) -> bool {
         self.bytes.is_empty() && self.trailers.is_none()
     }
 
     /// Exact where there are no trailers, which only a body of unknown length can have in HTTP/1.1.
-    pub fn size_hint(&self) -> SizeHint {
+    pub(crate) fn size_hint(&self) -> SizeHint {
         match self.trailers {
             Some(_) => SizeHint::default(),
             None => SizeHint::with_exact(self.bytes.len() as u64),

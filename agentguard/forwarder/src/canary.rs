@@ -10,7 +10,7 @@ use agentguard_link::state::PolicyUpdate;
 use agentguard_policy::Sources;
 
 /// Where its requests go: to the daemon's own origin on this host, and nowhere else.
-pub fn upstream(origin: &CanaryOrigin) -> Upstream {
+pub(crate) fn upstream(origin: &CanaryOrigin) -> Upstream {
     Upstream {
         roots: vec![origin.certificate.clone()],
         hosts: BTreeMap::from([(HOST.to_owned(), vec![IpAddr::V4(Ipv4Addr::LOCALHOST)])]),
@@ -19,7 +19,7 @@ pub fn upstream(origin: &CanaryOrigin) -> Upstream {
     }
 }
 
-pub fn bundle(port: u16) -> PolicyUpdate {
+pub(crate) fn bundle(port: u16) -> PolicyUpdate {
     let manifest = "name = \"canary\"\nserial = 1\nmode = \"enforce\"\n".to_owned();
     let agent = format!(
         "[agent]\nname = \"canary\"\nowner = \"agentguard\"\nrisk = \"low\"\n\

@@ -10,21 +10,21 @@ use agentguard_policy::{Denial, Owed, Permit, Room, Settlement};
 
 use super::daemon::Daemon;
 
-pub struct Charges(Arc<Daemon>);
+pub(crate) struct Charges(Arc<Daemon>);
 
 /// What a request holds of its limits. Dropped, the daemon is told what has become of it.
-pub struct HeldCharge {
+pub(crate) struct HeldCharge {
     of: Option<(Arc<Daemon>, Token)>,
     pub settled: Settlement,
 }
 
 impl Charges {
-    pub fn new(daemon: Arc<Daemon>) -> Self {
+    pub(crate) fn new(daemon: Arc<Daemon>) -> Self {
         Self(daemon)
     }
 
     /// Takes what the agent's request needs, all of it or nothing.
-    pub async fn take(
+    pub(crate) async fn take(
         &self,
         agent: AgentId,
         permit: Permit<Owed>,
@@ -51,7 +51,7 @@ impl Charges {
 
 impl HeldCharge {
     /// What the daemon's answer to the call with this token has given.
-    pub fn of(daemon: &Arc<Daemon>, token: Token, room: &Room) -> Self {
+    pub(crate) fn of(daemon: &Arc<Daemon>, token: Token, room: &Room) -> Self {
         Self {
             of: matches!(room, Room::Taken(_)).then(|| (daemon.clone(), token)),
             settled: Settlement::Unsent,
@@ -59,7 +59,7 @@ impl HeldCharge {
     }
 
     /// Of a request that no limit counts.
-    pub fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         Self {
             of: None,
             settled: Settlement::Unsent,

@@ -14,7 +14,7 @@ const LOOKS: u32 = 4;
 /// Nothing is being waited for.
 const NEVER: u64 = u64::MAX;
 
-pub struct SessionClock {
+pub(crate) struct SessionClock {
     start: Instant,
     head: Duration,
     idle: Duration,
@@ -27,7 +27,7 @@ pub struct SessionClock {
 
 /// What took too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Late {
+pub(crate) enum Late {
     /// A request's head, the first one from the connection's beginning.
     Head,
     /// A kept connection without a request.
@@ -35,7 +35,7 @@ pub enum Late {
 }
 
 impl SessionClock {
-    pub fn new(head: Duration, idle: Duration) -> Self {
+    pub(crate) fn new(head: Duration, idle: Duration) -> Self {
         Self {
             start: Instant::now(),
             head,
@@ -47,14 +47,14 @@ impl SessionClock {
     }
 
     /// A request's head is whole; it is being answered for as long as the guard is held.
-    pub fn busy(self: &Arc<Self>) -> Busy {
+    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(NEVER, Ordering::Relaxed);
         Busy(self.clone())
     }
 
     /// Resolves when the client has taken too long.
-    pub async fn late(&self) -> Late {
+    pub(crate) async fn late(&self) -> Late {
         loop {
             if let Some(late) = self.look() {
                 return late;
@@ -86,7 +86,7 @@ impl SessionClock {
     }
 
     /// Bytes came. Whether they are of a request's head: none is being answered.
-    pub fn is_head(&self) -> bool {
+    pub(crate) fn is_head(&self) -> bool {
         if self.busy.load(Ordering::Relaxed) != 0 {
             return false;
         }
@@ -98,7 +98,7 @@ impl SessionClock {
 }
 
 /// Held while a request is being answered, the body included.
-pub struct Busy(Arc<SessionClock>);
+pub(crate) struct Busy(Arc<SessionClock>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -109,14 +109,14 @@ impl Drop for Busy {
 }
 
 /// A stream that tells what is read of it.
-pub struct WatchedStream<S, F> {
+pub(crate) struct WatchedStream<S, F> {
     inner: S,
     heard: F,
 }
 
 impl<S, F: Fn(&[u8])> WatchedStream<S, F> {
     /// `heard` is called with bytes as they come.
-    pub fn new(inner: S, heard: F) -> Self {
+    pub(crate) fn new(inner: S, heard: F) -> Self {
         Self { inner, heard }
     }
 }

@@ -4,7 +4,7 @@ use agentguard_link::state::PolicyUpdate;
 use agentguard_policy::Policy;
 
 /// The daemon has compiled it before: what does not compile here is a fault of ours, and no reason to go on with less.
-pub fn compile(update: &PolicyUpdate) -> anyhow::Result<Policy> {
+pub(crate) fn compile(update: &PolicyUpdate) -> anyhow::Result<Policy> {
     if update.sources.files.is_empty() {
         return Ok(Policy::nothing());
     }

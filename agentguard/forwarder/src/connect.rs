@@ -15,7 +15,7 @@ use super::{identity, origin, respond};
 
 /// Answers `CONNECT`: always with 200 where it is well-formed, since every request inside is judged, and refused in a way
 /// that clients can read.
-pub fn answer(session: &Session, mut request: Request<Incoming>) -> Response<Reply> {
+pub(crate) fn answer(session: &Session, mut request: Request<Incoming>) -> Response<Reply> {
     let client = hyper::upgrade::on(&mut request);
     let (parts, _) = request.into_parts();
     let refusal = if session.entrance.http2 || parts.version != Version::HTTP_11 {

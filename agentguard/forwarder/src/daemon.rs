@@ -8,14 +8,14 @@ use agentguard_link::frame::ToDaemon;
 use agentguard_policy::{Room, Settlement};
 use tokio::sync::mpsc;
 
-pub struct Daemon {
+pub(crate) struct Daemon {
     calls: Arc<Calls<DaemonAnswer>>,
     out: mpsc::UnboundedSender<ToDaemon>,
 }
 
 impl Daemon {
     /// `out`: what goes to the daemon, in order.
-    pub fn new(out: mpsc::UnboundedSender<ToDaemon>) -> Self {
+    pub(crate) fn new(out: mpsc::UnboundedSender<ToDaemon>) -> Self {
         let back = out.clone();
         let calls = Calls::new(move |token, answer| {
             if let Some(frame) = give_back(token, &answer) {
@@ -27,7 +27,7 @@ impl Daemon {
     }
 
     /// Asks, and waits for the answer as long as its kind allows.
-    pub async fn call<C>(&self, call: C) -> Result<C::Answer, Silent>
+    pub(crate) async fn call<C>(&self, call: C) -> Result<C::Answer, Silent>
     where
         C: Call<Question = DaemonCall, Reply = DaemonAnswer>,
     {
@@ -39,12 +39,12 @@ impl Daemon {
     }
 
     /// The daemon's answer to the call with this token.
-    pub fn answered(&self, token: Token, answer: DaemonAnswer) {
+    pub(crate) fn answered(&self, token: Token, answer: DaemonAnswer) {
         self.calls.answered(token, answer);
     }
 
     /// What has become of the request that was charged by the call with this token.
-    pub fn settle(&self, token: Token, settled: Settlement) {
+    pub(crate) fn settle(&self, token: Token, settled: Settlement) {
         // Without the link's task there is no daemon, and the forwarder ends.
         let _ = self.out.send(ToDaemon::Settle { token, settled });
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use agentguard_link::frame::ToDaemon;
-use agentguard_link::listen::{Bound, Sockets};
+use agentguard_link::listen::{BoundSockets, Sockets};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -17,14 +17,18 @@ use super::origin::OriginSource;
 use super::outbox::Outbox;
 
 /// The namespaces that are served, by cookie.
-pub struct Doors {
+pub(crate) struct Doors {
     door: Arc<Door>,
     outbox: Outbox,
     open: HashMap<u64, CancellationToken>,
 }
 
 impl Doors {
-    pub fn new(forwarder: Arc<Forwarder>, origins: Arc<dyn OriginSource>, outbox: Outbox) -> Self {
+    pub(crate) fn new(
+        forwarder: Arc<Forwarder>,
+        origins: Arc<dyn OriginSource>,
+        outbox: Outbox,
+    ) -> Self {
         let places = forwarder.limits.max_connections as usize;
         Self {
             door: Arc::new(Door {
@@ -38,7 +42,7 @@ impl Doors {
     }
 
     /// Accepts and answers on these sockets of a namespace, in the place of earlier ones.
-    pub fn open(&mut self, netns: u64, bound: Bound) -> io::Result<()> {
+    pub(crate) fn open(&mut self, netns: u64, bound: BoundSockets) -> io::Result<()> {
         self.close(netns);
         let stop = CancellationToken::new();
         for sockets in bound.serve()? {
@@ -48,7 +52,7 @@ impl Doors {
         Ok(())
     }
 
-    pub fn close(&mut self, netns: u64) {
+    pub(crate) fn close(&mut self, netns: u64) {
         if let Some(stop) = self.open.remove(&netns) {
             stop.cancel();
         }

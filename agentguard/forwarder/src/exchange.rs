@@ -19,7 +19,7 @@ use super::session::Session;
 use super::tasks::NamedTask;
 use super::{origin, respond, upload};
 
-pub struct Exchange {
+pub(crate) struct Exchange {
     pub session: Arc<Session>,
     pub docket: Docket,
     pub protocol: Protocol,
@@ -31,7 +31,12 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    pub fn new(session: Arc<Session>, busy: Busy, mut entry: RecordEntry, parts: &Parts) -> Self {
+    pub(crate) fn new(
+        session: Arc<Session>,
+        busy: Busy,
+        mut entry: RecordEntry,
+        parts: &Parts,
+    ) -> Self {
         entry.action = ActionName::Method(parts.method.as_str().to_owned());
         entry.resource = origin::place(&session.origin);
         entry.request = Some(RequestInfo {
@@ -50,7 +55,7 @@ impl Exchange {
     }
 
     /// Who is judged. With what is to be written down, so that both can be borrowed.
-    pub fn subject<'a>(&'a mut self, task: &'a NamedTask) -> (Subject<'a>, &'a mut Docket) {
+    pub(crate) fn subject<'a>(&'a mut self, task: &'a NamedTask) -> (Subject<'a>, &'a mut Docket) {
         let subject = Subject {
             forwarder: &self.session.forwarder,
             life: &self.session.life,
@@ -59,19 +64,19 @@ impl Exchange {
         (subject, &mut self.docket)
     }
 
-    pub fn scheme(&self) -> &Scheme {
+    pub(crate) fn scheme(&self) -> &Scheme {
         &self.session.entrance.scheme
     }
 
     /// The status that the agent gets.
-    pub fn status(&mut self, status: StatusCode) {
+    pub(crate) fn status(&mut self, status: StatusCode) {
         if let Some(request) = &mut self.docket.entry.request {
             request.status = status.as_u16();
         }
     }
 
     /// Answers with why not, after the record is complete. `rest`: what is left to be read of the request's body.
-    pub fn refuse(mut self, refusal: Refusal, rest: Option<Incoming>) -> Response<Reply> {
+    pub(crate) fn refuse(mut self, refusal: Refusal, rest: Option<Incoming>) -> Response<Reply> {
         // What contradicts itself may go on in more than one way.
         let mut close = refusal.reason == DenyReason::ProtocolRefused;
         let undrained = rest.filter(|body| !body.is_end_stream());

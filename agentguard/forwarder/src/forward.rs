@@ -18,7 +18,7 @@ use super::upload::Upload;
 use super::upstream::{self, UpstreamCall};
 
 /// Upstream's answer, and what is known of what it answers.
-pub struct ForwardedAnswer {
+pub(crate) struct ForwardedAnswer {
     pub answer: upstream::UpstreamAnswer,
     pub target: RequestTarget,
     /// What rules read for the decision.
@@ -30,7 +30,7 @@ pub struct ForwardedAnswer {
 }
 
 /// Spends the permit: sends the request and its body, and tells its claim what became of it.
-pub async fn send(
+pub(crate) async fn send(
     exchange: &mut Exchange,
     message: Message,
     grant: Grant,

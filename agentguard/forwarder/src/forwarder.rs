@@ -25,7 +25,7 @@ use super::upstream::{Tag, Upstreams};
 use super::{canary, dns};
 
 /// What every connection is served with.
-pub struct Forwarder {
+pub(crate) struct Forwarder {
     pub policy: Arc<ArcSwap<Policy>>,
     /// Told when another bundle is in force.
     pub applied: watch::Sender<()>,
@@ -46,14 +46,14 @@ pub struct Forwarder {
 }
 
 /// What is on its way to the daemon.
-pub struct Inbox {
+pub(crate) struct Inbox {
     pub records: mpsc::Receiver<Draft>,
     /// What is asked of the daemon, and what it need not answer.
     pub calls: mpsc::UnboundedReceiver<ToDaemon>,
 }
 
 impl Forwarder {
-    pub fn new(start: Start, tag: Tag) -> anyhow::Result<(Arc<Self>, Inbox)> {
+    pub(crate) fn new(start: Start, tag: Tag) -> anyhow::Result<(Arc<Self>, Inbox)> {
         let policy = Arc::new(ArcSwap::from_pointee(compile(&start.state.policy)?));
         let resolver = Arc::new(NameResolver::new(&start.upstream)?);
         let (queue, records) = mpsc::channel(record::QUEUE);
@@ -112,7 +112,7 @@ impl Forwarder {
     }
 
     /// What `agent`'s connections are served with.
-    pub fn serving(self: &Arc<Self>, agent: AgentId) -> Arc<Self> {
+    pub(crate) fn serving(self: &Arc<Self>, agent: AgentId) -> Arc<Self> {
         match &self.canary {
             Some(canary) if agent.is_canary() => canary.clone(),
             _ => self.clone(),
@@ -120,7 +120,7 @@ impl Forwarder {
     }
 
     /// Drops upstream connections that have been idle for too long, the canary's among them.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         self.upstreams.sweep();
         if let Some(canary) = &self.canary {
             canary.sweep();

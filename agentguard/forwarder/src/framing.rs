@@ -11,14 +11,14 @@ const MAX_HEAD: usize = 64 * 1024;
 
 /// The bytes of a request's head as they came, collected while no other request is being answered.
 #[derive(Default)]
-pub struct Heads {
+pub(crate) struct Heads {
     seen: Vec<u8>,
     whole: bool,
 }
 
 impl Heads {
     /// Takes what was read.
-    pub fn feed(&mut self, bytes: &[u8]) {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
         if self.whole || self.seen.len() > MAX_HEAD {
             return;
         }
@@ -31,14 +31,14 @@ impl Heads {
     }
 
     /// The head of the request that is being parsed; the next one begins.
-    pub fn take(&mut self) -> Vec<u8> {
+    pub(crate) fn take(&mut self) -> Vec<u8> {
         self.whole = false;
         std::mem::take(&mut self.seen)
     }
 }
 
 /// One framing of the body, and one that every server understands.
-pub fn check(parts: &Parts, head: &[u8]) -> Result<(), Refusal> {
+pub(crate) fn check(parts: &Parts, head: &[u8]) -> Result<(), Refusal> {
     let Some(coding) = parts.headers.get(header::TRANSFER_ENCODING) else {
         return Ok(());
     };

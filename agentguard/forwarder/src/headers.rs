@@ -19,7 +19,7 @@ static HOP: [HeaderName; 8] = [
 ];
 
 /// Whether a request asks for a WebSocket, or an answer grants it (RFC 6455 section 4): the one upgrade there is.
-pub fn asks_for_websocket(headers: &HeaderMap) -> bool {
+pub(crate) fn asks_for_websocket(headers: &HeaderMap) -> bool {
     let mut upgrades = headers.get_all(header::UPGRADE).iter();
     let websocket = upgrades
         .next()
@@ -28,7 +28,7 @@ pub fn asks_for_websocket(headers: &HeaderMap) -> bool {
 }
 
 /// Takes out what is the hop's own; keeps `TE: trailers`, which gRPC needs end to end, where `trailers` is wanted.
-pub fn strip(headers: &mut HeaderMap, trailers: bool) {
+pub(crate) fn strip(headers: &mut HeaderMap, trailers: bool) {
     let trailers = trailers && has_token(headers, header::TE, "trailers");
     // Almost no message names further fields.
     if let Some(named) = named(headers) {
@@ -45,7 +45,7 @@ pub fn strip(headers: &mut HeaderMap, trailers: bool) {
 }
 
 /// Takes out what is this hop's own. Whether the request asks for a WebSocket.
-pub fn clean(parts: &mut Parts, authority: &str) -> Result<bool, Refusal> {
+pub(crate) fn clean(parts: &mut Parts, authority: &str) -> Result<bool, Refusal> {
     let headers = &mut parts.headers;
     let websocket = parts.version == Version::HTTP_11
         && parts.method == Method::GET
@@ -88,7 +88,7 @@ fn named(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
     (!names.is_empty()).then_some(names)
 }
 
-pub fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+pub(crate) fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     tokens(headers, name).any(|have| have.eq_ignore_ascii_case(token))
 }
 

@@ -30,7 +30,7 @@ const HEADER_SLACK: u32 = 4;
 const READ_BUFFER: usize = 256 * 1024;
 
 /// Has each request answered by `answer` until either side is done. The tunnel that the connection has become, if it has.
-pub async fn each<S, A, F>(session: Arc<Session>, stream: S, answer: A) -> Option<Tunnel>
+pub(crate) async fn each<S, A, F>(session: Arc<Session>, stream: S, answer: A) -> Option<Tunnel>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     A: Fn(Arc<Session>, Request<Incoming>) -> F + Copy + Send + 'static,

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Version, header};
 
 /// How the agent came in: what its requests must agree with.
 #[derive(Clone, Debug)]
-pub struct Entrance {
+pub(crate) struct Entrance {
     pub scheme: Scheme,
     /// The name given in TLS, or to `CONNECT`.
     pub name: Option<HostName>,
@@ -22,19 +22,19 @@ pub struct Entrance {
 
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestTarget {
+pub(crate) struct RequestTarget {
     pub host: HostName,
     pub port: u16,
 }
 
 impl RequestTarget {
     /// As a host id in policies and records: the port unless it is 443.
-    pub fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         self.host.id(self.port)
     }
 
     /// As `Host` or `:authority`: the port unless it is the scheme's own.
-    pub fn authority(&self, scheme: &Scheme) -> String {
+    pub(crate) fn authority(&self, scheme: &Scheme) -> String {
         // The id of the default port has none.
         let port = if self.port == default_port(scheme) {
             default_port(&Scheme::HTTPS)
@@ -49,7 +49,7 @@ impl RequestTarget {
 }
 
 /// The one place that all parts of the request name, or how they disagree.
-pub fn target(entrance: &Entrance, parts: &Parts) -> Result<RequestTarget, String> {
+pub(crate) fn target(entrance: &Entrance, parts: &Parts) -> Result<RequestTarget, String> {
     let host = host_header(&parts.headers, parts.version)?;
     if let Some(scheme) = parts.uri.scheme()
         && *scheme != entrance.scheme
@@ -90,7 +90,7 @@ pub fn target(entrance: &Entrance, parts: &Parts) -> Result<RequestTarget, Strin
 }
 
 /// Where `CONNECT` wants to go (RFC 9110 section 9.3.6): always with a port.
-pub fn connect_target(parts: &Parts) -> Result<RequestTarget, String> {
+pub(crate) fn connect_target(parts: &Parts) -> Result<RequestTarget, String> {
     debug_assert_eq!(parts.method, Method::CONNECT);
     let authority = parts
         .uri

@@ -17,13 +17,13 @@ use super::life::Life;
 
 /// A socket of one agent's, towards the agent or towards an upstream. Once the agent is killed nothing is read or
 /// written any more, and what the kernel still holds of it is thrown away.
-pub struct Leg {
+pub(crate) struct Leg {
     socket: TcpStream,
     life: Arc<Life>,
 }
 
 impl Leg {
-    pub fn new(socket: TcpStream, life: Arc<Life>) -> Self {
+    pub(crate) fn new(socket: TcpStream, life: Arc<Life>) -> Self {
         Self { socket, life }
     }
 
@@ -88,7 +88,7 @@ impl AsyncWrite for Leg {
 }
 
 /// What an agent's bytes come from: its socket, or a tunnel that `CONNECT` opened on one.
-pub enum ClientStream {
+pub(crate) enum ClientStream {
     Socket(Leg),
     Tunnel(TokioIo<Upgraded>),
 }
@@ -146,17 +146,17 @@ impl AsyncWrite for ClientStream {
 }
 
 /// A stream whose first bytes have been looked at: they are read again first.
-pub struct PeekedStream<S> {
+pub(crate) struct PeekedStream<S> {
     head: Bytes,
     inner: S,
 }
 
 impl<S> PeekedStream<S> {
-    pub fn new(head: Bytes, inner: S) -> Self {
+    pub(crate) fn new(head: Bytes, inner: S) -> Self {
         Self { head, inner }
     }
 
-    pub fn into_parts(self) -> (Bytes, S) {
+    pub(crate) fn into_parts(self) -> (Bytes, S) {
         (self.head, self.inner)
     }
 }

@@ -23,7 +23,7 @@ use super::tasks::NamedTask;
 
 /// Whose act is judged, and with what.
 #[derive(Clone, Copy)]
-pub struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     pub forwarder: &'a Forwarder,
     pub life: &'a Arc<Life>,
     /// The task that it is said to be on.
@@ -31,13 +31,13 @@ pub struct Subject<'a> {
 }
 
 /// An open record and the bundle that decides what it records: the record names the bundle that has decided.
-pub struct Docket {
+pub(crate) struct Docket {
     pub policy: Arc<Policy>,
     pub entry: RecordEntry,
 }
 
 /// What is permitted, and by what.
-pub struct Grant {
+pub(crate) struct Grant {
     pub permit: Permit<Settled>,
     pub claim: Claim,
     /// What rules read of the last act; for what goes on after its decision, which is one act by itself.
@@ -46,7 +46,7 @@ pub struct Grant {
 
 impl Subject<'_> {
     /// How it stands to the tasks that are open now.
-    pub fn tasks(&self, policy: &Policy) -> TaskSituation {
+    pub(crate) fn tasks(&self, policy: &Policy) -> TaskSituation {
         let tasks = &self.forwarder.situation.tasks;
         tasks.held(policy, self.life.agent, self.task)
     }
@@ -61,14 +61,14 @@ impl Subject<'_> {
 
 impl Docket {
     /// Of what is to be decided by the bundle that is in force now.
-    pub fn new(forwarder: &Forwarder, mut entry: RecordEntry) -> Self {
+    pub(crate) fn new(forwarder: &Forwarder, mut entry: RecordEntry) -> Self {
         let policy = forwarder.policy.load_full();
         entry.bundle = Some(policy.meta().digest.clone());
         Self { policy, entry }
     }
 
     /// Takes the bundle that is in force now, after a wait.
-    pub fn renew(&mut self, forwarder: &Forwarder) {
+    pub(crate) fn renew(&mut self, forwarder: &Forwarder) {
         self.policy = forwarder.policy.load_full();
         self.entry.bundle = Some(self.policy.meta().digest.clone());
     }
@@ -83,7 +83,7 @@ impl Docket {
 /// grants has seen no change after its last wait, and between that and the grant there is no wait. What a pass without a
 /// grant has taken of limits is given back, since its claims are dropped; its body and its look-ups' answers are kept, so
 /// that each is waited for once.
-pub async fn judge(
+pub(crate) async fn judge(
     subject: Subject<'_>,
     acts: &[Act<'_>],
     body: &mut RequestBody,
@@ -100,7 +100,7 @@ pub async fn judge(
 
 /// What is decided of an act at once, of what is known and of the moment. It waits for nothing and takes nothing: for what
 /// is open and judged again, and for what is only asked about.
-pub fn judge_now(
+pub(crate) fn judge_now(
     subject: Subject<'_>,
     policy: &Policy,
     act: &Act<'_>,

@@ -24,7 +24,7 @@ const KEPT: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum LeafError {
+pub(crate) enum LeafError {
     #[error("no certificate for `{name}`: {cause}")]
     Refused { name: String, cause: String },
     #[error("the daemon gave a certificate for `{name}` that cannot be used: {cause}")]
@@ -42,7 +42,7 @@ type Configured = Result<Arc<ServerConfig>, LeafError>;
 type Coming = Shared<BoxFuture<'static, Configured>>;
 
 /// TLS configurations by server name.
-pub struct Leaves {
+pub(crate) struct Leaves {
     state: Mutex<LeafTable>,
     daemon: Arc<Daemon>,
     /// One for all names: a session is resumed only for the name it was made for.
@@ -61,7 +61,7 @@ struct CachedLeaf {
 }
 
 impl Leaves {
-    pub fn new(daemon: Arc<Daemon>) -> Result<Self, rustls::Error> {
+    pub(crate) fn new(daemon: Arc<Daemon>) -> Result<Self, rustls::Error> {
         Ok(Self {
             state: Mutex::new(LeafTable {
                 kept: LruCache::new(KEPT),
@@ -72,8 +72,8 @@ impl Leaves {
         })
     }
 
-    /// The configuration with a leaf for `name`, asked of the daemon if need be: once, whoever waits for it.
-    pub async fn config(self: &Arc<Self>, name: &str) -> Configured {
+    /// The configuration with a leaf for `name`, asked of the daemon if need be: once, for all connections that wait for it.
+    pub(crate) async fn config(self: &Arc<Self>, name: &str) -> Configured {
         let coming = {
             let mut state = self.state.lock().expect(UNPOISONED);
             if let Some(kept) = state.kept.get(name) {

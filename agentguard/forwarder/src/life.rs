@@ -17,7 +17,7 @@ const LOOKUPS: usize = 8;
 type StopHook = Box<dyn FnOnce() + Send>;
 
 /// One agent, until it is killed or stopped otherwise. What comes when it may go on is another life.
-pub struct Life {
+pub(crate) struct Life {
     pub agent: AgentId,
     /// Why it was stopped, once it was.
     killed: OnceLock<DenyReason>,
@@ -47,21 +47,21 @@ impl Life {
     }
 
     /// The forwarder's, for what it does as itself.
-    pub fn own() -> Arc<Self> {
+    pub(crate) fn own() -> Arc<Self> {
         Arc::new(Self::new(AgentId::NONE))
     }
 
-    pub fn killed(&self) -> bool {
+    pub(crate) fn killed(&self) -> bool {
         self.killed.get().is_some()
     }
 
     /// Why it was stopped, if it was.
-    pub fn why(&self) -> Option<DenyReason> {
+    pub(crate) fn why(&self) -> Option<DenyReason> {
         self.killed.get().copied()
     }
 
     /// Runs `task` until it ends or the agent is killed, whichever is first; the kill waits for it to be gone.
-    pub async fn hold<T>(&self, task: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn hold<T>(&self, task: impl Future<Output = T>) -> Option<T> {
         let _tracked = self.tasks.token();
         tokio::select! {
             biased;
@@ -71,14 +71,14 @@ impl Life {
     }
 
     /// [`Self::hold`] on a task of its own.
-    pub fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         let life = self.clone();
         tokio::spawn(async move { life.hold(task).await });
     }
 
     /// Calls `hook` when it ends, which it may have already: what is kept for the agent beside its tasks is dropped with
     /// it.
-    pub fn on_end(&self, hook: impl FnOnce() + Send + 'static) {
+    pub(crate) fn on_end(&self, hook: impl FnOnce() + Send + 'static) {
         let mut hooks = self.on_end.lock().expect(UNPOISONED);
         match &mut *hooks {
             Some(hooks) => hooks.push(Box::new(hook)),
@@ -105,7 +105,7 @@ impl Life {
 
 /// Runs what hyper spawns for as long as the agent lives.
 #[derive(Clone)]
-pub struct OfLife(pub Arc<Life>);
+pub(crate) struct OfLife(pub Arc<Life>);
 
 impl<F> Executor<F> for OfLife
 where
@@ -119,7 +119,7 @@ where
 }
 
 /// Counts one client connection of an agent for as long as it is held.
-pub struct CountedConnection {
+pub(crate) struct CountedConnection {
     life: Arc<Life>,
     lives: Arc<Lives>,
 }
@@ -133,14 +133,14 @@ impl Drop for CountedConnection {
 
 /// Every agent that has been seen.
 #[derive(Default)]
-pub struct Lives {
+pub(crate) struct Lives {
     by_agent: RwLock<HashMap<AgentId, Arc<Life>>>,
     /// Woken when a number of connections changes.
     pub changed: Notify,
 }
 
 impl Lives {
-    pub fn of(&self, agent: AgentId) -> Arc<Life> {
+    pub(crate) fn of(&self, agent: AgentId) -> Arc<Life> {
         if let Some(life) = self.by_agent.read().expect(UNPOISONED).get(&agent) {
             return life.clone();
         }
@@ -151,7 +151,7 @@ impl Lives {
             .clone()
     }
 
-    pub fn count(self: &Arc<Self>, life: &Arc<Life>) -> CountedConnection {
+    pub(crate) fn count(self: &Arc<Self>, life: &Arc<Life>) -> CountedConnection {
         life.connections.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_one();
         CountedConnection {
@@ -161,7 +161,10 @@ impl Lives {
     }
 
     /// Cuts everything of the agents at once. The future resolves when it is gone.
-    pub fn kill(&self, agents: &BTreeMap<AgentId, DenyReason>) -> impl Future<Output = ()> + use<> {
+    pub(crate) fn kill(
+        &self,
+        agents: &BTreeMap<AgentId, DenyReason>,
+    ) -> impl Future<Output = ()> + use<> {
         let kill = |(agent, why): (&AgentId, &DenyReason)| {
             let life = self.of(*agent);
             life.kill(*why);
@@ -171,7 +174,7 @@ impl Lives {
     }
 
     /// Cuts everything there is, which is no kill.
-    pub fn end(&self) -> impl Future<Output = ()> + use<> {
+    pub(crate) fn end(&self) -> impl Future<Output = ()> + use<> {
         let lives: Vec<_> = self
             .by_agent
             .read()
@@ -185,7 +188,7 @@ impl Lives {
         gone(lives)
     }
 
-    pub fn revive(&self, agents: &BTreeSet<AgentId>) {
+    pub(crate) fn revive(&self, agents: &BTreeSet<AgentId>) {
         let mut lives = self.by_agent.write().expect(UNPOISONED);
         for agent in agents {
             if lives.get(agent).is_some_and(|life| life.killed()) {
@@ -195,7 +198,7 @@ impl Lives {
     }
 
     /// Live client connections, of agents that have any.
-    pub fn connections(&self) -> BTreeMap<AgentId, u32> {
+    pub(crate) fn connections(&self) -> BTreeMap<AgentId, u32> {
         let lives = self.by_agent.read().expect(UNPOISONED);
         lives
             .values()

@@ -26,7 +26,7 @@ const AT_ONCE: usize = 32;
 const MAX_KEPT: usize = 4096;
 const MAX_KEPT_BYTES: usize = 8 << 20;
 
-pub struct Lookups {
+pub(crate) struct Lookups {
     fetcher: Arc<Fetcher>,
     room: Arc<Semaphore>,
     state: Mutex<LookupTable>,
@@ -55,7 +55,7 @@ struct CachedAnswer {
 }
 
 impl Lookups {
-    pub fn new(fetcher: Fetcher) -> Self {
+    pub(crate) fn new(fetcher: Fetcher) -> Self {
         Self {
             fetcher: Arc::new(fetcher),
             room: Arc::new(Semaphore::new(AT_ONCE)),
@@ -68,7 +68,7 @@ impl Lookups {
     }
 
     /// The answers to what a request of the agent's needs; takes as long as the slowest.
-    pub async fn gather(
+    pub(crate) async fn gather(
         self: &Arc<Self>,
         life: &Arc<Life>,
         asks: Vec<(Arc<Lookup>, Result<LookupQuestion, Unavailable>)>,

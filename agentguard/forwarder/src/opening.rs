@@ -17,7 +17,7 @@ use super::terminate::{self, TerminatedConnection};
 use super::tunnel::CountingStream;
 
 /// How it begins. The bytes that it takes to know are read again.
-pub async fn sniff(
+pub(crate) async fn sniff(
     arrival: &Arrival,
     client: ClientStream,
     entry: RecordEntry,
@@ -33,7 +33,7 @@ pub async fn sniff(
 }
 
 /// Which host TLS is for.
-pub async fn named(
+pub(crate) async fn named(
     arrival: &Arrival,
     hello: &Hello,
     stream: PeekedStream<ClientStream>,
@@ -46,7 +46,7 @@ pub async fn named(
 }
 
 /// Ends the client's TLS with a leaf for `target`.
-pub async fn terminate(
+pub(crate) async fn terminate(
     arrival: &Arrival,
     target: &RequestTarget,
     stream: PeekedStream<ClientStream>,
@@ -62,7 +62,7 @@ pub async fn terminate(
 }
 
 /// DNS over TCP: the resolver records each query itself.
-pub async fn resolve(
+pub(crate) async fn resolve(
     arrival: &Arrival,
     stream: PeekedStream<ClientStream>,
     entry: RecordEntry,

@@ -8,7 +8,7 @@ use agentguard_link::calls::Token;
 use agentguard_link::calls::to_forwarder::{ForwarderAnswer, ForwarderCall};
 use agentguard_link::channel::{self, Receiver};
 use agentguard_link::frame::{Sandbox, Start, ToDaemon, ToForwarder};
-use agentguard_link::listen::{Bound, listen};
+use agentguard_link::listen::{BoundSockets, listen};
 use agentguard_link::state::Delta;
 use agentguard_policy::Policy;
 use agentguard_sys::socket::netns_cookie;
@@ -30,7 +30,7 @@ const STOP: Duration = Duration::from_secs(2);
 
 /// The daemon's first word, and what it takes to listen as it says, which the sandbox would refuse. `None` if there is no
 /// daemon any more.
-pub fn begin(link: &OwnedFd) -> anyhow::Result<Option<(Start, Bound)>> {
+pub(crate) fn begin(link: &OwnedFd) -> anyhow::Result<Option<(Start, BoundSockets)>> {
     // Of one thread, and gone before there is another.
     let runtime = super::runtime(Builder::new_current_thread())?;
     let first = runtime.block_on(async {
@@ -49,10 +49,10 @@ pub fn begin(link: &OwnedFd) -> anyhow::Result<Option<(Start, Bound)>> {
 
 /// Follows the daemon's orders until it says stop or is gone. Without a daemon there is nobody to record decisions: the
 /// forwarder ends, and the kernel refuses what agents connect.
-pub async fn follow(
+pub(crate) async fn follow(
     inherited: InheritedHandles,
     start: Start,
-    bound: Bound,
+    bound: BoundSockets,
     sandbox: Sandbox,
 ) -> anyhow::Result<()> {
     let (sender, mut receiver) = channel::open::<ToDaemon, ToForwarder>(inherited.link)?;
@@ -191,7 +191,7 @@ impl Orders<'_> {
     }
 
     fn enter(&mut self, netns: u64, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
-        let bound = Bound::from_descriptors(descriptors);
+        let bound = BoundSockets::from_descriptors(descriptors);
         let bound = bound.context("the daemon's listeners are none")?;
         if let Err(error) = self.doors.open(netns, bound) {
             tracing::error!(%error, netns, "a namespace's listeners cannot be served");

@@ -21,7 +21,7 @@ const CONNECTIONS_EVERY: Duration = Duration::from_millis(200);
 
 /// Takes what is to be said to the daemon. Whatever is said goes after the records completed before.
 #[derive(Clone)]
-pub struct Outbox {
+pub(crate) struct Outbox {
     frames: mpsc::UnboundedSender<Said>,
 }
 
@@ -31,7 +31,7 @@ enum Said {
 }
 
 impl Outbox {
-    pub fn start(sender: Sender<ToDaemon>, inbox: Inbox, lives: Arc<Lives>) -> Self {
+    pub(crate) fn start(sender: Sender<ToDaemon>, inbox: Inbox, lives: Arc<Lives>) -> Self {
         let (frames, said) = mpsc::unbounded_channel();
         let post = Post {
             sender,
@@ -48,13 +48,13 @@ impl Outbox {
         Self { frames }
     }
 
-    pub fn say(&self, frame: ToDaemon) {
+    pub(crate) fn say(&self, frame: ToDaemon) {
         // Without the task there is no daemon to hear it, and the orders end, too.
         let _ = self.frames.send(Said::Frame(frame));
     }
 
     /// Sends what records there are, and no more.
-    pub async fn finish(self) {
+    pub(crate) async fn finish(self) {
         let (done, finished) = oneshot::channel();
         if self.frames.send(Said::Finish(done)).is_ok() {
             // An error is the task's end, which is what was to be waited for.

@@ -1,7 +1,7 @@
 //! What agents ask AgentGuard itself, at its own name: their tasks, whether they may do something, and what they may at
 //! all. Each is answered about itself alone, and every question leaves its record like any request.
 
-pub mod document;
+pub(crate) mod document;
 mod may;
 mod page;
 mod tasks;
@@ -38,7 +38,7 @@ struct PermissionsView<'p> {
 }
 
 /// Answers a request for AgentGuard's own name. Refused, what is left of its body stays there to be drained.
-pub async fn answer(
+pub(crate) async fn answer(
     exchange: &mut Exchange,
     parts: &Parts,
     body: &mut RequestBody,

@@ -21,7 +21,7 @@ use super::terminate::{Alert, send_alert};
 use super::tunnel;
 
 /// Judges the connection as `Action::Connect` and carries it.
-pub async fn pass(
+pub(crate) async fn pass(
     arrival: &Arrival,
     target: RequestTarget,
     hello: &Hello,

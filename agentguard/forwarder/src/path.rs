@@ -31,7 +31,7 @@ use super::{
 };
 
 /// One connection of an agent's, which a kill ends wherever it is.
-pub async fn connection(
+pub(crate) async fn connection(
     door: &Door,
     socket: TcpStream,
     place: Option<ConnectionSlot>,

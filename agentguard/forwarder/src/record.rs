@@ -21,10 +21,10 @@ use super::life::Life;
 use super::refusal::{Cause, Refusal};
 
 /// Decisions that may be open or waiting to be sent at once; over it agents are refused with `audit-unavailable`.
-pub const QUEUE: usize = 65_536;
+pub(crate) const QUEUE: usize = 65_536;
 
 /// Where entries are opened.
-pub struct RecordSender {
+pub(crate) struct RecordSender {
     queue: mpsc::Sender<Draft>,
     available: AtomicBool,
     /// Refusals that could not be recorded because nothing could.
@@ -33,13 +33,13 @@ pub struct RecordSender {
 
 /// Bytes of bodies or tunnels that have passed, while they pass.
 #[derive(Debug, Default)]
-pub struct PassedBytes {
+pub(crate) struct PassedBytes {
     pub up: AtomicU64,
     pub down: AtomicU64,
 }
 
 /// An open record. Completing it sends it; dropping it sends it as aborted, so no early return loses it.
-pub struct RecordEntry {
+pub(crate) struct RecordEntry {
     place: Option<mpsc::OwnedPermit<Draft>>,
     draft: Option<Box<Draft>>,
     pub passed: Arc<PassedBytes>,
@@ -50,10 +50,10 @@ pub struct RecordEntry {
 
 /// The entry of a connection is complete, or there was no place for one: nothing is left to be done for it.
 #[derive(Debug)]
-pub struct ConnectionOver;
+pub(crate) struct ConnectionOver;
 
 impl RecordSender {
-    pub fn new(queue: mpsc::Sender<Draft>) -> Self {
+    pub(crate) fn new(queue: mpsc::Sender<Draft>) -> Self {
         Self {
             queue,
             available: AtomicBool::new(true),
@@ -62,17 +62,17 @@ impl RecordSender {
     }
 
     /// What the daemon says of its log.
-    pub fn set_available(&self, available: bool) {
+    pub(crate) fn set_available(&self, available: bool) {
         self.available.store(available, Ordering::Relaxed);
     }
 
     /// Whether a decision can be recorded now.
-    pub fn available(&self) -> bool {
+    pub(crate) fn available(&self) -> bool {
         self.available.load(Ordering::Relaxed)
     }
 
     /// Opens the record of something `origin` is about to do. `None`: there is no place for it, refuse.
-    pub fn open(&self, life: &Arc<Life>, origin: &Origin) -> Option<RecordEntry> {
+    pub(crate) fn open(&self, life: &Arc<Life>, origin: &Origin) -> Option<RecordEntry> {
         let Ok(place) = self.queue.clone().try_reserve_owned() else {
             self.unrecorded.fetch_add(1, Ordering::Relaxed);
             return None;
@@ -114,13 +114,13 @@ impl RecordSender {
 
 impl RecordEntry {
     /// Begins its clock anew: the wait for a request's head is not part of the request.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.started = Instant::now();
         self.time_us = i64::try_from(now().as_micros()).unwrap_or(i64::MAX);
     }
 
     /// The task that a decision is taken on.
-    pub fn on_task(&mut self, gathered: &Context) {
+    pub(crate) fn on_task(&mut self, gathered: &Context) {
         let task = gathered.tasks.as_ref().and_then(TaskSituation::task);
         self.task = task.map_or(DraftTask::None, |task| {
             DraftTask::On(TaskInfo {
@@ -131,7 +131,7 @@ impl RecordEntry {
     }
 
     /// What `permit` says of the decision.
-    pub fn permitted(&mut self, permit: &Permit) {
+    pub(crate) fn permitted(&mut self, permit: &Permit) {
         self.policies = permit.policies().to_vec();
         self.facts = permit.facts().clone();
         self.decided_by = DecidedBy::Rules;
@@ -144,7 +144,7 @@ impl RecordEntry {
     }
 
     /// Ends it as refused, with everything that the refusal knows: the one way in which refusals are recorded.
-    pub fn refuse(mut self, refusal: Refusal) -> ConnectionOver {
+    pub(crate) fn refuse(mut self, refusal: Refusal) -> ConnectionOver {
         self.approval = refusal.approval;
         self.reason = Some(refusal.reason);
         self.detail = Some(refusal.detail);
@@ -165,7 +165,7 @@ impl RecordEntry {
     }
 
     /// Ends it as something that failed and was nobody's decision.
-    pub fn fail(
+    pub(crate) fn fail(
         mut self,
         ended: Ended,
         reason: Option<DenyReason>,
@@ -176,13 +176,13 @@ impl RecordEntry {
         self.complete(Outcome::Error, ended)
     }
 
-    pub fn complete(mut self, outcome: Outcome, ended: Ended) -> ConnectionOver {
+    pub(crate) fn complete(mut self, outcome: Outcome, ended: Ended) -> ConnectionOver {
         self.send(outcome, ended);
         ConnectionOver
     }
 
     /// Another will record what there is to record. The only way out without a record.
-    pub fn hand_over(mut self) -> ConnectionOver {
+    pub(crate) fn hand_over(mut self) -> ConnectionOver {
         self.place = None;
         ConnectionOver
     }
@@ -247,7 +247,7 @@ fn now() -> Duration {
 }
 
 /// Whole microseconds since `start`.
-pub fn micros(start: Instant) -> u64 {
+pub(crate) fn micros(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -7,17 +7,17 @@ use agentguard_policy::Denial;
 use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use http::StatusCode;
 
-pub const NO_AUDIT: &str = "decisions cannot be recorded on this host at the moment";
-pub const STALE: &str = "The policy of this host has expired, so nothing is allowed until its operators apply a newer one; do not retry.";
-pub const QUEUE_FULL: &str = "too many decisions wait to be recorded on this host";
+pub(crate) const NO_AUDIT: &str = "decisions cannot be recorded on this host at the moment";
+pub(crate) const STALE: &str = "The policy of this host has expired, so nothing is allowed until its operators apply a newer one; do not retry.";
+pub(crate) const QUEUE_FULL: &str = "too many decisions wait to be recorded on this host";
 /// Said of what a new bundle ends, or the time.
-pub const CUT: &str = "permitted, and cut when the policy did not any more";
+pub(crate) const CUT: &str = "permitted, and cut when the policy did not any more";
 /// Said of what has not been answered when its task ends.
 const OVER: &str = "The task that the request was permitted on has ended, and the request with it; what has been sent of it may have been done.";
 
 /// What became of a request or a connection that does not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// It was refused.
     Decided(DecidedBy),
     /// Whatever was decided of it, it ended like this.
@@ -26,7 +26,7 @@ pub enum Cause {
 
 /// Why a request or a connection is not let through.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     pub cause: Cause,
     pub reason: DenyReason,
     pub detail: String,
@@ -39,12 +39,12 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    pub fn new(by: DecidedBy, reason: DenyReason, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(by: DecidedBy, reason: DenyReason, detail: impl Into<String>) -> Self {
         Self::of(Cause::Decided(by), reason, detail)
     }
 
     /// Of what was permitted, or was not decided yet, and did not come to its end.
-    pub fn ended(ended: Ended, reason: DenyReason, detail: impl Into<String>) -> Self {
+    pub(crate) fn ended(ended: Ended, reason: DenyReason, detail: impl Into<String>) -> Self {
         Self::of(Cause::Ended(ended), reason, detail)
     }
 
@@ -62,12 +62,12 @@ impl Refusal {
     }
 
     /// What was permitted on a task that has ended before the answer began.
-    pub fn over() -> Self {
+    pub(crate) fn over() -> Self {
         Self::ended(Ended::TaskOver, DenyReason::OutsideTask, OVER)
     }
 
     /// What was permitted, has begun, and may not go on.
-    pub fn cut(reason: DenyReason) -> Self {
+    pub(crate) fn cut(reason: DenyReason) -> Self {
         let ended = match reason == DenyReason::OutsideTask {
             true => Ended::TaskOver,
             false => Ended::NotPermitted,
@@ -76,16 +76,16 @@ impl Refusal {
     }
 
     /// What cannot be written down is not decided.
-    pub fn unrecorded(detail: impl Into<String>) -> Self {
+    pub(crate) fn unrecorded(detail: impl Into<String>) -> Self {
         Self::new(DecidedBy::Host, DenyReason::AuditUnavailable, detail)
     }
 
     /// Nothing is permitted by a bundle whose time is over.
-    pub fn stale() -> Self {
+    pub(crate) fn stale() -> Self {
         Self::new(DecidedBy::Expiry, DenyReason::PolicyStale, STALE)
     }
 
-    pub fn protocol(detail: impl Into<String>) -> Self {
+    pub(crate) fn protocol(detail: impl Into<String>) -> Self {
         Self::new(DecidedBy::Protocol, DenyReason::ProtocolRefused, detail)
     }
 }

@@ -17,14 +17,14 @@ use super::tunnel::{Tunnel, WebSocket};
     clippy::large_enum_variant,
     reason = "it is moved on at once; a box would be one more allocation for each request"
 )]
-pub enum Return {
+pub(crate) enum Return {
     /// It was for AgentGuard's own name.
     Own(Document),
     Upstream(ForwardedAnswer),
 }
 
 /// Hands it back to the agent. At its end the entry is complete, and the connection no longer busy.
-pub fn back(exchange: Exchange, from: Return) -> Response<Reply> {
+pub(crate) fn back(exchange: Exchange, from: Return) -> Response<Reply> {
     match from {
         Return::Own(document) => document.back(exchange),
         Return::Upstream(forwarded) => upstream(exchange, forwarded),

@@ -20,13 +20,13 @@ use super::upstream::UpstreamFault;
 use super::upstream::exchange::Lease;
 
 /// A document of ours, or upstream's own body.
-pub enum Reply {
+pub(crate) enum Reply {
     Document(Option<Bytes>),
     Upstream(Box<Download>),
 }
 
 /// Upstream's body with the record that ends with it.
-pub struct Download {
+pub(crate) struct Download {
     body: Incoming,
     lease: Lease,
     entry: Option<RecordEntry>,
@@ -38,16 +38,16 @@ pub struct Download {
 }
 
 impl Reply {
-    pub fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self::Document(None)
     }
 
-    pub fn document(text: String) -> Self {
+    pub(crate) fn document(text: String) -> Self {
         Self::Document((!text.is_empty()).then(|| text.into()))
     }
 
     /// A permitted answer. One without a body is complete here.
-    pub fn upstream(
+    pub(crate) fn upstream(
         body: Incoming,
         lease: Lease,
         entry: RecordEntry,

@@ -19,7 +19,7 @@ use super::sniff::SniffError;
 use super::terminate::{Alert, TerminateError, send_alert};
 
 /// Refuses what there is no room to record.
-pub fn unrecorded(session: &Session, request: &Request<Incoming>) -> Response<Reply> {
+pub(crate) fn unrecorded(session: &Session, request: &Request<Incoming>) -> Response<Reply> {
     let policy = session.forwarder.policy.load();
     let protocol = Protocol::of(request.headers());
     let close = request.version() < Version::HTTP_2;
@@ -33,14 +33,14 @@ pub fn unrecorded(session: &Session, request: &Request<Incoming>) -> Response<Re
     answer(&refusal, protocol, close, &about)
 }
 
-pub fn name(policy: &Policy, agent: AgentId) -> String {
+pub(crate) fn name(policy: &Policy, agent: AgentId) -> String {
     policy
         .agent(agent)
         .map_or_else(String::new, |agent| agent.name.clone())
 }
 
 /// The answer that refuses. `close`: the connection cannot be used further, as the request's body is not going to be read.
-pub fn answer(
+pub(crate) fn answer(
     refusal: &Refusal,
     protocol: Protocol,
     close: bool,
@@ -56,7 +56,7 @@ pub fn answer(
 }
 
 /// Ends a connection whose beginning was not understood, in TLS's words if it speaks TLS.
-pub async fn opening(
+pub(crate) async fn opening(
     mut stream: PeekedStream<ClientStream>,
     error: SniffError,
     entry: RecordEntry,
@@ -74,7 +74,7 @@ pub async fn opening(
 }
 
 /// Ends a TLS connection for no name, or for another than its tunnel's.
-pub async fn unnamed(
+pub(crate) async fn unnamed(
     mut stream: PeekedStream<ClientStream>,
     detail: String,
     entry: RecordEntry,
@@ -85,7 +85,7 @@ pub async fn unnamed(
 }
 
 /// Records a TLS connection that did not come about. What there was to tell the client it has been told.
-pub fn handshake(
+pub(crate) fn handshake(
     target: &RequestTarget,
     error: &TerminateError,
     mut entry: RecordEntry,

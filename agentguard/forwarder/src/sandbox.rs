@@ -1,5 +1,5 @@
 //! What the forwarder takes from itself before it reads a byte of an agent's: files, executables, signals to others, new
-//! privileges, and every system call that it does not need. Whoever takes the process over has what is here, no more.
+//! privileges, and every system call that it does not need. An attacker who takes the process over has what is here, no more.
 
 mod calls;
 mod objects;
@@ -10,7 +10,7 @@ use agentguard_sys::SysError;
 use nix::sys::resource::{Resource, setrlimit};
 
 #[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
+pub(crate) enum SandboxError {
     #[error("sandbox: {0}")]
     Call(#[from] SysError),
     #[error("sandbox: Landlock: {0}")]
@@ -25,7 +25,7 @@ pub enum SandboxError {
 ///
 /// # Errors
 /// Landlock is used as far as the kernel has it. Everything else has to work, or the forwarder must not serve.
-pub fn enter() -> Result<Sandbox, SandboxError> {
+pub(crate) fn enter() -> Result<Sandbox, SandboxError> {
     // Leaf keys and agents' bytes are in this memory: no core dump, no ptrace by processes of the same user.
     sys::privilege::forbid_dumps()?;
     for resource in [Resource::RLIMIT_CORE, Resource::RLIMIT_FSIZE] {

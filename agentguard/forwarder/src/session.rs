@@ -18,7 +18,7 @@ use super::upstream::pool::Pool;
 const UNPOISONED: &str = "nothing panics with the lock held";
 
 /// One connection of an agent's that speaks HTTP.
-pub struct Session {
+pub(crate) struct Session {
     pub forwarder: Arc<Forwarder>,
     pub life: Arc<Life>,
     pub origin: Origin,
@@ -34,7 +34,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(
+    pub(crate) fn new(
         forwarder: Arc<Forwarder>,
         life: Arc<Life>,
         origin: Origin,
@@ -60,7 +60,7 @@ impl Session {
     }
 
     /// The record for the next request: the connection's own for the first one.
-    pub fn entry(&self) -> Option<RecordEntry> {
+    pub(crate) fn entry(&self) -> Option<RecordEntry> {
         match self.unused() {
             Some(mut entry) => {
                 entry.restart();
@@ -71,34 +71,34 @@ impl Session {
     }
 
     /// Takes note of bytes that came. Not of HTTP/2's: its idle connections talk, too, and its heads have one framing.
-    pub fn arrived(&self, bytes: &[u8]) {
+    pub(crate) fn arrived(&self, bytes: &[u8]) {
         if !self.entrance.http2 && self.clock.is_head() {
             self.heads.lock().expect(UNPOISONED).feed(bytes);
         }
     }
 
     /// The bytes of the head that has just been parsed.
-    pub fn head(&self) -> Vec<u8> {
+    pub(crate) fn head(&self) -> Vec<u8> {
         self.heads.lock().expect(UNPOISONED).take()
     }
 
     /// What takes the connection over when the answer has been sent.
-    pub fn becomes(&self, tunnel: Tunnel) {
+    pub(crate) fn becomes(&self, tunnel: Tunnel) {
         *self.next.lock().expect(UNPOISONED) = Some(tunnel);
     }
 
     /// What the connection becomes.
-    pub fn next(&self) -> Option<Tunnel> {
+    pub(crate) fn next(&self) -> Option<Tunnel> {
         self.next.lock().expect(UNPOISONED).take()
     }
 
     /// The record of a connection that no request has taken.
-    pub fn unused(&self) -> Option<RecordEntry> {
+    pub(crate) fn unused(&self) -> Option<RecordEntry> {
         self.unused.lock().expect(UNPOISONED).take()
     }
 
     /// The connection, where no request says more.
-    pub fn place(&self) -> String {
+    pub(crate) fn place(&self) -> String {
         match &self.entrance.name {
             Some(name) if self.entrance.port == 443 => name.as_str().to_owned(),
             Some(name) => format!("{}:{}", name.as_str(), self.entrance.port),

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::tasks::OpenTasks;
 
-pub struct Situation {
+pub(crate) struct Situation {
     /// What the daemon wants held.
     state: watch::Sender<State>,
     pub tasks: OpenTasks,
@@ -22,7 +22,7 @@ pub struct Situation {
 impl Situation {
     /// # Errors
     /// The daemon has accepted the tasks before: what cannot be read here is a fault of ours.
-    pub fn new(state: State) -> Result<Self, String> {
+    pub(crate) fn new(state: State) -> Result<Self, String> {
         let tasks = OpenTasks::new(&state.tasks)?;
         Ok(Self {
             state: watch::Sender::new(state),
@@ -34,7 +34,7 @@ impl Situation {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn apply(&self, delta: Delta) -> Result<(), String> {
+    pub(crate) fn apply(&self, delta: Delta) -> Result<(), String> {
         let changed = match &delta {
             Delta::Tasks { agent, open } => self.tasks.set(*agent, open),
             Delta::Policy(_)
@@ -59,7 +59,7 @@ impl Situation {
     }
 
     /// Adds to what has been gathered for an act of the agent's what rules need of it.
-    pub fn gather(
+    pub(crate) fn gather(
         &self,
         policy: &Policy,
         agent: AgentId,
@@ -84,7 +84,7 @@ impl Situation {
 
     /// Resolves when something of what was gathered for the agent may be otherwise; windows begin and end on the minute, and
     /// how long it is up is looked at as often.
-    pub async fn changed(&self, agent: AgentId, gathered: &Context) {
+    pub(crate) async fn changed(&self, agent: AgentId, gathered: &Context) {
         let minute = async {
             match (gathered.time.is_some(), gathered.agent.is_some()) {
                 (false, false) => std::future::pending().await,

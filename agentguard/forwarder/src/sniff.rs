@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::io::PeekedStream;
 
 /// DNS over TCP (RFC 7766) is known by the port that the agent asked for.
-pub const DNS_PORT: u16 = 53;
+pub(crate) const DNS_PORT: u16 = 53;
 /// The longest ClientHello taken, with its record headers.
 const MAX_HELLO: usize = 64 * 1024;
 /// The longest method name taken.
@@ -23,7 +23,7 @@ const ECH: u16 = 0xfe0d;
 
 /// How a connection begins.
 #[derive(Debug)]
-pub enum Opening {
+pub(crate) enum Opening {
     Tls(Hello),
     Http1,
     Http2,
@@ -32,7 +32,7 @@ pub enum Opening {
 
 /// What the forwarder needs of a ClientHello (RFC 8446 section 4.1.2).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Hello {
+pub(crate) struct Hello {
     /// As the client wrote it.
     pub server_name: Option<String>,
     /// Whether another name may be hidden in it.
@@ -40,7 +40,7 @@ pub struct Hello {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum SniffError {
+pub(crate) enum SniffError {
     #[error("the connection ended before a request")]
     Closed,
     #[error("reading the first bytes: {0}")]
@@ -58,7 +58,10 @@ pub enum SniffError {
 }
 
 /// Reads until it is known how the connection begins; the bytes read are in the stream that is returned.
-pub async fn sniff<S>(mut stream: S, port: u16) -> (PeekedStream<S>, Result<Opening, SniffError>)
+pub(crate) async fn sniff<S>(
+    mut stream: S,
+    port: u16,
+) -> (PeekedStream<S>, Result<Opening, SniffError>)
 where
     S: AsyncRead + Unpin,
 {
@@ -83,7 +86,7 @@ where
 
 /// Recognises an opening from ever longer prefixes of it.
 #[derive(Default)]
-pub struct Recogniser {
+pub(crate) struct Recogniser {
     acceptor: Acceptor,
     /// Bytes that the acceptor has had.
     fed: usize,
@@ -91,7 +94,7 @@ pub struct Recogniser {
 
 impl Recogniser {
     /// `seen` is everything so far. `None`: more is needed.
-    pub fn feed(&mut self, seen: &[u8]) -> Result<Option<Opening>, SniffError> {
+    pub(crate) fn feed(&mut self, seen: &[u8]) -> Result<Option<Opening>, SniffError> {
         match seen.first() {
             None => Ok(None),
             Some(&HANDSHAKE) => Ok(self.hello(seen)?.map(Opening::Tls)),

@@ -22,7 +22,7 @@ use super::tasks::{Ends, NamedTask};
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What is under way, and the bundle it was last judged by.
-pub struct Standing {
+pub(crate) struct Standing {
     forwarder: Arc<Forwarder>,
     judged: Arc<Policy>,
     life: Arc<Life>,
@@ -36,7 +36,7 @@ pub struct Standing {
 }
 
 /// What was permitted, as far as it is kept.
-pub enum OngoingAct {
+pub(crate) enum OngoingAct {
     /// An answer that is passed on: rules hold for the next request, this one ends when its host cannot be reached any
     /// more.
     Answer,
@@ -45,7 +45,7 @@ pub enum OngoingAct {
 }
 
 /// The request that became a tunnel.
-pub struct Upgrade {
+pub(crate) struct Upgrade {
     method: Method,
     scheme: Scheme,
     path: CanonicalPath,
@@ -55,7 +55,7 @@ pub struct Upgrade {
 
 impl Standing {
     /// `judged`: the bundle that permitted it.
-    pub fn new(
+    pub(crate) fn new(
         forwarder: Arc<Forwarder>,
         judged: Arc<Policy>,
         life: Arc<Life>,
@@ -77,7 +77,7 @@ impl Standing {
     }
 
     /// Whether it may go on. Almost always the same bundle is in force, and nothing is judged.
-    pub fn holds(&mut self) -> bool {
+    pub(crate) fn holds(&mut self) -> bool {
         if self.tasks.are_over() {
             self.why = DenyReason::OutsideTask;
             return false;
@@ -92,7 +92,7 @@ impl Standing {
     }
 
     /// Resolves when it may not go on.
-    pub async fn lost(&mut self) {
+    pub(crate) async fn lost(&mut self) {
         let forwarder = self.forwarder.clone();
         let situation = &forwarder.situation;
         let mut applied = forwarder.applied.subscribe();
@@ -116,7 +116,7 @@ impl Standing {
     }
 
     /// Why it may not go on.
-    pub fn reason(&self) -> DenyReason {
+    pub(crate) fn reason(&self) -> DenyReason {
         match self.judged.is_expired(Timestamp::now()) {
             true => DenyReason::PolicyStale,
             false => self.why,
@@ -124,7 +124,7 @@ impl Standing {
     }
 
     /// Resolves when the tasks that it was permitted on have ended; `None`: it was on none.
-    pub fn over(&self) -> Option<BoxFuture<'static, ()>> {
+    pub(crate) fn over(&self) -> Option<BoxFuture<'static, ()>> {
         self.tasks.over()
     }
 
@@ -197,7 +197,7 @@ impl Standing {
 
 impl Upgrade {
     /// What of `message` it takes to judge it again.
-    pub fn of(message: &Message) -> Self {
+    pub(crate) fn of(message: &Message) -> Self {
         Self {
             method: message.parts.method.clone(),
             scheme: message.scheme.clone(),

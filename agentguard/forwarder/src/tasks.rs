@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// By which a request names the task that it is on. It goes no further.
-pub const HEADER: HeaderName = HeaderName::from_static("agentguard-task");
+pub(crate) const HEADER: HeaderName = HeaderName::from_static("agentguard-task");
 /// The clock is looked at this often at least: it may be set.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
-pub struct OpenTasks {
+pub(crate) struct OpenTasks {
     open: RwLock<BTreeMap<AgentId, Vec<Open>>>,
     changed: watch::Sender<()>,
 }
@@ -36,7 +36,7 @@ struct Open {
 
 /// What a request says of its task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum NamedTask {
+pub(crate) enum NamedTask {
     #[default]
     Nothing,
     Task(Uuid),
@@ -45,7 +45,7 @@ pub enum NamedTask {
 
 impl NamedTask {
     /// Takes it out of a request's headers.
-    pub fn take(headers: &mut HeaderMap) -> Self {
+    pub(crate) fn take(headers: &mut HeaderMap) -> Self {
         let mut lines = headers.get_all(&HEADER).iter();
         let named = match (lines.next(), lines.next()) {
             (None, _) => return Self::Nothing,
@@ -60,14 +60,14 @@ impl NamedTask {
     }
 
     /// What was permitted on it stays on it.
-    pub fn of(held: Option<&TaskSituation>) -> Self {
+    pub(crate) fn of(held: Option<&TaskSituation>) -> Self {
         held.and_then(TaskSituation::task)
             .map_or(Self::Nothing, |task| Self::Task(task.id))
     }
 }
 
 impl OpenTasks {
-    pub fn new(open: &BTreeMap<AgentId, Vec<OpenTask>>) -> Result<Self, String> {
+    pub(crate) fn new(open: &BTreeMap<AgentId, Vec<OpenTask>>) -> Result<Self, String> {
         let tasks = Self::default();
         for (agent, open) in open {
             tasks.set(*agent, open)?;
@@ -77,7 +77,7 @@ impl OpenTasks {
 
     /// # Errors
     /// The daemon has accepted them before: what cannot be read here is a fault of ours.
-    pub fn set(&self, agent: AgentId, open: &[OpenTask]) -> Result<(), String> {
+    pub(crate) fn set(&self, agent: AgentId, open: &[OpenTask]) -> Result<(), String> {
         let mut fresh = Vec::new();
         for one in open {
             let task = Task::new(one.id, one.opened_by, &one.terms)?;
@@ -111,7 +111,7 @@ impl OpenTasks {
     }
 
     /// How a request of the agent's stands to its tasks now.
-    pub fn held(&self, policy: &Policy, agent: AgentId, named: &NamedTask) -> TaskSituation {
+    pub(crate) fn held(&self, policy: &Policy, agent: AgentId, named: &NamedTask) -> TaskSituation {
         let all = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let now = Timestamp::now();
         let open = |agent| {
@@ -145,7 +145,7 @@ impl OpenTasks {
     }
 
     /// Those of the agent alone.
-    pub fn open(&self, agent: AgentId) -> Vec<OpenTask> {
+    pub(crate) fn open(&self, agent: AgentId) -> Vec<OpenTask> {
         let all = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let now = Timestamp::now();
         let open = all.get(&agent).map_or(&[][..], Vec::as_slice).iter();
@@ -155,7 +155,7 @@ impl OpenTasks {
     }
 
     /// The end of what was permitted on them.
-    pub fn ends_of(&self, covered: &[CoveringTasks]) -> Ends {
+    pub(crate) fn ends_of(&self, covered: &[CoveringTasks]) -> Ends {
         let all = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let ends = covered.iter().map(|CoveringTasks { by, tasks }| {
             let open = all.get(by).map_or(&[][..], Vec::as_slice);
@@ -174,23 +174,23 @@ impl OpenTasks {
     }
 
     /// Told when an agent has other tasks than before.
-    pub fn changes(&self) -> watch::Receiver<()> {
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 }
 
 /// The ends of the tasks that something was permitted on: it is over when all that covered it for one agent are.
 #[derive(Clone, Default)]
-pub struct Ends(Vec<Vec<CancellationToken>>);
+pub(crate) struct Ends(Vec<Vec<CancellationToken>>);
 
 impl Ends {
-    pub fn are_over(&self) -> bool {
+    pub(crate) fn are_over(&self) -> bool {
         let mut of = self.0.iter();
         of.any(|ends| ends.iter().all(CancellationToken::is_cancelled))
     }
 
     /// Resolves when they are; `None`: it was permitted on none.
-    pub fn over(&self) -> Option<BoxFuture<'static, ()>> {
+    pub(crate) fn over(&self) -> Option<BoxFuture<'static, ()>> {
         let of = self.0.iter().map(|ends| {
             let ends = ends.clone();
             let all = async move {

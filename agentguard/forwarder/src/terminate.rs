@@ -19,7 +19,7 @@ const ALERT: Duration = Duration::from_millis(200);
 /// Fatal alerts that the forwarder sends itself (RFC 8446 section 6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Alert {
+pub(crate) enum Alert {
     AccessDenied = 49,
     InternalError = 80,
     UnrecognizedName = 112,
@@ -27,13 +27,13 @@ pub enum Alert {
 
 impl Alert {
     /// As a record of its own: type `alert`, `legacy_record_version` 1.2, two bytes, level `fatal`.
-    pub fn bytes(self) -> [u8; 7] {
+    pub(crate) fn bytes(self) -> [u8; 7] {
         [21, 3, 3, 0, 2, 2, self as u8]
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum TerminateError {
+pub(crate) enum TerminateError {
     #[error(transparent)]
     Leaf(#[from] LeafError),
     #[error("the daemon did not give a certificate for `{0}` in time")]
@@ -45,14 +45,14 @@ pub enum TerminateError {
 }
 
 /// A terminated connection.
-pub struct TerminatedConnection {
+pub(crate) struct TerminatedConnection {
     pub stream: Box<TlsStream<PeekedStream<ClientStream>>>,
     /// Whether HTTP/2 was negotiated; else it is HTTP/1.1.
     pub http2: bool,
 }
 
 /// Hands the client a leaf for `name` and finishes the handshake; each of the two within `limit`.
-pub async fn terminate(
+pub(crate) async fn terminate(
     leaves: &Arc<Leaves>,
     name: &HostName,
     mut stream: PeekedStream<ClientStream>,
@@ -81,7 +81,7 @@ pub async fn terminate(
 }
 
 /// Tells the client why in TLS's own words. It may be gone: nothing depends on it.
-pub async fn send_alert(stream: &mut (impl AsyncWrite + Unpin), alert: &[u8]) {
+pub(crate) async fn send_alert(stream: &mut (impl AsyncWrite + Unpin), alert: &[u8]) {
     let send = async {
         stream.write_all(alert).await?;
         stream.shutdown().await
@@ -90,7 +90,7 @@ pub async fn send_alert(stream: &mut (impl AsyncWrite + Unpin), alert: &[u8]) {
 }
 
 /// `TLSv1.3`, as audit records have it.
-pub fn version(negotiated: Option<ProtocolVersion>) -> &'static str {
+pub(crate) fn version(negotiated: Option<ProtocolVersion>) -> &'static str {
     match negotiated {
         Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
         Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",

@@ -22,20 +22,20 @@ use super::standing::Standing;
 const CHUNK: usize = 16 * 1024;
 
 /// What a connection is after its last HTTP answer.
-pub enum Tunnel {
+pub(crate) enum Tunnel {
     Connect(Connect),
     WebSocket(Box<WebSocket>),
 }
 
 /// The agent takes us for its proxy: what it sends now is for `target`.
-pub struct Connect {
+pub(crate) struct Connect {
     pub client: OnUpgrade,
     pub target: RequestTarget,
     pub entry: RecordEntry,
 }
 
 /// Upstream has agreed.
-pub struct WebSocket {
+pub(crate) struct WebSocket {
     pub client: OnUpgrade,
     pub upstream: OnUpgrade,
     pub entry: RecordEntry,
@@ -45,7 +45,9 @@ pub struct WebSocket {
 
 impl Connect {
     /// What was opened, once the answer has been sent.
-    pub async fn open(self) -> Result<(ClientStream, RequestTarget, RecordEntry), ConnectionOver> {
+    pub(crate) async fn open(
+        self,
+    ) -> Result<(ClientStream, RequestTarget, RecordEntry), ConnectionOver> {
         match self.client.await {
             Ok(client) => {
                 let client = ClientStream::Tunnel(TokioIo::new(client));
@@ -61,7 +63,7 @@ impl Connect {
 
 impl WebSocket {
     /// Passes the bytes both ways until both sides have ended.
-    pub async fn pass(self) -> ConnectionOver {
+    pub(crate) async fn pass(self) -> ConnectionOver {
         let Self {
             client,
             upstream,
@@ -83,7 +85,7 @@ impl WebSocket {
 }
 
 /// Lets bytes pass until both sides have ended or a new bundle does not permit it any more, and completes the record.
-pub async fn carry(
+pub(crate) async fn carry(
     passing: impl Future<Output = io::Result<()>>,
     mut entry: RecordEntry,
     mut standing: Standing,
@@ -104,7 +106,7 @@ pub async fn carry(
 }
 
 /// Copies both ways, each until its own end (RFC 9293 section 3.6: half-close), counting as it goes.
-pub async fn splice<A, B>(client: A, upstream: B, passed: &PassedBytes) -> io::Result<()>
+pub(crate) async fn splice<A, B>(client: A, upstream: B, passed: &PassedBytes) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -123,7 +125,7 @@ where
 }
 
 /// Counts what is read from a stream.
-pub struct CountingStream<'a, S> {
+pub(crate) struct CountingStream<'a, S> {
     pub inner: S,
     pub read: &'a AtomicU64,
 }

@@ -25,7 +25,7 @@ const DRAIN_BYTES: u64 = 16 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// A request's body towards upstream.
-pub struct Upload {
+pub(crate) struct Upload {
     inner: UploadSource,
     state: UploadState,
     /// The end of the tasks that it is permitted on.
@@ -42,7 +42,7 @@ enum UploadSource {
 
 /// How far an upload has come, for who waits for the answer.
 #[derive(Clone, Default)]
-pub struct UploadState {
+pub(crate) struct UploadState {
     passed: Arc<PassedBytes>,
     end: Arc<UploadEnd>,
 }
@@ -54,7 +54,7 @@ struct UploadEnd {
 }
 
 impl Upload {
-    pub fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self {
             inner: UploadSource::Empty,
             state: UploadState::finished(),
@@ -62,7 +62,7 @@ impl Upload {
         }
     }
 
-    pub fn lost() -> Self {
+    pub(crate) fn lost() -> Self {
         Self {
             inner: UploadSource::Lost,
             state: UploadState::finished(),
@@ -70,7 +70,7 @@ impl Upload {
         }
     }
 
-    pub fn new(
+    pub(crate) fn new(
         body: RequestBody,
         passed: &Arc<PassedBytes>,
         over: Option<BoxFuture<'static, ()>>,
@@ -92,15 +92,15 @@ impl Upload {
         }
     }
 
-    pub fn state(&self) -> UploadState {
+    pub(crate) fn state(&self) -> UploadState {
         self.state.clone()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         matches!(self.inner, UploadSource::Empty)
     }
 
-    pub fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         matches!(self.inner, UploadSource::Lost)
     }
 }
@@ -113,15 +113,15 @@ impl UploadState {
     }
 
     /// Bytes passed on so far.
-    pub fn passed(&self) -> u64 {
+    pub(crate) fn passed(&self) -> u64 {
         self.passed.up.load(Ordering::Relaxed)
     }
 
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.end.done.load(Ordering::Relaxed)
     }
 
-    pub fn error(&self) -> Option<&UploadError> {
+    pub(crate) fn error(&self) -> Option<&UploadError> {
         self.end.error.get()
     }
 }
@@ -203,7 +203,7 @@ impl Body for Upload {
 }
 
 /// Reads on, within bounds, what a refused client is sending: closed at once, many would only see a reset.
-pub fn drain(life: &Arc<Life>, mut body: Incoming, busy: Busy) {
+pub(crate) fn drain(life: &Arc<Life>, mut body: Incoming, busy: Busy) {
     life.spawn(async move {
         let _busy = busy;
         let read = async {

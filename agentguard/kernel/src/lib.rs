@@ -400,7 +400,7 @@ impl Kernel {
 pub enum UnixJudged {
     /// The name that the socket's owner has bound (BPF LSM).
     AsBound,
-    /// The name that the agent writes, before it is looked up (Linux 6.7): whoever may change the folder may change what
+    /// The name that the agent writes, before it is looked up (Linux 6.7): a process that may change the folder may change what
     /// it leads to.
     AsWritten,
     /// Neither hook is there: every socket is open.

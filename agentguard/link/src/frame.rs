@@ -26,7 +26,7 @@ pub enum ToForwarder {
     /// The answer to [`ToDaemon::Call`].
     Answer { token: Token, answer: DaemonAnswer },
     /// Serve the namespace with this cookie on the listeners that come with the frame
-    /// ([`Bound`](crate::listen::Bound)), in the place of earlier ones.
+    /// ([`BoundSockets`](crate::listen::BoundSockets)), in the place of earlier ones.
     Enter { netns: u64 },
     /// Close that namespace's listeners. Its connections go on.
     Leave { netns: u64 },

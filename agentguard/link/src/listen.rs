@@ -19,7 +19,7 @@ pub struct Pair {
 }
 
 /// Bound, listening, and not yet served by anybody.
-pub struct Bound {
+pub struct BoundSockets {
     pub port: u16,
     v4: Pair,
     /// `None` where the namespace has no `::1`.
@@ -33,7 +33,7 @@ pub struct Sockets {
 }
 
 /// Listens on `port`, or on the first one that is free for all if it is 0.
-pub fn listen(port: u16) -> io::Result<Bound> {
+pub fn listen(port: u16) -> io::Result<BoundSockets> {
     if port != 0 {
         return on(port);
     }
@@ -53,14 +53,14 @@ pub fn listen(port: u16) -> io::Result<Bound> {
 }
 
 /// [`listen`] on this port if it is free, else on another.
-pub fn listen_best(port: u16) -> io::Result<Bound> {
+pub fn listen_best(port: u16) -> io::Result<BoundSockets> {
     match listen(port) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => listen(0),
         result => result,
     }
 }
 
-impl Bound {
+impl BoundSockets {
     /// `SO_COOKIE` of the IPv4 and the IPv6 listener.
     pub fn cookies(&self) -> io::Result<(u64, Option<u64>)> {
         let v6 = self.v6.as_ref().map(|v6| v6.tcp.cookie()).transpose()?;
@@ -104,14 +104,14 @@ impl Bound {
     }
 }
 
-fn on(port: u16) -> io::Result<Bound> {
+fn on(port: u16) -> io::Result<BoundSockets> {
     let v4 = pair(Ipv4Addr::LOCALHOST.into(), port)?;
     let v6 = match pair(Ipv6Addr::LOCALHOST.into(), port) {
         Ok(pair) => Some(pair),
         Err(error) if has_no_v6(&error) => None,
         Err(error) => return Err(error),
     };
-    Ok(Bound { port, v4, v6 })
+    Ok(BoundSockets { port, v4, v6 })
 }
 
 fn pair(ip: IpAddr, port: u16) -> io::Result<Pair> {
@@ -155,13 +155,13 @@ mod tests {
         assert_ne!(v4, 0);
         let handed = bound.into_descriptors();
         assert_eq!(handed.len(), if v6.is_some() { 4 } else { 2 });
-        let taken = Bound::from_descriptors(handed).unwrap();
+        let taken = BoundSockets::from_descriptors(handed).unwrap();
         assert_eq!((taken.port, taken.cookies().unwrap()), (port, (v4, v6)));
         for sockets in taken.serve().unwrap() {
             assert_eq!(sockets.tcp.local_addr().unwrap().port(), port);
             assert_eq!(sockets.udp.local_addr().unwrap().port(), port);
         }
-        assert!(Bound::from_descriptors(Vec::new()).is_none());
+        assert!(BoundSockets::from_descriptors(Vec::new()).is_none());
     }
 
     #[tokio::test]

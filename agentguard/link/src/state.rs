@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agentguard_common::abi::AgentId;
-use agentguard_policy::{OpenedBy, Reassigned, Sources, Terms};
+use agentguard_policy::{OpenedBy, Reassignment, Sources, Terms};
 use agentguard_record::DenyReason;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -56,7 +56,7 @@ pub struct PolicyUpdate {
     /// Id → name of every agent of the bundle.
     pub agents: BTreeMap<AgentId, String>,
     /// Agents that have another owner than the sources say.
-    pub owners: BTreeMap<String, Reassigned>,
+    pub owners: BTreeMap<String, Reassignment>,
 }
 
 /// A task that is open until it ends, or the daemon says that it is not any more.

@@ -13,7 +13,7 @@ pub(super) struct RulesByAgent<'b> {
 }
 
 impl<'b> RulesByAgent<'b> {
-    pub fn new(rules: &'b [CedarRule]) -> Self {
+    pub(crate) fn new(rules: &'b [CedarRule]) -> Self {
         let mut found = Self {
             rules,
             anyone: Vec::new(),
@@ -44,7 +44,7 @@ pub(super) struct Candidates<'b> {
 }
 
 impl<'b> Candidates<'b> {
-    pub fn new(rules: &RulesByAgent<'b>, agent: &str) -> Self {
+    pub(crate) fn new(rules: &RulesByAgent<'b>, agent: &str) -> Self {
         let mut found = Self {
             everywhere: Vec::new(),
             at: HashMap::new(),
@@ -66,7 +66,7 @@ impl<'b> Candidates<'b> {
     }
 
     /// The rules whose heads fit the hosts of a class, ascending.
-    pub fn fitting(&self, class: &HostPattern) -> Vec<usize> {
+    pub(crate) fn fitting(&self, class: &HostPattern) -> Vec<usize> {
         let above = patterns_above(class);
         let mut found: Vec<_> = std::iter::once(class)
             .chain(&above)

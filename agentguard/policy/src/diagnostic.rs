@@ -23,7 +23,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub fn new(file: u32, offset: usize) -> Self {
+    pub(crate) fn new(file: u32, offset: usize) -> Self {
         Self {
             file,
             offset: u32::try_from(offset).unwrap_or(u32::MAX),
@@ -39,7 +39,7 @@ pub(super) struct SourceText<'s> {
 }
 
 impl<'s> SourceText<'s> {
-    pub fn new(name: &'s str, text: &'s str) -> Self {
+    pub(crate) fn new(name: &'s str, text: &'s str) -> Self {
         let starts = text
             .bytes()
             .enumerate()
@@ -75,37 +75,52 @@ pub(super) struct Report<'s> {
 }
 
 impl<'s> Report<'s> {
-    pub fn new(texts: Vec<SourceText<'s>>) -> Self {
+    pub(crate) fn new(texts: Vec<SourceText<'s>>) -> Self {
         Self {
             texts,
             found: Vec::new(),
         }
     }
 
-    pub fn texts(&self) -> impl Iterator<Item = (u32, &'s str, &'s str)> + '_ {
+    pub(crate) fn texts(&self) -> impl Iterator<Item = (u32, &'s str, &'s str)> + '_ {
         (0u32..)
             .zip(&self.texts)
             .map(|(file, text)| (file, text.name, text.text))
     }
 
-    pub fn text(&self, file: u32) -> &'s str {
+    pub(crate) fn text(&self, file: u32) -> &'s str {
         self.texts[file as usize].text
     }
 
-    pub fn error(&mut self, at: Place, message: impl Into<String>) {
+    pub(crate) fn error(&mut self, at: Place, message: impl Into<String>) {
         self.push(at, message.into(), None);
     }
 
-    pub fn error_help(&mut self, at: Place, message: impl Into<String>, help: impl Into<String>) {
+    pub(crate) fn error_help(
+        &mut self,
+        at: Place,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
         self.push(at, message.into(), Some(help.into()));
     }
 
-    pub fn error_with(&mut self, at: Place, message: impl Into<String>, help: Option<String>) {
+    pub(crate) fn error_with(
+        &mut self,
+        at: Place,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) {
         self.push(at, message.into(), help);
     }
 
     /// What concerns a file as a whole, or one that is not there.
-    pub fn file_error(&mut self, file: &str, message: impl Into<String>, help: Option<String>) {
+    pub(crate) fn file_error(
+        &mut self,
+        file: &str,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) {
         self.found.push(Diagnostic {
             file: file.to_owned(),
             line: None,
@@ -116,27 +131,27 @@ impl<'s> Report<'s> {
     }
 
     /// `file:line`, to name another place in a message.
-    pub fn name(&self, at: Place) -> String {
+    pub(crate) fn name(&self, at: Place) -> String {
         let (file, line, _) = self.position(at);
         format!("{file}:{line}")
     }
 
-    pub fn position(&self, at: Place) -> (&'s str, u32, u32) {
+    pub(crate) fn position(&self, at: Place) -> (&'s str, u32, u32) {
         let text = &self.texts[at.file as usize];
         let (line, column) = text.line_column(at.offset);
         (text.name, line, column)
     }
 
-    pub fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.found.is_empty()
     }
 
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.found.len()
     }
 
     /// Everything found, by file and position.
-    pub fn into_found(mut self) -> Vec<Diagnostic> {
+    pub(crate) fn into_found(mut self) -> Vec<Diagnostic> {
         self.found
             .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         self.found.dedup();

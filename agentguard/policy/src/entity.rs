@@ -26,7 +26,7 @@ pub(super) struct HostFacts {
 }
 
 impl HostFacts {
-    pub fn unknown() -> Self {
+    pub(crate) fn unknown() -> Self {
         Self {
             risk: UNKNOWN_RISK.to_owned(),
             data: Vec::new(),

@@ -58,7 +58,7 @@ pub(super) struct Values {
 impl Values {
     /// # Errors
     /// Says what of the things that rules read has more than one meaning, or cannot be known.
-    pub fn read(
+    pub(crate) fn read(
         reads: &Reads,
         query: Option<&str>,
         headers: &HeaderMap,
@@ -112,7 +112,7 @@ impl Values {
     }
 
     /// Adds the values as a record may show them.
-    pub fn record(&self, facts: &mut BTreeMap<String, String>) {
+    pub(crate) fn record(&self, facts: &mut BTreeMap<String, String>) {
         let query = self.query.iter().map(|(name, value)| {
             let secret = SECRET_PARAMETERS.contains(&name.to_ascii_lowercase().as_str());
             (format!("query.{}", bounded(name)), shown(value, secret))

@@ -25,7 +25,7 @@ enum PatternSegment {
 impl PathPattern {
     /// # Errors
     /// Says why `raw` is no pattern, or could never match a canonical path.
-    pub fn parse(raw: &str) -> Result<Self, String> {
+    pub(crate) fn parse(raw: &str) -> Result<Self, String> {
         if !raw.starts_with('/') {
             return Err(format!("path pattern `{raw}` does not start with `/`"));
         }
@@ -55,11 +55,11 @@ impl PathPattern {
         })
     }
 
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
-    pub fn matches(&self, path: &str) -> bool {
+    pub(crate) fn matches(&self, path: &str) -> bool {
         self.matches_segments(&split(path))
     }
 
@@ -159,7 +159,7 @@ impl<T> Default for RouteTable<T> {
 }
 
 impl<T> RouteTable<T> {
-    pub fn insert(&mut self, pattern: PathPattern, value: T) {
+    pub(crate) fn insert(&mut self, pattern: PathPattern, value: T) {
         let mut node = 0;
         for segment in &pattern.segments {
             let PatternSegment::Literal(literal) = segment else {
@@ -179,16 +179,16 @@ impl<T> RouteTable<T> {
         self.patterns.push((pattern, value));
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &(PathPattern, T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(PathPattern, T)> {
         self.patterns.iter()
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.patterns.len()
     }
 
     /// Every pattern that matches the path.
-    pub fn matching(&self, path: &str) -> Vec<&(PathPattern, T)> {
+    pub(crate) fn matching(&self, path: &str) -> Vec<&(PathPattern, T)> {
         let segments = split(path);
         let mut found = Vec::new();
         let mut node = &self.nodes[0];

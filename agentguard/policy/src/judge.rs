@@ -39,7 +39,7 @@ pub(super) enum JudgeOutcome {
 
 impl JudgeOutcome {
     /// Whether nobody that the agent acts for can change it.
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         !matches!(
             self,
             Self::Permitted { .. } | Self::Refused(PolicyRefusal::Approval { .. })
@@ -47,7 +47,7 @@ impl JudgeOutcome {
     }
 
     /// Of one that is not final: this is charged as well, what is counted in the same place once.
-    pub fn takes_too(&mut self, more: &[Charge]) {
+    pub(crate) fn takes_too(&mut self, more: &[Charge]) {
         if let Self::Permitted { charges, .. } = self {
             for charge in more {
                 if charges.iter().all(|known| known.counter != charge.counter) {
@@ -58,7 +58,7 @@ impl JudgeOutcome {
     }
 
     /// Of one that is not final: these forbids stand against it as well.
-    pub fn needs_too(&mut self, more: &BTreeSet<String>, of: &BTreeSet<String>) {
+    pub(crate) fn needs_too(&mut self, more: &BTreeSet<String>, of: &BTreeSet<String>) {
         let (mut ids, mut roles) = (more.clone(), of.clone());
         if let Self::Refused(PolicyRefusal::Approval { ids: i, roles: r }) = self {
             ids.append(i);

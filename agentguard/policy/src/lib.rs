@@ -176,7 +176,7 @@ pub struct Agent {
 /// An agent that has been given another owner than its file's, for as long as its file names the one it had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Reassigned {
+pub struct Reassignment {
     pub from: String,
     pub to: String,
 }
@@ -261,7 +261,7 @@ impl Policy {
     pub fn compile_with(
         sources: &Sources,
         agents: &BTreeMap<String, AgentId>,
-        owners: &BTreeMap<String, Reassigned>,
+        owners: &BTreeMap<String, Reassignment>,
     ) -> Result<Self, Vec<Diagnostic>> {
         let mut report = bundle::report(sources);
         let mut bundle = bundle::read(&mut report, sources);

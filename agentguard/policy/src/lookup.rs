@@ -1,5 +1,5 @@
 //! Look-ups: facts of a request that another service knows. What it is asked is worked out here, from the request alone, and
-//! what it answers is read here; asking is up to whoever gathers.
+//! what it answers is read here; asking is the gatherer's (the forwarder, or a test's table).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

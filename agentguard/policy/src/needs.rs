@@ -1,5 +1,5 @@
-//! What takes I/O or a clock to know of an act, and some rule that can apply reads: whoever asks gathers it, before the pure
-//! decision.
+//! What takes I/O or a clock to know of an act, and some rule that can apply reads: the caller gathers it, before the
+//! pure decision.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl Needs<'_> {
 }
 
 impl Policy {
-    /// How rules see the moment, if this one's rules can read any.
+    /// How the agent's rules see the moment, if they can read it.
     pub fn moment(&self, now: Timestamp) -> Option<Moment> {
         self.calendar.as_ref().map(|calendar| calendar.at(now))
     }

@@ -50,7 +50,7 @@ pub(super) struct ParsedQuestion<'q> {
 
 impl<'q> ParsedQuestion<'q> {
     /// `calendar`: the bundle's; without one the time is not looked at.
-    pub fn new(question: &'q Question, calendar: Option<&Calendar>) -> Result<Self, String> {
+    pub(crate) fn new(question: &'q Question, calendar: Option<&Calendar>) -> Result<Self, String> {
         let url = question.url.as_str();
         let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
         let default = match scheme {
@@ -105,7 +105,7 @@ impl<'q> ParsedQuestion<'q> {
     }
 
     /// Reads of the body and of the answers what the policy's rules need; tells whom they would have asked what.
-    pub fn gather(&mut self, policy: &Policy, agent: AgentId) -> Vec<String> {
+    pub(crate) fn gather(&mut self, policy: &Policy, agent: AgentId) -> Vec<String> {
         let needed = policy.needs(&self.input(agent)).body;
         let bytes = self.body.as_bytes();
         let body = needed.map(|needed| needed.block.read(&self.headers, bytes, MAX_BODY));
@@ -123,7 +123,7 @@ impl<'q> ParsedQuestion<'q> {
         urls
     }
 
-    pub fn input(&self, agent: AgentId) -> Input<'_> {
+    pub(crate) fn input(&self, agent: AgentId) -> Input<'_> {
         let action = if self.method == schema::CONNECT {
             Action::Connect
         } else {

@@ -30,7 +30,7 @@ pub(super) enum Names {
 }
 
 impl Reads {
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.attributes.extend(other.attributes);
         self.host |= other.host;
         self.query.add(&other.query);
@@ -40,18 +40,18 @@ impl Reads {
     }
 
     /// What an annotation reads besides the policy's own text.
-    pub fn note_header(&mut self, name: &str) {
+    pub(crate) fn note_header(&mut self, name: &str) {
         self.attributes.insert(AttributeName::Headers);
         self.headers.note(Some(name.to_owned()));
     }
 
-    pub fn note_body(&mut self, field: &str) {
+    pub(crate) fn note_body(&mut self, field: &str) {
         self.attributes.insert(AttributeName::Body);
         self.body.note(Some(field.to_owned()));
     }
 
     /// Whether the attribute of `context` has to be there; what nobody reads need not be.
-    pub fn has(&self, attribute: AttributeName) -> bool {
+    pub(crate) fn has(&self, attribute: AttributeName) -> bool {
         self.attributes.has(attribute)
     }
 }
@@ -70,11 +70,11 @@ impl Names {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::These(names) if names.is_empty())
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         match self {
             Self::These(names) => names.contains(name),
             Self::All => true,

@@ -46,7 +46,7 @@ pub(super) enum PolicyRefusal {
 }
 
 impl PolicyRefusal {
-    pub fn reason(&self) -> DenyReason {
+    pub(crate) fn reason(&self) -> DenyReason {
         match self {
             Self::UnknownAgent => DenyReason::AgentSuspended,
             Self::Unknown(fault) => fault.reason,
@@ -64,7 +64,7 @@ impl PolicyRefusal {
     }
 
     /// Roles of the people who can lift it.
-    pub fn approval(&self) -> Vec<String> {
+    pub(crate) fn approval(&self) -> Vec<String> {
         match self {
             Self::Approval { roles, .. } => roles.iter().cloned().collect(),
             Self::UnknownAgent
@@ -82,7 +82,7 @@ impl PolicyRefusal {
     }
 
     /// Whether rules said no. What they could not judge, or what does not fit the way it came, is refused to everyone.
-    pub fn is_the_rules(&self) -> bool {
+    pub(crate) fn is_the_rules(&self) -> bool {
         match self {
             Self::NoReach
             | Self::UnknownMethod
@@ -100,7 +100,7 @@ impl PolicyRefusal {
         }
     }
 
-    pub fn policies(&self) -> Vec<String> {
+    pub(crate) fn policies(&self) -> Vec<String> {
         match self {
             Self::Forbidden(ids) | Self::Approval { ids, .. } => ids.iter().cloned().collect(),
             Self::NoAmount { id, .. } => vec![id.clone()],

@@ -61,7 +61,7 @@ pub(super) struct ScopeEntry {
 
 impl Requests {
     /// `Err`: the path's readings need different things. `scope`: what the request does has to be known, whatever rules read.
-    pub fn needed(
+    pub(crate) fn needed(
         &self,
         reads: &Reads,
         scope: bool,
@@ -145,7 +145,7 @@ impl Requests {
     }
 
     /// What the request does: what the entries that fit it say together, or what its method alone tells.
-    pub fn scope(
+    pub(crate) fn scope(
         &self,
         method: &str,
         path: &str,

@@ -74,7 +74,7 @@ pub(super) struct Literals {
 }
 
 impl Actions {
-    pub fn has_method(&self, method: &str) -> bool {
+    pub(crate) fn has_method(&self, method: &str) -> bool {
         match self {
             Self::Any => true,
             Self::Listed(listed) => listed.contains(method) || listed.contains(schema::REQUEST),
@@ -82,21 +82,21 @@ impl Actions {
     }
 
     /// Whether it holds for methods that no policy names, too.
-    pub fn has_every_method(&self) -> bool {
+    pub(crate) fn has_every_method(&self) -> bool {
         match self {
             Self::Any => true,
             Self::Listed(listed) => listed.contains(schema::REQUEST),
         }
     }
 
-    pub fn has_requests(&self) -> bool {
+    pub(crate) fn has_requests(&self) -> bool {
         match self {
             Self::Any => true,
             Self::Listed(listed) => listed.iter().any(|action| action != schema::CONNECT),
         }
     }
 
-    pub fn has_connect(&self) -> bool {
+    pub(crate) fn has_connect(&self) -> bool {
         match self {
             Self::Any => true,
             Self::Listed(listed) => listed.contains(schema::CONNECT),

@@ -31,12 +31,12 @@ pub(super) struct Class {
 
 impl Class {
     /// Indices of every rule that can apply to some action.
-    pub fn rules(&self) -> impl Iterator<Item = usize> {
+    pub(crate) fn rules(&self) -> impl Iterator<Item = usize> {
         let slices = self.by_action.values().chain([&self.other_methods]);
         slices.flat_map(|slice| slice.rules.iter().copied())
     }
 
-    pub fn slice(&self, action: &str) -> &Slice {
+    pub(crate) fn slice(&self, action: &str) -> &Slice {
         self.by_action.get(action).unwrap_or(&self.other_methods)
     }
 }
@@ -71,7 +71,7 @@ pub(super) struct Slicer<'a> {
 
 impl Slicer<'_> {
     /// The class of the hosts that `node` stands for; `entry`: the index of their reach entry.
-    pub fn class(&self, node: &HostPattern, entry: usize, tls: TlsMode) -> Class {
+    pub(crate) fn class(&self, node: &HostPattern, entry: usize, tls: TlsMode) -> Class {
         let fitting = self.candidates.fitting(node);
         let above: Vec<EntityUid> = patterns_above(node)
             .iter()

@@ -49,12 +49,12 @@ pub(super) struct Window {
 }
 
 impl Calendar {
-    pub fn at(&self, now: Timestamp) -> Moment {
+    pub(crate) fn at(&self, now: Timestamp) -> Moment {
         self.of(&now.to_zoned(self.zone.clone()))
     }
 
     /// A time as people write it: on the zone's clocks, or with an offset of its own.
-    pub fn read(&self, text: &str) -> Result<Moment, String> {
+    pub(crate) fn read(&self, text: &str) -> Result<Moment, String> {
         if let Ok(at) = text.parse::<Timestamp>() {
             return Ok(self.at(at));
         }
@@ -66,7 +66,7 @@ impl Calendar {
         zoned.map(|at| self.of(&at)).map_err(|e| e.to_string())
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.windows.iter().map(|window| window.name.as_str())
     }
 

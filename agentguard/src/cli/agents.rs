@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use agentguard_control::api::{AgentLine, Change, Changed, DoneView, LimitView};
+use agentguard_control::api::{AgentLine, Change, ChangeAnswer, DoneView, LimitView};
 use agentguard_control::client::Client;
 use agentguard_daemon::suggest;
 use clap::{Args, Subcommand};
@@ -14,7 +14,7 @@ use super::table::{fields, table};
 use super::{Failure, print, print_json};
 
 #[derive(Debug, Args)]
-pub struct AgentsArguments {
+pub(super) struct AgentsArguments {
     /// One JSON array, or with `show` one object
     #[arg(long, global = true)]
     json: bool,
@@ -96,9 +96,9 @@ impl AgentsVerb {
     }
 }
 
-pub async fn run(arguments: &AgentsArguments, client: &Client) -> Result<ExitCode, Failure> {
+pub(super) async fn run(arguments: &AgentsArguments, client: &Client) -> Result<ExitCode, Failure> {
     if let Some((path, change)) = arguments.verb.as_ref().and_then(AgentsVerb::change) {
-        let done: Changed = client.post(path, &change).await?;
+        let done: ChangeAnswer = client.post(path, &change).await?;
         return match arguments.json {
             true => print_json(&done),
             false => print(&changed(&done, &change)),
@@ -156,7 +156,7 @@ fn list(agents: &[AgentLine], now: Timestamp) -> String {
     table(&header, &rows)
 }
 
-fn changed(done: &Changed, change: &Change) -> String {
+fn changed(done: &ChangeAnswer, change: &Change) -> String {
     let states = done.agents.iter().map(|agent| {
         let already = if agent.already { "already " } else { "" };
         let owner = agent.owner.as_deref().unwrap_or("-");

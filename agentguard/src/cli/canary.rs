@@ -7,7 +7,7 @@ use agentguard_sys::spawn;
 
 use super::Failure;
 
-pub fn run() -> Result<ExitCode, Failure> {
+pub(super) fn run() -> Result<ExitCode, Failure> {
     let [link] = spawn::inherited().ok_or_else(|| {
         Failure::new(
             2,

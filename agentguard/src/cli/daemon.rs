@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use super::Failure;
 
 #[derive(Debug, Args)]
-pub struct DaemonArguments {
+pub(super) struct DaemonArguments {
     /// How log lines look
     #[arg(long, value_enum, default_value_t = Format::Text, env = "AGENTGUARD_LOG_FORMAT")]
     log_format: Format,
@@ -30,7 +30,7 @@ enum Format {
     Json,
 }
 
-pub fn run(arguments: &DaemonArguments, config: Config) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &DaemonArguments, config: Config) -> Result<ExitCode, Failure> {
     let filter = EnvFilter::try_new(&arguments.log).map_err(|error| {
         Failure::new(
             2,

@@ -15,7 +15,7 @@ use super::table::{Colour, coloured, fields};
 use super::{Failure, client_runtime, print, print_json};
 
 #[derive(Debug, Args)]
-pub struct DoctorArguments {
+pub(super) struct DoctorArguments {
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -34,7 +34,7 @@ struct DoctorReport {
     alarms: Vec<String>,
 }
 
-pub fn run(arguments: &DoctorArguments, config: &Config) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &DoctorArguments, config: &Config) -> Result<ExitCode, Failure> {
     let facts = Facts::of_host(config);
     let client = Client::new(&config.paths.control_socket());
     let status = client_runtime()?.block_on(client.get::<Status>("/v1/status"));

@@ -66,7 +66,7 @@ impl From<anyhow::Error> for Failure {
 }
 
 /// clap's message in one line; help and version are no failures.
-pub fn usage(error: &clap::Error) -> ExitCode {
+pub(super) fn usage(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {

@@ -12,7 +12,7 @@ use agentguard_sys::spawn;
 
 use super::Failure;
 
-pub fn run() -> Result<ExitCode, Failure> {
+pub(super) fn run() -> Result<ExitCode, Failure> {
     let [link, accepted, flows] = spawn::inherited().ok_or_else(|| {
         Failure::new(
             2,

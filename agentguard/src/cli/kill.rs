@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use agentguard_control::api::{Cut, Named, Target};
+use agentguard_control::api::{Cut, NamedAgent, Target};
 use agentguard_control::client::Client;
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ struct AgentSelection {
 }
 
 #[derive(Debug, Args)]
-pub struct Kill {
+pub(super) struct Kill {
     #[command(flatten)]
     which: AgentSelection,
     /// Why, for the audit log and for who finds them killed
@@ -33,7 +33,7 @@ pub struct Kill {
 }
 
 #[derive(Debug, Args)]
-pub struct Revive {
+pub(super) struct Revive {
     #[command(flatten)]
     which: AgentSelection,
     /// Why, for the audit log
@@ -51,10 +51,10 @@ struct Killed {
 
 #[derive(Serialize, Deserialize)]
 struct Revived {
-    revived: Vec<Named>,
+    revived: Vec<NamedAgent>,
 }
 
-pub async fn kill(arguments: &Kill, client: &Client) -> Result<ExitCode, Failure> {
+pub(super) async fn kill(arguments: &Kill, client: &Client) -> Result<ExitCode, Failure> {
     let target = target(&arguments.which, &arguments.reason);
     let done: Killed = client.post("/v1/kill", &target).await?;
     if arguments.json {
@@ -63,13 +63,13 @@ pub async fn kill(arguments: &Kill, client: &Client) -> Result<ExitCode, Failure
     print(&done.killed.iter().map(show).collect::<String>())
 }
 
-pub async fn revive(arguments: &Revive, client: &Client) -> Result<ExitCode, Failure> {
+pub(super) async fn revive(arguments: &Revive, client: &Client) -> Result<ExitCode, Failure> {
     let target = target(&arguments.which, &arguments.reason);
     let done: Revived = client.post("/v1/revive", &target).await?;
     if arguments.json {
         return print_json(&done);
     }
-    let line = |named: &Named| {
+    let line = |named: &NamedAgent| {
         let done = match named.already {
             true => "was not killed",
             false => "revived",

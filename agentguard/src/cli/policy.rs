@@ -28,7 +28,7 @@ pub(super) const INVALID: u8 = 3;
 const USAGE: u8 = 2;
 
 #[derive(Debug, Subcommand)]
-pub enum PolicyVerb {
+pub(super) enum PolicyVerb {
     /// Everything that is wrong with a bundle (needs no daemon)
     Check {
         /// The bundle's folder, or the bundle packed
@@ -102,7 +102,7 @@ pub enum PolicyVerb {
 }
 
 #[derive(Debug, Args)]
-pub struct Explain {
+pub(super) struct Explain {
     #[arg(long, value_name = "NAME")]
     agent: String,
     /// GET, POST, …; `connect` for a host whose TLS is passed through
@@ -135,7 +135,11 @@ pub struct Explain {
     json: bool,
 }
 
-pub async fn run(verb: &PolicyVerb, config: &Config, client: &Client) -> Result<ExitCode, Failure> {
+pub(super) async fn run(
+    verb: &PolicyVerb,
+    config: &Config,
+    client: &Client,
+) -> Result<ExitCode, Failure> {
     let keys = &config.paths.trust;
     match verb {
         PolicyVerb::Check { bundle, json } => check(bundle, keys, *json),

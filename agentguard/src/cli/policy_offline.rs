@@ -15,7 +15,7 @@ use std::path::Path;
 use agentguard_bundle::pack::Signer;
 use agentguard_bundle::store::{self, LoadedBundle, StoreError, Trust};
 use agentguard_common::abi::AgentId;
-use agentguard_policy::{Diagnostic, Policy, Reassigned, Sources};
+use agentguard_policy::{Diagnostic, Policy, Reassignment, Sources};
 use serde_json::{Value, json};
 
 pub use self::cases::{changes_text, tested_text};
@@ -46,7 +46,7 @@ pub fn check(bundle: &Path, keys: &Path) -> Result<CheckedBundle, StoreError> {
 /// Compiles a bundle that no host has given ids for its agents, which nothing here depends on.
 pub fn compile(
     sources: &Sources,
-    owners: &BTreeMap<String, Reassigned>,
+    owners: &BTreeMap<String, Reassignment>,
 ) -> Result<Policy, Vec<Diagnostic>> {
     let ids: BTreeMap<_, _> = Policy::agent_names(sources)
         .into_iter()

@@ -23,7 +23,7 @@ use super::{Failure, print, print_json};
 const MAX_KEY: u64 = 4096;
 
 #[derive(Debug, Args)]
-pub struct Keygen {
+pub(super) struct Keygen {
     /// What the files are called, and the signer in records
     #[arg(default_value = "policy")]
     name: String,
@@ -36,7 +36,7 @@ pub struct Keygen {
 }
 
 #[derive(Debug, Args)]
-pub struct Pack {
+pub(super) struct Pack {
     /// The bundle's folder
     dir: PathBuf,
     /// The file to write
@@ -51,7 +51,7 @@ pub struct Pack {
 }
 
 #[derive(Debug, Args)]
-pub struct Sign {
+pub(super) struct Sign {
     /// The packed bundle; it gets one more signature
     file: PathBuf,
     /// The private key
@@ -63,7 +63,7 @@ pub struct Sign {
 }
 
 /// `NAME.key` for its owner alone, `NAME.pub` for trust folders. Replaces nothing.
-pub fn keygen(arguments: &Keygen) -> Result<ExitCode, Failure> {
+pub(super) fn keygen(arguments: &Keygen) -> Result<ExitCode, Failure> {
     let name = &arguments.name;
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
@@ -98,7 +98,7 @@ pub fn keygen(arguments: &Keygen) -> Result<ExitCode, Failure> {
 }
 
 /// A valid bundle as one file: the same folder and key, the same bytes.
-pub fn pack(arguments: &Pack, keys: &Path) -> Result<ExitCode, Failure> {
+pub(super) fn pack(arguments: &Pack, keys: &Path) -> Result<ExitCode, Failure> {
     let dir = &arguments.dir;
     if !dir.is_dir() {
         let why = format!("`{}` is no folder with a bundle in it", dir.display());
@@ -119,7 +119,7 @@ pub fn pack(arguments: &Pack, keys: &Path) -> Result<ExitCode, Failure> {
     tell(&arguments.out, &contents, key.as_ref(), arguments.json)
 }
 
-pub fn sign(arguments: &Sign) -> Result<ExitCode, Failure> {
+pub(super) fn sign(arguments: &Sign) -> Result<ExitCode, Failure> {
     let file = &arguments.file;
     let key = secret_key(&arguments.key)?;
     let packed = store::packed(file).map_err(|e| Failure::new(INVALID, e))?;

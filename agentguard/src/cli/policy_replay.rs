@@ -28,7 +28,7 @@ use super::policy::valid;
 use super::{Failure, policy_offline, print, print_json};
 
 #[derive(Debug, Args)]
-pub struct Replay {
+pub(super) struct Replay {
     /// The bundle that would come into force: its folder, or packed
     bundle: PathBuf,
     /// From this time on: 2026-01-31T12:00:00Z, or 2h, 7d ago
@@ -45,7 +45,7 @@ struct Replayer<'p> {
     since: Timestamp,
 }
 
-pub fn replay(arguments: &Replay, paths: &PathsSection) -> Result<ExitCode, Failure> {
+pub(super) fn replay(arguments: &Replay, paths: &PathsSection) -> Result<ExitCode, Failure> {
     let new = valid(&arguments.bundle, &paths.trust)?.sources;
     let dir = audit_dir(&paths.state);
     let cannot = |error: std::io::Error| {

@@ -18,7 +18,7 @@ use super::{Failure, print, print_json};
 type Files = BTreeMap<String, String>;
 
 /// `which` is a file's path where it has a slash or such a file is there, else it names a bundle of the daemon's.
-pub async fn show(
+pub(super) async fn show(
     which: Option<&str>,
     json: bool,
     file: Option<&str>,
@@ -83,7 +83,7 @@ pub async fn show(
     }
 }
 
-/// Whoever has signed it: this is to look, not to trust.
+/// A packed bundle is shown whatever its signatures: showing is to look, not to trust.
 fn packed(path: &Path, json: bool, file: Option<&str>, keys: &Path) -> Result<ExitCode, Failure> {
     let invalid = |error: String| Failure::new(INVALID, error);
     let text = store::packed(path).map_err(|e| invalid(e.to_string()))?;
@@ -128,7 +128,7 @@ fn packed(path: &Path, json: bool, file: Option<&str>, keys: &Path) -> Result<Ex
     )
 }
 
-pub async fn history(json: bool, client: &Client) -> Result<ExitCode, Failure> {
+pub(super) async fn history(json: bool, client: &Client) -> Result<ExitCode, Failure> {
     let all: Vec<Past> = client.get("/v1/policy/history").await?;
     if json {
         return print_json(&all);

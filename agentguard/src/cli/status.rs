@@ -12,13 +12,13 @@ use super::table::{Colour, coloured, fields};
 use super::{Failure, print, print_json};
 
 #[derive(Debug, Args)]
-pub struct StatusArguments {
+pub(super) struct StatusArguments {
     /// One JSON object
     #[arg(long)]
     json: bool,
 }
 
-pub async fn run(arguments: &StatusArguments, client: &Client) -> Result<ExitCode, Failure> {
+pub(super) async fn run(arguments: &StatusArguments, client: &Client) -> Result<ExitCode, Failure> {
     let status: Status = client.get("/v1/status").await?;
     if arguments.json {
         return print_json(&status);
@@ -126,7 +126,7 @@ fn guarantees(all: &[Guarantee]) -> String {
 }
 
 /// As people say it: the two largest units.
-pub fn duration(seconds: i64) -> String {
+pub(super) fn duration(seconds: i64) -> String {
     let s = seconds.max(0);
     match s {
         0..60 => format!("{s}s"),
@@ -137,7 +137,7 @@ pub fn duration(seconds: i64) -> String {
 }
 
 /// Enough of a digest to tell bundles apart.
-pub fn short(digest: &str) -> &str {
+pub(super) fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }
 

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 const COLUMNS: usize = 100;
 
 /// Rows below a header, each column as wide as it needs to be; the widest are cut if the whole would be too wide.
-pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = header.iter().map(|name| name.len()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -36,7 +36,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// `name   value` lines; long values go on below, aligned.
-pub fn fields(fields: &[(&str, String)]) -> String {
+pub(super) fn fields(fields: &[(&str, String)]) -> String {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let room = COLUMNS.saturating_sub(width + 2).max(20);
     let mut text = String::new();
@@ -85,18 +85,18 @@ fn printable(text: &str) -> String {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Colour {
+pub(super) enum Colour {
     Red,
     Yellow,
     Green,
 }
 
 /// `text` in colour if stdout is a terminal and `NO_COLOR` is not set.
-pub fn coloured(text: &str, colour: Colour) -> String {
+pub(super) fn coloured(text: &str, colour: Colour) -> String {
     paint(text, colour, is_coloured())
 }
 
-pub fn is_coloured() -> bool {
+pub(super) fn is_coloured() -> bool {
     std::io::stdout().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

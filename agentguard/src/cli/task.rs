@@ -14,7 +14,7 @@ use super::table::table;
 use super::{Failure, print, print_json};
 
 #[derive(Debug, Args)]
-pub struct TaskArguments {
+pub(super) struct TaskArguments {
     #[command(subcommand)]
     verb: TaskVerb,
 }
@@ -58,7 +58,7 @@ enum TaskVerb {
     },
 }
 
-pub async fn run(arguments: &TaskArguments, client: &Client) -> Result<ExitCode, Failure> {
+pub(super) async fn run(arguments: &TaskArguments, client: &Client) -> Result<ExitCode, Failure> {
     match &arguments.verb {
         TaskVerb::Start {
             agent,

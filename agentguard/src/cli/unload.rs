@@ -17,13 +17,13 @@ use super::{Failure, print};
 const LIMIT: Duration = Duration::from_secs(40);
 
 #[derive(Debug, Args)]
-pub struct UnloadArguments {
+pub(super) struct UnloadArguments {
     /// Agents are no longer held after this: say so
     #[arg(long)]
     yes: bool,
 }
 
-pub async fn run(
+pub(super) async fn run(
     arguments: &UnloadArguments,
     config: &Config,
     client: &Client,

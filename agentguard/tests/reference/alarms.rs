@@ -2,7 +2,7 @@ use agentguard_daemon::alarms::AlarmKind;
 
 use crate::page::{Page, Table};
 
-pub fn page() -> Page {
+pub(crate) fn page() -> Page {
     let mut table = Table::new([
         "the alarm begins",
         "raised when",

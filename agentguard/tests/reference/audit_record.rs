@@ -3,7 +3,7 @@ use agentguard_record::{DecidedBy, Ended};
 
 use crate::page::{Page, Table};
 
-pub fn page() -> Page {
+pub(crate) fn page() -> Page {
     let mut keys = Table::new(["field", "type", "has a value", "what it is"]);
     for field in fields() {
         keys.row([

@@ -2,7 +2,7 @@ use clap::Command;
 
 use crate::page::Page;
 
-pub fn page() -> Page {
+pub(crate) fn page() -> Page {
     let mut command = agentguard::cli::command();
     command.build();
     let mut generated = String::new();

@@ -2,7 +2,7 @@ use agentguard_daemon::config::{ConfigKey, KEYS};
 
 use crate::page::{Page, Table};
 
-pub fn page() -> Page {
+pub(crate) fn page() -> Page {
     let mut generated = String::new();
     for keys in KEYS.chunk_by(|one, next| one.section == next.section) {
         let mut table = Table::new(["key", "default", "range", "what it is"]);

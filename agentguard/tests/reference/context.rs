@@ -2,7 +2,7 @@ use agentguard_policy::context::attributes;
 
 use crate::page::{Page, Table};
 
-pub fn page() -> Page {
+pub(crate) fn page() -> Page {
     let mut generated = String::new();
     for attribute in attributes() {
         let connect = if attribute.connect { "yes" } else { "no" };

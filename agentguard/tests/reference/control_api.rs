@@ -2,7 +2,7 @@ use agentguard_daemon::serve::routes;
 
 use crate::page::{Page, Table};
 
-pub fn page() -> Page {
+pub(crate) fn page() -> Page {
     let mut table = Table::new(["route", "who may", "what it does", "it takes", "it answers"]);
     for route in routes::table() {
         table.row([

@@ -2,7 +2,7 @@ use agentguard_record::guarantee::GuaranteeId;
 
 use crate::page::{Page, Table};
 
-pub fn page() -> Page {
+pub(crate) fn page() -> Page {
     let mut table = Table::new(["id", "what is guaranteed"]);
     for id in GuaranteeId::ALL {
         table.row([&format!("`{id}`"), id.name()]);

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-pub struct Page {
+pub(crate) struct Page {
     /// Below the book's folder.
     pub path: &'static str,
     pub title: &'static str,
@@ -12,7 +12,7 @@ pub struct Page {
 
 impl Page {
     /// The introduction is a file of its own: `intro/` and the page's name.
-    pub fn text(&self, book: &Path) -> String {
+    pub(crate) fn text(&self, book: &Path) -> String {
         let name = Path::new(self.path).file_name().expect("a page is a file");
         let intro = book.join("intro").join(name);
         let intro = std::fs::read_to_string(&intro)
@@ -28,22 +28,22 @@ impl Page {
 }
 
 /// A table in Markdown.
-pub struct Table(String);
+pub(crate) struct Table(String);
 
 impl Table {
-    pub fn new<const N: usize>(head: [&str; N]) -> Self {
+    pub(crate) fn new<const N: usize>(head: [&str; N]) -> Self {
         let mut table = Self(String::new());
         table.row(head);
         table.row([(); N].map(|()| "---"));
         table
     }
 
-    pub fn row<const N: usize>(&mut self, cells: [&str; N]) {
+    pub(crate) fn row<const N: usize>(&mut self, cells: [&str; N]) {
         let cells = cells.map(|cell| cell.replace('|', "\\|"));
         writeln!(self.0, "| {} |", cells.join(" | ")).expect("a string takes everything");
     }
 
-    pub fn text(self) -> String {
+    pub(crate) fn text(self) -> String {
         self.0
     }
 }

@@ -10,17 +10,17 @@ use nix::time::ClockId;
 
 /// A process and all its descendants, as they are now.
 #[derive(Clone, Default)]
-pub struct Tree(Vec<u32>);
+pub(crate) struct Tree(Vec<u32>);
 
 impl Tree {
-    pub fn of(root: u32) -> Self {
+    pub(crate) fn of(root: u32) -> Self {
         let mut members = process::descendants(root);
         members.push(root);
         Self(members)
     }
 
     /// CPU time used so far, user and system.
-    pub fn cpu(&self) -> Duration {
+    pub(crate) fn cpu(&self) -> Duration {
         let spent = self.0.iter().filter_map(|tgid| {
             let clock = ClockId::pid_cpu_clock_id(process::pid(*tgid)).ok()?;
             Some(Duration::from(clock.now().ok()?))
@@ -29,12 +29,12 @@ impl Tree {
     }
 
     /// Resident memory in MB (10^6 bytes), summed: a page that two processes share counts twice.
-    pub fn rss_mb(&self) -> f64 {
+    pub(crate) fn rss_mb(&self) -> f64 {
         self.sum_kib("status", "VmRSS:")
     }
 
     /// Proportional memory in MB: a page that two processes share counts once.
-    pub fn pss_mb(&self) -> f64 {
+    pub(crate) fn pss_mb(&self) -> f64 {
         self.sum_kib("smaps_rollup", "Pss:")
     }
 
@@ -49,7 +49,7 @@ impl Tree {
 }
 
 /// CPU time of our children that have ended, and of theirs.
-pub fn ended_children() -> Duration {
+pub(crate) fn ended_children() -> Duration {
     let duration = |time: TimeVal| {
         let micros = u64::try_from(time.tv_usec()).unwrap_or(0);
         Duration::from_secs(u64::try_from(time.tv_sec()).unwrap_or(0))
@@ -60,13 +60,13 @@ pub fn ended_children() -> Duration {
     })
 }
 
-pub fn cpus() -> u32 {
+pub(crate) fn cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32)
 }
 
 /// CPU time of all CPUs since boot that was neither idle nor this machine's to give: processes, interrupts, and what the
 /// host took (steal).
-pub fn machine_busy() -> Duration {
+pub(crate) fn machine_busy() -> Duration {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let fields = stat
         .lines()

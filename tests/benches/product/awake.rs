@@ -7,7 +7,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 /// One for each CPU that we may use; they end with these values.
-pub fn spinners() -> anyhow::Result<Vec<Running>> {
+pub(crate) fn spinners() -> anyhow::Result<Vec<Running>> {
     let own = std::env::current_exe()?;
     let cpus = nix::sched::sched_getaffinity(Pid::from_raw(0))?;
     let mut spinners = Vec::new();
@@ -21,7 +21,7 @@ pub fn spinners() -> anyhow::Result<Vec<Running>> {
 }
 
 /// Spins on this CPU until stdin ends.
-pub fn spin(cpu: usize) -> anyhow::Result<()> {
+pub(crate) fn spin(cpu: usize) -> anyhow::Result<()> {
     let mut only = CpuSet::new();
     only.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &only).with_context(|| format!("CPU {cpu}"))?;

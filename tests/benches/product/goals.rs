@@ -2,7 +2,7 @@
 
 use crate::report::{DIRECT, GUARDED, Mode, NGINX, Report, Row};
 
-pub struct Goal {
+pub(crate) struct Goal {
     pub number: u8,
     pub what: &'static str,
     pub wanted: String,
@@ -14,7 +14,7 @@ pub struct Goal {
 /// haproxy's requests/s over HTTP/2 (32 streams) as a ratio to direct: PERFORMANCE's figure, haproxy is not run here.
 const HAPROXY_HTTP2: f64 = 0.62;
 
-pub fn all(report: &Report) -> Vec<Goal> {
+pub(crate) fn all(report: &Report) -> Vec<Goal> {
     let nginx = |row| report.median(row, NGINX);
     let ours = |row| report.median(row, GUARDED);
     let ratio = |row, base| report.ratio(row, GUARDED, base);

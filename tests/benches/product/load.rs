@@ -22,7 +22,7 @@ use self::tls::Dialer;
 
 /// Where the load goes; certificates are verified against the file that `SSL_CERT_FILE` names.
 #[derive(clap::Args, Clone)]
-pub struct Target {
+pub(crate) struct Target {
     /// Where to connect
     address: SocketAddr,
     /// What to ask for: `Host` and `:authority`; its name is the SNI
@@ -30,13 +30,13 @@ pub struct Target {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     Http1,
     Http2,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Command {
+pub(crate) enum Command {
     /// Opens connections, asks `path` once on each, and keeps them.
     Open {
         connections: usize,
@@ -96,7 +96,7 @@ pub enum Command {
 
 /// What one command did. Times are those of single requests (connections, connects).
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     pub count: u64,
     pub seconds: f64,
     pub p50_us: f64,
@@ -105,7 +105,7 @@ pub struct Outcome {
 }
 
 /// Obeys until stdin ends.
-pub fn serve(target: Target) -> anyhow::Result<()> {
+pub(crate) fn serve(target: Target) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

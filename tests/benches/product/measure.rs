@@ -23,7 +23,7 @@ use crate::subject::Subject;
 use self::group::GROUPS;
 
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Fewer and shorter rounds, 64 MiB instead of 1 GiB: for a look, not for a comparison
     #[arg(long)]
     quick: bool,
@@ -35,7 +35,7 @@ pub struct Options {
 }
 
 /// How long and how often.
-pub struct Plan {
+pub(crate) struct Plan {
     pub rounds: usize,
     pub millis: u64,
     /// Of `connect(2)` in one go.
@@ -69,7 +69,7 @@ impl Plan {
     };
 }
 
-pub fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let plan = if options.quick {
         Plan::QUICK
     } else {

@@ -11,26 +11,26 @@ use agentguard_tests::tools::ORIGIN;
 use agentguard_tests::{Bundle, Site};
 
 use self::backend::Backend;
-pub use self::nginx::Nginx;
+pub(crate) use self::nginx::Nginx;
 
-pub const SMALL: &str = "/1k";
-pub const EVENTS: &str = "/events";
-pub const SINK: &str = "/sink";
-pub const BULK: &str = "/bulk";
+pub(crate) const SMALL: &str = "/1k";
+pub(crate) const EVENTS: &str = "/events";
+pub(crate) const SINK: &str = "/sink";
+pub(crate) const BULK: &str = "/bulk";
 
 const UNIX: &str = "files/acceptor.sock";
 
 /// The agent that all guarded load is.
-pub const AGENT: &str = "bench";
+pub(crate) const AGENT: &str = "bench";
 
-pub struct Place {
+pub(crate) struct Place {
     origin: Nginx,
     backend: Backend,
     site: Site,
 }
 
 impl Place {
-    pub fn set_up(bulk_bytes: u64) -> anyhow::Result<Self> {
+    pub(crate) fn set_up(bulk_bytes: u64) -> anyhow::Result<Self> {
         let site = Site::new();
         std::fs::write(site.path("files/1k"), [b'k'; 1024])?;
         // A hole: read from the page cache like any file.
@@ -44,40 +44,40 @@ impl Place {
         })
     }
 
-    pub fn site(&self) -> &Site {
+    pub(crate) fn site(&self) -> &Site {
         &self.site
     }
 
-    pub fn origin(&self) -> SocketAddr {
+    pub(crate) fn origin(&self) -> SocketAddr {
         self.origin.address
     }
 
     /// `origin.test:PORT`
-    pub fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         format!("{ORIGIN}:{}", self.origin().port())
     }
 
     /// Accepts and closes.
-    pub fn acceptor(&self) -> SocketAddr {
+    pub(crate) fn acceptor(&self) -> SocketAddr {
         self.backend.acceptor
     }
 
     /// The same, a socket file.
-    pub fn unix(&self) -> PathBuf {
+    pub(crate) fn unix(&self) -> PathBuf {
         self.site.path(UNIX)
     }
 
     /// Reads to the end.
-    pub fn sink(&self) -> SocketAddr {
+    pub(crate) fn sink(&self) -> SocketAddr {
         self.backend.sink
     }
 
-    pub fn peer(&self) -> anyhow::Result<Nginx> {
+    pub(crate) fn peer(&self) -> anyhow::Result<Nginx> {
         Nginx::peer(&self.site, self.origin())
     }
 
     /// The origin by host and path; everything else straight through the kernel.
-    pub fn bundle(&self) -> Bundle {
+    pub(crate) fn bundle(&self) -> Bundle {
         let routes = [SMALL, EVENTS, BULK].map(|path| format!("GET {path}"));
         let mut routes: Vec<&str> = routes.iter().map(String::as_str).collect();
         let sink = format!("PUT {SINK}");

@@ -8,25 +8,25 @@ use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
 
 /// Ids of the programs that are loaded now.
-pub fn loaded() -> BTreeSet<u32> {
+pub(crate) fn loaded() -> BTreeSet<u32> {
     infos().into_keys().collect()
 }
 
 /// Of one program.
 #[derive(Clone, Copy, Default, PartialEq)]
-pub struct Cost {
+pub(crate) struct Cost {
     pub runs: u64,
     pub time: Duration,
 }
 
 impl Cost {
-    pub fn ns_per_run(self) -> Option<f64> {
+    pub(crate) fn ns_per_run(self) -> Option<f64> {
         (self.runs > 0).then(|| self.time.as_nanos() as f64 / self.runs as f64)
     }
 }
 
 /// Runs `work` and returns what each of the `ours` cost meanwhile, by name.
-pub fn cost_of(
+pub(crate) fn cost_of(
     ours: &BTreeSet<u32>,
     work: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<BTreeMap<String, Cost>> {

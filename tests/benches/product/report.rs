@@ -8,17 +8,17 @@ use std::collections::BTreeMap;
 
 use crate::programs::Cost;
 
-pub use self::row::{Mode, Row};
-pub use self::table::number;
+pub(crate) use self::row::{Mode, Row};
+pub(crate) use self::table::number;
 
-pub const DIRECT: &str = "direct";
-pub const NGINX: &str = "nginx";
-pub const GUARDED: &str = "agentguard";
+pub(crate) const DIRECT: &str = "direct";
+pub(crate) const NGINX: &str = "nginx";
+pub(crate) const GUARDED: &str = "agentguard";
 /// The columns of every group but the last.
 const SUBJECTS: [&str; 3] = [DIRECT, NGINX, GUARDED];
 
 #[derive(Default)]
-pub struct Report {
+pub(crate) struct Report {
     /// One value a round for each row and column, in the order of the rounds.
     samples: BTreeMap<(Row, &'static str), Vec<f64>>,
     /// By program, then mode.
@@ -32,12 +32,12 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn add(&mut self, row: Row, column: &'static str, value: f64) {
+    pub(crate) fn add(&mut self, row: Row, column: &'static str, value: f64) {
         self.samples.entry((row, column)).or_default().push(value);
     }
 
     /// What each program cost while an agent or a bystander connected, and `all` of them per connect.
-    pub fn add_programs(&mut self, mode: Mode, costs: BTreeMap<String, Cost>, all: Cost) {
+    pub(crate) fn add_programs(&mut self, mode: Mode, costs: BTreeMap<String, Cost>, all: Cost) {
         for (name, cost) in costs {
             self.programs.entry(name).or_default().insert(mode, cost);
         }
@@ -45,26 +45,26 @@ impl Report {
     }
 
     /// As [`Self::add_programs`]: `all` per call, and how often programs `ran`.
-    pub fn add_call(&mut self, row: Row, mode: Mode, all: Cost, ran: u64) {
+    pub(crate) fn add_call(&mut self, row: Row, mode: Mode, all: Cost, ran: u64) {
         self.per_call.insert((row, mode), (all, ran));
     }
 
-    pub fn median(&self, row: Row, column: &'static str) -> Option<f64> {
+    pub(crate) fn median(&self, row: Row, column: &'static str) -> Option<f64> {
         median(self.of(row, column).to_vec())
     }
 
     /// The median of the rounds' own ratios of `column` to `base`.
-    pub fn ratio(&self, row: Row, column: &'static str, base: &'static str) -> Option<f64> {
+    pub(crate) fn ratio(&self, row: Row, column: &'static str, base: &'static str) -> Option<f64> {
         let (above, below) = (self.of(row, column), self.of(row, base));
         median(above.iter().zip(below).map(|(a, b)| a / b).collect())
     }
 
-    pub fn ns_per_run(&self, mode: Mode, program: &str) -> Option<f64> {
+    pub(crate) fn ns_per_run(&self, mode: Mode, program: &str) -> Option<f64> {
         self.programs.get(program)?.get(&mode)?.ns_per_run()
     }
 
     /// After the last round: what a proxy adds to a latency is its round's figure less that of `direct`.
-    pub fn finish(&mut self, disturbed: f64) {
+    pub(crate) fn finish(&mut self, disturbed: f64) {
         self.disturbed = disturbed;
         for (row, of) in row::ADDED {
             for column in [NGINX, GUARDED] {

@@ -12,7 +12,7 @@ use crate::load;
 use crate::place::AGENT;
 
 /// A load generator of its own, and the proxy that it reaches the origin through.
-pub struct Subject {
+pub(crate) struct Subject {
     pub name: &'static str,
     load: Running,
     /// Process whose tree lies between client and origin; `None` for `direct`.
@@ -21,7 +21,7 @@ pub struct Subject {
 
 impl Subject {
     /// Load that nobody guards.
-    pub fn plain(
+    pub(crate) fn plain(
         name: &'static str,
         site: &Site,
         address: SocketAddr,
@@ -34,7 +34,7 @@ impl Subject {
     }
 
     /// Load that is an agent; it asks for the origin's own address.
-    pub fn guarded(
+    pub(crate) fn guarded(
         name: &'static str,
         guard: &Guard<'_>,
         address: SocketAddr,
@@ -60,7 +60,7 @@ impl Subject {
         Self { name, load, proxy }
     }
 
-    pub fn ask(&mut self, command: &load::Command) -> anyhow::Result<load::Outcome> {
+    pub(crate) fn ask(&mut self, command: &load::Command) -> anyhow::Result<load::Outcome> {
         self.load.say(&serde_json::to_string(command)?);
         let answer = self.load.line(|line| line.starts_with('{'));
         let answer: Result<load::Outcome, String> =
@@ -69,7 +69,7 @@ impl Subject {
     }
 
     /// The outcome, and the CPU time that the proxy's processes used meanwhile.
-    pub fn ask_with_cpu(
+    pub(crate) fn ask_with_cpu(
         &mut self,
         command: &load::Command,
     ) -> anyhow::Result<(load::Outcome, Duration)> {
@@ -79,11 +79,11 @@ impl Subject {
         Ok((outcome, tree.cpu().saturating_sub(before)))
     }
 
-    pub fn proxy(&self) -> Tree {
+    pub(crate) fn proxy(&self) -> Tree {
         self.proxy.map(Tree::of).unwrap_or_default()
     }
 
-    pub fn has_proxy(&self) -> bool {
+    pub(crate) fn has_proxy(&self) -> bool {
         self.proxy.is_some()
     }
 }

@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use agentguard_common::abi::{AgentId, Event, EventKind, Forwarder, Label};
 use agentguard_common::verdict::Refusal;
 use agentguard_kernel::{Events, Kernel, OriginMaps, Rule, cgroup_root};
-pub use agentguard_sys::socket::cookie;
+pub(crate) use agentguard_sys::socket::cookie;
 use agentguard_sys::socket::netns_cookie;
-pub use agentguard_tests::Cgroup;
-pub use agentguard_tests::names;
-pub use agentguard_tests::script::{Script, bystander};
+pub(crate) use agentguard_tests::Cgroup;
+pub(crate) use agentguard_tests::names;
+pub(crate) use agentguard_tests::script::{Script, bystander};
 use agentguard_tests::socket::PATIENCE;
-pub use agentguard_tests::socket::{accept, is_readable, server};
-pub use agentguard_tests::turn::Turn;
+pub(crate) use agentguard_tests::socket::{accept, is_readable, server};
+pub(crate) use agentguard_tests::turn::Turn;
 
-pub const AGENT: AgentId = AgentId(2);
-pub const OTHER: AgentId = AgentId(3);
+pub(crate) const AGENT: AgentId = AgentId(2);
+pub(crate) const OTHER: AgentId = AgentId(3);
 
-pub struct Machine {
+pub(crate) struct Machine {
     kernel: Option<Kernel>,
     runtime: tokio::runtime::Runtime,
     events: Option<Events>,
@@ -30,13 +30,13 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::on(Turn::in_company())
     }
 
     /// The only one while it is there. The programs of every machine take the test's own process for their forwarder: where it
     /// binds as the forwarder would, another machine would take the socket for its own.
-    pub fn alone() -> Self {
+    pub(crate) fn alone() -> Self {
         Self::on(Turn::alone())
     }
 
@@ -56,7 +56,7 @@ impl Machine {
         machine
     }
 
-    pub fn load(&mut self) {
+    pub(crate) fn load(&mut self) {
         let mut kernel = Kernel::load(&self.pins, &cgroup_root().unwrap()).unwrap();
         let _inside = self.runtime.enter();
         self.events = Some(kernel.take_events().unwrap());
@@ -64,21 +64,21 @@ impl Machine {
     }
 
     /// As the death of the daemon leaves it.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.events = None;
         self.kernel = None;
     }
 
-    pub fn kernel(&mut self) -> &mut Kernel {
+    pub(crate) fn kernel(&mut self) -> &mut Kernel {
         self.kernel.as_mut().unwrap()
     }
 
-    pub fn rules(&mut self, rules: &[Rule]) {
+    pub(crate) fn rules(&mut self, rules: &[Rule]) {
         self.kernel().set_rules(AGENT, rules).unwrap();
     }
 
     /// Everything in the ring up to now.
-    pub fn events(&mut self) -> &[Event] {
+    pub(crate) fn events(&mut self) -> &[Event] {
         let seen = &mut self.seen;
         self.events
             .as_mut()
@@ -88,7 +88,7 @@ impl Machine {
     }
 
     /// Waits until an event is in the ring that `matches`.
-    pub fn await_event(&mut self, matches: impl Fn(&Event) -> bool) -> Event {
+    pub(crate) fn await_event(&mut self, matches: impl Fn(&Event) -> bool) -> Event {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(event) = self.events().iter().find(|event| matches(event)) {
@@ -104,24 +104,24 @@ impl Machine {
     }
 
     /// How many events of a kind were refused for `refusal`.
-    pub fn refused(&mut self, kind: EventKind, refusal: Refusal) -> usize {
+    pub(crate) fn refused(&mut self, kind: EventKind, refusal: Refusal) -> usize {
         self.events()
             .iter()
             .filter(|event| event.kind == kind as u32 && event.reason == refusal as u32)
             .count()
     }
 
-    pub fn counter(&mut self, name: &str) -> u64 {
+    pub(crate) fn counter(&mut self, name: &str) -> u64 {
         let counters = self.kernel().counters().unwrap();
         counters.iter().find(|(found, _)| *found == name).unwrap().1
     }
 
-    pub fn label(&mut self, tgid: u32) -> AgentId {
+    pub(crate) fn label(&mut self, tgid: u32) -> AgentId {
         self.kernel().label(tgid).unwrap().agent
     }
 
     /// A script that `agent` runs.
-    pub fn agent(&mut self, agent: AgentId, code: &str) -> Script {
+    pub(crate) fn agent(&mut self, agent: AgentId, code: &str) -> Script {
         let mut script = Script::start(code);
         let label = Label { agent, flags: 0 };
         self.kernel().set_label(script.tgid(), label).unwrap();
@@ -130,17 +130,17 @@ impl Machine {
     }
 
     /// What a script prints when the agent runs it.
-    pub fn run(&mut self, code: &str) -> String {
+    pub(crate) fn run(&mut self, code: &str) -> String {
         self.agent(AGENT, code).finish()
     }
 
-    pub fn forwarder(&mut self) -> TestForwarder {
+    pub(crate) fn forwarder(&mut self) -> TestForwarder {
         let forwarder = TestForwarder::listen();
         self.announce(&forwarder);
         forwarder
     }
 
-    pub fn announce(&mut self, forwarder: &TestForwarder) {
+    pub(crate) fn announce(&mut self, forwarder: &TestForwarder) {
         let state = Forwarder {
             listener4: cookie(&forwarder.v4).unwrap(),
             listener6: cookie(&forwarder.v6).unwrap(),
@@ -153,7 +153,7 @@ impl Machine {
         self.kernel().set_forwarder(netns, state).unwrap();
     }
 
-    pub fn origins(&mut self) -> OriginMaps {
+    pub(crate) fn origins(&mut self) -> OriginMaps {
         let maps = self.kernel().forwarder_maps().unwrap();
         OriginMaps::from_fds(maps.accepted, maps.flows)
     }
@@ -169,7 +169,7 @@ impl Drop for Machine {
 }
 
 /// What the forwarder's listeners are, without what it does with them.
-pub struct TestForwarder {
+pub(crate) struct TestForwarder {
     pub v4: TcpListener,
     pub v6: TcpListener,
     pub dns: UdpSocket,
@@ -201,14 +201,14 @@ impl TestForwarder {
     }
 }
 
-pub fn reach_tcp(net: &str, port: u16) -> Rule {
+pub(crate) fn reach_tcp(net: &str, port: u16) -> Rule {
     Rule::ReachTcp {
         net: net.parse().unwrap(),
         port: Some(port),
     }
 }
 
-pub fn reach_udp(net: &str, port: u16) -> Rule {
+pub(crate) fn reach_udp(net: &str, port: u16) -> Rule {
     Rule::ReachUdp {
         net: net.parse().unwrap(),
         port: Some(port),

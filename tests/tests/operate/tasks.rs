@@ -11,17 +11,17 @@ use agentguard_tests::{Bundle, Guard, Nginx, Record, Running, Server, Site};
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Opens a task of `probe`'s; its id.
-pub fn start(guard: &Guard<'_>, more: &[&str]) -> String {
+pub(crate) fn start(guard: &Guard<'_>, more: &[&str]) -> String {
     let words = ["task", "start", "probe", "--intent", "refund order 7"];
     guard.cli(words.iter().chain(more)).ok().stdout
 }
 
-pub fn end(guard: &Guard<'_>, id: &str) {
+pub(crate) fn end(guard: &Guard<'_>, id: &str) {
     guard.cli(["task", "end", id]).ok();
 }
 
 /// `status reason`, of one request of curl's.
-pub fn curl(guard: &Guard<'_>, url: &str, more: &[&str]) -> String {
+pub(crate) fn curl(guard: &Guard<'_>, url: &str, more: &[&str]) -> String {
     let client = guard.agent("probe").client("curl".as_ref());
     let write = "\n%{http_code}";
     let said = client.args(["--silent", "--write-out", write]).args(more);
@@ -40,7 +40,7 @@ fn header(id: &str) -> [String; 2] {
     ["-H".into(), format!("AgentGuard-Task: {id}")]
 }
 
-pub fn named(guard: &Guard<'_>, url: &str, id: &str) -> String {
+pub(crate) fn named(guard: &Guard<'_>, url: &str, id: &str) -> String {
     let [flag, line] = header(id);
     curl(guard, url, &[&flag, &line])
 }

@@ -12,7 +12,7 @@ const MOST: usize = 600;
 /// Folders of the workspace without sources of its own.
 const SKIPPED: [&str; 2] = ["target", ".git"];
 
-pub fn check() -> anyhow::Result<()> {
+pub(super) fn check() -> anyhow::Result<()> {
     let mut sources = Vec::new();
     collect(shell::root(), &mut sources)?;
     let mut long = Vec::new();

@@ -59,7 +59,7 @@ const WALLS: [Wall; 6] = [
     },
 ];
 
-pub fn check() -> anyhow::Result<()> {
+pub(super) fn check() -> anyhow::Result<()> {
     let lock = std::fs::read_to_string(shell::root().join("Cargo.lock"))
         .context("cannot read Cargo.lock")?;
     let packages = locked(&lock)?;

@@ -89,7 +89,7 @@ const PROGRAMS: [(&str, &str, Need, &str); 16] = [
     ),
 ];
 
-pub fn install(need: Need) -> anyhow::Result<()> {
+pub(super) fn install(need: Need) -> anyhow::Result<()> {
     let mut missing: Vec<(&str, &str)> = PROGRAMS
         .iter()
         .filter(|(program, _, from, _)| *from <= need && !shell::has(program))

@@ -11,7 +11,7 @@ use crate::shell::{self, command};
 const PYTHON: &str = include_str!("../../../tests/tools/requirements.txt");
 const NPM: &str = include_str!("../../../tests/tools/npm.txt");
 
-pub fn install() -> anyhow::Result<()> {
+pub(super) fn install() -> anyhow::Result<()> {
     let tools = shell::test_tools();
     fs::create_dir_all(&tools).with_context(|| format!("cannot make {}", tools.display()))?;
     once(&tools.join("python.stamp"), PYTHON, || {

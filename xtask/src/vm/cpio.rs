@@ -8,14 +8,14 @@ const S_IFREG: u32 = 0o100_000;
 const S_IFLNK: u32 = 0o120_000;
 
 /// Writes entries in the order they come; a folder must come before what is in it. Everything belongs to root.
-pub struct Archive<W: Write> {
+pub(super) struct Archive<W: Write> {
     to: W,
     written: usize,
     inode: u32,
 }
 
 impl<W: Write> Archive<W> {
-    pub fn new(to: W) -> Self {
+    pub(super) fn new(to: W) -> Self {
         Self {
             to,
             written: 0,
@@ -23,12 +23,12 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    pub fn folder(&mut self, name: &str, permissions: u32) -> io::Result<()> {
+    pub(super) fn folder(&mut self, name: &str, permissions: u32) -> io::Result<()> {
         self.entry(name, S_IFDIR | permissions, 0, (0, 0), &[])
     }
 
     /// `time` in seconds since 1970: Python's compiled modules count by their source's.
-    pub fn file(
+    pub(super) fn file(
         &mut self,
         name: &str,
         permissions: u32,
@@ -38,15 +38,20 @@ impl<W: Write> Archive<W> {
         self.entry(name, S_IFREG | permissions, time, (0, 0), content)
     }
 
-    pub fn link(&mut self, name: &str, target: &str) -> io::Result<()> {
+    pub(super) fn link(&mut self, name: &str, target: &str) -> io::Result<()> {
         self.entry(name, S_IFLNK | 0o777, 0, (0, 0), target.as_bytes())
     }
 
-    pub fn character_device(&mut self, name: &str, major: u32, minor: u32) -> io::Result<()> {
+    pub(super) fn character_device(
+        &mut self,
+        name: &str,
+        major: u32,
+        minor: u32,
+    ) -> io::Result<()> {
         self.entry(name, S_IFCHR | 0o600, 0, (major, minor), &[])
     }
 
-    pub fn finish(mut self) -> io::Result<()> {
+    pub(super) fn finish(mut self) -> io::Result<()> {
         self.entry("TRAILER!!!", 0, 0, (0, 0), &[])?;
         self.to.flush()
     }

@@ -18,7 +18,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const STAMP: &str = "packages";
 
 /// An unpacked kernel.
-pub struct Unpacked {
+pub(super) struct Unpacked {
     /// As `uname -r` says.
     pub release: String,
     pub image: PathBuf,
@@ -28,7 +28,7 @@ pub struct Unpacked {
 
 /// # Errors
 /// Says what could not be had, and why.
-pub fn kernel(kernel: &Kernel) -> anyhow::Result<Unpacked> {
+pub(super) fn kernel(kernel: &Kernel) -> anyhow::Result<Unpacked> {
     let folder = shell::target()
         .join("vm/kernels")
         .join(kernel.suites.join("+"));

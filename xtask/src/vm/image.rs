@@ -130,13 +130,13 @@ enum Entry {
 }
 
 /// By their paths without the leading slash: sorted, a folder comes before what is in it.
-pub struct Image {
+pub(super) struct Image {
     entries: BTreeMap<PathBuf, Entry>,
 }
 
 impl Image {
     /// With `programs` of this build besides what every machine has: path in the machine, file.
-    pub fn new(kernel: &Unpacked, programs: &[(String, PathBuf)]) -> anyhow::Result<Self> {
+    pub(super) fn new(kernel: &Unpacked, programs: &[(String, PathBuf)]) -> anyhow::Result<Self> {
         let mut image = Self {
             entries: BTreeMap::new(),
         };
@@ -164,15 +164,15 @@ impl Image {
         Ok(image)
     }
 
-    pub fn text(&mut self, path: &str, text: &str) {
+    pub(super) fn text(&mut self, path: &str, text: &str) {
         self.add(path, Entry::Text(text.to_owned()));
     }
 
-    pub fn link(&mut self, path: &str, target: &str) {
+    pub(super) fn link(&mut self, path: &str, target: &str) {
         self.add(path, Entry::Link(target.into()));
     }
 
-    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let file =
             File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut archive = Archive::new(BufWriter::new(file));

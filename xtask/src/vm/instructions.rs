@@ -20,7 +20,7 @@ const HEADER: &str = "# Instructions that the verifier goes through, by kernel a
 
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct Measured {
+pub(super) struct Measured {
     /// The kernel that was measured; a newer one may count otherwise.
     release: String,
     programs: BTreeMap<String, u32>,
@@ -28,7 +28,7 @@ pub struct Measured {
 
 impl Measured {
     /// `None` where no program loads.
-    pub fn of(release: &str, tests: &Tests) -> Option<Self> {
+    pub(super) fn of(release: &str, tests: &Tests) -> Option<Self> {
         let programs: BTreeMap<String, u32> = tests
             .get(TELLS)?
             .output
@@ -64,10 +64,10 @@ impl Measured {
     }
 }
 
-pub struct Records(BTreeMap<String, Measured>);
+pub(super) struct Records(BTreeMap<String, Measured>);
 
 impl Records {
-    pub fn read() -> anyhow::Result<Self> {
+    pub(super) fn read() -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path())
             .with_context(|| format!("cannot read {}", path().display()))?;
         let records =
@@ -75,7 +75,7 @@ impl Records {
         Ok(Self(records))
     }
 
-    pub fn surprises(&self, kernel: &str, now: Option<&Measured>) -> Vec<String> {
+    pub(super) fn surprises(&self, kernel: &str, now: Option<&Measured>) -> Vec<String> {
         match (self.0.get(kernel), now) {
             (Some(recorded), Some(now)) => recorded.surprises(now),
             (None, Some(_)) => vec![format!("no instruction counts are recorded for {kernel}")],
@@ -84,7 +84,7 @@ impl Records {
         }
     }
 
-    pub fn bless(&mut self, kernel: &str, now: &Measured) -> anyhow::Result<()> {
+    pub(super) fn bless(&mut self, kernel: &str, now: &Measured) -> anyhow::Result<()> {
         self.0.insert(kernel.to_owned(), now.clone());
         let text = toml::to_string(&self.0)?;
         std::fs::write(path(), format!("{HEADER}{text}"))

@@ -24,7 +24,7 @@ const MARK: &str = "@vm ";
 const CONSOLE_LINES: usize = 25;
 
 /// What a machine has told between its first marker and its last.
-pub struct Told {
+pub(super) struct Told {
     /// From the start of QEMU to the first step.
     pub boot: Duration,
     /// As `uname -r` says.
@@ -34,7 +34,7 @@ pub struct Told {
     pub steps: Vec<Step>,
 }
 
-pub struct Step {
+pub(super) struct Step {
     pub name: String,
     pub lines: Vec<String>,
     pub status: i32,
@@ -47,7 +47,7 @@ const BOOTS: u32 = 3;
 
 /// Boots and follows the steps to the end marker. `folder` keeps the console and all that was said, with the
 /// seconds since the start.
-pub fn run(
+pub(super) fn run(
     kernel: &Path,
     initramfs: &Path,
     parameters: &[String],

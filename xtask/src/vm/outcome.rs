@@ -12,24 +12,24 @@ const FAILED: i32 = 101;
 const MESSAGE_LINES: usize = 40;
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     Passed,
     Failed,
     Ignored,
 }
 
-pub struct Test {
+pub(super) struct Test {
     pub outcome: Outcome,
     /// What it wrote; empty for one that passed, unless the runner was to show it.
     pub output: String,
 }
 
 /// By `program::module::name`.
-pub type Tests = BTreeMap<String, Test>;
+pub(super) type Tests = BTreeMap<String, Test>;
 
 /// # Errors
 /// Lines that are missing or contradict each other or the exit status.
-pub fn read(step: &Step) -> anyhow::Result<Tests> {
+pub(super) fn read(step: &Step) -> anyhow::Result<Tests> {
     let mut tests = Tests::new();
     let mut announced = None;
     let mut closing = None;
@@ -99,7 +99,7 @@ pub fn read(step: &Step) -> anyhow::Result<Tests> {
 }
 
 /// What is not as the table says. `is_all`: every test was to run.
-pub fn surprises(kernel: &Kernel, tests: &Tests, is_all: bool) -> Vec<String> {
+pub(super) fn surprises(kernel: &Kernel, tests: &Tests, is_all: bool) -> Vec<String> {
     let mut surprises = Vec::new();
     for (name, test) in tests {
         let known = kernel.differs.iter().find(|known| known.test == *name);

@@ -9,7 +9,7 @@ use crate::shell::{self, command};
 use crate::test::{self, Profile};
 
 /// What this build gives to a machine.
-pub struct Programs {
+pub(super) struct Programs {
     /// Name and file of each.
     pub tests: Vec<(String, PathBuf)>,
     pub init: PathBuf,
@@ -20,7 +20,10 @@ pub struct Programs {
 
 impl Programs {
     /// With the test programs that `is_wanted` by their names.
-    pub fn build(profile: Profile, is_wanted: impl Fn(&str) -> bool) -> anyhow::Result<Self> {
+    pub(super) fn build(
+        profile: Profile,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> anyhow::Result<Self> {
         let agentguard = profile.agentguard()?;
         let (init, tests) = test::programs(profile, is_wanted)?;
         let folder = shell::target().join("vm/programs");

@@ -7,7 +7,7 @@ use crate::shell;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Table {
+pub(super) struct Table {
     /// The kernel that `cargo xtask test` boots.
     pub default: String,
     /// Test programs, or `PROGRAM::FILTER`, in the order of running.
@@ -20,7 +20,7 @@ pub struct Table {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Kernel {
+pub(super) struct Kernel {
     pub name: String,
     /// Of Debian; the newest kernel among them is taken.
     pub suites: Vec<String>,
@@ -40,7 +40,7 @@ pub struct Kernel {
 /// A test that does not pass there.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Difference {
+pub(super) struct Difference {
     /// `program::module::name`
     pub test: String,
     /// Words that its failure says. Without, the test is ignored there.
@@ -49,14 +49,14 @@ pub struct Difference {
 }
 
 impl Table {
-    pub fn read() -> anyhow::Result<Self> {
+    pub(super) fn read() -> anyhow::Result<Self> {
         let path = shell::root().join("tests/vm/kernels.toml");
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("cannot use {}", path.display()))
     }
 
-    pub fn kernel(&self, name: &str) -> anyhow::Result<&Kernel> {
+    pub(super) fn kernel(&self, name: &str) -> anyhow::Result<&Kernel> {
         self.kernels
             .iter()
             .find(|kernel| kernel.name == name)
@@ -75,7 +75,7 @@ impl Table {
 
     /// What of the test program `name` runs on `kernel`: what the table says, narrowed to what is `wanted`, if anything is.
     /// Both are lists of `PROGRAM` or `PROGRAM::FILTER`.
-    pub fn part<'a>(
+    pub(super) fn part<'a>(
         &'a self,
         kernel: &'a Kernel,
         name: &str,
@@ -98,7 +98,7 @@ impl Table {
 
 /// What of a test program runs.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Part<'a> {
+pub(super) struct Part<'a> {
     /// Where in the order.
     place: usize,
     /// For its runner; none for all of it.

@@ -7,7 +7,7 @@ use agentguard_sys::process;
 use jiff::Timestamp;
 
 use super::Books;
-use super::records::{self, Decided, Item};
+use super::records::{self, DecisionEntry, Item};
 use crate::census::Census;
 use crate::lock::lock;
 use crate::roster::Roster;
@@ -51,7 +51,7 @@ fn complete(
     let mut lineage = lock(&census.lineage);
     let decided = |(agent, (draft, process)): (String, (Draft, Option<Process>))| {
         let at = clock.boottime_of(draft.time_us);
-        Item::Decision(Box::new(Decided {
+        Item::Decision(Box::new(DecisionEntry {
             agent,
             owner: active
                 .as_ref()
@@ -74,24 +74,24 @@ fn complete(
 }
 
 /// Relates the wall clock of drafts to the clock of processes.
-pub struct Clock {
+pub(super) struct Clock {
     offset_ns: i128,
 }
 
 impl Clock {
-    pub fn now() -> Self {
+    pub(super) fn now() -> Self {
         let wall = Timestamp::now().as_nanosecond();
         Self {
             offset_ns: wall - i128::from(process::boottime_ns()),
         }
     }
 
-    pub fn boottime_of(&self, time_us: i64) -> u64 {
+    pub(super) fn boottime_of(&self, time_us: i64) -> u64 {
         u64::try_from(i128::from(time_us) * 1000 - self.offset_ns).unwrap_or(0)
     }
 
     /// Microseconds since the Unix epoch.
-    pub fn wall_of(&self, boottime_ns: u64) -> i64 {
+    pub(super) fn wall_of(&self, boottime_ns: u64) -> i64 {
         i64::try_from((i128::from(boottime_ns) + self.offset_ns) / 1000).unwrap_or(0)
     }
 }

@@ -29,7 +29,7 @@ use crate::roster::Roster;
 const MAY_HAVE_LOST: usize = 256;
 
 /// Reads the kernel's ring.
-pub struct EventReader {
+pub(crate) struct EventReader {
     pub host: Arc<Host>,
     pub roster: Arc<Roster>,
     pub census: Arc<Census>,
@@ -40,7 +40,11 @@ pub struct EventReader {
 
 impl EventReader {
     /// Until the daemon stops; on each of `asks`, what is in the ring now, first.
-    pub async fn serve(self, mut events: Events, mut asks: mpsc::Receiver<oneshot::Sender<()>>) {
+    pub(crate) async fn serve(
+        self,
+        mut events: Events,
+        mut asks: mpsc::Receiver<oneshot::Sender<()>>,
+    ) {
         let mut lost = Lost::before(&self.enforce);
         loop {
             let ask = tokio::select! {

@@ -2,10 +2,10 @@
 
 pub mod alarms;
 mod complete;
-pub mod events;
-pub mod limits;
-pub mod records;
-pub mod unix;
+pub(crate) mod events;
+pub(crate) mod limits;
+pub(crate) mod records;
+pub(crate) mod unix;
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::alarms::Alarms;
 use self::limits::Ledger;
-use self::records::{Item, Operated, Records};
+use self::records::{Item, OperatorEntry, Records};
 use crate::forwarder::ForwarderLink;
 use crate::host::config::Config;
 use crate::host::startup::StartError;
@@ -54,7 +54,7 @@ impl Books {
     }
 
     /// Writes what somebody has done to the guard, or the daemon by itself.
-    pub async fn operated(&self, done: Operated) {
+    pub async fn operated(&self, done: OperatorEntry) {
         self.records.append(vec![Item::Operator(done)]).await;
     }
 

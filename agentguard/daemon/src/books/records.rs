@@ -20,12 +20,12 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// A record without what only the writer knows.
 pub enum Item {
-    Decision(Box<Decided>),
-    Operator(Operated),
+    Decision(Box<DecisionEntry>),
+    Operator(OperatorEntry),
 }
 
 /// A draft, and what the daemon knows besides.
-pub struct Decided {
+pub struct DecisionEntry {
     pub draft: Draft,
     pub agent: String,
     pub owner: Option<String>,
@@ -35,7 +35,7 @@ pub struct Decided {
 }
 
 /// [`Operator`], owned.
-pub struct Operated {
+pub struct OperatorEntry {
     pub by: Actor,
     pub operation: Operation,
     pub agent: Option<String>,
@@ -215,7 +215,7 @@ impl Writer {
 }
 
 /// The name a record has for an agent that the registry does not know.
-pub fn unnamed(agent: AgentId) -> String {
+pub(crate) fn unnamed(agent: AgentId) -> String {
     match agent {
         AgentId::AMBIGUOUS => "(ambiguous)".into(),
         AgentId(id) => format!("(id {id})"),

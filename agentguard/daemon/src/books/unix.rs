@@ -5,12 +5,12 @@ use std::path::Path;
 use agentguard_common::abi::Event;
 
 /// `unix:` and the path, or `@` and the abstract name.
-pub fn resource(event: &Event) -> String {
+pub(crate) fn resource(event: &Event) -> String {
     format!("unix:{}", name(event))
 }
 
 /// Why it was refused.
-pub fn detail(event: &Event) -> String {
+pub(crate) fn detail(event: &Event) -> String {
     match known(&name(event)) {
         Some(what) => format!("no [[unix]] entry names this socket: {what}"),
         None => "no [[unix]] entry names this socket".to_owned(),
@@ -19,12 +19,12 @@ pub fn detail(event: &Event) -> String {
 
 /// glibc asks the name cache before every look-up of a name or user, whether one runs or not: that it was refused says
 /// nothing of the agent, and a record each would bury those that do.
-pub fn is_name_cache(event: &Event) -> bool {
+pub(crate) fn is_name_cache(event: &Event) -> bool {
     matches!(&*name(event), "/var/run/nscd/socket" | "/run/nscd/socket")
 }
 
 /// A listed name, and where `/var/run` is `/run`, its other spelling: programs and servers write either.
-pub fn spellings(listed: &str) -> Vec<String> {
+pub(crate) fn spellings(listed: &str) -> Vec<String> {
     let mut all = vec![listed.to_owned()];
     let is_one = || std::fs::canonicalize("/var/run").is_ok_and(|path| path == Path::new("/run"));
     if let Some(rest) = listed.strip_prefix("/var/run/") {

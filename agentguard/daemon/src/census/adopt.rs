@@ -11,7 +11,7 @@ use super::identify::Blocks;
 const MAX_PASSES: usize = 32;
 
 /// Where labels are read and written: the kernel, or a test's table.
-pub trait Labels {
+pub(crate) trait Labels {
     type Error;
     fn label(&self, tgid: u32) -> Result<AgentId, Self::Error>;
     fn set_label(&mut self, tgid: u32, agent: AgentId) -> Result<(), Self::Error>;
@@ -19,7 +19,7 @@ pub trait Labels {
 
 /// Labels what a block claims and every descendant of what has a label, pass by pass, until a pass finds nothing new.
 /// Returns the newly labelled. A process that has a label keeps it.
-pub fn adopt<L: Labels>(
+pub(crate) fn adopt<L: Labels>(
     labels: &mut L,
     blocks: &Blocks,
     exempt: &[u32],
@@ -63,7 +63,7 @@ pub fn adopt<L: Labels>(
 }
 
 /// Every process there is now.
-pub fn scan() -> Vec<Snapshot> {
+pub(crate) fn scan() -> Vec<Snapshot> {
     let mut all: Vec<Snapshot> = process::all()
         .into_iter()
         .filter_map(Snapshot::of)

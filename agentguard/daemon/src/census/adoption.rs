@@ -23,7 +23,7 @@ use crate::roster::Roster;
 use crate::roster::change::Changes;
 
 /// Looks at every running process. Blocks of the bundle in force decide; what has a label keeps it. `forwarder`: its tgid.
-pub async fn adopt(
+pub(crate) async fn adopt(
     roster: &Arc<Roster>,
     census: &Arc<Census>,
     enforce: &Arc<Enforce>,
@@ -93,7 +93,7 @@ impl Missed {
 }
 
 /// Looks at what the kernel could not read or has missed.
-pub struct Adoption {
+pub(crate) struct Adoption {
     pub roster: Arc<Roster>,
     pub changes: Arc<Changes>,
     pub census: Arc<Census>,
@@ -105,7 +105,7 @@ pub struct Adoption {
 
 impl Adoption {
     /// Until the daemon stops.
-    pub async fn serve(self) {
+    pub(crate) async fn serve(self) {
         let mut missed = Missed::default();
         loop {
             let tgids = tokio::select! {

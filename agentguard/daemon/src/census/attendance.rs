@@ -36,7 +36,7 @@ impl Attendance {
 }
 
 /// Tells of every change, until the daemon stops.
-pub async fn serve(census: Arc<Census>, forwarder: ForwarderLink, stop: CancellationToken) {
+pub(crate) async fn serve(census: Arc<Census>, forwarder: ForwarderLink, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = census.attendance.changed.notified() => tell(&census, &forwarder).await,
@@ -56,7 +56,7 @@ async fn tell(census: &Census, forwarder: &ForwarderLink) {
 
 /// `agent` has been started by `starter`, who still waits: notes whether they have a terminal, for as long as they have, and
 /// returns when the forwarder knows, so that no request of the agent's comes before.
-pub async fn started(
+pub(crate) async fn started(
     census: &Arc<Census>,
     forwarder: &ForwarderLink,
     agent: AgentId,

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use agentguard_common::abi::{AgentId, Label};
-use agentguard_control::api::{Run, Started};
+use agentguard_control::api::{Enrolment, Run};
 use agentguard_policy::Starter;
 use agentguard_sys::peer::Peer;
 use agentguard_sys::process::{self, Snapshot};
@@ -18,7 +18,7 @@ use crate::roster::Roster;
 use crate::roster::stops::Stop;
 
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub(crate) enum RunError {
     #[error("{0}")]
     NotFound(String),
     #[error("{0}")]
@@ -30,14 +30,14 @@ pub enum RunError {
 }
 
 /// Labels `request.pid` for the agent, if `peer` may start it.
-pub fn run(
+pub(crate) fn run(
     host: &Host,
     roster: &Roster,
     census: &Census,
     enforce: &Enforce,
     request: &Run,
     peer: &Peer,
-) -> Result<(AgentId, Started), RunError> {
+) -> Result<(AgentId, Enrolment), RunError> {
     let active = roster.active.load_full().ok_or_else(|| {
         RunError::Conflict("no bundle is in force; `agentguard policy apply DIR` first".into())
     })?;
@@ -112,7 +112,7 @@ pub fn run(
         "started"
     );
     let runtime = &host.config.paths.runtime;
-    let started = Started {
+    let started = Enrolment {
         agent: agent.name.clone(),
         keep_privileges: agent.keep_privileges,
         hidden: vec![
@@ -161,7 +161,7 @@ fn label_child(
     };
     kernel.set_label(tgid, label).map_err(call)?;
     if !process::pidfd_alive(pidfd.as_fd()) {
-        // The label must not wait for whoever gets the tgid next.
+        // The label must not wait for the next process that gets the tgid.
         kernel.set_label(tgid, Label::default()).map_err(call)?;
         return Err(gone());
     }
@@ -171,7 +171,7 @@ fn label_child(
 }
 
 /// Root, or who `start_by` lists.
-pub fn may_start(
+pub(crate) fn may_start(
     peer: &Peer,
     start_by: &[Starter],
     uid: impl Fn(&str) -> Option<u32>,

@@ -1,14 +1,14 @@
 //! Which processes run, whose they are, and where.
 
-pub mod activity;
-pub mod adopt;
-pub mod adoption;
-pub mod attendance;
-pub mod enrol;
-pub mod identify;
-pub mod lineage;
-pub mod namespaces;
-pub mod presences;
+pub(crate) mod activity;
+pub(crate) mod adopt;
+pub(crate) mod adoption;
+pub(crate) mod attendance;
+pub(crate) mod enrol;
+pub(crate) mod identify;
+pub(crate) mod lineage;
+pub(crate) mod namespaces;
+pub(crate) mod presences;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

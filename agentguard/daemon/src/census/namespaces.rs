@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
-use agentguard_link::listen::{self, Bound};
+use agentguard_link::listen::{self, BoundSockets};
 use agentguard_sys as sys;
 use agentguard_sys::netns::{self, Id, Namespace};
 use agentguard_sys::{SysError, process};
@@ -44,9 +44,9 @@ pub enum Look {
 }
 
 /// A namespace and its listeners, on their way to the forwarder.
-pub struct Entering {
+pub struct NewNamespace {
     pub netns: u64,
-    pub bound: Bound,
+    pub bound: BoundSockets,
 }
 
 struct Served {
@@ -168,7 +168,7 @@ impl Namespaces {
 }
 
 /// Serves the namespaces that agents are in.
-pub struct NamespaceServer {
+pub(crate) struct NamespaceServer {
     pub census: Arc<Census>,
     pub enforce: Arc<Enforce>,
     pub books: Arc<Books>,
@@ -178,7 +178,7 @@ pub struct NamespaceServer {
 
 impl NamespaceServer {
     /// Until the daemon stops.
-    pub async fn serve(self, mut looks: mpsc::Receiver<Look>) {
+    pub(crate) async fn serve(self, mut looks: mpsc::Receiver<Look>) {
         let mut sessions = self.forwarder.sessions();
         let mut every = interval(EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -335,10 +335,10 @@ impl NamespaceServer {
 }
 
 /// In the namespace of the calling thread, the forwarder's own port if nobody has it there.
-fn listeners(port: u16) -> sys::Result<Entering> {
+fn listeners(port: u16) -> sys::Result<NewNamespace> {
     netns::bring_loopback_up()?;
     let bound = listen::listen_best(port).map_err(SysError::io("listen"))?;
-    Ok(Entering {
+    Ok(NewNamespace {
         netns: sys::socket::netns_cookie()?,
         bound,
     })

@@ -1,8 +1,8 @@
 //! Putting a bundle in force: compiled whole, written, switched in the kernel and the forwarder, or nothing has changed.
 
+mod candidate;
 mod rules;
 mod switch;
-mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use agentguard_bundle::history::{HistoryEntry, HistoryError};
 use agentguard_bundle::store::LoadedBundle;
 use agentguard_common::abi::AgentId;
 use agentguard_policy as policy;
-use agentguard_policy::{Diagnostic, Policy, Reassigned, Sources};
+use agentguard_policy::{Diagnostic, Policy, Reassignment, Sources};
 use agentguard_record::guarantee::{Guarantee, GuaranteeId, Holds};
 use agentguard_record::{Actor, Outcome};
 use agentguard_sys as sys;
 use jiff::Timestamp;
 
-pub use self::switch::switch;
-pub use self::wanted::Wanted;
-use self::wanted::{check_serial, find, next_entry, signed};
+pub(crate) use self::candidate::Candidate;
+use self::candidate::{check_serial, find, next_entry, signed};
+pub(crate) use self::switch::switch;
 use super::expiry;
 use super::stop::Stopper;
 use crate::books::Books;
 use crate::books::alarms::{Alarm, Concern};
-use crate::books::records::Operated;
+use crate::books::records::OperatorEntry;
 use crate::census::adoption;
 use crate::census::identify::Blocks;
 use crate::forwarder::ForwarderLink;
@@ -49,7 +49,7 @@ pub enum ApplyError {
 }
 
 /// What an apply did.
-pub struct Applied {
+pub struct ApplyEffects {
     pub active: Arc<Active>,
     /// The same bundle was in force already.
     pub unchanged: bool,
@@ -58,10 +58,10 @@ pub struct Applied {
 
 /// Compiles and resolves for this host. Changes nothing. `entry` says of the bundle who wants it; [`HistoryEntry::meta`] is taken from
 /// the bundle itself.
-pub fn prepare(
+pub(crate) fn prepare(
     sources: Sources,
     propose: impl FnOnce(&BTreeSet<String>) -> Result<BTreeMap<String, AgentId>, RegistryError>,
-    owners: BTreeMap<String, Reassigned>,
+    owners: BTreeMap<String, Reassignment>,
     generation: u64,
     entry: HistoryEntry,
 ) -> Result<Active, ApplyError> {
@@ -106,10 +106,10 @@ pub enum Installation {
 }
 
 impl Installer {
-    /// Puts `wanted` in force for `by`. Whatever becomes of it is recorded.
-    pub async fn apply(&self, wanted: Wanted, by: Actor) -> Result<Applied, ApplyError> {
-        let operation = wanted.operation();
-        let result = self.try_apply(wanted, by.clone()).await;
+    /// Puts `candidate` in force for `by`. Whatever becomes of it is recorded.
+    pub async fn apply(&self, candidate: Candidate, by: Actor) -> Result<ApplyEffects, ApplyError> {
+        let operation = candidate.operation();
+        let result = self.try_apply(candidate, by.clone()).await;
         let why = match &result {
             Err(ApplyError::Invalid(diagnostics)) => {
                 let first = diagnostics.first().map(|it| {
@@ -121,7 +121,7 @@ impl Installer {
             Err(ApplyError::Refused(why)) => why.clone(),
             Ok(_) | Err(ApplyError::Failed(_)) => return result,
         };
-        let refused = Operated {
+        let refused = OperatorEntry {
             by,
             operation,
             agent: None,
@@ -134,13 +134,13 @@ impl Installer {
         result
     }
 
-    async fn try_apply(&self, wanted: Wanted, by: Actor) -> Result<Applied, ApplyError> {
+    async fn try_apply(&self, candidate: Candidate, by: Actor) -> Result<ApplyEffects, ApplyError> {
         let (host, forwarder) = (&self.host, &self.stopper.forwarder);
         let (roster, enforce) = (&self.stopper.roster, &self.stopper.enforce);
         let change = self.changes.bundle().await;
-        let (operation, origin) = (wanted.operation(), wanted.origin());
+        let (operation, origin) = (candidate.operation(), candidate.origin());
         let old = roster.active.load_full();
-        let LoadedBundle { sources, signer } = find(host, roster, wanted, old.as_deref())?;
+        let LoadedBundle { sources, signer } = find(host, roster, candidate, old.as_deref())?;
         let generation = old.as_ref().map_or(1, |old| old.generation + 1);
         let propose = |names: &_| lock(&roster.registry).propose(names);
         let owners = lock(&roster.registry).reassigned();
@@ -151,7 +151,7 @@ impl Installer {
             .as_ref()
             .filter(|old| old.meta.digest == new.meta.digest)
         {
-            return Ok(Applied {
+            return Ok(ApplyEffects {
                 active: old.clone(),
                 unchanged: true,
                 warnings: Vec::new(),
@@ -188,7 +188,7 @@ impl Installer {
         } else {
             old.as_ref()
         };
-        let record = Operated {
+        let record = OperatorEntry {
             by,
             operation,
             agent: None,
@@ -226,7 +226,7 @@ impl Installer {
         if let Err(error) = adopted.await {
             warnings.push(Alarm::ProcessesUnlabelled(error).to_string());
         }
-        Ok(Applied {
+        Ok(ApplyEffects {
             active: new,
             unchanged: false,
             warnings,
@@ -326,7 +326,7 @@ impl Installer {
 }
 
 /// Keeps what is in force in the history.
-pub fn keep(roster: &Roster, active: &Active) -> Result<(), HistoryError> {
+pub(crate) fn keep(roster: &Roster, active: &Active) -> Result<(), HistoryError> {
     let kept = lock(&roster.history).keep(&active.entry, &active.sources);
     if let Err(error) = &kept {
         tracing::error!(%error, "the bundle is in force, and not in the history");
@@ -356,7 +356,7 @@ fn unknown_digests(guarantees: &[Guarantee], policy: &Policy) -> Option<String> 
 }
 
 /// What a record says of gaps that the configuration accepts.
-pub fn gaps(accepted: &[GuaranteeId]) -> String {
+pub(crate) fn gaps(accepted: &[GuaranteeId]) -> String {
     match accepted {
         [] => String::new(),
         some => {
@@ -366,7 +366,8 @@ pub fn gaps(accepted: &[GuaranteeId]) -> String {
     }
 }
 
-/// An agent whose file names another owner than it did when it was reassigned is that one's, also if its file goes back.
+/// An agent whose file names another owner than it did when it was reassigned belongs to the owner in the file, also if the
+/// file goes back later.
 fn forget_owners(roster: &Roster, new: &Active) {
     for (name, now) in &new.owners {
         let agent = new.ids.get(name).and_then(|id| new.policy.agent(*id));
@@ -378,7 +379,10 @@ fn forget_owners(roster: &Roster, new: &Active) {
     }
 }
 
-pub async fn tell_forwarder(forwarder: &ForwarderLink, active: &Active) -> Result<(), String> {
+pub(crate) async fn tell_forwarder(
+    forwarder: &ForwarderLink,
+    active: &Active,
+) -> Result<(), String> {
     forwarder.put_in_force(active.update()).await
 }
 

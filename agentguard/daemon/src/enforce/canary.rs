@@ -21,7 +21,7 @@ use self::targets::Targets;
 use super::Enforce;
 use crate::books::Books;
 use crate::books::alarms::{Alarm, Concern};
-use crate::books::records::Operated;
+use crate::books::records::OperatorEntry;
 use crate::forwarder::ForwarderLink;
 use crate::guarantee;
 use crate::host::Host;
@@ -33,7 +33,7 @@ use crate::roster::Roster;
 
 /// What one round uses of the daemon.
 #[derive(Clone)]
-pub struct CanaryParts {
+pub(crate) struct CanaryParts {
     pub host: Arc<Host>,
     pub enforce: Arc<Enforce>,
     pub books: Arc<Books>,
@@ -42,7 +42,7 @@ pub struct CanaryParts {
 }
 
 /// What it needs as long as the daemon runs.
-pub struct Canary {
+pub(crate) struct Canary {
     parts: CanaryParts,
     roster: Arc<Roster>,
     stop: CancellationToken,
@@ -51,7 +51,7 @@ pub struct Canary {
 
 impl Canary {
     /// Opens what it aims at, and gives its two agents their rules. Must be called within a runtime.
-    pub fn open(
+    pub(crate) fn open(
         parts: CanaryParts,
         roster: Arc<Roster>,
         stop: CancellationToken,
@@ -73,13 +73,13 @@ impl Canary {
     }
 
     /// Where its permitted request ends.
-    pub fn origin(&self) -> CanaryOrigin {
+    pub(crate) fn origin(&self) -> CanaryOrigin {
         self.targets.origin.described()
     }
 
     /// Sends one out, and deals with what it has seen. One that does not come back, or from which something was kept that
     /// is permitted, has a second chance: that is a slow machine more often than a broken one.
-    pub async fn check(&self) {
+    pub(crate) async fn check(&self) {
         let begun = tokio::time::Instant::now();
         let mut result = self.send().await;
         if let Err(Trouble::Doubt(why)) = result {
@@ -103,7 +103,7 @@ impl Canary {
     }
 
     /// Until the daemon stops.
-    pub async fn serve(self) {
+    pub(crate) async fn serve(self) {
         let every = Duration::from_secs(self.parts.host.config.canary.every_s.into());
         loop {
             tokio::select! {
@@ -155,7 +155,7 @@ impl Canary {
                 (Outcome::Allow, "agents go on".to_owned())
             }
         };
-        let record = Operated {
+        let record = OperatorEntry {
             by: Actor::Daemon,
             operation: Operation::Canary,
             agent: None,
@@ -179,7 +179,7 @@ fn give_rules(kernel: &mut Kernel, targets: &Targets) -> Result<(), KernelError>
 impl Enforce {
     /// Every agent, as by a kill that is on no disk: a restart of the daemon begins anew.
     fn hold(&self, roster: &Roster, held: bool) -> Vec<String> {
-        // First, so that an agent of a bundle that is being applied now is held by whoever comes later.
+        // First, so that an agent of a bundle that is being applied now is held by the apply, which comes later.
         self.held.store(held, Ordering::SeqCst);
         let stops = roster.stops();
         let agents = roster.known();

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Enforce, apply};
 use crate::books::Books;
 use crate::books::alarms::Alarm;
-use crate::books::records::Operated;
+use crate::books::records::OperatorEntry;
 use crate::census::Census;
 use crate::roster::Roster;
 use crate::roster::change::Changes;
@@ -22,7 +22,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const WARN_BEFORE: Duration = Duration::from_secs(72 * 3600);
 
 /// What an operator must be told of the bundle's end now.
-pub fn alarm(expires: Option<Timestamp>, now: Timestamp) -> Option<Alarm> {
+pub(crate) fn alarm(expires: Option<Timestamp>, now: Timestamp) -> Option<Alarm> {
     let expires = expires?;
     let left = expires.duration_since(now);
     if left.is_negative() || left.is_zero() {
@@ -33,7 +33,7 @@ pub fn alarm(expires: Option<Timestamp>, now: Timestamp) -> Option<Alarm> {
 }
 
 /// Closes agents when their bundle's time is over.
-pub struct Expiry {
+pub(crate) struct Expiry {
     pub roster: Arc<Roster>,
     pub changes: Arc<Changes>,
     pub census: Arc<Census>,
@@ -44,7 +44,7 @@ pub struct Expiry {
 
 impl Expiry {
     /// Until the daemon stops.
-    pub async fn serve(self) {
+    pub(crate) async fn serve(self) {
         loop {
             let expires = self
                 .roster
@@ -99,7 +99,7 @@ impl Expiry {
             serial = active.meta.serial,
             "{detail}"
         );
-        let record = Operated {
+        let record = OperatorEntry {
             by: Actor::Daemon,
             operation: Operation::PolicyExpire,
             agent: None,

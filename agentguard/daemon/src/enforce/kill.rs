@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
-use agentguard_control::api::{Cut, Named, Target};
+use agentguard_control::api::{Cut, NamedAgent, Target};
 use agentguard_record::{Actor, Operation, Outcome};
 use agentguard_sys::user;
 use jiff::Timestamp;
 
 use super::stop::Stopper;
 use crate::books::Books;
-use crate::books::records::{Item, Operated};
+use crate::books::records::{Item, OperatorEntry};
 use crate::lock::lock;
 use crate::roster::Roster;
 use crate::roster::change::Changes;
-use crate::roster::registry::{Done, RegistryError};
+use crate::roster::registry::{Intervention, RegistryError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum KillError {
@@ -35,7 +35,7 @@ fn did_you_mean(suggestion: &Option<String>) -> String {
 }
 
 /// The agents a request names, all of them known, or an error about the first that is not.
-pub fn named(roster: &Roster, target: &Target) -> Result<Vec<(String, AgentId)>, KillError> {
+pub(crate) fn named(roster: &Roster, target: &Target) -> Result<Vec<(String, AgentId)>, KillError> {
     let registry = lock(&roster.registry);
     if target.all {
         let all = registry.agents().iter();
@@ -83,7 +83,7 @@ impl KillSwitch {
         } = self;
         let (roster, enforce) = (&stopper.roster, &stopper.enforce);
         let agents = named(roster, target)?;
-        // At once, whoever else is at it; and again when a revival under way cannot undo it any more.
+        // The kernel is flipped at once, whatever other change is under way; and again when a revival cannot undo it any more.
         enforce.flip(&agents, true);
         let change = changes.stops().await;
         let mut failures = enforce.flip(&agents, true);
@@ -119,7 +119,7 @@ impl KillSwitch {
         target: &Target,
         reason: Option<String>,
         by: &Actor,
-    ) -> Result<Vec<Named>, KillError> {
+    ) -> Result<Vec<NamedAgent>, KillError> {
         let Self {
             changes,
             stopper,
@@ -151,7 +151,7 @@ impl KillSwitch {
         let stops = roster.stops();
         let revived = agents
             .into_iter()
-            .map(|(agent, id)| Named {
+            .map(|(agent, id)| NamedAgent {
                 agent,
                 already: !killed_before.contains(&id),
                 stopped: stops.get(&id).map(|stop| stop.detail().to_owned()),
@@ -180,8 +180,8 @@ fn write(
 }
 
 /// What `by` does now.
-pub fn done(reason: Option<String>, by: &Actor) -> Done {
-    Done {
+pub(crate) fn done(reason: Option<String>, by: &Actor) -> Intervention {
+    Intervention {
         reason,
         by: match by.user() {
             Some(user) => user.to_owned(),
@@ -191,7 +191,7 @@ pub fn done(reason: Option<String>, by: &Actor) -> Done {
     }
 }
 
-pub fn finish<T>(failures: Vec<String>, done: T) -> Result<T, KillError> {
+pub(crate) fn finish<T>(failures: Vec<String>, done: T) -> Result<T, KillError> {
     if failures.is_empty() {
         Ok(done)
     } else {
@@ -200,7 +200,7 @@ pub fn finish<T>(failures: Vec<String>, done: T) -> Result<T, KillError> {
 }
 
 /// One record for each agent.
-pub async fn record(
+pub(crate) async fn record(
     books: &Books,
     roster: &Roster,
     operation: Operation,
@@ -215,7 +215,7 @@ pub async fn record(
         failures => (Outcome::Error, failures.join("; ")),
     };
     let item = |name: &String| {
-        Item::Operator(Operated {
+        Item::Operator(OperatorEntry {
             by: by.clone(),
             operation,
             agent: Some(name.clone()),

@@ -1,10 +1,10 @@
 //! What closes agents and opens them: the only room that changes what the kernel lets through.
 
-pub mod apply;
-pub mod canary;
-pub mod expiry;
-pub mod kill;
-pub mod stop;
+pub(crate) mod apply;
+pub(crate) mod canary;
+pub(crate) mod expiry;
+pub(crate) mod kill;
+pub(crate) mod stop;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,7 +37,7 @@ pub struct Enforce {
     unprotected: Option<String>,
     /// The bundle has expired, and the kernel has been told so.
     closed: AtomicBool,
-    /// Every agent is held closed, whoever has been killed.
+    /// Every agent is held closed, killed or not.
     held: AtomicBool,
 }
 

@@ -13,7 +13,7 @@ use agentguard_sys::{diag, process};
 
 use super::Enforce;
 use crate::census::Census;
-use crate::forwarder::{Dropped, ForwarderLink};
+use crate::forwarder::{DroppedConnections, ForwarderLink};
 use crate::lock::lock;
 use crate::roster::Roster;
 use crate::roster::change::StopChange;
@@ -23,7 +23,7 @@ use crate::roster::stops::{Stops, stops};
 const PASSES: usize = 3;
 
 /// As the forwarder takes them.
-pub fn reasons(stops: &Stops) -> BTreeMap<AgentId, DenyReason> {
+pub(crate) fn reasons(stops: &Stops) -> BTreeMap<AgentId, DenyReason> {
     let reasons = stops.iter().map(|(id, stop)| (*id, stop.reason()));
     reasons.collect()
 }
@@ -99,7 +99,7 @@ impl Stopper {
                 tracing::error!(%error, "the forwarder did not drop stopped agents' connections and is ended");
                 let why = "it did not drop stopped agents' connections";
                 self.forwarder.restart(why).await;
-                Dropped::new()
+                DroppedConnections::new()
             }
         };
         let mut cuts = Vec::new();
@@ -200,7 +200,7 @@ fn cut_now(
 }
 
 /// Does `work` here and in each of these namespaces; the first error is told when all have been tried.
-pub fn everywhere(
+pub(crate) fn everywhere(
     elsewhere: &[Arc<Namespace>],
     mut work: impl FnMut() -> Result<(), String> + Send,
 ) -> Result<(), String> {

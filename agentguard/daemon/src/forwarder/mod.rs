@@ -1,5 +1,7 @@
 //! Keeps one forwarder process running and talks to it. While none runs, agents' connects are refused in the kernel.
 
+mod session;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,12 +19,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use agentguard_link::calls::to_forwarder::Dropped;
+pub(crate) use agentguard_link::calls::to_forwarder::DroppedConnections;
 
-use super::link::{Session, SessionEnd, Unanswered};
+use self::session::{PendingCall, Session, SessionEnd};
 use crate::books::Books;
 use crate::census::Census;
-use crate::census::namespaces::Entering;
+use crate::census::namespaces::NewNamespace;
 use crate::enforce::Enforce;
 use crate::host::Host;
 use crate::host::tls::ca::Authority;
@@ -41,9 +43,9 @@ pub enum Order {
     /// Asks the forwarder, if one runs.
     Call(Token, ForwarderCall),
     /// Answers a call of a forwarder's, after what it was told before.
-    Answer(Unanswered, DaemonAnswer),
+    Answer(PendingCall, DaemonAnswer),
     /// Serve another network namespace. An error if no forwarder runs or the kernel does not take it.
-    Enter(Entering, Reply),
+    Enter(NewNamespace, Reply),
     /// Serve the one with this cookie no longer.
     Leave(u64, Reply),
     /// End this process and start another: it did not answer, so what it holds is unknown.
@@ -51,7 +53,7 @@ pub enum Order {
     Stop(Reply),
 }
 
-pub type Reply = oneshot::Sender<Result<(), String>>;
+pub(crate) type Reply = oneshot::Sender<Result<(), String>>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
@@ -144,8 +146,11 @@ impl ForwarderLink {
     pub async fn stop_agents(
         &self,
         agents: BTreeMap<AgentId, DenyReason>,
-    ) -> Result<Dropped, String> {
-        held_by_none(Dropped::new(), self.call(StopAgents(agents)).await)
+    ) -> Result<DroppedConnections, String> {
+        held_by_none(
+            DroppedConnections::new(),
+            self.call(StopAgents(agents)).await,
+        )
     }
 
     /// Has what comes of these agents judged again.
@@ -154,7 +159,7 @@ impl ForwarderLink {
     }
 
     /// Has the forwarder serve another network namespace.
-    pub async fn enter(&self, entering: Entering, limit: Duration) -> Result<(), String> {
+    pub async fn enter(&self, entering: NewNamespace, limit: Duration) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
         self.ask(limit, Order::Enter(entering, reply), answer).await
     }
@@ -177,7 +182,7 @@ impl ForwarderLink {
     }
 
     /// Answers a call of a forwarder's, after what has been told until now.
-    pub async fn answer(&self, call: Unanswered, answer: DaemonAnswer) {
+    pub async fn answer(&self, call: PendingCall, answer: DaemonAnswer) {
         self.order(Order::Answer(call, answer)).await;
     }
 
@@ -225,7 +230,7 @@ impl ForwarderLink {
 }
 
 /// What the forwarder's supervisor and its sessions use of the daemon.
-pub struct SupervisorParts {
+pub(crate) struct SupervisorParts {
     pub host: Arc<Host>,
     pub roster: Arc<Roster>,
     pub census: Arc<Census>,
@@ -267,7 +272,7 @@ async fn tell_of_audit(link: ForwarderLink, mut writable: watch::Receiver<bool>)
 
 /// Runs until told to stop. `start`: what a new forwarder starts with; its state changes before a forwarder is told, so
 /// that one that dies in between loses nothing.
-pub async fn supervise(
+pub(crate) async fn supervise(
     parts: Arc<SupervisorParts>,
     mut orders: mpsc::Receiver<Order>,
     mut start: Start,

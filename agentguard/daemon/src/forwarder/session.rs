@@ -20,9 +20,9 @@ use jiff::Timestamp;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 
-use super::forwarder::{ForwarderLink, Order, Reply, Status, SupervisorParts};
+use super::{ForwarderLink, Order, Reply, Status, SupervisorParts};
 use crate::books::limits;
-use crate::census::namespaces::Entering;
+use crate::census::namespaces::NewNamespace;
 use crate::lock::lock;
 use crate::roster::tasks;
 
@@ -34,7 +34,7 @@ const QUEUE: usize = 65_536;
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
 /// How a session with a forwarder ended.
-pub enum SessionEnd {
+pub(super) enum SessionEnd {
     Stopped(Reply),
     Failed(String),
 }
@@ -60,20 +60,20 @@ impl Out {
     }
 }
 
-/// A call of a forwarder's, for whoever answers it. The answer to one that is gone goes nowhere.
-pub struct Unanswered {
+/// A forwarder's call until it is answered. The answer to a forwarder that is gone goes nowhere.
+pub struct PendingCall {
     token: Token,
     out: Out,
 }
 
-impl Unanswered {
+impl PendingCall {
     fn answer(self, answer: DaemonAnswer) {
         let token = self.token;
         self.out.send(ToForwarder::Answer { token, answer });
     }
 }
 
-pub struct Session {
+pub(super) struct Session {
     child: ChildGuard,
     out: Out,
     frames: Receiver<ToDaemon>,
@@ -105,7 +105,7 @@ impl Drop for ChildGuard {
 
 impl Session {
     /// Starts a process and waits until it listens.
-    pub async fn start(parts: &Arc<SupervisorParts>, start: Start) -> Result<Self, String> {
+    pub(super) async fn start(parts: &Arc<SupervisorParts>, start: Start) -> Result<Self, String> {
         let (ours, theirs) = channel::pair().map_err(|e| e.to_string())?;
         let maps = lock(&parts.enforce.kernel)
             .forwarder_maps()
@@ -190,7 +190,7 @@ impl Session {
     }
 
     /// Serves until the process ends or is told to.
-    pub async fn serve(
+    pub(super) async fn serve(
         mut self,
         parts: &Arc<SupervisorParts>,
         orders: &mut mpsc::Receiver<Order>,
@@ -243,8 +243,8 @@ impl Session {
     }
 
     /// Known to the kernel first: a connection waits in the listener's queue until the forwarder has it.
-    fn enter(&self, parts: &SupervisorParts, entering: Entering) -> Result<(), String> {
-        let Entering { netns, bound } = entering;
+    fn enter(&self, parts: &SupervisorParts, entering: NewNamespace) -> Result<(), String> {
+        let NewNamespace { netns, bound } = entering;
         let (listener4, listener6) = bound.cookies().map_err(|e| e.to_string())?;
         let listeners = Forwarder {
             listener4,
@@ -273,7 +273,7 @@ impl Session {
             }
             ToDaemon::Call { token, call } => {
                 let out = self.out.clone();
-                self.called(parts, Unanswered { token, out }, call).await;
+                self.called(parts, PendingCall { token, out }, call).await;
             }
             ToDaemon::Answer { token, answer } => {
                 if self.asked.tokens.remove(&token) {
@@ -289,7 +289,7 @@ impl Session {
         }
     }
 
-    async fn called(&mut self, parts: &Arc<SupervisorParts>, asked: Unanswered, call: DaemonCall) {
+    async fn called(&mut self, parts: &Arc<SupervisorParts>, asked: PendingCall, call: DaemonCall) {
         match call {
             DaemonCall::Leaf(name) => {
                 let result = parts.authority.issue(&name).map_err(|e| e.to_string());
@@ -300,7 +300,7 @@ impl Session {
         }
     }
 
-    async fn charge(&self, parts: &SupervisorParts, asked: Unanswered, charges: Vec<Charge>) {
+    async fn charge(&self, parts: &SupervisorParts, asked: PendingCall, charges: Vec<Charge>) {
         let known = {
             let registry = lock(&parts.roster.registry);
             let mut agents = charges.iter().filter_map(|it| it.counter.agent.as_ref());
@@ -338,7 +338,7 @@ impl Session {
 
 fn change_task(
     parts: &Arc<SupervisorParts>,
-    asked: Unanswered,
+    asked: PendingCall,
     agent: AgentId,
     change: TaskChange,
 ) {

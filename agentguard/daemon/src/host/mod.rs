@@ -1,8 +1,8 @@
 //! What the machine is, and what was configured for it: found at start, and read only after that.
 
 pub mod config;
-pub mod network;
-pub mod startup;
+pub(crate) mod network;
+pub(crate) mod startup;
 pub mod tls;
 pub mod upstream;
 

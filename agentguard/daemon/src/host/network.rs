@@ -37,7 +37,7 @@ impl Network {
 }
 
 /// Tells the forwarder of every change, until the daemon stops.
-pub async fn serve(
+pub(crate) async fn serve(
     host: Arc<Host>,
     forwarder: ForwarderLink,
     changes: NetworkChanges,

@@ -53,7 +53,7 @@ impl StartError {
     }
 }
 
-pub fn check_privileges() -> Result<(), StartError> {
+pub(crate) fn check_privileges() -> Result<(), StartError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(StartError::NotRoot);
     }
@@ -69,7 +69,7 @@ pub fn check_privileges() -> Result<(), StartError> {
 }
 
 /// The user the forwarder runs as.
-pub fn forwarder_account(config: &Config) -> Result<Account, StartError> {
+pub(crate) fn forwarder_account(config: &Config) -> Result<Account, StartError> {
     let name = &config.forwarder.user;
     match user::account(name) {
         Ok(Some(account)) if account.uid == 0 => Err(StartError::Config(format!(
@@ -87,7 +87,7 @@ pub fn forwarder_account(config: &Config) -> Result<Account, StartError> {
 }
 
 /// A role for a group that this host does not have is given to nobody.
-pub fn warn_of_unknown_groups(config: &Config) {
+pub(crate) fn warn_of_unknown_groups(config: &Config) {
     for grant in &config.roles {
         if user::gid(&grant.group).is_none() {
             tracing::warn!(
@@ -99,7 +99,7 @@ pub fn warn_of_unknown_groups(config: &Config) {
 }
 
 /// Where the programs are attached: above every process.
-pub fn cgroup_root(config: &Config) -> Result<PathBuf, StartError> {
+pub(crate) fn cgroup_root(config: &Config) -> Result<PathBuf, StartError> {
     let Some(root) = config.paths.cgroup_root() else {
         return kernel::cgroup_root().map_err(|e| StartError::Failed(e.to_string()));
     };
@@ -115,7 +115,7 @@ pub fn cgroup_root(config: &Config) -> Result<PathBuf, StartError> {
 }
 
 /// Takes the folder for this daemon alone.
-pub fn take(folder: &Path) -> Result<FolderLock, StartError> {
+pub(crate) fn take(folder: &Path) -> Result<FolderLock, StartError> {
     let shown = folder.display();
     match FolderLock::take(folder) {
         Ok(Ok(lock)) => Ok(lock),
@@ -130,7 +130,7 @@ pub fn take(folder: &Path) -> Result<FolderLock, StartError> {
 }
 
 /// Another daemon that works with these pins, by its lock on them.
-pub fn check_free(pins: &Path) -> Result<(), StartError> {
+pub(crate) fn check_free(pins: &Path) -> Result<(), StartError> {
     match lock::holder(pins) {
         LockHolder::By(tgid) => Err(held(pins, tgid)),
         LockHolder::Unknown => Ok(()),
@@ -138,7 +138,7 @@ pub fn check_free(pins: &Path) -> Result<(), StartError> {
 }
 
 /// One line, and the verifier's own words to the log.
-pub fn kernel_error(error: KernelError, pins: &Path) -> StartError {
+pub(crate) fn kernel_error(error: KernelError, pins: &Path) -> StartError {
     match (&error, lock::holder(pins)) {
         (KernelError::Held { .. }, LockHolder::By(tgid)) => held(pins, tgid),
         _ => StartError::Failed(error.to_string()),
@@ -153,7 +153,7 @@ fn held(folder: &Path, tgid: u32) -> StartError {
 }
 
 /// Makes the folders the daemon needs; only root sees into the state.
-pub fn make_folders(config: &Config) -> Result<(), StartError> {
+pub(crate) fn make_folders(config: &Config) -> Result<(), StartError> {
     for (path, mode) in [
         (config.paths.state.clone(), 0o700),
         (config.paths.state.join("policy"), 0o700),
@@ -167,7 +167,7 @@ pub fn make_folders(config: &Config) -> Result<(), StartError> {
 }
 
 /// What no agent changes, and the state, which none reads either.
-pub fn own_files(config: &Config) -> Vec<ProtectedPath> {
+pub(crate) fn own_files(config: &Config) -> Vec<ProtectedPath> {
     let mut files = vec![ProtectedPath {
         path: config.paths.state.clone(),
         secret: true,
@@ -188,7 +188,7 @@ pub fn own_files(config: &Config) -> Vec<ProtectedPath> {
 
 /// The bundle to start with, and what is wrong with it. The one applied last counts, else the configured one. Where
 /// the one applied last cannot be used, the last of the history that can.
-pub fn first_bundle(
+pub(crate) fn first_bundle(
     config: &Config,
     registry: &Registry,
     history: &History,
@@ -249,7 +249,7 @@ fn configured(
     if !path.exists() {
         return Ok((None, None));
     }
-    // Whoever can write the bundle decides what agents may do: root alone, or who has a trusted key.
+    // A process that can write the bundle decides what agents may do: root's alone, or one with a trusted key.
     let loaded = store::load(path, Trust::Root, &config.paths.trust)
         .map_err(|error| StartError::Bundle(error.to_string()))?;
     let entry = entry_at_start(history, &loaded.sources, loaded.signer, BundleOrigin::Start);
@@ -287,7 +287,7 @@ fn entry_at_start(
 
 /// A bundle that requires what this host lacks is not put in force: agents stay closed. Answers which gaps count and are
 /// accepted.
-pub fn hold_to_requirements(
+pub(crate) fn hold_to_requirements(
     host: &Host,
     enforce: &Enforce,
     forwarder: &ForwarderLink,
@@ -323,7 +323,7 @@ fn one_line(error: &ApplyError) -> String {
 }
 
 /// `file:line:column: message`.
-pub fn show(diagnostic: &Diagnostic) -> String {
+pub(crate) fn show(diagnostic: &Diagnostic) -> String {
     let mut place = diagnostic.file.clone();
     for number in [diagnostic.line, diagnostic.column].into_iter().flatten() {
         place = format!("{place}:{number}");

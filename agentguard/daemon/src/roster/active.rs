@@ -6,7 +6,7 @@ use std::sync::Arc;
 use agentguard_bundle::history::HistoryEntry;
 use agentguard_common::abi::AgentId;
 use agentguard_link::state::PolicyUpdate;
-use agentguard_policy::{Policy, Reassigned, Sources};
+use agentguard_policy::{Policy, Reassignment, Sources};
 use agentguard_record::Meta;
 
 use crate::census::identify::Blocks;
@@ -17,7 +17,7 @@ pub struct Active {
     pub meta: Arc<Meta>,
     pub ids: BTreeMap<String, AgentId>,
     /// Agents that have another owner than the sources say.
-    pub owners: BTreeMap<String, Reassigned>,
+    pub owners: BTreeMap<String, Reassignment>,
     pub blocks: Blocks,
     /// Who put it in force, and when.
     pub entry: HistoryEntry,
@@ -37,7 +37,7 @@ impl Active {
 }
 
 /// What the forwarder has while there is no bundle.
-pub fn no_bundle() -> PolicyUpdate {
+pub(crate) fn no_bundle() -> PolicyUpdate {
     PolicyUpdate {
         sources: Sources::default(),
         agents: BTreeMap::new(),

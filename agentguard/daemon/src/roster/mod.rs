@@ -1,13 +1,13 @@
 //! Who the agents are, whose they are, and which bundle is in force.
 
-pub mod active;
-pub mod book;
-pub mod change;
-pub mod registration;
+pub(crate) mod active;
+pub(crate) mod book;
+pub(crate) mod change;
+pub(crate) mod registration;
 pub mod registry;
-pub mod stops;
-pub mod supervise;
-pub mod tasks;
+pub(crate) mod stops;
+pub(crate) mod supervise;
+pub(crate) mod tasks;
 
 use std::sync::{Arc, Mutex};
 

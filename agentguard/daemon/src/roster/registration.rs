@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
-use agentguard_control::api::{AgentState, Change, Changed, Target};
-use agentguard_policy::Reassigned;
+use agentguard_control::api::{AgentState, Change, ChangeAnswer, Target};
+use agentguard_policy::Reassignment;
 use agentguard_record::{Actor, Operation, Outcome};
 
 use super::Roster;
 use super::change::{BundleChange, Changes};
 use super::registry::{Out, Registry, RegistryError};
 use crate::books::Books;
-use crate::books::records::Operated;
+use crate::books::records::OperatorEntry;
 use crate::enforce::apply;
 use crate::enforce::kill::{self, KillError};
 use crate::enforce::stop::Stopper;
@@ -73,7 +73,7 @@ impl Registrar {
         verb: Verb,
         change: &Change,
         by: &Actor,
-    ) -> Result<Changed, ChangeError> {
+    ) -> Result<ChangeAnswer, ChangeError> {
         check(verb, change)?;
         let Self {
             changes,
@@ -125,7 +125,7 @@ impl Registrar {
                 agent,
             }
         });
-        let changed = Changed {
+        let changed = ChangeAnswer {
             agents: states.collect(),
             stopped,
         };
@@ -159,13 +159,13 @@ impl Registrar {
                 already.push(*id);
                 continue;
             }
-            // The owner in its file, whoever it has been given to since.
+            // The owner that the agent's file names, also when it has been reassigned since.
             let before = owners.get(name).filter(|before| before.to == agent.owner);
             let from = before.map_or(&agent.owner, |before| &before.from).clone();
             owners.remove(name);
             if from != owner {
                 let to = owner.to_owned();
-                owners.insert(name.clone(), Reassigned { from, to });
+                owners.insert(name.clone(), Reassignment { from, to });
             }
         }
         {
@@ -327,7 +327,7 @@ async fn record_owner(
     detail: &str,
     by: &Actor,
 ) {
-    let done = Operated {
+    let done = OperatorEntry {
         by: by.clone(),
         operation: verb.operation(),
         agent: None,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use agentguard_common::abi::{AgentId, MAX_AGENTS};
-use agentguard_policy::Reassigned;
+use agentguard_policy::Reassignment;
 use agentguard_sys::{SysError, file};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ pub enum RegistryError {
 
 /// What an operator has done, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Done {
+pub struct Intervention {
     pub reason: Option<String>,
     /// The user who did it.
     pub by: String,
@@ -40,18 +40,18 @@ pub enum Out {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Known {
+pub struct KnownAgent {
     pub id: AgentId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub killed: Option<Done>,
+    pub killed: Option<Intervention>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub out: Option<(Out, Done)>,
+    pub out: Option<(Out, Intervention)>,
     /// Another owner than its file's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub owner: Option<Reassigned>,
+    pub owner: Option<Reassignment>,
 }
 
-impl Known {
+impl KnownAgent {
     const fn new(id: AgentId) -> Self {
         Self {
             id,
@@ -66,10 +66,10 @@ impl Known {
 #[serde(deny_unknown_fields)]
 struct File {
     next: u32,
-    agents: BTreeMap<String, Known>,
+    agents: BTreeMap<String, KnownAgent>,
     /// Owners that are not active.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    inactive: BTreeMap<String, Done>,
+    inactive: BTreeMap<String, Intervention>,
 }
 
 /// Every agent this host has known.
@@ -108,7 +108,7 @@ impl Registry {
         })
     }
 
-    pub fn agents(&self) -> &BTreeMap<String, Known> {
+    pub fn agents(&self) -> &BTreeMap<String, KnownAgent> {
         &self.file.agents
     }
 
@@ -135,12 +135,12 @@ impl Registry {
     }
 
     /// Owners that are not active.
-    pub fn inactive(&self) -> &BTreeMap<String, Done> {
+    pub fn inactive(&self) -> &BTreeMap<String, Intervention> {
         &self.file.inactive
     }
 
     /// Agents that have been given another owner.
-    pub fn reassigned(&self) -> BTreeMap<String, Reassigned> {
+    pub fn reassigned(&self) -> BTreeMap<String, Reassignment> {
         let agents = self.file.agents.iter();
         agents
             .filter_map(|(name, known)| Some((name.clone(), known.owner.clone()?)))
@@ -174,7 +174,7 @@ impl Registry {
         let mut file = self.file.clone();
         for (name, id) in ids {
             let known = file.agents.entry(name.clone());
-            known.or_insert(Known::new(*id));
+            known.or_insert(KnownAgent::new(*id));
             file.next = file.next.max(id.0 + 1);
         }
         self.replace(file)
@@ -184,7 +184,7 @@ impl Registry {
     pub fn set_killed(
         &mut self,
         names: &[String],
-        killed: Option<&Done>,
+        killed: Option<&Intervention>,
     ) -> Result<(), RegistryError> {
         self.change(names, |known| known.killed = killed.cloned())
     }
@@ -193,7 +193,7 @@ impl Registry {
     pub fn set_out(
         &mut self,
         names: &[String],
-        out: Option<&(Out, Done)>,
+        out: Option<&(Out, Intervention)>,
     ) -> Result<(), RegistryError> {
         self.change(names, |known| known.out = out.cloned())
     }
@@ -202,7 +202,7 @@ impl Registry {
     pub fn set_owner(
         &mut self,
         name: &str,
-        owner: Option<&Reassigned>,
+        owner: Option<&Reassignment>,
     ) -> Result<(), RegistryError> {
         self.change(&[name.to_owned()], |known| known.owner = owner.cloned())
     }
@@ -211,7 +211,7 @@ impl Registry {
     pub fn set_inactive(
         &mut self,
         owner: &str,
-        inactive: Option<&Done>,
+        inactive: Option<&Intervention>,
     ) -> Result<(), RegistryError> {
         let mut file = self.file.clone();
         match inactive {
@@ -224,7 +224,7 @@ impl Registry {
     fn change(
         &mut self,
         names: &[String],
-        change: impl Fn(&mut Known),
+        change: impl Fn(&mut KnownAgent),
     ) -> Result<(), RegistryError> {
         let mut file = self.file.clone();
         for name in names {
@@ -287,7 +287,7 @@ mod tests {
         let mut registry = Registry::open(&path).unwrap();
         let ids = registry.propose(&names(&["a", "b"])).unwrap();
         registry.keep(&ids).unwrap();
-        let killed = Done {
+        let killed = Intervention {
             reason: Some("odd".into()),
             by: "root".into(),
             at: Timestamp::UNIX_EPOCH,
@@ -300,7 +300,7 @@ mod tests {
         again.set_killed(&["b".into()], None).unwrap();
         assert!(Registry::open(&path).unwrap().killed().is_empty());
 
-        let owner = Reassigned {
+        let owner = Reassignment {
             from: "ann".into(),
             to: "bob".into(),
         };

@@ -6,7 +6,7 @@ use agentguard_common::abi::AgentId;
 use agentguard_policy::Policy;
 use agentguard_record::DenyReason;
 
-use super::registry::{Known, Out, Registry};
+use super::registry::{KnownAgent, Out, Registry};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -19,7 +19,7 @@ pub enum Stop {
     Above,
 }
 
-pub type Stops = BTreeMap<AgentId, Stop>;
+pub(crate) type Stops = BTreeMap<AgentId, Stop>;
 
 impl Stop {
     pub const fn reason(self) -> DenyReason {
@@ -54,7 +54,7 @@ impl Stop {
 }
 
 /// Everyone who is stopped while `policy` is in force.
-pub fn stops(registry: &Registry, policy: Option<&Policy>) -> Stops {
+pub(crate) fn stops(registry: &Registry, policy: Option<&Policy>) -> Stops {
     let own: Stops = registry
         .agents()
         .values()
@@ -71,7 +71,7 @@ pub fn stops(registry: &Registry, policy: Option<&Policy>) -> Stops {
         .collect()
 }
 
-fn own(registry: &Registry, known: &Known, policy: Option<&Policy>) -> Option<Stop> {
+fn own(registry: &Registry, known: &KnownAgent, policy: Option<&Policy>) -> Option<Stop> {
     if known.killed.is_some() {
         return Some(Stop::Killed);
     }
@@ -93,7 +93,7 @@ mod tests {
 
     use jiff::Timestamp;
 
-    use super::super::registry::Done;
+    use super::super::registry::Intervention;
     use super::*;
     use agentguard_policy::Sources;
 
@@ -123,7 +123,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut registry = Registry::open(&dir.path().join("agents.json")).unwrap();
         let policy = policy(&mut registry);
-        let done = Done {
+        let done = Intervention {
             reason: None,
             by: "root".into(),
             at: Timestamp::UNIX_EPOCH,

@@ -21,7 +21,7 @@ use crate::serve::access;
 ///
 /// # Errors
 /// It may not open or end tasks of this agent.
-pub async fn supervisor(
+pub(crate) async fn supervisor(
     host: &Arc<Host>,
     roster: &Arc<Roster>,
     peer: &Arc<Peer>,
@@ -42,7 +42,7 @@ pub async fn supervisor(
 ///
 /// # Errors
 /// There is no such agent.
-pub async fn seen(
+pub(crate) async fn seen(
     host: &Arc<Host>,
     roster: &Arc<Roster>,
     peer: &Arc<Peer>,

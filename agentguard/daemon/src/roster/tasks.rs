@@ -22,7 +22,7 @@ use super::book::{Book, BookError, NewTask, TaskRow};
 use super::registry::Registry;
 use super::supervise;
 use crate::books::Books;
-use crate::books::records::Operated;
+use crate::books::records::OperatorEntry;
 use crate::census::Census;
 use crate::forwarder::ForwarderLink;
 use crate::host::Host;
@@ -259,7 +259,7 @@ impl Drop for Unheard {
 }
 
 /// Opens or ends a task for the agent itself. Its request is the record.
-pub async fn change_own(
+pub(crate) async fn change_own(
     roster: &Roster,
     forwarder: &ForwarderLink,
     id: AgentId,
@@ -334,7 +334,7 @@ async fn open_own(
 }
 
 /// Ends tasks when their time is over.
-pub struct TaskClock {
+pub(crate) struct TaskClock {
     pub roster: Arc<Roster>,
     pub books: Arc<Books>,
     pub forwarder: ForwarderLink,
@@ -343,7 +343,7 @@ pub struct TaskClock {
 
 impl TaskClock {
     /// Until the daemon stops.
-    pub async fn serve(self) {
+    pub(crate) async fn serve(self) {
         let Self {
             roster,
             books,
@@ -427,7 +427,7 @@ async fn settle(forwarder: &ForwarderLink) {
     }
 }
 
-pub fn failed(error: tokio::task::JoinError) -> TaskError {
+pub(crate) fn failed(error: tokio::task::JoinError) -> TaskError {
     TaskError::Failed(error.to_string())
 }
 
@@ -439,7 +439,7 @@ async fn record(
     by: &Actor,
     detail: String,
 ) {
-    let done = Operated {
+    let done = OperatorEntry {
         by: by.clone(),
         operation,
         agent: Some(row.agent.clone()),

@@ -8,7 +8,7 @@ use agentguard_sys::user;
 use tokio::task::spawn_blocking;
 
 /// With its name, which is looked up off the runtime's workers: it may come from elsewhere.
-pub async fn actor(peer: Arc<Peer>) -> Actor {
+pub(super) async fn actor(peer: Arc<Peer>) -> Actor {
     let uid = peer.uid;
     let name = spawn_blocking(move || user::name(uid)).await;
     Actor::Peer {

@@ -25,7 +25,7 @@ use super::{access, records};
 use crate::Parts;
 use crate::census::attendance;
 use crate::census::enrol::{self, RunError};
-use crate::enforce::apply::{ApplyError, Wanted};
+use crate::enforce::apply::{ApplyError, Candidate};
 use crate::enforce::kill::KillError;
 use crate::lock::lock;
 use crate::roster::registration::{self, ChangeError};
@@ -47,7 +47,7 @@ const RUN_TASK: u64 = 86_400;
 /// How long a caller may take to send one.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
 
-pub async fn answer(
+pub(super) async fn answer(
     parts: &Parts,
     peer: &Arc<Peer>,
     request: Request<Incoming>,
@@ -113,7 +113,7 @@ async fn serve(
         Route::Apply => apply_policy(parts, peer, body(request, BUNDLE_BODY).await?).await,
         Route::Rollback => {
             let Rollback { serial } = body(request, BODY).await?;
-            put_in_force(parts, peer, Wanted::Earlier(serial)).await
+            put_in_force(parts, peer, Candidate::Earlier(serial)).await
         }
         Route::Explain => explain_policy(parts, body(request, BODY).await?),
         Route::History => Ok(list_history(parts)),
@@ -169,18 +169,18 @@ fn list_history(parts: &Parts) -> ControlResponse {
     json(&all)
 }
 
-/// With its files, the newest that `wanted` names: a serial, or the beginning of a digest.
-fn show_past(parts: &Parts, wanted: &str) -> Result<ControlResponse, ControlError> {
+/// With its files, the newest that `candidate` names: a serial, or the beginning of a digest.
+fn show_past(parts: &Parts, candidate: &str) -> Result<ControlResponse, ControlError> {
     let in_force = seq_in_force(parts);
     let history = lock(&parts.roster.history);
-    let serial = wanted.parse::<u64>().ok();
+    let serial = candidate.parse::<u64>().ok();
     let is_wanted = |entry: &&HistoryEntry| {
         serial == Some(entry.meta.serial)
-            || wanted.len() >= DIGEST_START && entry.meta.digest.starts_with(wanted)
+            || candidate.len() >= DIGEST_START && entry.meta.digest.starts_with(candidate)
     };
     let Some(entry) = history.entries().iter().rev().find(is_wanted) else {
         let unknown = format!(
-            "the history has no bundle `{wanted}`; name a serial or {DIGEST_START} digits of a digest that `agentguard policy history` lists"
+            "the history has no bundle `{candidate}`; name a serial or {DIGEST_START} digits of a digest that `agentguard policy history` lists"
         );
         return Err(ControlError::new(ErrorCode::NotFound, unknown));
     };
@@ -219,27 +219,27 @@ async fn apply_policy(
     peer: &Arc<Peer>,
     bundle: Bundle,
 ) -> Result<ControlResponse, ControlError> {
-    let wanted = match bundle.packed {
-        Some(packed) if bundle.files.is_empty() => Wanted::Packed(packed),
+    let candidate = match bundle.packed {
+        Some(packed) if bundle.files.is_empty() => Candidate::Packed(packed),
         Some(_) => {
             let hint = "say `files` or `packed`, not both";
             return Err(ControlError::new(ErrorCode::BadRequest, hint));
         }
-        None => Wanted::Files(Sources {
+        None => Candidate::Files(Sources {
             files: bundle.files,
         }),
     };
-    put_in_force(parts, peer, wanted).await
+    put_in_force(parts, peer, candidate).await
 }
 
 async fn put_in_force(
     parts: &Parts,
     peer: &Arc<Peer>,
-    wanted: Wanted,
+    candidate: Candidate,
 ) -> Result<ControlResponse, ControlError> {
     // Not to be cut half-way by a caller that hangs up.
     let (installer, by) = (parts.installer(), actor(peer.clone()));
-    let applying = tokio::spawn(async move { installer.apply(wanted, by.await).await });
+    let applying = tokio::spawn(async move { installer.apply(candidate, by.await).await });
     let applied = applying
         .await
         .map_err(ControlError::internal)?

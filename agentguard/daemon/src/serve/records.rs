@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::response::{ControlError, ControlResponse, ErrorCode, lines};
 use crate::Parts;
 
-pub async fn answer(parts: &Parts, query: &str) -> Result<ControlResponse, ControlError> {
+pub(super) async fn answer(parts: &Parts, query: &str) -> Result<ControlResponse, ControlError> {
     let filter =
         Filter::from_query(query).map_err(|e| ControlError::new(ErrorCode::BadRequest, e))?;
     let follow = match query

@@ -12,11 +12,11 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use serde::Serialize;
 
-pub type ControlResponse = Response<BoxBody<Bytes, Infallible>>;
+pub(super) type ControlResponse = Response<BoxBody<Bytes, Infallible>>;
 
 /// The kinds of errors, each with its status and the code that scripts compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorCode {
+pub(super) enum ErrorCode {
     BadRequest,
     Forbidden,
     NotFound,
@@ -54,7 +54,7 @@ impl ErrorCode {
 
 /// Why a request is not served.
 #[derive(Debug)]
-pub struct ControlError {
+pub(super) struct ControlError {
     code: ErrorCode,
     message: String,
     diagnostics: Vec<Diagnostic>,
@@ -62,7 +62,7 @@ pub struct ControlError {
 }
 
 impl ControlError {
-    pub fn new(code: ErrorCode, error: impl ToString) -> Self {
+    pub(super) fn new(code: ErrorCode, error: impl ToString) -> Self {
         Self {
             code,
             message: error.to_string(),
@@ -71,11 +71,11 @@ impl ControlError {
         }
     }
 
-    pub fn internal(error: impl ToString) -> Self {
+    pub(super) fn internal(error: impl ToString) -> Self {
         Self::new(ErrorCode::Internal, error)
     }
 
-    pub fn with(self, diagnostics: Vec<Diagnostic>) -> Self {
+    pub(super) fn with(self, diagnostics: Vec<Diagnostic>) -> Self {
         Self {
             diagnostics,
             ..self
@@ -83,11 +83,11 @@ impl ControlError {
     }
 
     /// With the methods by which the path is served.
-    pub fn allowing(self, allow: Vec<Method>) -> Self {
+    pub(super) fn allowing(self, allow: Vec<Method>) -> Self {
         Self { allow, ..self }
     }
 
-    pub fn into_response(self) -> ControlResponse {
+    pub(super) fn into_response(self) -> ControlResponse {
         let methods: Vec<&str> = self.allow.iter().map(Method::as_str).collect();
         let allow = HeaderValue::from_str(&methods.join(", "));
         let problem = Problem {
@@ -105,11 +105,11 @@ impl ControlError {
     }
 }
 
-pub fn json(value: &impl Serialize) -> ControlResponse {
+pub(super) fn json(value: &impl Serialize) -> ControlResponse {
     encode(StatusCode::OK, value)
 }
 
-pub fn lines(lines: impl Stream<Item = Bytes> + Send + Sync + 'static) -> ControlResponse {
+pub(super) fn lines(lines: impl Stream<Item = Bytes> + Send + Sync + 'static) -> ControlResponse {
     let frames = futures_util::StreamExt::map(lines, |line| Ok(Frame::data(line)));
     let body = BodyExt::boxed(StreamBody::new(frames));
     respond(StatusCode::OK, "application/x-ndjson", body)

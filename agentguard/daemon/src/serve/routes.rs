@@ -50,7 +50,7 @@ routes! {
         "" => "`Info`: the certificate as PEM, its digest and its validity",
         "The certificate of this host's CA.";
     Run: POST "/v1/run", Run,
-        "`Run`: `agent`, `pid` of a waiting child, `task`" => "`Started`: what the child needs before its first instruction",
+        "`Run`: `agent`, `pid` of a waiting child, `task`" => "`Enrolment`: what the child needs before its first instruction",
         "Makes a child of the caller's a process of an agent's.";
     Tasks: GET "/v1/tasks", Task,
         "" => "list of `TaskLine`",
@@ -65,22 +65,22 @@ routes! {
         "" => "list of `AgentLine`",
         "Every agent that is known, with its state and what it uses.";
     Suspend: POST "/v1/agents/suspend", Register,
-        "`Change`: `agents` or `owner`, `reason`" => "`Changed`: the agents' states, and what was cut",
+        "`Change`: `agents` or `owner`, `reason`" => "`ChangeAnswer`: the agents' states, and what was cut",
         "Stops agents, or all of an owner's, until they are activated.";
     Activate: POST "/v1/agents/activate", Register,
-        "`Change`: `agents` or `owner`, `reason`" => "`Changed`",
+        "`Change`: `agents` or `owner`, `reason`" => "`ChangeAnswer`",
         "Lets suspended agents, or an owner's, go on.";
     Retire: POST "/v1/agents/retire", Register,
-        "`Change`: `agents`, `reason`" => "`Changed`",
+        "`Change`: `agents`, `reason`" => "`ChangeAnswer`",
         "Stops agents for good.";
     Reassign: POST "/v1/agents/reassign", Register,
-        "`Change`: `agents`, `owner`, `reason`" => "`Changed`",
+        "`Change`: `agents`, `owner`, `reason`" => "`ChangeAnswer`",
         "Gives agents another owner.";
     Kill: POST "/v1/kill", Kill,
         "`Target`: `agents` or `all`, `reason`" => "`killed`: list of `Cut`",
         "Kills agents: they do nothing any more, and their connections are cut.";
     Revive: POST "/v1/revive", Kill,
-        "`Target`: `agents` or `all`, `reason`" => "`revived`: list of `Named`",
+        "`Target`: `agents` or `all`, `reason`" => "`revived`: list of `NamedAgent`",
         "Takes a kill back.";
     Policy: GET "/v1/policy", Look,
         "" => "`InForce`, with the bundle's files",

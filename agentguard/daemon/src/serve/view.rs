@@ -13,7 +13,7 @@ use crate::Parts;
 use crate::books::Books;
 use crate::books::alarms::Alarm;
 use crate::books::limits::Ledger;
-use crate::books::limits::counters::Used;
+use crate::books::limits::counters::Usage;
 use crate::books::records;
 use crate::census::Census;
 use crate::enforce::expiry;
@@ -21,7 +21,7 @@ use crate::forwarder::{self, ForwarderLink};
 use crate::lock::lock;
 use crate::roster::Roster;
 use crate::roster::active::Active;
-use crate::roster::registry::Done;
+use crate::roster::registry::Intervention;
 use crate::roster::stops::Stop;
 
 pub fn status(parts: &Parts) -> Status {
@@ -149,7 +149,7 @@ pub fn in_force(active: &Active) -> InForce {
     }
 }
 
-fn view(done: &Done) -> DoneView {
+fn view(done: &Intervention) -> DoneView {
     DoneView {
         reason: done.reason.clone(),
         by: done.by.clone(),
@@ -161,7 +161,7 @@ fn view(done: &Done) -> DoneView {
 fn limits(ledger: &Ledger, active: Option<&Active>, agent: &str) -> Vec<LimitView> {
     let used = ledger.of(agent).into_iter();
     let views = used.filter_map(
-        |Used {
+        |Usage {
              counter,
              used,
              next,

@@ -9,14 +9,14 @@ use crate::refusal::{Cause, Refusal};
 use crate::reply::Reply;
 
 /// What is said back.
-pub struct Document {
+pub(crate) struct Document {
     pub status: StatusCode,
     pub text: String,
 }
 
 impl Document {
     /// Hands it to the agent, after the record is complete.
-    pub fn back(self, mut exchange: Exchange) -> Response<Reply> {
+    pub(crate) fn back(self, mut exchange: Exchange) -> Response<Reply> {
         exchange.status(self.status);
         let length = self.text.len();
         let mut response = Response::new(Reply::document(self.text));
@@ -33,7 +33,7 @@ impl Document {
         response
     }
 
-    pub fn json(value: &impl Serialize) -> Self {
+    pub(crate) fn json(value: &impl Serialize) -> Self {
         Self {
             status: StatusCode::OK,
             text: serde_json::to_string(value).expect("strings, numbers and times only"),
@@ -42,7 +42,7 @@ impl Document {
 }
 
 /// What is asked is none of what there is.
-pub fn wrong(status: StatusCode, detail: impl Into<String>) -> Refusal {
+pub(crate) fn wrong(status: StatusCode, detail: impl Into<String>) -> Refusal {
     Refusal {
         status,
         cause: Cause::Decided(DecidedBy::OwnName),

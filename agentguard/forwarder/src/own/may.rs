@@ -18,7 +18,7 @@ use crate::tasks::NamedTask;
 /// `POST /v1/may`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MayBody {
+pub(super) struct MayBody {
     method: String,
     url: String,
     #[serde(default)]
@@ -42,7 +42,11 @@ struct MayView {
 }
 
 /// Judged as the request would be, and nothing is taken of its limits.
-pub fn may(exchange: &mut Exchange, ask: MayBody, parts: &Parts) -> Result<Document, Refusal> {
+pub(super) fn may(
+    exchange: &mut Exchange,
+    ask: MayBody,
+    parts: &Parts,
+) -> Result<Document, Refusal> {
     let agent = exchange.session.life.agent;
     let question = Question {
         agent: String::new(),

@@ -6,7 +6,7 @@ const OWN_ORIGINS: [&str; 2] = ["https://agentguard.internal", "http://agentguar
 
 /// A browser sends a page's simple requests to whatever host the page likes, and says whose they are (Fetch Standard, the
 /// `Origin` header; Fetch Metadata, `Sec-Fetch-Site`).
-pub fn asks(headers: &HeaderMap) -> bool {
+pub(super) fn asks(headers: &HeaderMap) -> bool {
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let mut sites = headers.get_all("sec-fetch-site").iter();
     origins.any(|it| !OWN_ORIGINS.iter().any(|own| it == own))

@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 /// `POST /v1/tasks`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct OpenBody {
+pub(super) struct OpenBody {
     intent: String,
     #[serde(default)]
     allow: Vec<String>,
@@ -29,7 +29,7 @@ pub struct OpenBody {
 
 /// A task as its agent sees it.
 #[derive(Serialize)]
-pub struct TaskView<'t> {
+pub(super) struct TaskView<'t> {
     id: Uuid,
     intent: &'t str,
     allow: &'t [String],
@@ -39,7 +39,7 @@ pub struct TaskView<'t> {
 }
 
 /// Opens one, if the daemon agrees.
-pub async fn open(exchange: &mut Exchange, open: OpenBody) -> Result<Document, Refusal> {
+pub(super) async fn open(exchange: &mut Exchange, open: OpenBody) -> Result<Document, Refusal> {
     let terms = Terms {
         intent: open.intent,
         allow: open.allow,
@@ -56,7 +56,7 @@ pub async fn open(exchange: &mut Exchange, open: OpenBody) -> Result<Document, R
 }
 
 /// Ends one that the agent itself has opened.
-pub async fn end(exchange: &mut Exchange, id: &str) -> Result<Document, Refusal> {
+pub(super) async fn end(exchange: &mut Exchange, id: &str) -> Result<Document, Refusal> {
     let unknown = || {
         wrong(
             StatusCode::NOT_FOUND,
@@ -100,7 +100,7 @@ async fn change(exchange: &mut Exchange, change: TaskChange) -> Result<OpenTask,
 }
 
 /// Those that are open for the agent.
-pub fn all(exchange: &Exchange) -> Vec<OpenTask> {
+pub(super) fn all(exchange: &Exchange) -> Vec<OpenTask> {
     let tasks = &exchange.session.forwarder.situation.tasks;
     tasks.open(exchange.session.life.agent)
 }
@@ -118,6 +118,6 @@ impl<'t> TaskView<'t> {
     }
 }
 
-pub fn views(open: &[OpenTask]) -> Vec<TaskView<'_>> {
+pub(super) fn views(open: &[OpenTask]) -> Vec<TaskView<'_>> {
     open.iter().map(TaskView::of).collect()
 }

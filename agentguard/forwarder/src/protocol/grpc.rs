@@ -15,14 +15,14 @@ const UNAVAILABLE: &str = "14";
 const GRPC_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
 
 /// Whether a request with this head is a call of gRPC's.
-pub fn is_its(headers: &HeaderMap) -> bool {
+pub(super) fn is_its(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// "Trailers-Only": the status in the one header block.
-pub fn trailers_only(refusal: &Refusal) -> Response<Reply> {
+pub(super) fn trailers_only(refusal: &Refusal) -> Response<Reply> {
     let code = match refusal.reason.class() {
         ReasonClass::Policy | ReasonClass::Protocol | ReasonClass::Host => PERMISSION_DENIED,
         ReasonClass::Upstream if refusal.reason.is_timeout() => DEADLINE_EXCEEDED,

@@ -27,7 +27,7 @@ struct ProblemDocument<'a> {
 }
 
 /// What the request does: what its head says.
-pub fn act(message: &Message) -> Act<'_> {
+pub(super) fn act(message: &Message) -> Act<'_> {
     Act {
         target: &message.target,
         action: Action::Request {
@@ -40,7 +40,7 @@ pub fn act(message: &Message) -> Act<'_> {
     }
 }
 
-pub fn problem(refusal: &Refusal, about: &About<'_>) -> Response<Reply> {
+pub(super) fn problem(refusal: &Refusal, about: &About<'_>) -> Response<Reply> {
     let document = ProblemDocument {
         r#type: format!("urn:agentguard:problem:{}", refusal.reason.slug()),
         title: refusal.reason.title(),

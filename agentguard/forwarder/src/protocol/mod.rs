@@ -17,7 +17,7 @@ use super::reply::Reply;
 use super::tasks::NamedTask;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     /// Whatever no other protocol claims.
     Http,
     Grpc,
@@ -25,7 +25,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// Whose a request with this head is.
-    pub fn of(headers: &HeaderMap) -> Self {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
         match grpc::is_its(headers) {
             true => Self::Grpc,
             false => Self::Http,
@@ -34,14 +34,14 @@ impl Protocol {
 
     /// Everything that the request does: all of it is permitted, or none of it is sent. A request of either protocol is
     /// one act, for which nothing is allocated.
-    pub fn acts(self, message: &Message) -> impl AsRef<[Act<'_>]> {
+    pub(crate) fn acts(self, message: &Message) -> impl AsRef<[Act<'_>]> {
         match self {
             Self::Http | Self::Grpc => [http::act(message)],
         }
     }
 
     /// The answer that says no.
-    pub fn refuse(self, refusal: &Refusal, about: &About<'_>) -> Response<Reply> {
+    pub(crate) fn refuse(self, refusal: &Refusal, about: &About<'_>) -> Response<Reply> {
         match self {
             Self::Http => http::problem(refusal, about),
             Self::Grpc => grpc::trailers_only(refusal),
@@ -50,7 +50,7 @@ impl Protocol {
 }
 
 /// What was refused, for the answer.
-pub struct About<'a> {
+pub(crate) struct About<'a> {
     pub decision: uuid::Uuid,
     pub agent: &'a str,
     pub action: &'a str,
@@ -58,7 +58,11 @@ pub struct About<'a> {
 }
 
 /// Brings a request into the form in which it is judged and sent.
-pub fn read(mut parts: Parts, target: RequestTarget, scheme: &Scheme) -> Result<Message, Refusal> {
+pub(crate) fn read(
+    mut parts: Parts,
+    target: RequestTarget,
+    scheme: &Scheme,
+) -> Result<Message, Refusal> {
     let path = CanonicalPath::parse(parts.uri.path()).map_err(Refusal::protocol)?;
     let authority = target.authority(scheme);
     let task = NamedTask::take(&mut parts.headers);

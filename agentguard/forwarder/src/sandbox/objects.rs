@@ -48,7 +48,7 @@ mod tests {
         let _abstract = UnixListener::bind_addr(&name).unwrap();
         std::fs::read(&file).unwrap();
         UnixStream::connect_addr(&name).unwrap();
-        // Threads started from here on are free: the restriction is this one's.
+        // Threads that the parent starts later are free: the restriction is the calling thread's.
         let restricted = std::thread::spawn(move || {
             let abi = restrict().unwrap();
             let denied = |kind: Option<ErrorKind>| kind == Some(ErrorKind::PermissionDenied);

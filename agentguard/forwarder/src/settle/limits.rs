@@ -8,10 +8,10 @@ use http::StatusCode;
 use crate::charges::{Charges, HeldCharge};
 
 /// The room that has been taken. It is given back when this is dropped, unless it was said that the act has been done.
-pub struct Claim(Vec<HeldCharge>);
+pub(crate) struct Claim(Vec<HeldCharge>);
 
 /// Takes the room of every limit that counts the agent's act, of all of them or of none.
-pub async fn take(
+pub(super) async fn take(
     charges: &Charges,
     agent: AgentId,
     permit: Permit<Owed>,
@@ -22,28 +22,28 @@ pub async fn take(
 
 impl Claim {
     /// Of an act that no limit counts. Nothing is allocated.
-    pub fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         Self(Vec::new())
     }
 
     /// Of both acts.
-    pub fn and(mut self, other: Self) -> Self {
+    pub(crate) fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
     }
 
     /// From now on something of it may have gone out.
-    pub fn goes_out(&mut self) {
+    pub(crate) fn goes_out(&mut self) {
         self.settle(Settlement::Kept);
     }
 
     /// Nothing of it has gone out after all.
-    pub fn was_not_sent(mut self) {
+    pub(crate) fn was_not_sent(mut self) {
         self.settle(Settlement::Unsent);
     }
 
     /// Upstream has answered, with a refusal perhaps.
-    pub fn was_answered(mut self, status: StatusCode) {
+    pub(crate) fn was_answered(mut self, status: StatusCode) {
         if status.is_client_error() {
             self.settle(Settlement::Refused);
         }

@@ -5,12 +5,12 @@ mod limits;
 use agentguard_common::abi::AgentId;
 use agentguard_policy::{Denial, Owed, Permit, Settled};
 
-pub use self::limits::Claim;
+pub(crate) use self::limits::Claim;
 
 use super::forwarder::Forwarder;
 
 /// Settles everything that the agent's `permit` owes, or says why it cannot be.
-pub async fn settle(
+pub(crate) async fn settle(
     forwarder: &Forwarder,
     agent: AgentId,
     permit: Permit<Owed>,

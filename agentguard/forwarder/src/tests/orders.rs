@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_common::abi::{FlowKey, Origin};
-use agentguard_link::calls::to_forwarder::{Dropped, ForwarderAnswer, ForwarderCall};
+use agentguard_link::calls::to_forwarder::{DroppedConnections, ForwarderAnswer, ForwarderCall};
 use agentguard_link::channel::{self, Receiver};
 use agentguard_link::frame::{CanaryOrigin, Sandbox, Start, ToDaemon, ToForwarder, Upstream};
 use agentguard_link::listen::listen;
@@ -93,7 +93,7 @@ async fn calls_are_answered_and_a_daemon_that_is_gone_ends_it() {
             other => panic!("{other:?}"),
         }
     }
-    let dropped = ForwarderAnswer::Dropped(Dropped::from([(AGENT, 0)]));
+    let dropped = ForwarderAnswer::Dropped(DroppedConnections::from([(AGENT, 0)]));
     assert_eq!(answers.remove(&2), Some(dropped));
     assert!(answers.values().all(|it| *it == ForwarderAnswer::Done));
     drop((daemon, heard));

@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, broadcast};
 use tokio_rustls::TlsAcceptor;
 
-pub struct TestOrigin {
+pub(super) struct TestOrigin {
     pub port: u16,
     pub plain: u16,
     /// Its CA certificate, DER.
@@ -32,7 +32,7 @@ pub struct TestOrigin {
 }
 
 /// What the origin has got, and the strings that tests pull.
-pub struct Seen {
+pub(super) struct Seen {
     requests: Mutex<Vec<String>>,
     heads: Mutex<Vec<(String, HeaderMap)>>,
     pub connections: std::sync::atomic::AtomicUsize,
@@ -45,7 +45,7 @@ pub struct Seen {
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 impl TestOrigin {
-    pub async fn start(expired: bool) -> Self {
+    pub(super) async fn start(expired: bool) -> Self {
         let seen = Arc::new(Seen {
             requests: Mutex::default(),
             heads: Mutex::default(),
@@ -68,12 +68,12 @@ impl TestOrigin {
     }
 
     /// `METHOD target` of every request.
-    pub fn requests(&self) -> Vec<String> {
+    pub(super) fn requests(&self) -> Vec<String> {
         self.seen.requests.lock().unwrap().clone()
     }
 
     /// What it got last: the target as its server saw it, and the headers.
-    pub fn last(&self) -> (String, HeaderMap) {
+    pub(super) fn last(&self) -> (String, HeaderMap) {
         self.seen.heads.lock().unwrap().last().unwrap().clone()
     }
 }
@@ -236,7 +236,7 @@ fn certificates(names: &[&str], expired: bool) -> (Vec<u8>, Arc<ServerConfig>) {
     server(leaf, &issuer, ca_certificate.der().to_vec())
 }
 
-pub fn server(
+pub(super) fn server(
     leaf: CertificateParams,
     issuer: &Issuer<'_, KeyPair>,
     root: Vec<u8>,
@@ -256,7 +256,7 @@ pub fn server(
 }
 
 /// A server that does to each connection what `each` does.
-pub async fn raw<F>(each: impl Fn(TcpStream) -> F + Send + 'static) -> u16
+pub(super) async fn raw<F>(each: impl Fn(TcpStream) -> F + Send + 'static) -> u16
 where
     F: Future<Output = ()> + Send + 'static,
 {

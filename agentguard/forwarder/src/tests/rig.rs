@@ -35,10 +35,10 @@ use super::super::forwarder::Forwarder;
 use super::super::origin::OriginSource;
 use super::origin::TestOrigin;
 
-pub const AGENT: AgentId = AgentId(2);
-pub const HOST: &str = "origin.test";
+pub(super) const AGENT: AgentId = AgentId(2);
+pub(super) const HOST: &str = "origin.test";
 
-pub struct Rig {
+pub(super) struct Rig {
     pub forwarder: Arc<Forwarder>,
     pub origin: TestOrigin,
     records: Mutex<tokio::sync::mpsc::Receiver<Draft>>,
@@ -48,7 +48,7 @@ pub struct Rig {
 }
 
 /// What a rig is made with.
-pub struct Setup {
+pub(super) struct Setup {
     pub limits: Limits,
     /// `{port}` is the origin's, `{plain}` its plain one's.
     pub agent: &'static str,
@@ -81,7 +81,7 @@ impl Default for Setup {
     }
 }
 
-pub const BUNDLE: &str = r#"
+pub(super) const BUNDLE: &str = r#"
 [agent]
 name = "tester"
 owner = "owner@example.com"
@@ -105,11 +105,11 @@ allow = ["GET /ok/**"]
 "#;
 
 impl Rig {
-    pub async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         Self::with(Setup::default()).await
     }
 
-    pub async fn with(setup: Setup) -> Self {
+    pub(super) async fn with(setup: Setup) -> Self {
         let origin = TestOrigin::start(setup.expired).await;
         let signer = Signer::new();
         let mut roots = RootCertStore::empty();
@@ -164,7 +164,7 @@ impl Rig {
         }
     }
 
-    pub fn apply(&self, agent: &str) {
+    pub(super) fn apply(&self, agent: &str) {
         let update = bundle(&self.origin, agent, "");
         let policy = compile(&update).unwrap();
         self.forwarder.policy.store(Arc::new(policy));
@@ -172,11 +172,11 @@ impl Rig {
     }
 
     /// A connection of the agent's to `port`, as the kernel would have redirected it.
-    pub async fn connect(&self, port: u16) -> TcpStream {
+    pub(super) async fn connect(&self, port: u16) -> TcpStream {
         self.connect_as(Some(port)).await
     }
 
-    pub async fn connect_as(&self, port: Option<u16>) -> TcpStream {
+    pub(super) async fn connect_as(&self, port: Option<u16>) -> TcpStream {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -187,7 +187,7 @@ impl Rig {
     }
 
     /// Where the agent's connections to `port` come in; `None`: nobody's.
-    pub fn door(&self, port: Option<u16>) -> Arc<Door> {
+    pub(super) fn door(&self, port: Option<u16>) -> Arc<Door> {
         Arc::new(Door {
             forwarder: self.forwarder.clone(),
             origins: Arc::new(Fixed(port, AtomicU64::new(0))),
@@ -195,11 +195,11 @@ impl Rig {
         })
     }
 
-    pub async fn tls(&self, alpn: &[&str]) -> TlsStream<TcpStream> {
+    pub(super) async fn tls(&self, alpn: &[&str]) -> TlsStream<TcpStream> {
         self.tls_to(HOST, self.origin.port, alpn).await.unwrap()
     }
 
-    pub async fn tls_to(
+    pub(super) async fn tls_to(
         &self,
         name: &str,
         port: u16,
@@ -209,7 +209,12 @@ impl Rig {
         self.tls_over(socket, name, alpn).await
     }
 
-    pub async fn tls_over<S>(&self, io: S, name: &str, alpn: &[&str]) -> io::Result<TlsStream<S>>
+    pub(super) async fn tls_over<S>(
+        &self,
+        io: S,
+        name: &str,
+        alpn: &[&str],
+    ) -> io::Result<TlsStream<S>>
     where
         S: AsyncRead + tokio::io::AsyncWrite + Unpin,
     {
@@ -220,7 +225,7 @@ impl Rig {
     }
 
     /// An HTTP/2 connection over TLS.
-    pub async fn h2(&self) -> http2::SendRequest<Empty<Bytes>> {
+    pub(super) async fn h2(&self) -> http2::SendRequest<Empty<Bytes>> {
         let stream = self.tls(&["h2"]).await;
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
         let io = TokioIo::new(stream);
@@ -229,22 +234,22 @@ impl Rig {
         sender
     }
 
-    pub fn leaves_issued(&self) -> u64 {
+    pub(super) fn leaves_issued(&self) -> u64 {
         self.issued.load(Ordering::Relaxed)
     }
 
     /// What agents trust.
-    pub fn roots(&self) -> Arc<RootCertStore> {
+    pub(super) fn roots(&self) -> Arc<RootCertStore> {
         self.roots.clone()
     }
 
     /// `origin.test:port`, as requests have it.
-    pub fn authority(&self) -> String {
+    pub(super) fn authority(&self) -> String {
         format!("{HOST}:{}", self.origin.port)
     }
 
     /// The next record; every test knows how many there must be.
-    pub async fn record(&self) -> Draft {
+    pub(super) async fn record(&self) -> Draft {
         let next = std::future::poll_fn(|cx| self.records.lock().unwrap().poll_recv(cx));
         tokio::time::timeout(Duration::from_secs(20), next)
             .await
@@ -253,13 +258,13 @@ impl Rig {
     }
 
     /// What has been recorded up to now.
-    pub fn records(&self) -> Vec<Draft> {
+    pub(super) fn records(&self) -> Vec<Draft> {
         let mut records = self.records.lock().unwrap();
         std::iter::from_fn(|| records.try_recv().ok()).collect()
     }
 }
 
-pub fn client_config(roots: Arc<RootCertStore>, alpn: &[&str]) -> ClientConfig {
+pub(super) fn client_config(roots: Arc<RootCertStore>, alpn: &[&str]) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -356,25 +361,25 @@ impl OriginSource for Fixed {
 
 /// One HTTP/1.1 answer as it came.
 #[derive(Debug)]
-pub struct Reply {
+pub(super) struct Reply {
     pub status: u16,
     pub head: String,
     pub body: Vec<u8>,
 }
 
 impl Reply {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (have, value) = line.split_once(':')?;
             have.eq_ignore_ascii_case(name).then_some(value.trim())
         })
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(super) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    pub fn slug(&self) -> String {
+    pub(super) fn slug(&self) -> String {
         let kind = self.json()["type"].as_str().unwrap().to_owned();
         kind.strip_prefix("urn:agentguard:problem:")
             .unwrap()
@@ -383,7 +388,7 @@ impl Reply {
 }
 
 /// Writes `request` and reads one answer.
-pub async fn ask<S>(stream: &mut S, request: impl AsRef<[u8]>) -> Reply
+pub(super) async fn ask<S>(stream: &mut S, request: impl AsRef<[u8]>) -> Reply
 where
     S: AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
@@ -393,7 +398,7 @@ where
 }
 
 /// Reads one answer: its head, and a body of known length or in chunks, or up to the end.
-pub async fn reply<S: AsyncRead + Unpin>(stream: &mut S) -> Reply {
+pub(super) async fn reply<S: AsyncRead + Unpin>(stream: &mut S) -> Reply {
     let head = head(stream).await;
     let status = head[9..12].parse().unwrap();
     let mut reply = Reply {
@@ -415,7 +420,7 @@ pub async fn reply<S: AsyncRead + Unpin>(stream: &mut S) -> Reply {
     reply
 }
 
-pub async fn head<S: AsyncRead + Unpin>(stream: &mut S) -> String {
+pub(super) async fn head<S: AsyncRead + Unpin>(stream: &mut S) -> String {
     let mut head = String::new();
     loop {
         let line = line(stream).await;
@@ -428,7 +433,7 @@ pub async fn head<S: AsyncRead + Unpin>(stream: &mut S) -> String {
 }
 
 /// One chunk's data; `None` for the last.
-pub async fn chunk<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Vec<u8>> {
+pub(super) async fn chunk<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Vec<u8>> {
     let length = usize::from_str_radix(&line(stream).await, 16).unwrap();
     if length == 0 {
         return None;
@@ -439,7 +444,7 @@ pub async fn chunk<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Vec<u8>> {
     Some(data)
 }
 
-pub async fn line<S: AsyncRead + Unpin>(stream: &mut S) -> String {
+pub(super) async fn line<S: AsyncRead + Unpin>(stream: &mut S) -> String {
     let mut line = Vec::new();
     loop {
         line.push(stream.read_u8().await.unwrap());

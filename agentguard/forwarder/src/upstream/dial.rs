@@ -30,17 +30,17 @@ const MIN_ATTEMPT: Duration = Duration::from_millis(250);
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Marks a socket that is to be connected as the agent's, so that the kernel holds it to the kill.
-pub type Tag = fn(&Socket, SocketAddr, AgentId) -> io::Result<()>;
+pub(crate) type Tag = fn(&Socket, SocketAddr, AgentId) -> io::Result<()>;
 
 /// How upstreams are found and reached.
-pub struct Dialer {
+pub(super) struct Dialer {
     pub resolver: Arc<NameResolver>,
     pub tag: Tag,
     pub connect_timeout: Duration,
 }
 
 /// An open connection, and what the record says of it.
-pub struct DialledConnection {
+pub(super) struct DialledConnection {
     pub wire: Wire,
     pub addr: SocketAddr,
     /// Empty for plain.
@@ -50,7 +50,7 @@ pub struct DialledConnection {
 
 impl Dialer {
     /// Tries the host's addresses in their order. `tls`: the configuration for a TLS upstream.
-    pub async fn dial(
+    pub(super) async fn dial(
         &self,
         life: &Arc<Life>,
         host: &HostName,
@@ -87,7 +87,7 @@ impl Dialer {
     }
 
     /// A plain connection, for [`Self::dial`] and for what is passed through.
-    pub async fn connect(
+    pub(super) async fn connect(
         &self,
         life: &Arc<Life>,
         host: &HostName,
@@ -143,7 +143,7 @@ impl Dialer {
 
 /// The mark as the bind hook reads it: the agent id as the last four bytes of an address, at [`TAG_PORT`]. Without the
 /// hook the bind fails (no such address, and a port for the privileged alone), and nothing is dialled.
-pub fn tag(socket: &Socket, addr: SocketAddr, agent: AgentId) -> io::Result<()> {
+pub(crate) fn tag(socket: &Socket, addr: SocketAddr, agent: AgentId) -> io::Result<()> {
     let mark: IpAddr = match addr {
         SocketAddr::V4(_) => Ipv4Addr::from_bits(agent.0).into(),
         SocketAddr::V6(_) => Ipv6Addr::from_bits(agent.0.into()).into(),
@@ -165,12 +165,12 @@ pub fn tag(socket: &Socket, addr: SocketAddr, agent: AgentId) -> io::Result<()> 
     clippy::unnecessary_wraps,
     reason = "as `tag`, in whose place it stands"
 )]
-pub fn untagged(_: &Socket, _: SocketAddr, _: AgentId) -> io::Result<()> {
+pub(super) fn untagged(_: &Socket, _: SocketAddr, _: AgentId) -> io::Result<()> {
     Ok(())
 }
 
 /// An upstream's bytes, plain or TLS.
-pub enum Wire {
+pub(crate) enum Wire {
     Plain(Leg),
     Tls(Box<TlsStream<Leg>>),
 }

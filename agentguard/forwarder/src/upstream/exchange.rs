@@ -23,7 +23,7 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const READ_BUFFER: usize = 256 * 1024;
 
 /// What the answer's body holds of the connection it comes from.
-pub enum Lease {
+pub(crate) enum Lease {
     /// To be driven by who reads the body, then kept.
     Http1 {
         http1: Box<Http1>,
@@ -37,7 +37,7 @@ pub enum Lease {
 
 impl Lease {
     /// Lets the connection read and write. False: there is nothing more to be had by it.
-    pub fn drive(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) -> bool {
         match self {
             Self::Http1 { http1, .. } => {
                 if Pin::new(&mut *http1.connection).poll(cx).is_ready() {
@@ -50,7 +50,7 @@ impl Lease {
     }
 
     /// The answer is complete.
-    pub fn end(&mut self, cx: &mut Context<'_>) {
+    pub(crate) fn end(&mut self, cx: &mut Context<'_>) {
         if let Self::Http1 { mut http1, host } = std::mem::replace(self, Self::Detached)
             && http1.poll_open(cx)
         {

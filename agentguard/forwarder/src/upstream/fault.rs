@@ -8,7 +8,7 @@ use rustls::CertificateError;
 /// Nobody's decision: upstream's or the way's to it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
-pub struct UpstreamFault {
+pub(crate) struct UpstreamFault {
     pub reason: DenyReason,
     /// One sentence's end: what `the server: …` continues with.
     pub detail: String,
@@ -17,7 +17,7 @@ pub struct UpstreamFault {
 }
 
 impl UpstreamFault {
-    pub fn unreachable(detail: impl Into<String>) -> Self {
+    pub(crate) fn unreachable(detail: impl Into<String>) -> Self {
         Self {
             reason: DenyReason::UpstreamUnreachable,
             detail: detail.into(),
@@ -25,7 +25,7 @@ impl UpstreamFault {
         }
     }
 
-    pub fn timeout(detail: impl Into<String>) -> Self {
+    pub(crate) fn timeout(detail: impl Into<String>) -> Self {
         Self {
             reason: DenyReason::UpstreamTimeout,
             detail: detail.into(),
@@ -33,7 +33,7 @@ impl UpstreamFault {
         }
     }
 
-    pub fn tls(detail: impl Into<String>) -> Self {
+    pub(crate) fn tls(detail: impl Into<String>) -> Self {
         Self {
             reason: DenyReason::UpstreamTls,
             detail: detail.into(),
@@ -42,7 +42,7 @@ impl UpstreamFault {
     }
 
     /// What went wrong in a TLS handshake; `rustls` puts its own error into the I/O error.
-    pub fn handshake(error: &io::Error) -> Self {
+    pub(crate) fn handshake(error: &io::Error) -> Self {
         let inner = error
             .get_ref()
             .and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -53,7 +53,7 @@ impl UpstreamFault {
         }
     }
 
-    pub fn exchange(error: &hyper::Error) -> Self {
+    pub(crate) fn exchange(error: &hyper::Error) -> Self {
         if error.is_timeout() {
             Self::timeout("it did not answer in time")
         } else if error.is_parse() {

@@ -24,7 +24,7 @@ use crate::resolve::NameResolver;
 const MAX_HEAD: usize = 16 * 1024;
 
 /// How the forwarder asks as itself.
-pub struct Fetcher {
+pub(crate) struct Fetcher {
     pub(super) resolver: Arc<NameResolver>,
     pub(super) tls: Arc<ClientConfig>,
     /// The forwarder's own.
@@ -32,7 +32,7 @@ pub struct Fetcher {
 }
 
 /// A whole answer.
-pub struct FetchedAnswer {
+pub(crate) struct FetchedAnswer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
@@ -40,7 +40,7 @@ pub struct FetchedAnswer {
 
 impl Fetcher {
     /// Gives up when it is dropped; the deadline is the caller's.
-    pub async fn fetch(&self, ask: &LookupQuestion) -> Result<FetchedAnswer, UpstreamFault> {
+    pub(crate) async fn fetch(&self, ask: &LookupQuestion) -> Result<FetchedAnswer, UpstreamFault> {
         let service = &ask.service;
         let dialer = Dialer {
             resolver: self.resolver.clone(),

@@ -3,10 +3,10 @@
 
 mod dial;
 
-pub mod exchange;
+pub(crate) mod exchange;
 mod fault;
 mod fetch;
-pub mod pool;
+pub(crate) mod pool;
 mod resend;
 
 use std::net::SocketAddr;
@@ -23,11 +23,11 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
-pub use fault::UpstreamFault;
-pub use fetch::Fetcher;
+pub(crate) use fault::UpstreamFault;
+pub(crate) use fetch::Fetcher;
 
 use self::dial::Dialer;
-pub use self::dial::{Tag, tag};
+pub(crate) use self::dial::{Tag, tag};
 use self::exchange::Lease;
 use self::pool::{ConnectionFacts, Pool, PoolKey, Pools};
 use super::io::Leg;
@@ -41,7 +41,7 @@ const SESSIONS: usize = 64;
 const RESENDS: u32 = 3;
 
 /// What every agent's upstream connections are made with.
-pub struct Upstreams {
+pub(crate) struct Upstreams {
     dialer: Dialer,
     tls: ClientConfig,
     head_timeout: Duration,
@@ -50,7 +50,7 @@ pub struct Upstreams {
 }
 
 /// One request to be sent, judged and canonical.
-pub struct UpstreamCall {
+pub(crate) struct UpstreamCall {
     pub request: Request<Upload>,
     pub scheme: Scheme,
     /// As the host is judged; with the port unless it is the scheme's own.
@@ -63,21 +63,21 @@ pub struct UpstreamCall {
 }
 
 /// The head of upstream's answer, its body to come.
-pub struct UpstreamAnswer {
+pub(crate) struct UpstreamAnswer {
     pub response: Response<Incoming>,
     pub lease: Lease,
     pub facts: Arc<ConnectionFacts>,
 }
 
 /// An agent's own TLS configurations: sessions are not shared between agents.
-pub struct Tls {
+pub(crate) struct Tls {
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
 }
 
 impl Upstreams {
     /// `roots`: trust anchors in DER; those that cannot be read are left out, as browsers do.
-    pub fn new(
+    pub(crate) fn new(
         resolver: Arc<NameResolver>,
         roots: &[Vec<u8>],
         limits: &Limits,
@@ -108,18 +108,18 @@ impl Upstreams {
     }
 
     /// The connections that are kept for an agent.
-    pub fn pool(&self, life: &Arc<Life>) -> Arc<Pool> {
+    pub(crate) fn pool(&self, life: &Arc<Life>) -> Arc<Pool> {
         self.pools.of(life)
     }
 
     /// Drops connections that have been idle for too long.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         self.pools.sweep();
     }
 
     /// Spends `permit`: sends `call` for its agent to its host, over a connection of that agent's alone, and returns at the
     /// head of the answer.
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         pool: &Pool,
         permit: Permit<Settled>,
@@ -155,7 +155,7 @@ impl Upstreams {
     }
 
     /// A connection to `permit`'s host for bytes that are passed on as they are.
-    pub async fn connect(
+    pub(crate) async fn connect(
         &self,
         life: &Arc<Life>,
         permit: Permit<Settled>,
@@ -166,7 +166,7 @@ impl Upstreams {
     }
 
     /// For what the forwarder asks as itself.
-    pub fn fetcher(&self) -> Fetcher {
+    pub(crate) fn fetcher(&self) -> Fetcher {
         Fetcher {
             resolver: self.dialer.resolver.clone(),
             tls: self.tls().http1,

@@ -27,7 +27,7 @@ const IDLE: Duration = Duration::from_secs(55);
 const MAX_STREAMS: usize = 100;
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct PoolKey {
+pub(crate) struct PoolKey {
     pub tls: bool,
     pub host: HostName,
     pub port: u16,
@@ -37,10 +37,10 @@ pub struct PoolKey {
 
 /// What records say of a connection.
 #[derive(Clone, Debug)]
-pub struct ConnectionFacts(pub UpstreamInfo);
+pub(crate) struct ConnectionFacts(pub UpstreamInfo);
 
 /// An HTTP/1.1 connection. Nobody drives it but who uses it: request, answer and connection are one task's.
-pub struct Http1 {
+pub(crate) struct Http1 {
     pub sender: http1::SendRequest<Upload>,
     pub connection: Box<http1::Connection<TokioIo<Wire>, Upload>>,
     pub facts: Arc<ConnectionFacts>,
@@ -49,25 +49,25 @@ pub struct Http1 {
 }
 
 /// A place on an HTTP/2 connection, which runs on a task of its own.
-pub struct Http2 {
+pub(crate) struct Http2 {
     pub sender: http2::SendRequest<Upload>,
     pub facts: Arc<ConnectionFacts>,
     streams: Arc<AtomicUsize>,
 }
 
-pub enum Connection {
+pub(crate) enum Connection {
     Http1(Box<Http1>),
     Http2(Http2),
 }
 
 /// Every agent's connections.
 #[derive(Default)]
-pub struct Pools {
+pub(crate) struct Pools {
     by_agent: Mutex<HashMap<AgentId, Arc<Pool>>>,
 }
 
 /// One agent's connections, for as long as it lives: never shared with another agent.
-pub struct Pool {
+pub(crate) struct Pool {
     pub life: Arc<Life>,
     hosts: Mutex<HashMap<PoolKey, Arc<HostPool>>>,
     tls: OnceLock<Tls>,
@@ -75,7 +75,7 @@ pub struct Pool {
 
 /// The connections of one agent to one host.
 #[derive(Default)]
-pub struct HostPool {
+pub(crate) struct HostPool {
     idle: Mutex<Vec<(Instant, Box<Http1>)>>,
     shared: Mutex<Vec<Http2>>,
     /// It chose HTTP/1.1 although HTTP/2 was offered: each request dials for itself.
@@ -87,7 +87,7 @@ pub struct HostPool {
 
 impl Pools {
     /// Looked up once per connection of the agent's. Who lives on after a kill begins with an empty one.
-    pub fn of(&self, life: &Arc<Life>) -> Arc<Pool> {
+    pub(crate) fn of(&self, life: &Arc<Life>) -> Arc<Pool> {
         let mut pools = self.by_agent.lock().expect(UNPOISONED);
         let known = pools.get(&life.agent);
         if let Some(known) = known.filter(|known| Arc::ptr_eq(&known.life, life)) {
@@ -110,7 +110,7 @@ impl Pools {
     }
 
     /// Drops what has been idle for too long.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         let pools: Vec<_> = self
             .by_agent
             .lock()
@@ -123,7 +123,7 @@ impl Pools {
 }
 
 impl Pool {
-    pub fn host(&self, key: &PoolKey) -> Arc<HostPool> {
+    pub(crate) fn host(&self, key: &PoolKey) -> Arc<HostPool> {
         let mut hosts = self.hosts.lock().expect(UNPOISONED);
         if let Some(host) = hosts.get(key) {
             return host.clone();
@@ -131,12 +131,12 @@ impl Pool {
         hosts.entry(key.clone()).or_default().clone()
     }
 
-    pub fn tls(&self, make: impl FnOnce() -> Tls) -> &Tls {
+    pub(crate) fn tls(&self, make: impl FnOnce() -> Tls) -> &Tls {
         self.tls.get_or_init(make)
     }
 
     /// Drops every connection; none is taken back any more.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         for (_, host) in self.hosts.lock().expect(UNPOISONED).drain() {
             host.close();
         }
@@ -153,7 +153,7 @@ impl Pool {
 
 impl HostPool {
     /// A connection that is open as far as can be known. `upgrade`: the request may turn it into a tunnel.
-    pub async fn take(&self, upgrade: bool) -> Option<Connection> {
+    pub(crate) async fn take(&self, upgrade: bool) -> Option<Connection> {
         if !upgrade && let Some(shared) = self.stream() {
             return Some(Connection::Http2(shared));
         }
@@ -167,7 +167,7 @@ impl HostPool {
     }
 
     /// A place on an HTTP/2 connection that has one.
-    pub fn stream(&self) -> Option<Http2> {
+    pub(crate) fn stream(&self) -> Option<Http2> {
         let mut shared = self.shared.lock().expect(UNPOISONED);
         shared.retain(|http2| !http2.sender.is_closed());
         let free = shared
@@ -176,7 +176,7 @@ impl HostPool {
         Some(free.join())
     }
 
-    pub fn share(&self, http2: Http2) {
+    pub(crate) fn share(&self, http2: Http2) {
         let mut shared = self.shared.lock().expect(UNPOISONED);
         if !self.closed.load(Ordering::Relaxed) {
             shared.push(http2);
@@ -184,7 +184,7 @@ impl HostPool {
     }
 
     /// Takes a connection back for the next request.
-    pub fn keep(&self, http1: Box<Http1>) {
+    pub(crate) fn keep(&self, http1: Box<Http1>) {
         let mut idle = self.idle.lock().expect(UNPOISONED);
         if idle.len() < MAX_IDLE && !self.closed.load(Ordering::Relaxed) {
             idle.push((Instant::now(), http1));
@@ -209,13 +209,13 @@ impl HostPool {
 
 impl Http1 {
     /// Drives the connection between requests; whether it can take another one.
-    pub fn poll_open(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn poll_open(&mut self, cx: &mut Context<'_>) -> bool {
         Pin::new(&mut *self.connection).poll(cx).is_pending() && self.sender.is_ready()
     }
 }
 
 impl Http2 {
-    pub fn new(sender: http2::SendRequest<Upload>, facts: Arc<ConnectionFacts>) -> Self {
+    pub(crate) fn new(sender: http2::SendRequest<Upload>, facts: Arc<ConnectionFacts>) -> Self {
         Self {
             sender,
             facts,
@@ -223,7 +223,7 @@ impl Http2 {
         }
     }
 
-    pub fn join(&self) -> Self {
+    pub(crate) fn join(&self) -> Self {
         self.streams.fetch_add(1, Ordering::Relaxed);
         Self {
             sender: self.sender.clone(),

@@ -7,17 +7,17 @@ use super::{UpstreamCall, UpstreamFault};
 use crate::upload::Upload;
 
 /// Why there is no answer; the call again if nothing of it can have been acted upon.
-pub type CallFailure = (UpstreamFault, Option<UpstreamCall>);
+pub(super) type CallFailure = (UpstreamFault, Option<UpstreamCall>);
 
 /// What is needed to send a call again.
-pub struct Rest {
+pub(super) struct Rest {
     call: Option<UpstreamCall>,
 }
 
 impl Rest {
     /// Takes the request out of the call. `reused`: its connection may close under it, so that what can be repeated
     /// without harm and has no body is kept to be sent once more (RFC 9110 section 9.2.2).
-    pub fn split(call: UpstreamCall, reused: bool) -> (Request<Upload>, Self) {
+    pub(super) fn split(call: UpstreamCall, reused: bool) -> (Request<Upload>, Self) {
         let UpstreamCall {
             request,
             scheme,
@@ -46,7 +46,7 @@ impl Rest {
         (request, rest)
     }
 
-    pub fn failed(&mut self, mut error: TrySendError<Request<Upload>>) -> CallFailure {
+    pub(super) fn failed(&mut self, mut error: TrySendError<Request<Upload>>) -> CallFailure {
         let unsent = error.take_message();
         let error = error.into_error();
         let fault = UpstreamFault::exchange(&error);

@@ -24,17 +24,17 @@ pub enum ForwarderCall {
 pub enum ForwarderAnswer {
     Done,
     /// To [`Delta::Stopped`].
-    Dropped(Dropped),
+    Dropped(DroppedConnections),
 }
 
 /// How many client connections of each agent there were.
-pub type Dropped = BTreeMap<AgentId, u32>;
+pub type DroppedConnections = BTreeMap<AgentId, u32>;
 
 impl ForwarderCall {
     /// What is so without a forwarder: it holds no record and no connection, and the next one starts with what holds.
     pub fn without_forwarder(&self) -> ForwarderAnswer {
         match self {
-            Self::Take(Delta::Stopped(_)) => ForwarderAnswer::Dropped(Dropped::new()),
+            Self::Take(Delta::Stopped(_)) => ForwarderAnswer::Dropped(DroppedConnections::new()),
             Self::Flush
             | Self::Take(
                 Delta::Policy(_)
@@ -94,7 +94,7 @@ pub struct StopAgents(pub BTreeMap<AgentId, DenyReason>);
 impl Call for StopAgents {
     type Question = ForwarderCall;
     type Reply = ForwarderAnswer;
-    type Answer = Dropped;
+    type Answer = DroppedConnections;
     const NAME: &'static str = "stop";
     /// As long as connections may take to be dropped before the forwarder is ended itself.
     const LIMIT: Duration = Duration::from_secs(2);
@@ -103,7 +103,7 @@ impl Call for StopAgents {
         ForwarderCall::Take(Delta::Stopped(self.0))
     }
 
-    fn answer(_: Token, reply: ForwarderAnswer) -> Result<Dropped, ForwarderAnswer> {
+    fn answer(_: Token, reply: ForwarderAnswer) -> Result<DroppedConnections, ForwarderAnswer> {
         match reply {
             ForwarderAnswer::Dropped(dropped) => Ok(dropped),
             ForwarderAnswer::Done => Err(reply),

@@ -13,7 +13,7 @@ struct Exact {
 }
 
 /// The number in Cedar's notation; `None` if it is no number or not one that a `decimal` can be.
-pub fn decimal(text: &str) -> Option<String> {
+pub(crate) fn decimal(text: &str) -> Option<String> {
     let units = units(text)?;
     let magnitude = units.unsigned_abs();
     let sign = if units < 0 { "-" } else { "" };
@@ -27,17 +27,17 @@ pub fn decimal(text: &str) -> Option<String> {
 }
 
 /// The number in ten-thousandths; `None` as with [`decimal`].
-pub fn units(text: &str) -> Option<i64> {
+pub(crate) fn units(text: &str) -> Option<i64> {
     Exact::parse(text)?.scaled(FRACTION)
 }
 
 /// The number, if it is whole.
-pub fn long(text: &str) -> Option<i64> {
+pub(super) fn long(text: &str) -> Option<i64> {
     Exact::parse(text)?.scaled(0)
 }
 
 /// Where the number at the start of `text` ends; `None` if there is none.
-pub fn end(text: &str) -> Option<usize> {
+pub(super) fn end(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let digits = |from: usize| {
         let rest = bytes[from..].iter();

@@ -10,7 +10,7 @@ use super::BodyFault;
 use crate::host::show;
 
 /// The decoded body, of at most `limit` bytes.
-pub fn decode<'b>(
+pub(super) fn decode<'b>(
     headers: &HeaderMap,
     bytes: &'b [u8],
     limit: usize,

@@ -6,7 +6,7 @@ use super::{BodyFault, BodyField, Value, folded, from_text};
 use crate::facts::decode_form;
 use crate::host::show;
 
-pub fn read(
+pub(super) fn read(
     text: &str,
     fields: &BTreeMap<String, BodyField>,
 ) -> Result<BTreeMap<String, Value>, BodyFault> {
@@ -31,13 +31,13 @@ fn form_fault(why: &'static str) -> BodyFault {
 }
 
 /// The declared fields of a form, as they are found.
-pub struct FormFields<'f> {
+pub(super) struct FormFields<'f> {
     fields: &'f BTreeMap<String, BodyField>,
     pub values: BTreeMap<String, Value>,
 }
 
 impl<'f> FormFields<'f> {
-    pub fn new(fields: &'f BTreeMap<String, BodyField>) -> Self {
+    pub(super) fn new(fields: &'f BTreeMap<String, BodyField>) -> Self {
         Self {
             fields,
             values: BTreeMap::new(),
@@ -45,7 +45,7 @@ impl<'f> FormFields<'f> {
     }
 
     /// Whether some field is declared under the name, as it stands there.
-    pub fn wants(&self, name: &str) -> Result<bool, BodyFault> {
+    pub(super) fn wants(&self, name: &str) -> Result<bool, BodyFault> {
         if name.contains('\0') {
             return Err(BodyFault::ambiguous("the form has a name with a NUL"));
         }
@@ -64,7 +64,7 @@ impl<'f> FormFields<'f> {
         }
     }
 
-    pub fn add(&mut self, name: &str, text: &str) -> Result<(), BodyFault> {
+    pub(super) fn add(&mut self, name: &str, text: &str) -> Result<(), BodyFault> {
         for (field, declared) in self.fields {
             if declared.at.iter().all(|known| known != name) {
                 continue;

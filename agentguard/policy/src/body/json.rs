@@ -10,7 +10,7 @@ use crate::host::show;
 /// Arrays and objects within each other.
 const MAX_DEPTH: usize = 64;
 
-pub fn read(
+pub(super) fn read(
     text: &str,
     fields: &BTreeMap<String, BodyField>,
 ) -> Result<BTreeMap<String, Value>, BodyFault> {

@@ -6,7 +6,7 @@ use super::BodyFault;
 use crate::host::show;
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum MediaKind {
+pub(super) enum MediaKind {
     Json,
     Form,
     Multipart { boundary: String },
@@ -14,7 +14,7 @@ pub enum MediaKind {
 }
 
 impl MediaKind {
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         match self {
             Self::Json => "JSON",
             Self::Form => "a form",
@@ -25,7 +25,7 @@ impl MediaKind {
 }
 
 /// The body's kind. A charset other than UTF-8, or two kinds, are a fault.
-pub fn kind(headers: &HeaderMap) -> Result<MediaKind, BodyFault> {
+pub(super) fn kind(headers: &HeaderMap) -> Result<MediaKind, BodyFault> {
     let mut lines = headers.get_all(header::CONTENT_TYPE).iter();
     let Some(line) = lines.next() else {
         return Err(BodyFault::unreadable("the body has no `Content-Type`"));
@@ -69,7 +69,7 @@ pub fn kind(headers: &HeaderMap) -> Result<MediaKind, BodyFault> {
 
 /// A value and its parameters (RFC 9110 section 5.6.6), in lower case but for the parameters' values. `None`: malformed, or
 /// a parameter is there twice.
-pub fn parse(text: &str) -> Option<(String, Vec<(String, String)>)> {
+pub(super) fn parse(text: &str) -> Option<(String, Vec<(String, String)>)> {
     let (essence, mut rest) = match text.split_once(';') {
         Some((essence, rest)) => (essence, Some(rest)),
         None => (text, None),

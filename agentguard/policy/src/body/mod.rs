@@ -57,9 +57,9 @@ pub(super) enum FieldType {
 }
 
 impl FieldType {
-    pub const NAMES: [&str; 5] = ["string", "decimal", "long", "bool", "strings"];
+    pub(crate) const NAMES: [&str; 5] = ["string", "decimal", "long", "bool", "strings"];
 
-    pub fn parse(name: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
         let all = [
             Self::String,
             Self::Decimal,
@@ -72,12 +72,12 @@ impl FieldType {
             .find_map(|(kind, known)| (known == name).then_some(kind))
     }
 
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         Self::NAMES[self as usize]
     }
 
     /// As Cedar's schema has it.
-    pub const fn cedar(self) -> &'static str {
+    pub(crate) const fn cedar(self) -> &'static str {
         match self {
             Self::String => "String",
             Self::Decimal => "decimal",
@@ -114,7 +114,7 @@ pub(super) enum Value {
 
 impl Value {
     /// As a record shows it.
-    pub fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         match self {
             Self::String(text) | Self::Decimal(text) => text.clone(),
             Self::Long(number) => number.to_string(),

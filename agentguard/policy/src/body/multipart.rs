@@ -9,7 +9,7 @@ use crate::host::show;
 /// Parts of one form.
 const MAX_PARTS: usize = 1000;
 
-pub fn read(
+pub(super) fn read(
     bytes: &[u8],
     boundary: &str,
     fields: &BTreeMap<String, BodyField>,

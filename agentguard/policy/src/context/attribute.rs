@@ -103,7 +103,7 @@ pub(crate) struct AttributeEntry {
 }
 
 impl AttributeEntry {
-    pub const fn of<A: Attribute>(name: AttributeName) -> Self {
+    pub(super) const fn of<A: Attribute>(name: AttributeName) -> Self {
         Self {
             name,
             doc: AttributeDoc {

@@ -1,4 +1,4 @@
-//! What rules read behind `context.`: an attribute is a file here, its line in the list below, and whoever gathers it.
+//! What rules read behind `context.`: an attribute is a file here, its line in the list below, and its source (`forwarder/src/situation.rs`).
 //!
 //! Attributes of the surroundings have a type with a value ([`Surrounding`]). Those of the act (`act`, `scope`) have none:
 //! they follow from the path as it is read, and from what hosts' files declare, so a decision makes them itself.
@@ -67,7 +67,7 @@ macro_rules! attributes {
             $(AttributeEntry::of::<$kind>(AttributeName::$name),)*
         ];
 
-        /// What has been gathered for a decision, by whoever asks for it. What is `None` is not there for any rule.
+        /// What the caller has gathered for a decision. What is `None` is not there for any rule.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Context {
             pub body: Body,
@@ -264,15 +264,15 @@ const _: () = assert!(
 );
 
 impl AttributeSet {
-    pub fn insert(&mut self, name: AttributeName) {
+    pub(crate) fn insert(&mut self, name: AttributeName) {
         self.0 |= 1 << name as u32;
     }
 
-    pub fn extend(&mut self, other: Self) {
+    pub(crate) fn extend(&mut self, other: Self) {
         self.0 |= other.0;
     }
 
-    pub fn has(self, name: AttributeName) -> bool {
+    pub(crate) fn has(self, name: AttributeName) -> bool {
         self.0 & 1 << name as u32 != 0
     }
 }
@@ -325,7 +325,7 @@ static NO_FIELDS: BTreeMap<String, Value> = BTreeMap::new();
 
 impl<'a> ActFacts<'a> {
     /// A connection whose bytes are passed.
-    pub fn connection(
+    pub(crate) fn connection(
         slice: &'a Slice,
         context: &'a Context,
         limits: &'a BTreeSet<String>,

@@ -21,7 +21,7 @@ impl<T> Default for HostMap<T> {
 }
 
 impl<T> HostMap<T> {
-    pub fn insert(&mut self, pattern: &HostPattern, value: T) -> Option<T> {
+    pub(crate) fn insert(&mut self, pattern: &HostPattern, value: T) -> Option<T> {
         let side = if pattern.below {
             &mut self.below
         } else {
@@ -33,7 +33,7 @@ impl<T> HostMap<T> {
     }
 
     /// The most specific value alone.
-    pub fn lookup(&self, name: &HostName, port: u16) -> Option<&T> {
+    pub(crate) fn lookup(&self, name: &HostName, port: u16) -> Option<&T> {
         if let Some(found) = self
             .exact
             .get(&port)
@@ -46,7 +46,7 @@ impl<T> HostMap<T> {
     }
 
     /// The most specific value for what the pattern stands for: itself, or the nearest pattern that covers it.
-    pub fn covering(&self, pattern: &HostPattern) -> Option<&T> {
+    pub(crate) fn covering(&self, pattern: &HostPattern) -> Option<&T> {
         if pattern.below {
             let below = self.below.get(&pattern.port)?;
             std::iter::once(pattern.name.as_str())
@@ -58,7 +58,7 @@ impl<T> HostMap<T> {
     }
 
     /// Whether the name is covered on any port.
-    pub fn covers_name(&self, name: &HostName) -> bool {
+    pub(crate) fn covers_name(&self, name: &HostName) -> bool {
         self.exact
             .values()
             .any(|names| names.contains_key(name.as_str()))

@@ -13,10 +13,10 @@ pub(crate) struct HostPattern {
 
 impl HostPattern {
     /// HTTPS (RFC 9110 section 4.2.2); left out of a host's id.
-    pub const DEFAULT_PORT: u16 = 443;
+    pub(crate) const DEFAULT_PORT: u16 = 443;
 
     /// `name`, `name:port`, `*.name`, `*.name:port`, `[v6]:port`.
-    pub fn parse(raw: &str) -> Result<Self, String> {
+    pub(crate) fn parse(raw: &str) -> Result<Self, String> {
         let (host, port) = split_port(raw)?;
         let port = match port {
             None => Self::DEFAULT_PORT,
@@ -48,7 +48,7 @@ impl HostPattern {
     }
 
     /// `*.parent:port`, for a parent that [`HostPattern::parents`] gave.
-    pub fn below(parent: &str, port: u16) -> Option<Self> {
+    pub(crate) fn below(parent: &str, port: u16) -> Option<Self> {
         let name = HostName::parse(parent).ok()?;
         Some(Self {
             name,
@@ -57,18 +57,18 @@ impl HostPattern {
         })
     }
 
-    pub fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         let star = if self.below { "*." } else { "" };
         format!("{star}{}", self.name.id(self.port))
     }
 
     /// The names above this one, nearest first; none above an address.
-    pub fn parents(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn parents(&self) -> impl Iterator<Item = &str> {
         parents(self.name.as_str())
     }
 
     /// Whether every host of `other` is one of this pattern's.
-    pub fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn covers(&self, other: &Self) -> bool {
         self.port == other.port
             && if self.below {
                 self.name == other.name && other.below

@@ -74,7 +74,7 @@ const HOMES: &[(&str, &str)] = &[
 ];
 
 impl<'a> Table<'a> {
-    pub fn root(file: u32, keys: &'a DeTable<'a>) -> Self {
+    pub(crate) fn root(file: u32, keys: &'a DeTable<'a>) -> Self {
         Self {
             title: "the file",
             at: Place::new(file, 0),
@@ -83,7 +83,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reports every key that is not known, or that this build does not enforce.
-    pub fn check_keys(&self, report: &mut Report<'_>, keys: &Keys) {
+    pub(crate) fn check_keys(&self, report: &mut Report<'_>, keys: &Keys) {
         for key in self.keys.keys() {
             let name: &str = key.get_ref();
             let at = self.place(key);
@@ -107,24 +107,24 @@ impl<'a> Table<'a> {
         }
     }
 
-    pub fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.keys.contains_key(key)
     }
 
     /// Where the key is written; the table itself if it is not there.
-    pub fn key_place(&self, key: &str) -> Place {
+    pub(crate) fn key_place(&self, key: &str) -> Place {
         self.keys
             .keys()
             .find(|found| found.get_ref().as_ref() == key)
             .map_or(self.at, |found| self.place(found))
     }
 
-    pub fn string(&self, report: &mut Report<'_>, key: &str) -> Option<Located<String>> {
+    pub(crate) fn string(&self, report: &mut Report<'_>, key: &str) -> Option<Located<String>> {
         let value = self.keys.get(key)?;
         self.expect_string(report, key, value)
     }
 
-    pub fn required(&self, report: &mut Report<'_>, key: &str) -> Option<Located<String>> {
+    pub(crate) fn required(&self, report: &mut Report<'_>, key: &str) -> Option<Located<String>> {
         if !self.has(key) {
             report.error_help(
                 self.at,
@@ -142,7 +142,7 @@ impl<'a> Table<'a> {
     }
 
     /// A string that is one of `choices`.
-    pub fn choice(
+    pub(crate) fn choice(
         &self,
         report: &mut Report<'_>,
         key: &str,
@@ -163,7 +163,7 @@ impl<'a> Table<'a> {
         None
     }
 
-    pub fn strings(&self, report: &mut Report<'_>, key: &str) -> Vec<Located<String>> {
+    pub(crate) fn strings(&self, report: &mut Report<'_>, key: &str) -> Vec<Located<String>> {
         let Some(value) = self.keys.get(key) else {
             return Vec::new();
         };
@@ -184,7 +184,7 @@ impl<'a> Table<'a> {
     }
 
     /// The string, or those of the list, that the key has; anything else is no text.
-    pub fn texts(&self, key: &str) -> Vec<Located<String>> {
+    pub(crate) fn texts(&self, key: &str) -> Vec<Located<String>> {
         let value = self.keys.get(key);
         let items = value.map_or(&[][..], |value| match value.get_ref().as_array() {
             Some(array) => array,
@@ -200,7 +200,7 @@ impl<'a> Table<'a> {
     }
 
     /// A table of strings or lists of them: `key = { "name" = "value" }`, one pair for each value.
-    pub fn pairs(&self, report: &mut Report<'_>, key: &str) -> Vec<(String, String)> {
+    pub(crate) fn pairs(&self, report: &mut Report<'_>, key: &str) -> Vec<(String, String)> {
         let Some(value) = self.keys.get(key) else {
             return Vec::new();
         };
@@ -228,7 +228,7 @@ impl<'a> Table<'a> {
     }
 
     /// A list of which each element is a string or a table; `None` for one that is neither, which has been reported.
-    pub fn entries(
+    pub(crate) fn entries(
         &self,
         report: &mut Report<'_>,
         key: &str,
@@ -260,7 +260,11 @@ impl<'a> Table<'a> {
     }
 
     /// One string, or a list of them.
-    pub fn string_or_strings(&self, report: &mut Report<'_>, key: &str) -> Vec<Located<String>> {
+    pub(crate) fn string_or_strings(
+        &self,
+        report: &mut Report<'_>,
+        key: &str,
+    ) -> Vec<Located<String>> {
         match self.keys.get(key) {
             Some(value) if value.get_ref().is_str() => {
                 self.expect_string(report, key, value).into_iter().collect()
@@ -270,7 +274,11 @@ impl<'a> Table<'a> {
     }
 
     /// A string as it is, or a table or list as JSON.
-    pub fn string_or_json(&self, report: &mut Report<'_>, key: &str) -> Option<Located<String>> {
+    pub(crate) fn string_or_json(
+        &self,
+        report: &mut Report<'_>,
+        key: &str,
+    ) -> Option<Located<String>> {
         let value = self.keys.get(key)?;
         let at = self.place(value);
         let text = match value.get_ref() {
@@ -291,7 +299,7 @@ impl<'a> Table<'a> {
         text.map(|value| Located { at, value })
     }
 
-    pub fn boolean(&self, report: &mut Report<'_>, key: &str) -> Option<Located<bool>> {
+    pub(crate) fn boolean(&self, report: &mut Report<'_>, key: &str) -> Option<Located<bool>> {
         let value = self.keys.get(key)?;
         let at = self.place(value);
         match value.get_ref().as_bool() {
@@ -305,7 +313,7 @@ impl<'a> Table<'a> {
     }
 
     /// Every key but `known`, with its table; `None` for what is no table.
-    pub fn others(
+    pub(crate) fn others(
         &self,
         known: &[&str],
         title: &'static str,
@@ -329,7 +337,7 @@ impl<'a> Table<'a> {
         others.collect()
     }
 
-    pub fn unsigned(&self, report: &mut Report<'_>, key: &str) -> Option<Located<u64>> {
+    pub(crate) fn unsigned(&self, report: &mut Report<'_>, key: &str) -> Option<Located<u64>> {
         let value = self.keys.get(key)?;
         let at = self.place(value);
         let number = value
@@ -343,7 +351,7 @@ impl<'a> Table<'a> {
     }
 
     /// A moment, as TOML writes one or as a string (RFC 3339).
-    pub fn moment(&self, report: &mut Report<'_>, key: &str) -> Option<Timestamp> {
+    pub(crate) fn moment(&self, report: &mut Report<'_>, key: &str) -> Option<Timestamp> {
         let value = self.keys.get(key)?;
         let text = match value.get_ref().as_datetime() {
             Some(time) => time.to_string(),
@@ -361,7 +369,7 @@ impl<'a> Table<'a> {
         moment.ok()
     }
 
-    pub fn table(
+    pub(crate) fn table(
         &self,
         report: &mut Report<'_>,
         key: &str,
@@ -383,7 +391,7 @@ impl<'a> Table<'a> {
     }
 
     /// The elements of an array of tables.
-    pub fn tables(
+    pub(crate) fn tables(
         &self,
         report: &mut Report<'_>,
         key: &str,

@@ -232,7 +232,7 @@ fn another_owner_holds_until_the_file_names_another() {
         "@id(\"p\") permit (principal, action, resource) when { principal.owner == \"bob\" };";
     let reach = "[[reach]]\nhost = \"h\"\n";
     let sources = line(&[("a", reach)], rules);
-    let reassigned = |from: &str| Reassigned {
+    let reassigned = |from: &str| Reassignment {
         from: from.to_owned(),
         to: "bob".to_owned(),
     };

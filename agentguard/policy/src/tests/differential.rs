@@ -87,7 +87,7 @@ proptest! {
                         continue;
                     }
                     let whole = reference.answer(&question);
-                    // Whoever acts for another may what both may.
+                    // An agent that acts for another may what both may.
                     let permitted = whole.is_ok()
                         && (agent != B || reference.answer(&question.of("a")).is_ok());
                     asked.context = gathered(&delegated, &asked.input(agent), body, turn);

@@ -83,7 +83,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub fn new(line: &str, headers: &[(&str, &str)]) -> Self {
+    pub(crate) fn new(line: &str, headers: &[(&str, &str)]) -> Self {
         let (method, url) = line.split_once(' ').unwrap();
         let (scheme, rest) = url.split_once("://").unwrap();
         let (authority, target) = rest.split_at(rest.find('/').unwrap());
@@ -112,7 +112,7 @@ impl Asked {
         }
     }
 
-    pub fn input(&self, agent: AgentId) -> Input<'_> {
+    pub(crate) fn input(&self, agent: AgentId) -> Input<'_> {
         Input {
             agent,
             host: &self.host,

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-pub struct Bar {
+pub(super) struct Bar {
     total: u64,
     shown: bool,
     wanted: bool,
@@ -11,7 +11,7 @@ pub struct Bar {
 impl Bar {
     const WIDTH: u64 = 40;
 
-    pub fn new(total: u64) -> Self {
+    pub(super) fn new(total: u64) -> Self {
         Self {
             total,
             shown: false,
@@ -19,7 +19,7 @@ impl Bar {
         }
     }
 
-    pub fn show(&mut self, done: u64) {
+    pub(super) fn show(&mut self, done: u64) {
         if !self.wanted {
             return;
         }
@@ -35,7 +35,7 @@ impl Bar {
         self.shown = true;
     }
 
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         if self.shown {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }

@@ -6,7 +6,7 @@ use agentguard_policy::replay::{ReplayGap, ReplayOutcome, Then};
 use agentguard_record::{self as record, ActionName, DecidedBy, DenyReason, Ended};
 
 /// A decision of rules.
-pub struct RuleDecision<'l> {
+pub(super) struct RuleDecision<'l> {
     pub outcome: ReplayOutcome,
     pub reason: Option<DenyReason>,
     pub then: Then,
@@ -19,7 +19,7 @@ const NOT_BY_RULES: &str = "not decided by rules";
 
 impl<'l> RuleDecision<'l> {
     /// `old`: the bundle that decided.
-    pub fn of(line: &'l Line<'_>, old: Option<&Policy>) -> Result<Self, &'static str> {
+    pub(super) fn of(line: &'l Line<'_>, old: Option<&Policy>) -> Result<Self, &'static str> {
         let told = line.decided_by.as_ref().zip(line.ended.as_ref());
         let (by, ended) = told.ok_or(ReplayGap::DecidedBy.why())?;
         let (by, ended) = by.known().zip(ended.known()).ok_or(UNREADABLE)?;

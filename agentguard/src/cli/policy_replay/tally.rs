@@ -40,7 +40,7 @@ struct Group {
 }
 
 #[derive(Default)]
-pub struct Tally {
+pub(super) struct Tally {
     pub records: u64,
     replayed: u64,
     changed: u64,
@@ -51,11 +51,11 @@ pub struct Tally {
 }
 
 impl Tally {
-    pub fn skip(&mut self, why: &'static str) {
+    pub(super) fn skip(&mut self, why: &'static str) {
         *self.skipped.entry(why).or_default() += 1;
     }
 
-    pub fn compare(
+    pub(super) fn compare(
         &mut self,
         line: &Line<'_>,
         recorded: &RecordedAct<'_>,
@@ -97,7 +97,7 @@ impl Tally {
         }
     }
 
-    pub fn add(&mut self, other: Self) {
+    pub(super) fn add(&mut self, other: Self) {
         self.records += other.records;
         self.replayed += other.replayed;
         self.changed += other.changed;
@@ -117,7 +117,7 @@ impl Tally {
         all
     }
 
-    pub fn json(&self, since: Timestamp) -> serde_json::Value {
+    pub(super) fn json(&self, since: Timestamp) -> serde_json::Value {
         let changes = self.sorted().into_iter().map(|(change, group)| {
             json!({
                 "count": group.count,
@@ -140,7 +140,7 @@ impl Tally {
         })
     }
 
-    pub fn text(&self, since: Timestamp) -> String {
+    pub(super) fn text(&self, since: Timestamp) -> String {
         let mut text = String::new();
         if !self.changes.is_empty() {
             let rows = self.sorted().into_iter().map(|(change, group)| {

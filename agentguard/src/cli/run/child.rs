@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use agentguard_control::api::Started;
+use agentguard_control::api::Enrolment;
 use agentguard_daemon::upstream::SYSTEM_BUNDLES;
 use agentguard_sys::{SysError, mount, privilege, pty, signal};
 
@@ -30,7 +30,7 @@ pub(super) struct Plan<'a> {
 pub(super) fn run(plan: &Plan<'_>, go: OwnedFd, errors: OwnedFd) -> ! {
     let mut word = Vec::new();
     let heard = std::fs::File::from(go).read_to_end(&mut word);
-    if let (Ok(1..), Ok(started)) = (heard, serde_json::from_slice::<Started>(&word)) {
+    if let (Ok(1..), Ok(started)) = (heard, serde_json::from_slice::<Enrolment>(&word)) {
         let (status, message) = become_command(plan, &started, &errors);
         let mut text = vec![status];
         text.extend_from_slice(message.as_bytes());
@@ -49,7 +49,7 @@ pub(super) fn failure(errors: OwnedFd) -> Option<Failure> {
 }
 
 /// Returns only if it failed.
-fn become_command(plan: &Plan<'_>, started: &Started, errors: &OwnedFd) -> (u8, String) {
+fn become_command(plan: &Plan<'_>, started: &Enrolment, errors: &OwnedFd) -> (u8, String) {
     if let Err(error) = prepare(plan, started) {
         return (OWN_FAILURE, format!("cannot set up the command: {error}"));
     }
@@ -85,7 +85,7 @@ fn become_command(plan: &Plan<'_>, started: &Started, errors: &OwnedFd) -> (u8, 
     }
 }
 
-fn prepare(plan: &Plan<'_>, started: &Started) -> Result<(), SysError> {
+fn prepare(plan: &Plan<'_>, started: &Enrolment) -> Result<(), SysError> {
     nix::unistd::setsid().map_err(SysError::of("setsid"))?;
     if let Some((terminal, ends)) = plan.terminal {
         pty::set_controlling(terminal)?;

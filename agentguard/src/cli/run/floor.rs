@@ -67,7 +67,7 @@ const RULES: [SyscallRule; 45] = [
         libc::SYS_socketpair,
         &[argument(0, Is::NoneOf(&[AF_UNIX as u32]))],
     ),
-    // Types into the terminal of whoever reads it next; the second pastes on a console.
+    // `TIOCSTI` types into the terminal of the next process that reads it; `TIOCLINUX` pastes on a console.
     only_if(
         libc::SYS_ioctl,
         &[argument(

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitCode;
 
-use agentguard_control::api::{Run, Started, TaskEnd, TaskLine};
+use agentguard_control::api::{Enrolment, Run, TaskEnd, TaskLine};
 use agentguard_control::client::Client;
 use agentguard_daemon::config::Config;
 use agentguard_sys::signal::Signals;
@@ -26,10 +26,10 @@ use self::child::Plan;
 use super::{Failure, client_runtime};
 
 /// Exit status for a failure of `run` itself: CMD has not run.
-pub const OWN_FAILURE: u8 = 125;
+pub(super) const OWN_FAILURE: u8 = 125;
 
 #[derive(Debug, Args)]
-pub struct RunArguments {
+pub(super) struct RunArguments {
     /// The agent that the command is
     #[arg(long, value_name = "NAME")]
     agent: String,
@@ -44,7 +44,7 @@ pub struct RunArguments {
     command: Vec<OsString>,
 }
 
-pub fn run(arguments: &RunArguments, config: &Config) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &RunArguments, config: &Config) -> Result<ExitCode, Failure> {
     let own = |e: &dyn std::fmt::Display| Failure::new(OWN_FAILURE, e);
     let user = arguments.user.as_deref().map(other_user).transpose()?;
     refuse_sockets()?;
@@ -169,7 +169,7 @@ fn other_user(name: &str) -> Result<As, Failure> {
     Ok(As { account, groups })
 }
 
-fn label(arguments: &RunArguments, config: &Config, tgid: u32) -> Result<Started, Failure> {
+fn label(arguments: &RunArguments, config: &Config, tgid: u32) -> Result<Enrolment, Failure> {
     let client = Client::new(&config.paths.control_socket());
     let request = Run {
         agent: arguments.agent.clone(),
@@ -181,7 +181,7 @@ fn label(arguments: &RunArguments, config: &Config, tgid: u32) -> Result<Started
     asked.map_err(|error| Failure::from(error).of_run())
 }
 
-fn tell(go: &OwnedFd, started: &Started) -> std::io::Result<()> {
+fn tell(go: &OwnedFd, started: &Enrolment) -> std::io::Result<()> {
     let message = serde_json::to_vec(started)?;
     std::fs::File::from(go.try_clone()?).write_all(&message)
 }

@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use super::latency::Latencies;
 
 /// Blocking, one after the other. Closes with a reset: nothing stays in TIME_WAIT.
-pub fn connects(to: SocketAddr, count: u32) -> anyhow::Result<Latencies> {
+pub(super) fn connects(to: SocketAddr, count: u32) -> anyhow::Result<Latencies> {
     let mut latencies = Latencies::default();
     let address = SockaddrStorage::from(to);
     let family = if to.is_ipv4() {
@@ -37,7 +37,7 @@ pub fn connects(to: SocketAddr, count: u32) -> anyhow::Result<Latencies> {
     Ok(latencies)
 }
 
-pub fn unix_connects(path: &Path, count: u32) -> anyhow::Result<Latencies> {
+pub(super) fn unix_connects(path: &Path, count: u32) -> anyhow::Result<Latencies> {
     let mut latencies = Latencies::default();
     for _ in 0..count {
         let started = Instant::now();
@@ -49,7 +49,7 @@ pub fn unix_connects(path: &Path, count: u32) -> anyhow::Result<Latencies> {
 }
 
 /// How long `bytes` took, to the last one read.
-pub fn stream(to: SocketAddr, bytes: u64) -> anyhow::Result<Duration> {
+pub(super) fn stream(to: SocketAddr, bytes: u64) -> anyhow::Result<Duration> {
     let mut stream = TcpStream::connect(to)?;
     let chunk = vec![b's'; 256 << 10];
     let started = Instant::now();

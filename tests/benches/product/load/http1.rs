@@ -17,18 +17,18 @@ use super::tls::Dialer;
 const SMALL_BUFFER: usize = 8 << 10;
 const BULK_BUFFER: usize = 256 << 10;
 
-pub struct Connection {
+pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     authority: Arc<str>,
     buffer: Box<[u8]>,
 }
 
 impl Connection {
-    pub async fn open(dialer: &Dialer) -> anyhow::Result<Self> {
+    pub(super) async fn open(dialer: &Dialer) -> anyhow::Result<Self> {
         Self::with(dialer, SMALL_BUFFER, false).await
     }
 
-    pub async fn bulk(dialer: &Dialer) -> anyhow::Result<Self> {
+    pub(super) async fn bulk(dialer: &Dialer) -> anyhow::Result<Self> {
         Self::with(dialer, BULK_BUFFER, false).await
     }
 
@@ -40,14 +40,14 @@ impl Connection {
         })
     }
 
-    pub async fn get(&mut self, path: &str) -> anyhow::Result<u64> {
+    pub(super) async fn get(&mut self, path: &str) -> anyhow::Result<u64> {
         let head = self.head("GET", path, None);
         self.send(head.as_bytes()).await?;
         self.discard_response().await
     }
 
     /// The time from the request to the last byte of a response of exactly `bytes`.
-    pub async fn download(&mut self, path: &str, bytes: u64) -> anyhow::Result<Duration> {
+    pub(super) async fn download(&mut self, path: &str, bytes: u64) -> anyhow::Result<Duration> {
         let started = Instant::now();
         let received = self.get(path).await?;
         if received != bytes {
@@ -57,7 +57,7 @@ impl Connection {
     }
 
     /// The time from the request to the answer of a sink that says how many bytes it read.
-    pub async fn upload(&mut self, path: &str, bytes: u64) -> anyhow::Result<Duration> {
+    pub(super) async fn upload(&mut self, path: &str, bytes: u64) -> anyhow::Result<Duration> {
         let chunk = vec![b'u'; BULK_BUFFER];
         let started = Instant::now();
         let head = self.head("PUT", path, Some(bytes));
@@ -85,7 +85,7 @@ impl Connection {
     }
 
     /// When the events `one` and `two` of a stream were here, since the request.
-    pub async fn events(&mut self, path: &str) -> anyhow::Result<(Duration, Duration)> {
+    pub(super) async fn events(&mut self, path: &str) -> anyhow::Result<(Duration, Duration)> {
         let started = Instant::now();
         let head = self.head("GET", path, None);
         self.send(head.as_bytes()).await?;
@@ -167,7 +167,7 @@ impl Connection {
 }
 
 /// All connections at once, one request after the other on each.
-pub async fn requests(
+pub(super) async fn requests(
     connections: &mut Vec<Connection>,
     path: &str,
     until: Instant,
@@ -196,7 +196,7 @@ pub async fn requests(
 }
 
 /// A connection, one request and a close, over and over.
-pub async fn handshakes(
+pub(super) async fn handshakes(
     dialer: &Arc<Dialer>,
     path: &str,
     concurrency: usize,

@@ -15,13 +15,13 @@ use super::latency::Latencies;
 use super::tls::Dialer;
 
 #[derive(Clone)]
-pub struct Connection {
+pub(super) struct Connection {
     sender: SendRequest<Empty<Bytes>>,
     authority: String,
 }
 
 impl Connection {
-    pub async fn open(dialer: &Dialer) -> anyhow::Result<Self> {
+    pub(super) async fn open(dialer: &Dialer) -> anyhow::Result<Self> {
         let stream = dialer.dial(Protocol::Http2, false).await?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             bail!("the server did not choose h2");
@@ -36,7 +36,7 @@ impl Connection {
         })
     }
 
-    pub async fn get(&mut self, path: &str) -> anyhow::Result<()> {
+    pub(super) async fn get(&mut self, path: &str) -> anyhow::Result<()> {
         let uri = Uri::builder()
             .scheme("https")
             .authority(self.authority.as_str())
@@ -60,7 +60,7 @@ impl Connection {
 }
 
 /// `streams` at once on every connection.
-pub async fn requests(
+pub(super) async fn requests(
     connections: &[Connection],
     path: &str,
     streams: usize,

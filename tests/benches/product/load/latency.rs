@@ -6,19 +6,19 @@ use super::Outcome;
 
 /// Nanoseconds.
 #[derive(Default)]
-pub struct Latencies(Vec<u64>);
+pub(super) struct Latencies(Vec<u64>);
 
 impl Latencies {
-    pub fn push(&mut self, latency: Duration) {
+    pub(super) fn push(&mut self, latency: Duration) {
         self.0
             .push(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    pub fn extend(&mut self, other: Self) {
+    pub(super) fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
-    pub fn outcome(mut self, elapsed: Duration) -> Outcome {
+    pub(super) fn outcome(mut self, elapsed: Duration) -> Outcome {
         self.0.sort_unstable();
         Outcome {
             count: self.0.len() as u64,

@@ -13,7 +13,7 @@ use nix::unistd::{ForkResult, fork};
 
 use super::latency::Latencies;
 
-pub fn forks(count: u32) -> anyhow::Result<Latencies> {
+pub(super) fn forks(count: u32) -> anyhow::Result<Latencies> {
     let mut latencies = Latencies::default();
     for _ in 0..count {
         let started = Instant::now();
@@ -28,7 +28,7 @@ pub fn forks(count: u32) -> anyhow::Result<Latencies> {
     Ok(latencies)
 }
 
-pub fn execs(count: u32) -> anyhow::Result<Latencies> {
+pub(super) fn execs(count: u32) -> anyhow::Result<Latencies> {
     let mut latencies = Latencies::default();
     for _ in 0..count {
         let started = Instant::now();

@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Protocol, Target};
 
-pub struct Dialer {
+pub(super) struct Dialer {
     address: SocketAddr,
     authority: String,
     name: ServerName<'static>,
@@ -24,7 +24,7 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    pub fn new(target: &Target) -> anyhow::Result<Self> {
+    pub(super) fn new(target: &Target) -> anyhow::Result<Self> {
         let file = std::env::var("SSL_CERT_FILE").context("SSL_CERT_FILE is not set")?;
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(&file).with_context(|| file.clone())? {
@@ -58,11 +58,11 @@ impl Dialer {
         })
     }
 
-    pub fn authority(&self) -> &str {
+    pub(super) fn authority(&self) -> &str {
         &self.authority
     }
 
-    pub async fn dial(
+    pub(super) async fn dial(
         &self,
         protocol: Protocol,
         resume: bool,

@@ -13,9 +13,9 @@ use crate::subject::Subject;
 
 use super::{Plan, group};
 
-pub const NAME: &str = "connect";
+pub(super) const NAME: &str = "connect";
 
-pub fn measure(place: &Place, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+pub(super) fn measure(place: &Place, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let authority = place.authority();
     let site = place.site();
     let mut plain = Subject::plain("plain", site, place.origin(), &authority, None)?;

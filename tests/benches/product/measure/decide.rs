@@ -7,12 +7,12 @@ use crate::place::SMALL;
 use crate::report::{GUARDED, Report, Row};
 use crate::subject::Subject;
 
-pub const NAME: &str = "decide";
+pub(super) const NAME: &str = "decide";
 
 /// So many that the audit log of the rest of the run stays small.
 const MILLIS: u64 = 300;
 
-pub fn measure(
+pub(super) fn measure(
     guard: &Guard<'_>,
     subject: &mut Subject,
     report: &mut Report,

@@ -9,12 +9,12 @@ use crate::subject::Subject;
 
 use super::Plan;
 
-pub struct Group {
+pub(super) struct Group {
     pub name: &'static str,
     pub measure: fn(&mut Subject, &Plan, &mut Report) -> anyhow::Result<()>,
 }
 
-pub const GROUPS: &[Group] = &[
+pub(super) const GROUPS: &[Group] = &[
     Group {
         name: "keep-alive-1",
         measure: |subject, plan, report| keep_alive(subject, plan, report, 1),
@@ -169,7 +169,7 @@ fn events(subject: &mut Subject, _: &Plan, report: &mut Report) -> anyhow::Resul
 }
 
 /// Plain traffic of a process that is not an agent.
-pub fn bystander(
+pub(super) fn bystander(
     subject: &mut Subject,
     plan: &Plan,
     report: &mut Report,

@@ -13,12 +13,12 @@ use crate::subject::Subject;
 
 use super::Plan;
 
-pub const NAME: &str = "hooks";
+pub(super) const NAME: &str = "hooks";
 
 /// Of the connects of a plan, so many forks and execs.
 const CONNECTS_PER_PROCESS: u32 = 10;
 
-pub fn measure(place: &Place, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+pub(super) fn measure(place: &Place, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let authority = place.authority();
     let site = place.site();
     let calls = calls(place, plan);

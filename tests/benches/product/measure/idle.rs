@@ -7,9 +7,13 @@ use crate::subject::Subject;
 
 use super::Plan;
 
-pub const NAME: &str = "memory";
+pub(super) const NAME: &str = "memory";
 
-pub fn measure(subjects: &mut [Subject], plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+pub(super) fn measure(
+    subjects: &mut [Subject],
+    plan: &Plan,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     for subject in subjects.iter_mut().filter(|subject| subject.has_proxy()) {
         let idle = subject.proxy();
         let rss = idle.rss_mb();

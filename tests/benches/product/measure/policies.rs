@@ -16,7 +16,7 @@ use super::Plan;
 use crate::accounts::Tree;
 use crate::report::{GUARDED, Report, Row};
 
-pub const NAME: &str = "policies";
+pub(super) const NAME: &str = "policies";
 
 /// Policies, and where the request's p50 and p99 go.
 const SIZES: [(usize, Row, Row); 3] = [
@@ -50,7 +50,7 @@ struct Measured {
     headers: HeaderMap,
 }
 
-pub fn measure(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+pub(super) fn measure(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let own = || Tree::of(std::process::id()).rss_mb();
     let mut subjects = Vec::new();
     for (count, p50, p99) in SIZES {

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::Plan;
 use crate::report::{GUARDED, Report, Row};
 
-pub const NAME: &str = "replay";
+pub(super) const NAME: &str = "replay";
 
 const RULES: &str = r#"
 @id("orders") permit (principal == Agent::"bench", action == Action::"GET", resource == Host::"rule.example")
@@ -32,7 +32,7 @@ when { context.path == "/v1/orders" && context.time.hour < 24 };
 when { context.segments > 20 || !context.routes.contains("/v1/**") };
 "#;
 
-pub fn measure(site: &Site, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+pub(super) fn measure(site: &Site, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let folder = site.path("replay");
     let (state, config, bundle) = (
         folder.join("state"),

@@ -12,10 +12,10 @@ use std::time::Duration;
 use anyhow::Context;
 
 /// Between the two events of a stream: what buffers shows the first one only then.
-pub const EVENT_GAP: Duration = Duration::from_millis(300);
+pub(super) const EVENT_GAP: Duration = Duration::from_millis(300);
 
 /// Its threads end with the process.
-pub struct Backend {
+pub(super) struct Backend {
     pub http: SocketAddr,
     pub acceptor: SocketAddr,
     pub sink: SocketAddr,
@@ -23,7 +23,7 @@ pub struct Backend {
 
 impl Backend {
     /// `unix`: where a socket file is to be that accepts and closes.
-    pub fn start(unix: &Path) -> anyhow::Result<Self> {
+    pub(super) fn start(unix: &Path) -> anyhow::Result<Self> {
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let acceptor = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let sink = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;

@@ -11,13 +11,13 @@ use anyhow::bail;
 use super::{BULK, EVENTS, SINK, SMALL, free_port};
 
 /// Ends with this value.
-pub struct Nginx {
+pub(crate) struct Nginx {
     pub address: SocketAddr,
     master: Running,
 }
 
 impl Nginx {
-    pub fn origin(site: &Site, backend: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) fn origin(site: &Site, backend: SocketAddr) -> anyhow::Result<Self> {
         let files = site.path("files");
         let files = files.display();
         let server = format!(
@@ -31,7 +31,7 @@ impl Nginx {
         Self::start(site, "origin", &server, "")
     }
 
-    pub fn peer(site: &Site, origin: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) fn peer(site: &Site, origin: SocketAddr) -> anyhow::Result<Self> {
         let server = format!(
             "location / {{
                 proxy_pass https://origin;
@@ -61,7 +61,7 @@ impl Nginx {
     }
 
     /// The master's id; its workers are its children.
-    pub fn master(&self) -> u32 {
+    pub(crate) fn master(&self) -> u32 {
         self.master.tgid()
     }
 

@@ -6,7 +6,7 @@ use super::{DIRECT, NGINX, Report, Row, extent, kernel};
 use crate::{accounts, goals};
 
 impl Report {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let rows: Vec<_> = Row::ALL
             .iter()
             .filter(|row| self.has(**row))

@@ -6,17 +6,17 @@ macro_rules! rows {
     ($($group:literal { $($row:ident $label:literal,)* })*) => {
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
         #[serde(rename_all = "snake_case")]
-        pub enum Row { $($($row,)*)* }
+        pub(crate) enum Row { $($($row,)*)* }
 
         impl Row {
-            pub const ALL: &[Self] = &[$($(Self::$row,)*)*];
+            pub(crate) const ALL: &[Self] = &[$($(Self::$row,)*)*];
 
-            pub fn group(self) -> &'static str {
+            pub(crate) fn group(self) -> &'static str {
                 match self { $($(Self::$row => $group,)*)* }
             }
 
             /// What is measured, and its unit.
-            pub fn label(self) -> &'static str {
+            pub(crate) fn label(self) -> &'static str {
                 match self { $($(Self::$row => $label,)*)* }
             }
         }
@@ -98,7 +98,7 @@ rows! {
 }
 
 /// What a proxy adds: the row, and the one it is the difference of.
-pub const ADDED: [(Row, Row); 4] = [
+pub(super) const ADDED: [(Row, Row); 4] = [
     (Row::AloneAddedP50, Row::AloneP50),
     (Row::AloneAddedP99, Row::AloneP99),
     (Row::BusyAddedP50, Row::BusyP50),
@@ -107,7 +107,7 @@ pub const ADDED: [(Row, Row); 4] = [
 
 /// Who connects, for what AgentGuard costs by being there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Anybody, without AgentGuard.
     Unloaded,
     /// A process that is not an agent.
@@ -119,9 +119,10 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 4] = [Self::Unloaded, Self::Bystander, Self::Direct, Self::Forward];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Unloaded, Self::Bystander, Self::Direct, Self::Forward];
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unloaded => "not loaded",
             Self::Bystander => "non-agent",

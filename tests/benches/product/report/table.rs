@@ -167,7 +167,7 @@ impl Report {
 }
 
 /// Three significant digits; "–" where nothing was measured.
-pub fn number(value: Option<f64>) -> String {
+pub(crate) fn number(value: Option<f64>) -> String {
     match value {
         None => "–".to_owned(),
         Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),

@@ -8,15 +8,15 @@ use super::counters::Amount;
 type Digest = [u8; 16];
 
 #[derive(Debug, Default)]
-pub struct Count {
+pub(super) struct Count {
     /// Until when → how much.
     pub entries: BTreeMap<i64, u64>,
-    pub keys: HashMap<Digest, Keyed>,
+    pub keys: HashMap<Digest, KeyCount>,
 }
 
 /// What one key has been charged for.
 #[derive(Debug)]
-pub struct Keyed {
+pub(super) struct KeyCount {
     pub until: i64,
     pub amount: u64,
     pub request: Digest,
@@ -27,29 +27,29 @@ pub struct Keyed {
 }
 
 impl Count {
-    pub fn used(&self) -> u64 {
+    pub(super) fn used(&self) -> u64 {
         self.entries
             .values()
             .fold(0, |sum, amount| sum.saturating_add(*amount))
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.keys.is_empty()
     }
 
-    pub fn add(&mut self, until: i64, amount: u64) {
+    pub(super) fn add(&mut self, until: i64, amount: u64) {
         let sum = self.entries.entry(until).or_default();
         *sum = sum.saturating_add(amount);
     }
 
     /// Whether it is one more.
-    pub fn insert(&mut self, value: Digest, keyed: Keyed) -> bool {
+    pub(super) fn insert(&mut self, value: Digest, keyed: KeyCount) -> bool {
         self.keys.insert(value, keyed).is_none()
     }
 
     /// Drops what does not count any more. What would count beyond `far` was charged by a clock that has been set back
     /// since: it counts to `until`, as if it were charged now. Whether there was any.
-    pub fn settle(&mut self, now: i64, far: i64, until: i64) -> bool {
+    pub(super) fn settle(&mut self, now: i64, far: i64, until: i64) -> bool {
         let first = self.entries.first_key_value();
         if first.is_some_and(|(first, _)| *first <= now) {
             self.entries = self.entries.split_off(&now.saturating_add(1));
@@ -67,7 +67,7 @@ impl Count {
         true
     }
 
-    pub fn subtract(&mut self, amount: &Amount) {
+    pub(super) fn subtract(&mut self, amount: &Amount) {
         if let Some(sum) = self.entries.get_mut(&amount.until) {
             *sum = sum.saturating_sub(amount.amount);
             if *sum == 0 {

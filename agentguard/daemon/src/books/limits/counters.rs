@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use agentguard_policy::{Charge, Counter, LimitKey, Room};
 use serde::{Deserialize, Serialize};
 
-use super::count::{Count, Keyed};
+use super::count::{Count, KeyCount};
 
 /// Counters of one agent, which has one for each host or task where a limit is per those.
 const MAX_COUNTERS: usize = 1024;
@@ -13,7 +13,7 @@ const MAX_COUNTERS: usize = 1024;
 const MAX_KEYS: usize = 10_000;
 
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     all: BTreeMap<Counter, Count>,
     /// What each agent has.
     of: HashMap<Option<String>, Share>,
@@ -35,7 +35,7 @@ struct Share {
 
 /// What a request that is under way has taken of one counter.
 #[derive(Debug)]
-pub struct Part {
+pub(crate) struct Part {
     counter: Counter,
     until: i64,
     amount: u64,
@@ -45,7 +45,7 @@ pub struct Part {
 
 /// What a request has taken.
 #[derive(Debug)]
-pub struct Taken {
+pub(crate) struct Withdrawal {
     pub parts: Vec<Part>,
     pub changes: Vec<Change>,
     /// How much of each counter is used now.
@@ -55,7 +55,7 @@ pub struct Taken {
 /// A change of the counters, as the journal has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Change {
+pub(crate) enum Change {
     Taken(Amount),
     GivenBack(Amount),
     /// Of what is among the amounts already.
@@ -64,7 +64,7 @@ pub enum Change {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Amount {
+pub(crate) struct Amount {
     pub counter: Counter,
     /// Milliseconds since the Unix epoch.
     pub until: i64,
@@ -75,7 +75,7 @@ pub struct Amount {
 
 /// What is used of one counter now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Used {
+pub struct Usage {
     pub counter: Counter,
     pub used: u64,
     /// When the first of it stops to count.
@@ -87,7 +87,7 @@ impl Counters {
     ///
     /// # Errors
     /// What has no room.
-    pub fn take(&mut self, now: i64, charges: &[Charge]) -> Result<Taken, Room> {
+    pub(crate) fn take(&mut self, now: i64, charges: &[Charge]) -> Result<Withdrawal, Room> {
         let mut untils = Vec::with_capacity(charges.len());
         for (index, charge) in (0u32..).zip(charges) {
             untils.push(self.look(now, index, charge)?);
@@ -106,7 +106,7 @@ impl Counters {
                     share.counter_over = share.counter_over.min(until);
                     count.add(until, charge.amount);
                     if let Some(key) = charge.key {
-                        let keyed = Keyed {
+                        let keyed = KeyCount {
                             until,
                             amount: charge.amount,
                             request: key.request,
@@ -134,7 +134,7 @@ impl Counters {
                 is_budget: charge.is_budget(),
             });
         }
-        Ok(Taken {
+        Ok(Withdrawal {
             parts,
             changes,
             used,
@@ -209,7 +209,7 @@ impl Counters {
     }
 
     /// The request has gone out: what it took stays taken.
-    pub fn keep(&mut self, part: &Part) {
+    pub(crate) fn keep(&mut self, part: &Part) {
         if let Some(keyed) = self.keyed(part) {
             keyed.holders = keyed.holders.saturating_sub(1);
             keyed.kept = true;
@@ -217,7 +217,7 @@ impl Counters {
     }
 
     /// As if the request had not been; what others with its key still hold stays.
-    pub fn give_back(&mut self, part: &Part) -> Option<Change> {
+    pub(crate) fn give_back(&mut self, part: &Part) -> Option<Change> {
         if let Some(key) = part.key {
             let keyed = self.keyed(part)?;
             keyed.holders = keyed.holders.saturating_sub(1);
@@ -247,7 +247,7 @@ impl Counters {
         }
     }
 
-    fn keyed(&mut self, part: &Part) -> Option<&mut Keyed> {
+    fn keyed(&mut self, part: &Part) -> Option<&mut KeyCount> {
         let count = self.all.get_mut(&part.counter)?;
         let keyed = count.keys.get_mut(&part.key?.value)?;
         // Another has it by now.
@@ -255,7 +255,7 @@ impl Counters {
     }
 
     /// What the journal says, in its order.
-    pub fn replay(&mut self, change: Change) {
+    pub(crate) fn replay(&mut self, change: Change) {
         let (Change::Taken(amount) | Change::GivenBack(amount) | Change::Key(amount)) = &change;
         let (share, count) = self.share(&amount.counter);
         share.counter_over = share.counter_over.min(amount.until);
@@ -272,7 +272,7 @@ impl Counters {
         }
         if let Some(key) = amount.key {
             // Whether it has gone out is not known any more.
-            let keyed = Keyed {
+            let keyed = KeyCount {
                 until: amount.until,
                 amount: amount.amount,
                 request: key.request,
@@ -285,7 +285,7 @@ impl Counters {
     }
 
     /// What makes the same counters of none.
-    pub fn snapshot(&mut self, now: i64) -> Vec<Change> {
+    pub(crate) fn snapshot(&mut self, now: i64) -> Vec<Change> {
         let agents: Vec<_> = self.of.keys().cloned().collect();
         for agent in agents {
             self.forget_what_is_over(&agent, now);
@@ -379,7 +379,7 @@ impl Counters {
     }
 
     /// What is used of the agent's counters, and of those that all agents share.
-    pub fn of(&self, now: i64, agent: &str) -> Vec<Used> {
+    pub(crate) fn of(&self, now: i64, agent: &str) -> Vec<Usage> {
         let its = self.all.iter().filter(|(counter, _)| {
             let of = counter.agent.as_deref();
             of.is_none_or(|of| of == agent)
@@ -387,7 +387,7 @@ impl Counters {
         let used = its.filter_map(|(counter, count)| {
             let counts = count.entries.range(now.saturating_add(1)..);
             let next = *counts.clone().next()?.0;
-            Some(Used {
+            Some(Usage {
                 counter: counter.clone(),
                 used: counts.fold(0, |sum, (_, amount)| sum.saturating_add(*amount)),
                 next,

@@ -17,7 +17,7 @@ const HEAD: &str = "agentguard-limits 1\n";
 const SLACK: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
-pub enum JournalError {
+pub(super) enum JournalError {
     #[error("cannot {call} what limits have counted, `{}`: {source}", path.display())]
     Io {
         call: &'static str,
@@ -33,7 +33,7 @@ pub enum JournalError {
     Start(Box<Self>),
 }
 
-pub struct Journal {
+pub(super) struct Journal {
     path: PathBuf,
     file: File,
     /// Bytes of whole lines that have been answered for.
@@ -47,7 +47,7 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the file, or starts one, and says what it has counted. Only the daemon's start does.
-    pub fn open(path: &Path, now: i64) -> Result<(Self, Counters), JournalError> {
+    pub(super) fn open(path: &Path, now: i64) -> Result<(Self, Counters), JournalError> {
         Self::read_and_write(path, now).map_err(|error| match error {
             JournalError::Io { .. } | JournalError::Write { .. } => {
                 JournalError::Start(Box::new(error))
@@ -98,7 +98,7 @@ impl Journal {
     }
 
     /// Adds to it; `durable`: on disk when this returns. After an error nothing has been added.
-    pub fn append(&mut self, changes: &[Change], durable: bool) -> Result<(), JournalError> {
+    pub(super) fn append(&mut self, changes: &[Change], durable: bool) -> Result<(), JournalError> {
         let io = |call, source| JournalError::Io {
             call,
             path: self.path.clone(),
@@ -130,17 +130,17 @@ impl Journal {
 
     /// Another file in the place of its own, which cannot be written.
     #[cfg(test)]
-    pub fn write_to(&mut self, path: &Path) {
+    pub(super) fn write_to(&mut self, path: &Path) {
         self.file = OpenOptions::new().append(true).open(path).expect("there");
     }
 
     /// It has grown long.
-    pub fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.lines > self.full
     }
 
     /// Only these changes, from which the same follows.
-    pub fn rewrite(&mut self, changes: &[Change]) -> Result<(), JournalError> {
+    pub(super) fn rewrite(&mut self, changes: &[Change]) -> Result<(), JournalError> {
         *self = Self::write(&self.path, changes)?;
         Ok(())
     }

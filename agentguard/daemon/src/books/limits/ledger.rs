@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 
 use crate::lock::lock;
 
-use super::counters::{Change, Counters, Part, Used};
+use super::counters::{Change, Counters, Part, Usage};
 use super::journal::{Journal, JournalError};
 
 /// Requests that may be under way at once, and the bytes that their counters' names may have.
@@ -110,7 +110,7 @@ impl Ledger {
     }
 
     /// What is used of the agent's limits now.
-    pub fn of(&self, agent: &str) -> Vec<Used> {
+    pub fn of(&self, agent: &str) -> Vec<Usage> {
         lock(&self.state).counters.of(now(), agent)
     }
 }

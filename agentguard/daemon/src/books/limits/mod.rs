@@ -4,10 +4,10 @@
 //! [`counters`] is pure, [`journal`] is its file, and [`Ledger`] the thread that has both.
 
 mod count;
-pub mod counters;
+pub(crate) mod counters;
 mod journal;
 mod ledger;
 #[cfg(test)]
 mod tests;
 
-pub use self::ledger::{Ledger, Session};
+pub(crate) use self::ledger::{Ledger, Session};

@@ -1,4 +1,4 @@
-//! Which bundle is wanted in force, where its files are from, and whether it may follow the one that is.
+//! Which bundle an operator wants in force, where its files are from, and whether it may follow the one that is.
 
 use agentguard_bundle::history::{BundleOrigin, HistoryEntry};
 use agentguard_bundle::pack::{self, Signer};
@@ -14,7 +14,7 @@ use crate::roster::Roster;
 use crate::roster::active::Active;
 
 /// What an operator wants in force.
-pub enum Wanted {
+pub enum Candidate {
     Files(Sources),
     /// A packed bundle's text.
     Packed(String),
@@ -22,7 +22,7 @@ pub enum Wanted {
     Earlier(Option<u64>),
 }
 
-impl Wanted {
+impl Candidate {
     pub(super) fn operation(&self) -> Operation {
         match self {
             Self::Files(_) | Self::Packed(_) => Operation::PolicyApply,
@@ -42,7 +42,7 @@ impl Wanted {
 pub(super) fn find(
     host: &Host,
     roster: &Roster,
-    wanted: Wanted,
+    candidate: Candidate,
     in_force: Option<&Active>,
 ) -> Result<LoadedBundle, ApplyError> {
     let refused = |why: String| ApplyError::Refused(why);
@@ -50,12 +50,12 @@ pub(super) fn find(
         store::trusted_keys(&host.config.paths.trust, Trust::Root)
             .map_err(|e| refused(e.to_string()))
     };
-    match wanted {
-        Wanted::Files(sources) => Ok(LoadedBundle {
+    match candidate {
+        Candidate::Files(sources) => Ok(LoadedBundle {
             sources,
             signer: None,
         }),
-        Wanted::Packed(text) => {
+        Candidate::Packed(text) => {
             let (contents, signer) =
                 pack::open(&text, &keys()?).map_err(|e| refused(e.to_string()))?;
             Ok(LoadedBundle {
@@ -63,7 +63,7 @@ pub(super) fn find(
                 signer: Some(signer),
             })
         }
-        Wanted::Earlier(serial) => {
+        Candidate::Earlier(serial) => {
             let history = lock(&roster.history);
             let entry = earlier(history.entries(), serial, in_force.map(|it| &it.entry))
                 .map_err(refused)?;

@@ -20,7 +20,7 @@ use crate::roster::stops::stops;
 
 /// Makes the kernel hold `to`, whatever it held: each agent's rules in one update, then what enrols processes. Agents that
 /// `to` does not have lose theirs.
-pub async fn switch(
+pub(crate) async fn switch(
     _change: &BundleChange<'_>,
     roster: &Arc<Roster>,
     census: &Arc<Census>,

@@ -95,7 +95,7 @@ async fn serve(
         };
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
-            // Whoever it was that did not ask as the canary does.
+            // A client that does not ask as the canary does is not the canary.
             let _ = tokio::time::timeout(LIMIT, answer(stream, acceptor)).await;
             drop(place);
         });

@@ -39,7 +39,7 @@ pub enum Attempt {
 
 /// What became of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Seen {
+pub enum AttemptOutcome {
     Done,
     /// An HTTP answer.
     Answered(u16),
@@ -59,7 +59,7 @@ pub fn run(link: OwnedFd) -> io::Result<()> {
     let orders = BufReader::new(link.try_clone()?);
     for line in orders.lines() {
         let attempts: Vec<Attempt> = serde_json::from_str(&line?)?;
-        let seen: Vec<Seen> = attempts.iter().map(attempt::attempt).collect();
+        let seen: Vec<AttemptOutcome> = attempts.iter().map(attempt::attempt).collect();
         say(&mut link, &seen)?;
     }
     Ok(())

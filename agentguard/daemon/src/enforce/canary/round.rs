@@ -14,7 +14,7 @@ use super::CanaryParts;
 use super::targets::{REQUEST, Targets, Trial};
 use crate::enforce::Enforce;
 use crate::enforce::canary::process as canary;
-use crate::enforce::canary::process::{Attempt, FROM_ORIGIN, Seen};
+use crate::enforce::canary::process::{Attempt, AttemptOutcome, FROM_ORIGIN};
 use crate::forwarder::Status;
 use crate::lock::lock;
 
@@ -82,7 +82,7 @@ fn requests(parts: &CanaryParts, targets: &Targets, bird: &mut Bird<'_>) -> Resu
     let was_recorded = is_recorded();
     let seen = bird.tries(trials)?;
     for (_, seen) in &seen {
-        if let Seen::Failed { port, .. } = seen
+        if let AttemptOutcome::Failed { port, .. } = seen
             && targets.origin.was_reached_from(*port)
         {
             let why = "a request reached its destination, past the forwarder";
@@ -104,7 +104,7 @@ fn forbidden(name: &'static str, attempt: Attempt) -> Trial {
 }
 
 /// Everything that was not as it must be, by name.
-fn judge_all(seen: &[(Trial, Seen)]) -> Result<(), Trouble> {
+fn judge_all(seen: &[(Trial, AttemptOutcome)]) -> Result<(), Trouble> {
     let wrong = |permitted| {
         let of_these = seen
             .iter()
@@ -122,31 +122,31 @@ fn judge_all(seen: &[(Trial, Seen)]) -> Result<(), Trouble> {
     }
 }
 
-fn judge(name: &str, permitted: bool, seen: &Seen) -> Result<(), String> {
+fn judge(name: &str, permitted: bool, seen: &AttemptOutcome) -> Result<(), String> {
     let errno = match seen {
-        Seen::Failed { errno, .. } => *errno,
-        Seen::Done | Seen::Answered(_) | Seen::Killed => None,
+        AttemptOutcome::Failed { errno, .. } => *errno,
+        AttemptOutcome::Done | AttemptOutcome::Answered(_) | AttemptOutcome::Killed => None,
     };
     match (permitted, seen) {
-        (true, Seen::Done | Seen::Answered(FROM_ORIGIN)) => Ok(()),
-        (false, Seen::Killed | Seen::Answered(403)) => Ok(()),
-        (false, Seen::Failed { .. }) if errno == Some(libc::EPERM) => Ok(()),
+        (true, AttemptOutcome::Done | AttemptOutcome::Answered(FROM_ORIGIN)) => Ok(()),
+        (false, AttemptOutcome::Killed | AttemptOutcome::Answered(403)) => Ok(()),
+        (false, AttemptOutcome::Failed { .. }) if errno == Some(libc::EPERM) => Ok(()),
         // A host without IPv6 has nothing to refuse there.
-        (_, Seen::Failed { .. }) if errno == Some(libc::EAFNOSUPPORT) => Ok(()),
+        (_, AttemptOutcome::Failed { .. }) if errno == Some(libc::EAFNOSUPPORT) => Ok(()),
         // Nothing went through, and nothing was refused: the forwarder has no time, as the permitted one shows.
-        (false, Seen::Failed { .. }) if name == REQUEST => Ok(()),
-        (true, Seen::Failed { error, .. }) => {
+        (false, AttemptOutcome::Failed { .. }) if name == REQUEST => Ok(()),
+        (true, AttemptOutcome::Failed { error, .. }) => {
             Err(format!("a permitted {name} did not work: {error}"))
         }
-        (true, Seen::Killed) => Err(format!("a permitted {name} was killed")),
-        (true, Seen::Answered(status)) => Err(format!(
+        (true, AttemptOutcome::Killed) => Err(format!("a permitted {name} was killed")),
+        (true, AttemptOutcome::Answered(status)) => Err(format!(
             "a permitted {name} was answered with {status}, and not by its destination"
         )),
-        (false, Seen::Failed { error, .. }) => Err(format!(
+        (false, AttemptOutcome::Failed { error, .. }) => Err(format!(
             "a forbidden {name} was not refused, it failed: {error}"
         )),
-        (false, Seen::Done) => Err(format!("a forbidden {name} went through")),
-        (false, Seen::Answered(status)) => Err(format!(
+        (false, AttemptOutcome::Done) => Err(format!("a forbidden {name} went through")),
+        (false, AttemptOutcome::Answered(status)) => Err(format!(
             "a forbidden {name} was answered with {status}, not 403"
         )),
     }
@@ -183,12 +183,12 @@ impl<'s> Bird<'s> {
             .map_err(Trouble::lost)
     }
 
-    fn tries(&mut self, trials: Vec<Trial>) -> Result<Vec<(Trial, Seen)>, Trouble> {
+    fn tries(&mut self, trials: Vec<Trial>) -> Result<Vec<(Trial, AttemptOutcome)>, Trouble> {
         let attempts: Vec<&Attempt> = trials.iter().map(|trial| &trial.attempt).collect();
         canary::say(&mut self.link, &attempts)?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
-        let seen: Vec<Seen> = serde_json::from_str(&line).map_err(io::Error::from)?;
+        let seen: Vec<AttemptOutcome> = serde_json::from_str(&line).map_err(io::Error::from)?;
         if seen.len() == attempts.len() {
             Ok(trials.into_iter().zip(seen).collect())
         } else {
@@ -217,23 +217,23 @@ mod tests {
     fn every_surprise_is_one() {
         let (any, request) = ("x", REQUEST);
         for (name, permitted, seen, good) in [
-            (any, true, Seen::Done, true),
+            (any, true, AttemptOutcome::Done, true),
             (any, true, failed(libc::EPERM), false),
             (any, true, failed(libc::EAFNOSUPPORT), true),
             (any, true, failed(libc::ECONNREFUSED), false),
-            (any, true, Seen::Killed, false),
+            (any, true, AttemptOutcome::Killed, false),
             (any, false, failed(libc::EPERM), true),
             (any, false, failed(libc::EAFNOSUPPORT), true),
             (any, false, failed(libc::ETIMEDOUT), false),
             (any, false, failed(libc::ECONNREFUSED), false),
-            (any, false, Seen::Done, false),
-            (any, false, Seen::Killed, true),
-            (request, true, Seen::Answered(FROM_ORIGIN), true),
-            (request, true, Seen::Answered(403), false),
-            (request, true, Seen::Answered(502), false),
+            (any, false, AttemptOutcome::Done, false),
+            (any, false, AttemptOutcome::Killed, true),
+            (request, true, AttemptOutcome::Answered(FROM_ORIGIN), true),
+            (request, true, AttemptOutcome::Answered(403), false),
+            (request, true, AttemptOutcome::Answered(502), false),
             (request, true, failed(libc::ETIMEDOUT), false),
-            (request, false, Seen::Answered(403), true),
-            (request, false, Seen::Answered(FROM_ORIGIN), false),
+            (request, false, AttemptOutcome::Answered(403), true),
+            (request, false, AttemptOutcome::Answered(FROM_ORIGIN), false),
             (request, false, failed(libc::ETIMEDOUT), true),
         ] {
             assert_eq!(
@@ -254,7 +254,7 @@ mod tests {
         let broken = failed(libc::EPERM);
         let both = [
             (trial("exec", true), broken.clone()),
-            (trial("datagram", false), Seen::Done),
+            (trial("datagram", false), AttemptOutcome::Done),
         ];
         let Err(Trouble::Surprise(said)) = judge_all(&both) else {
             panic!("no surprise");
@@ -268,8 +268,8 @@ mod tests {
         assert!(judge_all(&[(trial("exec", false), broken)]).is_ok());
     }
 
-    fn failed(errno: i32) -> Seen {
-        Seen::Failed {
+    fn failed(errno: i32) -> AttemptOutcome {
+        AttemptOutcome::Failed {
             errno: Some(errno),
             error: "x".into(),
             port: None,

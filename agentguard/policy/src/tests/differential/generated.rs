@@ -9,7 +9,7 @@ use super::super::*;
 const HOSTS: [&str; 7] = [
     "*.x.t", "a.x.t", "*.b.x.t", "c.b.x.t", "*.x.t:80", "d.t", "10.0.0.1",
 ];
-pub const NAMES: [(&str, u16); 9] = [
+pub(super) const NAMES: [(&str, u16); 9] = [
     ("a.x.t", 443),
     ("z.x.t", 443),
     ("c.b.x.t", 443),
@@ -21,10 +21,10 @@ pub const NAMES: [(&str, u16); 9] = [
     ("q.t", 443),
 ];
 const ROUTES: [&str; 7] = ["/**", "/p/*", "/p/**", "/p/q", "/*/q", "/p%2Fq", "/p/q*"];
-pub const PATHS: [&str; 9] = [
+pub(super) const PATHS: [&str; 9] = [
     "/", "/p", "/p/", "/p/q", "/p/q/r", "/x/q", "/p%2Fq", "/p/a%2Fq", "/p/q%40",
 ];
-pub const BODIES: [&str; 5] = [
+pub(super) const BODIES: [&str; 5] = [
     "",
     r#"{"amount": 12.5, "region": "eu"}"#,
     r#"{"amount": -3, "urgent": true}"#,
@@ -172,7 +172,7 @@ prop_compose! {
 }
 
 /// Leaves out the rules that the bundle makes impossible.
-pub fn settle(mut sources: Sources) -> (Sources, Policy) {
+pub(super) fn settle(mut sources: Sources) -> (Sources, Policy) {
     loop {
         match Policy::compile(&sources, &ids(&sources)) {
             Ok(policy) => return (sources, policy),

@@ -14,7 +14,7 @@ use crate::host::HostPattern;
 use crate::parse::{HostFile, Method};
 
 /// Everything that the bundle says.
-pub struct Reference {
+pub(super) struct Reference {
     set: PolicySet,
     /// Roles and reasons that forbids name.
     roles: BTreeMap<String, String>,
@@ -28,7 +28,7 @@ pub struct Reference {
 }
 
 /// A request, or a connection whose bytes are passed.
-pub struct Question<'q> {
+pub(super) struct Question<'q> {
     agent: &'q str,
     asked: &'q Asked,
     host: HostPattern,
@@ -37,7 +37,7 @@ pub struct Question<'q> {
 }
 
 impl<'q> Question<'q> {
-    pub fn new(agent: &'q str, asked: &'q Asked, connects: bool, body: &str) -> Self {
+    pub(super) fn new(agent: &'q str, asked: &'q Asked, connects: bool, body: &str) -> Self {
         Self {
             agent,
             asked,
@@ -52,7 +52,7 @@ impl<'q> Question<'q> {
     }
 
     /// The same, asked by another.
-    pub fn of(self, agent: &'q str) -> Self {
+    pub(super) fn of(self, agent: &'q str) -> Self {
         Self { agent, ..self }
     }
 }
@@ -66,7 +66,7 @@ enum Said {
 }
 
 impl Reference {
-    pub fn new(sources: &Sources) -> Self {
+    pub(super) fn new(sources: &Sources) -> Self {
         let mut report = bundle::report(sources);
         let bundle = bundle::read(&mut report, sources);
         let mut made = Self {
@@ -129,7 +129,7 @@ impl Reference {
     }
 
     /// The deciding policies, as [`answer`] gives them.
-    pub fn answer(&self, question: &Question<'_>) -> Result<Vec<String>, Vec<String>> {
+    pub(super) fn answer(&self, question: &Question<'_>) -> Result<Vec<String>, Vec<String>> {
         let denied = |reason: &str, ids: BTreeSet<String>| {
             let reason = std::iter::once(reason.to_owned());
             Err(reason.chain(ids).collect())
@@ -159,7 +159,7 @@ impl Reference {
     }
 
     /// Whether the readings of the path have different blocks of fields.
-    pub fn has_two_bodies(&self, question: &Question<'_>) -> bool {
+    pub(super) fn has_two_bodies(&self, question: &Question<'_>) -> bool {
         let readings = question.asked.path.readings();
         let mut blocks = readings.map(|path| self.block(question, path));
         let first = blocks.next().flatten();

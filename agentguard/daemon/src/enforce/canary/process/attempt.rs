@@ -12,9 +12,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, Stream};
 
-use super::{Attempt, LIMIT, Seen};
+use super::{Attempt, AttemptOutcome, LIMIT};
 
-pub(super) fn attempt(attempt: &Attempt) -> Seen {
+pub(super) fn attempt(attempt: &Attempt) -> AttemptOutcome {
     match attempt {
         Attempt::Connect(to) => done(TcpStream::connect_timeout(to, LIMIT)),
         Attempt::Send(to) => done(send(*to)),
@@ -24,19 +24,19 @@ pub(super) fn attempt(attempt: &Attempt) -> Seen {
             Ok(stream) => {
                 let port = stream.local_addr().ok().map(|addr| addr.port());
                 request(stream, anchor, to.port(), path)
-                    .map_or_else(|error| failed(&error, port), Seen::Answered)
+                    .map_or_else(|error| failed(&error, port), AttemptOutcome::Answered)
             }
             Err(error) => failed(&error, None),
         },
     }
 }
 
-fn done<T>(result: io::Result<T>) -> Seen {
-    result.map_or_else(|error| failed(&error, None), |_| Seen::Done)
+fn done<T>(result: io::Result<T>) -> AttemptOutcome {
+    result.map_or_else(|error| failed(&error, None), |_| AttemptOutcome::Done)
 }
 
-fn failed(error: &io::Error, port: Option<u16>) -> Seen {
-    Seen::Failed {
+fn failed(error: &io::Error, port: Option<u16>) -> AttemptOutcome {
+    AttemptOutcome::Failed {
         errno: error.raw_os_error(),
         error: error.to_string(),
         port,
@@ -52,7 +52,7 @@ fn send(to: SocketAddr) -> io::Result<usize> {
 }
 
 /// What a program does that has nothing to do: any version of this one says which it is, and ends well.
-fn exec() -> io::Result<Seen> {
+fn exec() -> io::Result<AttemptOutcome> {
     let status = Command::new("/proc/self/exe")
         .arg("--version")
         .env_clear()
@@ -61,8 +61,8 @@ fn exec() -> io::Result<Seen> {
         .stderr(Stdio::null())
         .status()?;
     Ok(match status.signal() {
-        _ if status.success() => Seen::Done,
-        Some(libc::SIGKILL) => Seen::Killed,
+        _ if status.success() => AttemptOutcome::Done,
+        Some(libc::SIGKILL) => AttemptOutcome::Killed,
         _ => failed(&io::Error::other(status.to_string()), None),
     })
 }
