@@ -45,16 +45,18 @@ pub(crate) fn check(parts: &Parts, head: &[u8]) -> Result<(), Refusal> {
     if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
         return Err(Refusal::protocol("a transfer coding other than `chunked`"));
     }
-    if parts.version < Version::HTTP_2 && !is_chunked_only(head, &parts.method) {
+    if parts.version < Version::HTTP_2 && !is_chunked_only(head, &parts.method, parts.headers.len())
+    {
         let detail = "the request's length is given in more than one way";
         return Err(Refusal::protocol(detail));
     }
     Ok(())
 }
 
-/// Whether `head` is `method`'s and has one framing: `Transfer-Encoding` once and no `Content-Length`. A head that was
-/// read together with an earlier request is not there to be looked at, and does not.
-fn is_chunked_only(head: &[u8], method: &Method) -> bool {
+/// Whether `head` is `method`'s, has all `fields` that were parsed, and one framing: `Transfer-Encoding` once and no
+/// `Content-Length`. A head of which any part was read together with an earlier request is not there to be looked at, and
+/// does not: what is left of it may look like a head of its own.
+fn is_chunked_only(head: &[u8], method: &Method, fields: usize) -> bool {
     let mut lines = head.split(|byte| *byte == b'\n');
     let Some(first) = lines.next() else {
         return false;
@@ -63,15 +65,16 @@ fn is_chunked_only(head: &[u8], method: &Method) -> bool {
     if !named.is_some_and(|rest| rest.starts_with(b" ")) {
         return false;
     }
-    let mut codings = 0;
-    for line in lines {
+    let (mut codings, mut seen) = (0, 0);
+    for line in lines.take_while(|line| !line.trim_ascii_end().is_empty()) {
+        seen += 1;
         let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
         if name.eq_ignore_ascii_case(b"content-length") {
             return false;
         }
         codings += usize::from(name.eq_ignore_ascii_case(b"transfer-encoding"));
     }
-    codings == 1
+    codings == 1 && seen == fields
 }
 
 /// Where the empty line after a head ends; a bare LF ends a line as the parser has it.
@@ -137,9 +140,26 @@ mod tests {
                 let mut heads = Heads::default();
                 heads.feed(&bytes.as_bytes()[..cut]);
                 heads.feed(&bytes.as_bytes()[cut..]);
-                let got = is_chunked_only(&heads.take(), &Method::POST);
+                let fields = head.matches(':').count();
+                let got = is_chunked_only(&heads.take(), &Method::POST, fields);
                 assert_eq!(got, expected, "{head:?} cut at {cut}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_head_is_no_head() {
+        let first = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let head = "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nX: POST /x HTTP/1.1\r\n\
+                    Transfer-Encoding: chunked\r\n\r\n";
+        // Its beginning comes together with the request before it.
+        for cut in 0..=head.len() {
+            let mut heads = Heads::default();
+            heads.feed(&[first, &head.as_bytes()[..cut]].concat());
+            assert_eq!(heads.take(), first);
+            heads.feed(&head.as_bytes()[cut..]);
+            let left = heads.take();
+            assert!(!is_chunked_only(&left, &Method::POST, 4), "cut at {cut}");
         }
     }
 
