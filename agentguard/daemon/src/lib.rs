@@ -281,6 +281,8 @@ async fn wait_for_the_end(ending: &Ending) -> Result<(), StartError> {
     let cannot = |e: std::io::Error| StartError::Failed(format!("cannot wait for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    // Of a terminal that is gone: agents are held, and served, by a daemon that goes on.
+    let mut hangup = signal(SignalKind::hangup()).map_err(cannot)?;
     let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
     let period = watchdog.unwrap_or(Duration::from_secs(3600));
     let mut alive = tokio::time::interval(period.max(Duration::from_millis(1)));
@@ -288,6 +290,7 @@ async fn wait_for_the_end(ending: &Ending) -> Result<(), StartError> {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
+            Some(()) = hangup.recv() => tracing::info!("a hangup (SIGHUP) changes nothing; the configuration is read at start"),
             () = ending.stop.cancelled() => return Ok(()),
             _ = alive.tick() => if watchdog.is_some() {
                 notify(&[NotifyState::Watchdog]);

@@ -2,8 +2,10 @@
 
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::{Client, Subject, dialer};
-use agentguard_tests::tools::agentguard;
+use agentguard_tests::process::pid;
+use agentguard_tests::tools::{agentguard, python};
 use agentguard_tests::{Bundle, Guard, Nginx, Site};
+use nix::sys::signal::{Signal, kill};
 
 #[test]
 fn an_agent_is_refused_whatever_its_user() {
@@ -178,4 +180,39 @@ sys.stdin.readline()
     let mut agent = guard.agent("probe").python(&code).spawn();
     agent.line(|line| line == "holding");
     guard.cli(["kill", "probe", "--reason", "test"]).ok();
+}
+
+#[test]
+fn a_user_that_holds_connections_open_keeps_no_responder_out() {
+    let site = Site::new();
+    site.configure(|config| {
+        let grant = toml::toml! { group = "daemon"
+        role = "responder" };
+        config.insert("roles".into(), toml::Value::Array(vec![grant.into()]));
+    });
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let socket = site.path("run/control.sock");
+    let hold = format!(
+        "import socket, sys\nheld = []\nfor _ in range(500):\n    held.append(socket.socket(socket.AF_UNIX))\n    held[-1].connect({:?})\n\
+         print(\"holding\", flush=True)\nsys.stdin.readline()",
+        socket.display()
+    );
+    let nobodys = Client::new(python()).args(["-c", &hold]).user(65534);
+    let mut nobodys = nobodys.spawn();
+    nobodys.line(|line| line == "holding");
+    let responder = Client::new(agentguard()).user(1);
+    let responder = responder.env("AGENTGUARD_CONFIG", site.config());
+    responder
+        .args(["kill", "probe", "--reason", "test"])
+        .run()
+        .ok();
+    guard.cli(["status"]).ok();
+}
+
+#[test]
+fn a_terminal_that_is_gone_does_not_end_the_daemon() {
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    kill(pid(guard.daemon_tgid()), Signal::SIGHUP).expect("signalled");
+    guard.cli(["status"]).ok();
 }

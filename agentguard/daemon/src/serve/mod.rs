@@ -4,6 +4,7 @@
 pub mod access;
 mod actor;
 mod handle;
+mod places;
 mod records;
 mod response;
 pub mod routes;
@@ -20,13 +21,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 
+use self::places::Places;
 use crate::Parts;
 use crate::lock::lock;
 
-/// Connections at once of root, and of everyone else together, agents with root among them: nobody can lock root out.
-const CONNECTIONS: (usize, usize) = (64, 64);
 /// How long a caller may take to send a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
@@ -55,10 +54,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
 
 /// Serves until the daemon stops.
 pub async fn serve(parts: Parts, listener: UnixListener) {
-    let (root, others) = (
-        Arc::new(Semaphore::new(CONNECTIONS.0)),
-        Arc::new(Semaphore::new(CONNECTIONS.1)),
-    );
+    let places = Places::default();
     let connections = tokio_util::task::TaskTracker::new();
     loop {
         let stream = tokio::select! {
@@ -82,19 +78,14 @@ pub async fn serve(parts: Parts, listener: UnixListener) {
         };
         let label = lock(&parts.enforce.kernel).label(peer.tgid);
         let is_agent = label.map_or(true, |label| label != Label::default());
-        let permits = if peer.uid == 0 && !is_agent {
-            &root
-        } else {
-            &others
-        };
-        let Ok(permit) = permits.clone().try_acquire_owned() else {
+        let Some(place) = places.take(&peer, is_agent, &parts.host.config.roles) else {
             tracing::warn!(uid = peer.uid, "too many connections to the control socket");
             continue;
         };
         let parts = parts.clone();
         connections.spawn(async move {
             serve_caller(parts, stream, peer).await;
-            drop(permit);
+            drop(place);
         });
     }
     connections.close();

@@ -1,0 +1,103 @@
+//! Connections to the control socket at once. Root has places of its own, and so have those with a role; of each kind
+//! nobody gets more than a share, so that no user keeps another out, and no agent a responder.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use agentguard_sys::peer::Peer;
+
+use super::access;
+use crate::host::config::RoleGrant;
+use crate::lock::lock;
+
+/// Of each kind, over all users.
+const PLACES: usize = 128;
+/// Of one user, root's own aside.
+const SHARE: usize = 32;
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Kind {
+    Root,
+    /// With any role.
+    Role,
+    /// Everyone else: agents, with root or a role among them.
+    Other,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Places {
+    taken: Arc<Mutex<HashMap<(Kind, u32), usize>>>,
+}
+
+/// One connection's, for as long as it is held.
+pub(super) struct Place {
+    of: (Kind, u32),
+    places: Places,
+}
+
+impl Places {
+    /// `None`: the caller's user has its share, or everyone together all there are.
+    pub(super) fn take(&self, peer: &Peer, is_agent: bool, roles: &[RoleGrant]) -> Option<Place> {
+        let kind = match is_agent {
+            true => Kind::Other,
+            false if peer.uid == 0 => Kind::Root,
+            false if access::may_look(peer, roles).is_ok() => Kind::Role,
+            false => Kind::Other,
+        };
+        self.take_of(kind, peer.uid)
+    }
+
+    fn take_of(&self, kind: Kind, uid: u32) -> Option<Place> {
+        let mut taken = lock(&self.taken);
+        let all: usize = taken
+            .iter()
+            .filter(|((of, _), _)| *of == kind)
+            .map(|(_, count)| count)
+            .sum();
+        let own = taken.entry((kind, uid)).or_default();
+        let share = if kind == Kind::Root { PLACES } else { SHARE };
+        if all >= PLACES || *own >= share {
+            return None;
+        }
+        *own += 1;
+        Some(Place {
+            of: (kind, uid),
+            places: self.clone(),
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = lock(&self.places.taken);
+        if let Some(count) = taken.get_mut(&self.of) {
+            *count -= 1;
+        }
+        taken.retain(|_, count| *count > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_keeps_others_out() {
+        let places = Places::default();
+        let fill = |kind, uid| -> Vec<Place> {
+            std::iter::from_fn(|| places.take_of(kind, uid)).collect()
+        };
+        let one = fill(Kind::Other, 1000);
+        assert_eq!(one.len(), SHARE);
+        // All users together, and root's own agents.
+        let others: Vec<_> = (0..50).map(|uid| fill(Kind::Other, uid)).collect();
+        let of_others: usize = others.iter().map(Vec::len).sum();
+        assert_eq!(of_others, PLACES - SHARE);
+        assert_eq!(fill(Kind::Role, 1000).len(), SHARE);
+        assert_eq!(fill(Kind::Root, 0).len(), PLACES);
+        drop(one);
+        assert_eq!(fill(Kind::Other, 1001).len(), SHARE);
+        drop(others);
+        assert!(lock(&places.taken).is_empty());
+    }
+}
