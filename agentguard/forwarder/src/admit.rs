@@ -8,12 +8,14 @@ use agentguard_policy::{CanonicalPath, HostName, TlsMode, is_reserved};
 use agentguard_record::{DecidedBy, Ended};
 use http::request::Parts;
 use http::uri::Scheme;
-use http::{StatusCode, Version};
+use http::{Method, StatusCode, Version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::forwarder::Forwarder;
 use super::framing;
+use super::headers;
 use super::identity::{self, Entrance, RequestTarget};
 use super::life::Life;
 use super::origin::{self, OriginError, OriginSource};
@@ -177,6 +179,33 @@ pub(crate) fn head(
     }
     framing::check(parts, head)?;
     Ok(target)
+}
+
+/// A server that does not read a body may take it for the next request (RFC 9110 section 9.3). What an upgrade would turn into
+/// another protocol is never read, and a body that a method gives no meaning only where the host's file says so.
+pub(crate) fn body(
+    exchange: &Exchange,
+    parts: &Parts,
+    target: &RequestTarget,
+    body: &RequestBody,
+) -> Result<(), Refusal> {
+    if body.is_empty() {
+        return Ok(());
+    }
+    if headers::asks_for_websocket(&parts.headers) {
+        let detail = "a request for a WebSocket has a body, which the server would not read";
+        return Err(Refusal::protocol(detail));
+    }
+    let meaningless = matches!(parts.method, Method::GET | Method::HEAD | Method::TRACE);
+    let policy = &exchange.docket.policy;
+    if !meaningless || policy.reads_bodies(&target.host, target.port) {
+        return Ok(());
+    }
+    Err(Refusal::protocol(format!(
+        "a {} request has a body, which a server that does not read it takes for another request; \
+         where the server reads it, the host's file says `reads_bodies = true`",
+        parts.method
+    )))
 }
 
 /// HTTP/2's header lists, whose limit in HTTP/1.1 is the parser's.

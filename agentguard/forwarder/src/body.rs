@@ -110,6 +110,15 @@ impl RequestBody {
         }
     }
 
+    /// Whether the request has none. One in chunks, or in HTTP/2 without its stream's end in the head, counts as there.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Whole(held) => held.is_spent(),
+            Self::Streamed(body) => body.is_end_stream(),
+            Self::Spent => true,
+        }
+    }
+
     /// Whether all there is of it is in [`Self::bytes`].
     pub(crate) fn is_known(&self) -> bool {
         match self {

@@ -61,6 +61,10 @@ pub(crate) async fn send(
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
     let tasks = forwarder.situation.tasks.ends_of(permit.covered());
+    let reads_bodies = exchange
+        .docket
+        .policy
+        .reads_bodies(&target.host, target.port);
     let body = std::mem::replace(body, RequestBody::Spent);
     let upload = Upload::new(body, &exchange.docket.entry.passed, tasks.over());
     let uploaded = upload.state();
@@ -71,10 +75,11 @@ pub(crate) async fn send(
         target: line,
         http2: session.entrance.http2,
         websocket: upgrade,
+        reads_bodies,
     };
     claim.goes_out();
     let sent = tokio::select! {
-        sent = forwarder.upstreams.send(&session.pool, permit, call) => sent,
+        sent = forwarder.upstreams.send(&session.pools, permit, call) => sent,
         Some(()) = OptionFuture::from(tasks.over()) => return Err(Refusal::over()),
     };
     match sent {

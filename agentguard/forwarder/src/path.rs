@@ -123,6 +123,8 @@ async fn request(
     if is_reserved(&target.host) {
         return own::answer(exchange, &parts, body).await.map(Return::Own);
     }
+    // A request has a body where its method means something by it: no other request hides in one.
+    admit::body(exchange, &parts, &target, body)?;
     // What it does: its acts. From here on it has one form.
     let message = protocol::read(parts, target, exchange.scheme())?;
     let acts = exchange.protocol.acts(&message);

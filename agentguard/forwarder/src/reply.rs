@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use agentguard_record::{DenyReason, Ended, Outcome};
 use bytes::Bytes;
@@ -66,6 +66,8 @@ impl Reply {
         };
         if download.body.is_end_stream() {
             download.record();
+            // Nobody polls a body that has ended. Who takes the connection next polls it anew.
+            download.lease.end(&mut Context::from_waker(Waker::noop()));
         }
         Self::Upstream(Box::new(download))
     }

@@ -13,7 +13,7 @@ use super::life::Life;
 use super::origin;
 use super::record::RecordEntry;
 use super::tunnel::Tunnel;
-use super::upstream::pool::Pool;
+use super::upstream::pool::SessionPools;
 
 const UNPOISONED: &str = "nothing panics with the lock held";
 
@@ -23,8 +23,8 @@ pub(crate) struct Session {
     pub life: Arc<Life>,
     pub origin: Origin,
     pub entrance: Entrance,
-    /// Upstream connections kept for its agent.
-    pub pool: Arc<Pool>,
+    /// Upstream connections kept for its requests.
+    pub pools: SessionPools,
     /// The connection's record, until a request takes it.
     unused: Mutex<Option<RecordEntry>>,
     /// What the connection becomes after the last answer.
@@ -47,7 +47,7 @@ impl Session {
             Duration::from_millis(limits.idle_timeout_ms.into()),
         );
         Self {
-            pool: forwarder.upstreams.pool(&life),
+            pools: SessionPools::new(forwarder.upstreams.pool(&life), origin.uid),
             forwarder,
             life,
             origin,

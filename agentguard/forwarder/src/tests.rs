@@ -1,6 +1,7 @@
 //! The path on the wire, with real TLS and HTTP on loopback. Only the kernel is missing: origins are given, and
 //! upstream sockets are not marked.
 
+mod connection;
 mod denial;
 mod endings;
 mod http1;

@@ -84,6 +84,7 @@ pub(super) fn compile(
                 lookups: file.lookups.clone(),
                 scope: file.scope.clone(),
             }),
+            reads_bodies: file.reads_bodies,
         };
         facts.insert(&file.host, known);
     }

@@ -23,6 +23,7 @@ pub(super) struct HostFacts {
     pub risk: String,
     pub data: Vec<String>,
     pub requests: Arc<Requests>,
+    pub reads_bodies: bool,
 }
 
 impl HostFacts {
@@ -31,6 +32,7 @@ impl HostFacts {
             risk: UNKNOWN_RISK.to_owned(),
             data: Vec::new(),
             requests: Arc::default(),
+            reads_bodies: false,
         }
     }
 }

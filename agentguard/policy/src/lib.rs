@@ -346,6 +346,14 @@ impl Policy {
         Some(agent.reach[class.entry].tls)
     }
 
+    /// Whether the host's file says that its server reads each request's body to its end, so that none is taken for another
+    /// request.
+    pub fn reads_bodies(&self, host: &HostName, port: u16) -> bool {
+        self.facts
+            .lookup(host, port)
+            .is_some_and(|facts| facts.reads_bodies)
+    }
+
     /// Whether the agent, and everyone it acts for, reaches the host at all.
     pub fn reaches(&self, agent: AgentId, host: &HostName, port: u16) -> bool {
         self.all(agent, |agent| agent.classes.lookup(host, port).is_some())

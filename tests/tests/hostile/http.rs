@@ -2,6 +2,7 @@
 
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::{Subject, python};
+use agentguard_tests::server::Server;
 use agentguard_tests::{Bundle, Guard, Nginx, Site};
 
 const SMUGGLED: &str = "GET /v1/smuggled HTTP/1.1\\r\\nHost: HOST\\r\\n\\r\\n";
@@ -225,6 +226,70 @@ fn a_pipelined_request_is_judged_by_itself() {
     );
     let uris: Vec<_> = origin.hits().into_iter().map(|hit| hit.uri).collect();
     assert_eq!(uris, ["/v1/one"]);
+}
+
+/// A server that answers by the head alone takes the body for the next request.
+#[test]
+fn a_body_is_no_request_to_a_server_that_does_not_read_it() {
+    let site = Site::new();
+    let mut origin = Server::start(&site, "careless_server.py", &[]);
+    let url = format!("https://origin.test:{}/v1", origin.port);
+    let routes = ["GET /v1/**", "POST /v1/**", "PUT /v1/**"];
+    let policy = reach("origin.test", origin.port, &routes);
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let agent = guard.agent("probe");
+    let hidden = "DELETE /v1/secret HTTP/1.1\r\nHost: origin.test\r\n\r\n";
+    let status = |subject: &dyn Subject, args: &[&str]| {
+        let client = subject.client("curl".as_ref());
+        let client = client.args([
+            "--silent",
+            "--output",
+            "/dev/null",
+            "--write-out",
+            "%{http_code}",
+        ]);
+        client.args(args).run().ok().stdout
+    };
+    let with_body = |method| ["--request", method, "--data-binary", hidden];
+    let direct = [&with_body("POST")[..], &["--http1.1", &url]].concat();
+    assert_eq!(status(&site, &direct), "200");
+    origin
+        .talk()
+        .line(|line| line == "served DELETE /v1/secret");
+
+    for version in ["--http1.1", "--http2"] {
+        for (method, expected) in [("POST", "200"), ("PUT", "200"), ("GET", "403")] {
+            for chunked in [None, Some("Transfer-Encoding: chunked")] {
+                let mut args = with_body(method).to_vec();
+                args.extend(
+                    chunked
+                        .map(|chunked| ["--header", chunked])
+                        .into_iter()
+                        .flatten(),
+                );
+                // Two requests of one client, so that the second could go out behind the first.
+                args.extend([version, &url, "--next", "--silent", "--output", "/dev/null"]);
+                let last = format!("/v1/last/{method}{version}/{}", chunked.is_some());
+                let then = format!("https://origin.test:{}{last}", origin.port);
+                args.extend(["--write-out", "%{http_code}", version, &then]);
+                let seen = status(&agent, &args);
+                assert_eq!(
+                    seen,
+                    format!("{expected}200"),
+                    "{version} {method} {chunked:?}"
+                );
+                origin
+                    .talk()
+                    .line(|line| line == format!("served GET {last}"));
+            }
+        }
+    }
+    let heard = origin.talk().heard();
+    assert_eq!(
+        heard.matches("secret").count(),
+        1,
+        "the one without AgentGuard: {heard}"
+    );
 }
 
 fn start<'site>(site: &'site Site, origin: &Nginx) -> Guard<'site> {

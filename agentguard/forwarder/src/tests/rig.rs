@@ -54,6 +54,8 @@ pub(super) struct Setup {
     pub agent: &'static str,
     /// Cedar; `{port}` as in `agent`.
     pub rules: &'static str,
+    /// What is known of a host; `{port}` as in `agent`.
+    pub host: Option<&'static str>,
     pub max_connections: usize,
     /// The origin's certificate has had its time.
     pub expired: bool,
@@ -75,6 +77,7 @@ impl Default for Setup {
             },
             agent: BUNDLE,
             rules: "",
+            host: None,
             max_connections: 64,
             expired: false,
         }
@@ -128,7 +131,7 @@ impl Rig {
                 certificate: origin.root.clone(),
             },
             state: State {
-                policy: Box::new(bundle(&origin, setup.agent, setup.rules)),
+                policy: Box::new(bundle(&origin, setup.agent, setup.rules, setup.host)),
                 audit_writable: true,
                 ..State::default()
             },
@@ -165,7 +168,7 @@ impl Rig {
     }
 
     pub(super) fn apply(&self, agent: &str) {
-        let update = bundle(&self.origin, agent, "");
+        let update = bundle(&self.origin, agent, "", None);
         let policy = compile(&update).unwrap();
         self.forwarder.policy.store(Arc::new(policy));
         self.forwarder.applied.send_replace(());
@@ -283,7 +286,7 @@ fn hosts() -> BTreeMap<String, Vec<std::net::IpAddr>> {
         .collect()
 }
 
-fn bundle(origin: &TestOrigin, agent: &str, rules: &str) -> PolicyUpdate {
+fn bundle(origin: &TestOrigin, agent: &str, rules: &str, host: Option<&str>) -> PolicyUpdate {
     let filled = |text: &str| {
         text.replace("{port}", &origin.port.to_string())
             .replace("{plain}", &origin.plain.to_string())
@@ -294,9 +297,10 @@ fn bundle(origin: &TestOrigin, agent: &str, rules: &str) -> PolicyUpdate {
         ("agents/tester.toml".to_owned(), filled(agent)),
         ("rules/rules.cedar".to_owned(), filled(rules)),
     ];
+    let host = host.map(|host| ("hosts/host.toml".to_owned(), filled(host)));
     PolicyUpdate {
         sources: Sources {
-            files: files.into_iter().collect(),
+            files: files.into_iter().chain(host).collect(),
         },
         agents: BTreeMap::from([(AGENT, "tester".to_owned())]),
         owners: BTreeMap::new(),

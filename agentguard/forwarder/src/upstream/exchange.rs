@@ -3,24 +3,29 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use agentguard_record::UpstreamInfo;
+use http::Request;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
+use tokio::sync::Notify;
 
 use super::pool::{Connection, ConnectionFacts, HostPool, Http1, Http2, Pool, PoolKey};
 use super::resend::{CallFailure, Rest};
 use super::{UpstreamAnswer, UpstreamCall, UpstreamFault, Upstreams};
 use crate::life::{Life, OfLife};
-use crate::upload::UploadState;
+use crate::upload::{Upload, UploadState};
 
 /// Bytes that upstream may send on a stream, and on a connection, before we take them (RFC 9113 section 6.9).
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 /// The read buffer of an HTTP/1.1 connection, at most.
 const READ_BUFFER: usize = 256 * 1024;
+
+/// Interim answers (RFC 9110 section 15.2) to one request. Servers send one or two.
+const MAX_INTERIM: usize = 32;
 
 /// What the answer's body holds of the connection it comes from.
 pub(crate) enum Lease {
@@ -49,9 +54,17 @@ impl Lease {
         }
     }
 
+    /// Afterwards the connection is kept there, or nowhere.
+    pub(crate) fn bind(&mut self, to: Arc<HostPool>) {
+        if let Self::Http1 { host, .. } = self {
+            *host = to;
+        }
+    }
+
     /// The answer is complete.
     pub(crate) fn end(&mut self, cx: &mut Context<'_>) {
         if let Self::Http1 { mut http1, host } = std::mem::replace(self, Self::Detached)
+            && !http1.is_last
             && http1.poll_open(cx)
         {
             host.keep(http1);
@@ -105,6 +118,7 @@ impl Upstreams {
                 connection: Box::new(connection),
                 facts,
                 reused: false,
+                is_last: false,
             })));
         }
         let (sender, connection) = http2::Builder::new(OfLife(life.clone()))
@@ -154,14 +168,17 @@ impl Upstreams {
         mut http1: Box<Http1>,
         call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
-        let (request, mut rest) = Rest::split(call, http1.reused);
+        http1.is_last = call.is_last();
+        let (mut request, mut rest) = Rest::split(call, http1.reused);
         let upload = request.body().state();
+        let interim = count_interim(&mut request);
         let sent = http1.sender.try_send_request(request);
         let answered = {
             let mut sent = pin!(sent);
             let mut open = true;
             self.in_time(
                 &upload,
+                &interim,
                 poll_fn(|cx| {
                     if let Poll::Ready(answered) = sent.as_mut().poll(cx) {
                         return Poll::Ready(answered);
@@ -173,9 +190,9 @@ impl Upstreams {
             .await
         };
         let response = match answered {
-            Some(Ok(response)) => response,
-            Some(Err(error)) => return Err(rest.failed(error)),
-            None => return Err((self.too_slow(&upload), None)),
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(rest.failed(error)),
+            Err(fault) => return Err((fault, None)),
         };
         let facts = http1.facts.clone();
         let lease = if upload.is_done() {
@@ -209,14 +226,14 @@ impl Upstreams {
         let (request, mut rest) = Rest::split(call, true);
         let upload = request.body().state();
         let sent = http2.sender.try_send_request(request);
-        match self.in_time(&upload, sent).await {
-            Some(Ok(response)) => Ok(UpstreamAnswer {
+        match self.in_time(&upload, &Interim::default(), sent).await {
+            Ok(Ok(response)) => Ok(UpstreamAnswer {
                 response,
                 facts: http2.facts.clone(),
                 lease: Lease::Http2(http2),
             }),
-            Some(Err(error)) => Err(rest.failed(error)),
-            None => Err((self.too_slow(&upload), None)),
+            Ok(Err(error)) => Err(rest.failed(error)),
+            Err(fault) => Err((fault, None)),
         }
     }
 
@@ -227,8 +244,9 @@ impl Upstreams {
         http1: Http1,
         call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
-        let (request, mut rest) = Rest::split(call, http1.reused);
+        let (mut request, mut rest) = Rest::split(call, http1.reused);
         let upload = request.body().state();
+        let interim = count_interim(&mut request);
         let Http1 {
             mut sender,
             connection,
@@ -239,29 +257,39 @@ impl Upstreams {
         life.spawn(async move {
             let _ = connection.await;
         });
-        match self
-            .in_time(&upload, sender.try_send_request(request))
-            .await
-        {
-            Some(Ok(response)) => Ok(UpstreamAnswer {
+        let sent = sender.try_send_request(request);
+        match self.in_time(&upload, &interim, sent).await {
+            Ok(Ok(response)) => Ok(UpstreamAnswer {
                 response,
                 lease: Lease::Detached,
                 facts,
             }),
-            Some(Err(error)) => Err(rest.failed(error)),
-            None => Err((self.too_slow(&upload), None)),
+            Ok(Err(error)) => Err(rest.failed(error)),
+            Err(fault) => Err((fault, None)),
         }
     }
 
     /// Waits for the head of the answer. The time counts from the last byte of the request that was passed on.
-    async fn in_time<T>(&self, upload: &UploadState, answer: impl Future<Output = T>) -> Option<T> {
+    async fn in_time<T>(
+        &self,
+        upload: &UploadState,
+        interim: &Interim,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, UpstreamFault> {
         let mut answer = pin!(answer);
         loop {
             let before = upload.passed();
-            match tokio::time::timeout(self.head_timeout, answer.as_mut()).await {
-                Ok(answer) => return Some(answer),
-                Err(_) if upload.passed() != before => {}
-                Err(_) => return None,
+            let in_time = tokio::time::timeout(self.head_timeout, answer.as_mut());
+            tokio::select! {
+                in_time = in_time => match in_time {
+                    Ok(answer) => return Ok(answer),
+                    Err(_) if upload.passed() != before => {}
+                    Err(_) => return Err(self.too_slow(upload)),
+                },
+                () = interim.too_many.notified() => {
+                    let detail = format!("it sent more than {MAX_INTERIM} interim answers");
+                    return Err(UpstreamFault::unreachable(detail));
+                }
             }
         }
     }
@@ -274,4 +302,22 @@ impl Upstreams {
             UpstreamFault::timeout(format!("the request's body stopped for {limit} ms"))
         }
     }
+}
+
+/// The interim answers to a request, of which hyper tells and which it otherwise reads over.
+#[derive(Default)]
+struct Interim {
+    seen: AtomicUsize,
+    too_many: Notify,
+}
+
+fn count_interim(request: &mut Request<Upload>) -> Arc<Interim> {
+    let interim = Arc::new(Interim::default());
+    let counted = interim.clone();
+    hyper::ext::on_informational(request, move |_| {
+        if counted.seen.fetch_add(1, Ordering::Relaxed) == MAX_INTERIM {
+            counted.too_many.notify_one();
+        }
+    });
+    interim
 }

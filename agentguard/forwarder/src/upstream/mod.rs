@@ -1,6 +1,7 @@
 //! The upstream leg. [`Upstreams::send`] is the only way to it for requests, and takes a permit for each; a [`Fetcher`] sends
 //! only what policy itself declares.
 
+mod credentials;
 mod dial;
 
 pub(crate) mod exchange;
@@ -17,6 +18,7 @@ use agentguard_link::frame::Limits;
 use agentguard_policy::{Permit, Settled};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
@@ -29,7 +31,7 @@ pub(crate) use fetch::Fetcher;
 use self::dial::Dialer;
 pub(crate) use self::dial::{Tag, tag};
 use self::exchange::Lease;
-use self::pool::{ConnectionFacts, Pool, PoolKey, Pools};
+use self::pool::{ConnectionFacts, Pool, PoolKey, Pools, SessionPools};
 use super::io::Leg;
 use super::life::Life;
 use super::resolve::NameResolver;
@@ -60,6 +62,8 @@ pub(crate) struct UpstreamCall {
     pub http2: bool,
     /// The request asks for a WebSocket.
     pub websocket: bool,
+    /// The server reads each request's body to its end, by the host's file.
+    pub reads_bodies: bool,
 }
 
 /// The head of upstream's answer, its body to come.
@@ -121,16 +125,19 @@ impl Upstreams {
     /// head of the answer.
     pub(crate) async fn send(
         &self,
-        pool: &Pool,
+        pools: &SessionPools,
         permit: Permit<Settled>,
         mut call: UpstreamCall,
     ) -> Result<UpstreamAnswer, UpstreamFault> {
-        let key = PoolKey {
+        let mut key = PoolKey {
             tls: call.scheme == Scheme::HTTPS,
             host: permit.host().clone(),
             port: permit.port(),
             http2: call.http2,
+            uid: pools.uid,
         };
+        let authenticates = credentials::of_a_connection(call.request.headers());
+        let pool = pools.of(&mut key, authenticates);
         let host = pool.host(&key);
         for sends in 0..=RESENDS {
             let connection = match host.take(call.websocket).await {
@@ -144,7 +151,12 @@ impl Upstreams {
                 }
             };
             match self.exchange(&pool.life, &host, connection, call).await {
-                Ok(answer) => return Ok(answer),
+                Ok(mut answer) => {
+                    if credentials::of_a_connection(answer.response.headers()) {
+                        answer.lease.bind(pools.of(&mut key, true).host(&key));
+                    }
+                    return Ok(answer);
+                }
                 Err((_, Some(unsent))) => call = unsent,
                 Err((fault, None)) => return Err(fault),
             }
@@ -190,14 +202,34 @@ impl Upstreams {
 
 impl UpstreamCall {
     /// HTTP/1.1: origin-form and `Host` (RFC 9112 section 3.2).
+    ///
+    /// A server that does not read a body finds nothing behind it that it may take for the next request: it has been told that
+    /// there is none (RFC 9112 section 9.6).
     fn as_http1(&mut self) {
         *self.request.uri_mut() = Uri::from(self.target.clone());
+        let is_last = self.is_last();
+        let chunked = self.request.body().size_hint().exact().is_none();
         let headers = self.request.headers_mut();
+        if is_last {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if chunked {
+            // hyper sends no body of unknown length with the methods that give it no meaning, unless it is told to.
+            headers.insert(
+                header::TRANSFER_ENCODING,
+                HeaderValue::from_static("chunked"),
+            );
+        }
         headers.remove(header::TE);
         // Gone if it was tried over HTTP/2 before.
         headers.entry(header::HOST).or_insert_with(|| {
             HeaderValue::from_str(self.authority.as_str()).expect("an authority is visible ASCII")
         });
+    }
+
+    /// Whether no other request may follow this one on an HTTP/1.1 connection.
+    fn is_last(&self) -> bool {
+        !self.reads_bodies && !self.request.body().is_empty()
     }
 
     /// HTTP/2: `:scheme` and `:authority` instead of `Host` (RFC 9113 section 8.3.1).
@@ -207,6 +239,9 @@ impl UpstreamCall {
         parts.authority = Some(self.authority.clone());
         parts.path_and_query = Some(self.target.clone());
         *self.request.uri_mut() = Uri::from_parts(parts).expect("all three parts are there");
-        self.request.headers_mut().remove(header::HOST);
+        let headers = self.request.headers_mut();
+        for name in [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING] {
+            headers.remove(name);
+        }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct PoolKey {
     pub port: u16,
     /// HTTP/2 was offered.
     pub http2: bool,
+    /// Whose process asks: what one user of an agent's has done on a connection is not another's.
+    pub uid: u32,
 }
 
 /// What records say of a connection.
@@ -46,6 +48,8 @@ pub(crate) struct Http1 {
     pub facts: Arc<ConnectionFacts>,
     /// It has carried a request before.
     pub reused: bool,
+    /// It carries no request after this one.
+    pub is_last: bool,
 }
 
 /// A place on an HTTP/2 connection, which runs on a task of its own.
@@ -73,6 +77,44 @@ pub(crate) struct Pool {
     tls: OnceLock<Tls>,
 }
 
+/// The connections that requests of one client connection go out on: its agent's, and those that nobody else may use because
+/// somebody has authenticated on them.
+pub(crate) struct SessionPools {
+    shared: Arc<Pool>,
+    own: OnceLock<Pool>,
+    pub uid: u32,
+}
+
+impl SessionPools {
+    pub(crate) fn new(shared: Arc<Pool>, uid: u32) -> Self {
+        Self {
+            shared,
+            own: OnceLock::new(),
+            uid,
+        }
+    }
+
+    /// Where connections for `key` come from. `authenticates`: from now on, for this key, the client connection's own, each
+    /// of which carries one request at a time.
+    pub(crate) fn of(&self, key: &mut PoolKey, authenticates: bool) -> &Pool {
+        let bound = PoolKey {
+            http2: false,
+            ..key.clone()
+        };
+        let own = match authenticates {
+            true => Some(self.own.get_or_init(|| Pool::new(&self.shared.life))),
+            false => self.own.get().filter(|own| own.has(&bound)),
+        };
+        match own {
+            Some(own) => {
+                *key = bound;
+                own
+            }
+            None => &self.shared,
+        }
+    }
+}
+
 /// The connections of one agent to one host.
 #[derive(Default)]
 pub(crate) struct HostPool {
@@ -93,11 +135,7 @@ impl Pools {
         if let Some(known) = known.filter(|known| Arc::ptr_eq(&known.life, life)) {
             return known.clone();
         }
-        let pool = Arc::new(Pool {
-            life: life.clone(),
-            hosts: Mutex::default(),
-            tls: OnceLock::new(),
-        });
+        let pool = Arc::new(Pool::new(life));
         pools.insert(life.agent, pool.clone());
         drop(pools);
         let ends = Arc::downgrade(&pool);
@@ -123,6 +161,18 @@ impl Pools {
 }
 
 impl Pool {
+    fn new(life: &Arc<Life>) -> Self {
+        Self {
+            life: life.clone(),
+            hosts: Mutex::default(),
+            tls: OnceLock::new(),
+        }
+    }
+
+    fn has(&self, key: &PoolKey) -> bool {
+        self.hosts.lock().expect(UNPOISONED).contains_key(key)
+    }
+
     pub(crate) fn host(&self, key: &PoolKey) -> Arc<HostPool> {
         let mut hosts = self.hosts.lock().expect(UNPOISONED);
         if let Some(host) = hosts.get(key) {

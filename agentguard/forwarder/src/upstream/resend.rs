@@ -25,6 +25,7 @@ impl Rest {
             target,
             http2,
             websocket,
+            reads_bodies,
         } = call;
         let repeatable = reused && request.body().is_empty() && is_idempotent(request.method());
         let copy = repeatable.then(|| {
@@ -41,6 +42,7 @@ impl Rest {
                 target,
                 http2,
                 websocket,
+                reads_bodies,
             }),
         };
         (request, rest)

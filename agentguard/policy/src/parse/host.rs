@@ -29,6 +29,8 @@ pub(crate) struct HostFile {
     pub body: Vec<BodyBlock>,
     pub lookups: Vec<Arc<Lookup>>,
     pub scope: Vec<ScopeEntry>,
+    /// Its server reads each request's body to its end before it takes anything for another request.
+    pub reads_bodies: bool,
 }
 
 const FILE: Keys = Keys {
@@ -36,7 +38,7 @@ const FILE: Keys = Keys {
     later: &[],
 };
 const HOST: Keys = Keys {
-    known: &["name", "risk", "data"],
+    known: &["name", "risk", "data", "reads_bodies"],
     later: &[],
 };
 
@@ -83,6 +85,9 @@ pub(crate) fn host_file(report: &mut Report<'_>, file: u32) -> Option<HostFile> 
     }
     data.sort_unstable();
     data.dedup();
+    let reads_bodies = table
+        .boolean(report, "reads_bodies")
+        .is_some_and(|it| it.value);
     let name = table.required(report, "name")?;
     match HostPattern::parse(&name.value) {
         Ok(host) => Some(HostFile {
@@ -93,6 +98,7 @@ pub(crate) fn host_file(report: &mut Report<'_>, file: u32) -> Option<HostFile> 
             body,
             lookups,
             scope,
+            reads_bodies,
         }),
         Err(why) => {
             report.error(name.at, why);
