@@ -16,6 +16,7 @@ use futures_util::{Stream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 
 use self::table::RecordTable;
+use super::printable::printable_json;
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum AuditCommand {
@@ -182,7 +183,10 @@ async fn print(
             writeln!(out, "{}", table.header())?;
         }
         while let Some(line) = lines.next().await.transpose()? {
-            let shown = if tail.json { line } else { table.row(&line) };
+            let shown = match tail.json {
+                true => printable_json(&line).into_owned(),
+                false => table.row(&line),
+            };
             writeln!(out, "{shown}")?;
             out.flush()?;
         }
@@ -210,7 +214,7 @@ fn array(lines: &[String], out: &mut impl Write) -> io::Result<()> {
     let between = |at: usize| if at + 1 < lines.len() { "," } else { "" };
     writeln!(out, "[")?;
     for (at, line) in lines.iter().enumerate() {
-        writeln!(out, "{line}{}", between(at))?;
+        writeln!(out, "{}{}", printable_json(line), between(at))?;
     }
     writeln!(out, "]")
 }
@@ -225,7 +229,7 @@ fn one(show: &Show, lines: &[String], out: &mut impl Write) -> anyhow::Result<()
         _ => bail!("more than one decision's id starts with `{id}`: give more of it"),
     };
     if show.json {
-        writeln!(out, "{line}")?;
+        writeln!(out, "{}", printable_json(line))?;
         return Ok(());
     }
     let record = serde_json::from_str(line).context("the daemon sent what is no record")?;

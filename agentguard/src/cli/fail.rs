@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use agentguard_control::client::ClientError;
 use agentguard_daemon::StartError;
 
+use super::printable::printable;
+
 #[derive(Debug)]
 pub struct Failure {
     status: u8,
@@ -32,7 +34,8 @@ impl Failure {
 
     pub fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
-            eprintln!("agentguard: {}", self.message.replace('\n', ", "));
+            let message = self.message.replace('\n', ", ");
+            eprintln!("agentguard: {}", printable(&message));
         }
         ExitCode::from(self.status)
     }

@@ -14,6 +14,7 @@ pub mod policy_offline;
 mod policy_pack;
 mod policy_replay;
 mod policy_show;
+mod printable;
 mod run;
 mod status;
 mod table;
@@ -26,6 +27,8 @@ use std::process::ExitCode;
 use agentguard_control::client::Client;
 use agentguard_daemon::config::Config;
 use clap::{CommandFactory, Parser, Subcommand};
+
+use self::printable::printable_json;
 
 pub use self::fail::Failure;
 
@@ -168,7 +171,7 @@ fn print(text: &str) -> Result<ExitCode, Failure> {
 
 fn print_json(value: &impl serde::Serialize) -> Result<ExitCode, Failure> {
     let json = serde_json::to_string_pretty(value).map_err(|e| Failure::new(1, e))?;
-    print(&(json + "\n"))
+    print(&(printable_json(&json) + "\n"))
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::io::IsTerminal;
 
+use super::printable::printable;
+
 const COLUMNS: usize = 100;
 
 /// Rows below a header, each column as wide as it needs to be; the widest are cut if the whole would be too wide.
@@ -75,13 +77,6 @@ fn cut(text: &str, width: usize) -> String {
     let mut cut: String = text.chars().take(width.saturating_sub(1)).collect();
     cut.push('…');
     cut
-}
-
-/// Agents choose paths and bundles names: nothing in them may steer a terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

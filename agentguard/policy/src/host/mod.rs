@@ -120,7 +120,7 @@ pub fn show(raw: &str) -> String {
 /// Control characters, and those that change the direction of text (Unicode TR 9).
 pub fn acts_on_terminal(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn ascii_name(raw: &str) -> Result<String, String> {

@@ -5,6 +5,8 @@ use std::fmt::Write;
 use agentguard_audit::line::Line;
 use serde_json::Value;
 
+use super::super::printable::printable;
+
 const COLUMNS: usize = 100;
 const NAMES: [&str; 6] = ["TIME", "AGENT", "ACTION", "RESOURCE", "OUTCOME", "REASON"];
 const RESOURCE: usize = 3;
@@ -103,17 +105,6 @@ fn cut(text: &str, width: usize) -> String {
     let mut cut: String = text.chars().take(width.saturating_sub(1)).collect();
     cut.push('…');
     cut
-}
-
-/// Agents choose names and paths: nothing they write may steer a terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|char| {
-            let plain = (!char.is_control()).then_some(char);
-            let escaped = plain.is_none().then(|| char.escape_default());
-            plain.into_iter().chain(escaped.into_iter().flatten())
-        })
-        .collect()
 }
 
 /// Every field that is not null, by its path (`request.host`), in the record's order.

@@ -1,3 +1,4 @@
+use agentguard_policy::acts_on_terminal;
 use clap::Parser;
 use futures_util::stream;
 use serde_json::json;
@@ -134,18 +135,28 @@ fn records_are_aligned_and_fit_the_screen() {
 fn an_agents_text_cannot_steer_the_terminal() {
     let line = record(
         Some("p"),
-        "a\x1b]0;x\x07\u{9b}31m\n.example",
+        "a\x1b]0;x\x07\u{9b}31m\u{202e}\n.example",
         "/\r",
         "allow",
         None,
     );
-    for command in ["search", "tail -f", "show 01"] {
+    for (command, escape) in [
+        ("search", "\\u{1b}"),
+        ("tail -f", "\\u{1b}"),
+        ("show 01", "\\u{1b}"),
+        ("search --json", "\\u001b"),
+        ("tail --json", "\\u001b"),
+        ("show 01 --json", "\\u001b"),
+    ] {
         let text = printed(command, std::slice::from_ref(&line), false).unwrap();
         assert!(
-            !text.contains(|char: char| char.is_control() && char != '\n'),
-            "{text:?}"
+            !text.contains(|char| char != '\n' && acts_on_terminal(char)),
+            "{command}: {text:?}"
         );
-        assert!(text.contains("a\\u{1b}]0;x"), "{text:?}");
+        assert!(
+            text.contains(&format!("a{escape}]0;x")),
+            "{command}: {text:?}"
+        );
     }
 }
 
