@@ -32,6 +32,15 @@ pub(crate) struct Door {
     pub places: Arc<Semaphore>,
 }
 
+impl Door {
+    /// The last quarter of all places is for agents that have less than an eighth of them: no agent keeps the others out.
+    fn is_over_its_share(&self, life: &Life) -> bool {
+        let all = self.forwarder.limits.max_connections as usize;
+        let share = (all / 8).max(1);
+        self.places.available_permits() < all / 4 && life.connections() >= share
+    }
+}
+
 /// One of a door's places, held for as long as the connection is there.
 pub(crate) type ConnectionSlot = OwnedSemaphorePermit;
 
@@ -54,7 +63,7 @@ pub(crate) fn nobodys(forwarder: &Forwarder, error: &OriginError) -> ConnectionO
 }
 
 /// Opens the connection's entry and hangs it on its agent's life. No connection: it cannot be recorded, there is no place for it,
-/// or its agent has been stopped.
+/// its agent has been stopped, or has its share.
 pub(crate) fn admit(
     door: &Door,
     origin: Origin,
@@ -75,6 +84,13 @@ pub(crate) fn admit(
     if let Some(why) = life.why() {
         let refusal = Refusal::new(DecidedBy::Stop, why, "this agent has been stopped");
         return Err(entry.refuse(refusal));
+    }
+    if door.is_over_its_share(&life) {
+        let detail = format!(
+            "this agent has {} connections, and the places that are left are for others",
+            life.connections()
+        );
+        return Err(entry.fail(Ended::HostFailed, None, detail));
     }
     let arrival = Arrival {
         forwarder,

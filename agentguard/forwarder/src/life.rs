@@ -33,6 +33,11 @@ pub(crate) struct Life {
 }
 
 impl Life {
+    /// Client connections that are open now.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed) as usize
+    }
+
     fn new(agent: AgentId) -> Self {
         Self {
             agent,

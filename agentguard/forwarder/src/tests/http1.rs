@@ -404,3 +404,31 @@ async fn connections_without_an_origin_or_a_place_are_closed() {
         "the connection ended before a request"
     );
 }
+
+#[tokio::test]
+async fn one_agents_connections_keep_no_other_out() {
+    // Of 64 places.
+    let rig = Rig::new().await;
+    let port = rig.origin.plain;
+    let get = format!("GET /ok/x HTTP/1.1\r\nHost: plain.test:{port}\r\n\r\n");
+    let mut held = Vec::new();
+    let closed = loop {
+        let mut socket = rig.connect(port).await;
+        // Answered or closed: either way it has been admitted or not before the next one comes.
+        let _ = socket.write_all(get.as_bytes()).await;
+        match socket.read(&mut [0; 64]).await {
+            Ok(1..) => held.push(socket),
+            Ok(0) | Err(_) => break rig.records().pop().unwrap(),
+        }
+    };
+    assert_eq!(held.len(), 48);
+    assert_eq!(closed.ended, Ended::HostFailed);
+    assert!(closed.detail.as_deref().unwrap().contains("are for others"));
+    let mut others = Vec::new();
+    for _ in 0..8 {
+        let mut socket = rig.connect_as_another().await;
+        socket.write_all(get.as_bytes()).await.unwrap();
+        assert_ne!(socket.read(&mut [0; 64]).await.unwrap(), 0);
+        others.push(socket);
+    }
+}

@@ -180,10 +180,20 @@ impl Rig {
     }
 
     pub(super) async fn connect_as(&self, port: Option<u16>) -> TcpStream {
+        self.connect_to(self.door(port)).await
+    }
+
+    /// A connection of another agent's, which no bundle knows.
+    pub(super) async fn connect_as_another(&self) -> TcpStream {
+        self.connect_to(self.door_of(AgentId(AGENT.0 + 1), Some(self.origin.plain)))
+            .await
+    }
+
+    async fn connect_to(&self, door: Arc<Door>) -> TcpStream {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        tokio::spawn(accept::accept(self.door(port), listener, stop.clone()));
+        tokio::spawn(accept::accept(door, listener, stop.clone()));
         let socket = TcpStream::connect(addr).await.unwrap();
         socket.set_nodelay(true).unwrap();
         socket
@@ -191,9 +201,17 @@ impl Rig {
 
     /// Where the agent's connections to `port` come in; `None`: nobody's.
     pub(super) fn door(&self, port: Option<u16>) -> Arc<Door> {
+        self.door_of(AGENT, port)
+    }
+
+    fn door_of(&self, agent: AgentId, port: Option<u16>) -> Arc<Door> {
         Arc::new(Door {
             forwarder: self.forwarder.clone(),
-            origins: Arc::new(Fixed(port, AtomicU64::new(0))),
+            origins: Arc::new(Fixed {
+                agent,
+                port,
+                last: AtomicU64::new(0),
+            }),
             places: self.places.clone(),
         })
     }
@@ -337,17 +355,21 @@ impl Signer {
 }
 
 /// Every connection is the agent's, to one port; `None`: nobody's.
-struct Fixed(Option<u16>, AtomicU64);
+struct Fixed {
+    agent: AgentId,
+    port: Option<u16>,
+    last: AtomicU64,
+}
 
 impl OriginSource for Fixed {
     fn accepted(&self, cookie: u64) -> io::Result<Option<Origin>> {
         assert_ne!(
             cookie,
-            self.1.swap(cookie, Ordering::Relaxed),
+            self.last.swap(cookie, Ordering::Relaxed),
             "cookies are unique"
         );
-        Ok(self.0.map(|port| Origin {
-            agent: AGENT,
+        Ok(self.port.map(|port| Origin {
+            agent: self.agent,
             tgid: 77,
             uid: 1000,
             port,
