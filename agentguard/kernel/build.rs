@@ -16,10 +16,9 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
-    let root = PathBuf::from(var("CARGO_MANIFEST_DIR")?)
-        .parent()
-        .ok_or("the package has no parent folder")?
-        .to_owned();
+    let package = PathBuf::from(var("CARGO_MANIFEST_DIR")?);
+    let root = package.ancestors().nth(2);
+    let root = root.ok_or("the package is not in agentguard/kernel of a workspace")?;
     for source in [
         "agentguard-ebpf/src",
         "agentguard-ebpf/Cargo.toml",
@@ -28,7 +27,12 @@ fn build() -> Result<(), String> {
         "Cargo.lock",
         "rust-toolchain.toml",
     ] {
-        println!("cargo::rerun-if-changed={}", root.join(source).display());
+        let source = root.join(source);
+        // Of one that is not there cargo would say at every build that it has changed.
+        if !source.exists() {
+            return Err(format!("{} is not there", source.display()));
+        }
+        println!("cargo::rerun-if-changed={}", source.display());
     }
     check_linker()?;
     check_rust_src()?;
@@ -36,7 +40,7 @@ fn build() -> Result<(), String> {
     let out = PathBuf::from(var("OUT_DIR")?);
     let target_dir = out.join("ebpf-target");
     let arch = var("CARGO_CFG_TARGET_ARCH")?;
-    compile(&root, &target_dir, &arch)?;
+    compile(root, &target_dir, &arch)?;
     let object = target_dir.join("bpfel-unknown-none/release/agentguard-ebpf");
     fs::copy(&object, out.join("agentguard-ebpf"))
         .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
