@@ -37,6 +37,16 @@ pub enum VerifyError {
     },
 }
 
+impl VerifyError {
+    /// Whether the log may be whole, and the caller may not read it.
+    pub fn is_forbidden(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::File { .. } | Self::Line { .. } => false,
+        }
+    }
+}
+
 /// What is wrong with the chain.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ChainFault {

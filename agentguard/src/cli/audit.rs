@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 
 use agentguard_audit::search::Filter;
-use agentguard_audit::verify::verify;
+use agentguard_audit::verify::{VerifyError, verify};
 use agentguard_daemon::config::Config;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -240,8 +240,12 @@ fn one(show: &Show, lines: &[String], out: &mut impl Write) -> anyhow::Result<()
 }
 
 fn check(dir: &Path, options: &Verify, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let found =
-        verify(dir).map_err(|error| anyhow::anyhow!("the audit log does not verify: {error}"))?;
+    let found = match verify(dir) {
+        // Nothing is said of a log that cannot be read.
+        Err(error @ VerifyError::Io { .. }) => return Err(error.into()),
+        Err(error) => bail!("the audit log does not verify: {error}"),
+        Ok(found) => found,
+    };
     if options.json {
         writeln!(out, "{}", serde_json::to_string(&found)?)?;
     } else {

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::process::ExitCode;
 
+use agentguard_audit::verify::VerifyError;
 use agentguard_control::client::ClientError;
 use agentguard_daemon::StartError;
 
@@ -61,10 +62,15 @@ impl From<StartError> for Failure {
 /// What `audit` and `ca` return; the client's own errors keep their status.
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        match error.downcast::<ClientError>() {
-            Ok(error) => error.into(),
-            Err(error) => Self::new(1, format!("{error:#}")),
-        }
+        let error = match error.downcast::<ClientError>() {
+            Ok(error) => return error.into(),
+            Err(error) => error,
+        };
+        let status = match error.downcast_ref::<VerifyError>() {
+            Some(error) if error.is_forbidden() => 5,
+            _ => 1,
+        };
+        Self::new(status, format!("{error:#}"))
     }
 }
 

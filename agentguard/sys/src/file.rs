@@ -33,8 +33,9 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result<()> {
 /// `rename(2)`, and the folder made durable.
 pub fn rename_durably(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(SysError::io("rename"))?;
-    let folder = to.parent().unwrap_or(Path::new("/"));
-    File::open(folder)
+    // Of a bare name the parent is empty.
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))
         .and_then(|dir| dir.sync_all())
         .map_err(SysError::io("fsync the folder"))
 }
