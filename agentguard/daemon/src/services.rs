@@ -138,5 +138,10 @@ pub(crate) fn canary(parts: &Parts) -> Result<Canary, StartError> {
         forwarder: parts.forwarder.clone(),
         authority: parts.authority.clone(),
     };
-    Canary::open(used, parts.roster.clone(), parts.ending.stop.clone())
+    Canary::open(
+        used,
+        parts.roster.clone(),
+        parts.changes.clone(),
+        parts.ending.stop.clone(),
+    )
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agentguard_link::calls::to_daemon::{DaemonAnswer, DaemonCall};
+use agentguard_link::calls::to_daemon::{DaemonAnswer, DaemonCall, TaskChange};
 use agentguard_link::calls::{Call, Calls, Silent, Token};
 use agentguard_link::frame::ToDaemon;
 use agentguard_policy::{Room, Settlement};
@@ -59,7 +59,15 @@ fn give_back(token: Token, answer: &DaemonAnswer) -> Option<ToDaemon> {
         }),
         DaemonAnswer::Charge(Room::Full { .. } | Room::Reused { .. } | Room::Unavailable(_))
         | DaemonAnswer::Leaf(_)
-        | DaemonAnswer::Task(_) => None,
+        | DaemonAnswer::Task(_, Err(_)) => None,
+        // Who was not told that it is open would be held to it. To one that has ended nothing happens.
+        DaemonAnswer::Task(agent, Ok(task)) => Some(ToDaemon::Call {
+            token,
+            call: DaemonCall::Task {
+                agent: *agent,
+                change: TaskChange::End { id: task.id },
+            },
+        }),
     }
 }
 
@@ -68,8 +76,34 @@ mod tests {
     use super::*;
     use crate::charges::HeldCharge;
     use agentguard_common::abi::AgentId;
-    use agentguard_link::calls::to_daemon::TakeRoom;
+    use agentguard_link::calls::to_daemon::{TakeRoom, TaskFault};
+    use agentguard_link::state::OpenTask;
+    use agentguard_policy::{OpenedBy, Terms};
     use futures_util::FutureExt as _;
+    use uuid::Uuid;
+
+    #[tokio::test]
+    async fn a_task_that_nobody_hears_of_is_ended() {
+        let (out, mut heard) = mpsc::unbounded_channel();
+        let daemon = Daemon::new(out);
+        let task = OpenTask {
+            id: Uuid::from_u128(7),
+            opened_by: OpenedBy::Agent,
+            terms: Terms::default(),
+            ends: 0,
+        };
+        daemon.answered(1, DaemonAnswer::Task(AgentId(2), Ok(task.clone())));
+        let Ok(ToDaemon::Call { token: 1, call }) = heard.try_recv() else {
+            panic!("nothing is given back");
+        };
+        let DaemonCall::Task { agent, change } = call else {
+            panic!("{call:?}");
+        };
+        assert_eq!(agent, AgentId(2));
+        assert!(matches!(change, TaskChange::End { id } if id == task.id));
+        daemon.answered(1, DaemonAnswer::Task(AgentId(2), Err(TaskFault::Failed)));
+        assert!(heard.try_recv().is_err(), "once");
+    }
 
     #[tokio::test]
     async fn what_nobody_hears_is_given_back_once() {

@@ -145,6 +145,46 @@ fn a_killed_agent_starts_nothing() {
 }
 
 #[test]
+fn a_kill_that_cannot_be_written_holds_whatever_else_is_changed() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let policy = reach("origin.test", origin.port, &["GET /v1/**"]);
+    let bundle = Bundle::new(1)
+        .agent("probe", &policy)
+        .agent("other", &policy);
+    let mut guard = Guard::start(&site, &bundle);
+    let get = format!("get {}", origin.url("/v1/x"));
+    let connect = format!("tcp 127.0.0.1 {}", origin.port);
+    let mut probe = dialer(&guard.agent("probe"));
+    assert_eq!(probe.tries(&get), "ok 200");
+    let registry = site.path("state/agents.json");
+    let written = std::fs::read(&registry).expect("read");
+    // A folder cannot be replaced by a file, whoever tries.
+    std::fs::remove_file(&registry).expect("removed");
+    std::fs::create_dir_all(registry.join("in the way")).expect("made");
+
+    let said = guard.cli(["kill", "probe", "--reason", "test"]);
+    assert_eq!(said.code(), 1, "{said:#?}");
+    assert!(said.stderr.contains("kill again"), "{said:#?}");
+    std::fs::remove_dir_all(&registry).expect("removed");
+    std::fs::write(&registry, written).expect("written");
+    guard.cli(["revive", "other"]).ok();
+    guard.cli(["agents", "suspend", "other"]).ok();
+    assert_eq!(probe.tries(&connect), "error EPERM");
+    let state = guard.cli(["agents", "--json"]).ok().json();
+    let is = |agent: &serde_json::Value| agent["name"] == "probe" && agent["state"] == "killed";
+    let agents = state.as_array().cloned().unwrap_or_default();
+    assert!(agents.iter().any(is), "{state:#}");
+
+    // What came after it has put it on disk.
+    guard.crash();
+    guard.restart();
+    assert_eq!(probe.tries(&connect), "error EPERM");
+    guard.cli(["revive", "probe"]).ok();
+    assert_eq!(probe.tries(&get), "ok 200");
+}
+
+#[test]
 fn an_unknown_agent_is_an_error_that_names_the_near_one() {
     let site = Site::new();
     let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));

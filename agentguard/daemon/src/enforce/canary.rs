@@ -30,6 +30,7 @@ use crate::host::startup::StartError;
 use crate::host::tls::ca::Authority;
 use crate::lock::lock;
 use crate::roster::Roster;
+use crate::roster::change::{Changes, StopChange};
 
 /// What one round uses of the daemon.
 #[derive(Clone)]
@@ -45,6 +46,7 @@ pub(crate) struct CanaryParts {
 pub(crate) struct Canary {
     parts: CanaryParts,
     roster: Arc<Roster>,
+    changes: Arc<Changes>,
     stop: CancellationToken,
     targets: Arc<Targets>,
 }
@@ -54,6 +56,7 @@ impl Canary {
     pub(crate) fn open(
         parts: CanaryParts,
         roster: Arc<Roster>,
+        changes: Arc<Changes>,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
@@ -67,6 +70,7 @@ impl Canary {
         Ok(Self {
             parts,
             roster,
+            changes,
             stop,
             targets: Arc::new(targets),
         })
@@ -132,7 +136,7 @@ impl Canary {
         let (outcome, detail) = match result {
             Err(why) => {
                 let (alarm, failed) = match host.config.canary.on_failure {
-                    OnFailure::Close => (Alarm::CanaryHolds(why), enforce.hold(&self.roster, true)),
+                    OnFailure::Close => (Alarm::CanaryHolds(why), enforce.hold(&self.roster)),
                     OnFailure::Alarm => (Alarm::CanaryFailed(why), Vec::new()),
                 };
                 let message = alarm.to_string();
@@ -148,7 +152,8 @@ impl Canary {
                 if !matches!(before, guarantee::Canary::Failed(_)) {
                     return;
                 }
-                for error in enforce.hold(&self.roster, false) {
+                let change = self.changes.stops().await;
+                for error in enforce.release(&change, &self.roster) {
                     tracing::error!(error, "an agent could not be let go on");
                 }
                 tracing::warn!("the canary is refused again as it must: agents go on");
@@ -177,21 +182,20 @@ fn give_rules(kernel: &mut Kernel, targets: &Targets) -> Result<(), KernelError>
 }
 
 impl Enforce {
-    /// Every agent, as by a kill that is on no disk: a restart of the daemon begins anew.
-    fn hold(&self, roster: &Roster, held: bool) -> Vec<String> {
-        // First, so that an agent of a bundle that is being applied now is held by the apply, which comes later.
-        self.held.store(held, Ordering::SeqCst);
+    /// Every agent, as by a kill that is on no disk: a restart of the daemon begins anew. At once, whatever other change is
+    /// under way.
+    fn hold(&self, roster: &Roster) -> Vec<String> {
+        // First, so that whoever lets an agent go on from now on holds it.
+        self.held.store(true, Ordering::SeqCst);
+        self.flip(&roster.known(), true)
+    }
+
+    /// Every agent that nothing else stops. Nobody is stopped meanwhile, which this would undo.
+    fn release(&self, _change: &StopChange<'_>, roster: &Roster) -> Vec<String> {
+        self.held.store(false, Ordering::SeqCst);
         let stops = roster.stops();
-        let agents = roster.known();
-        // No kill comes in between, which this would undo.
-        let mut kernel = lock(&self.kernel);
-        agents
-            .iter()
-            .filter_map(|(name, id)| {
-                let killed = held || stops.contains_key(id);
-                let result = kernel.set_killed(*id, killed);
-                result.err().map(|error| format!("`{name}`: {error}"))
-            })
-            .collect()
+        let mut agents = roster.known();
+        agents.retain(|(_, id)| !stops.contains_key(id));
+        self.flip(&agents, false)
     }
 }

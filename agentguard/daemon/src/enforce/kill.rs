@@ -95,9 +95,9 @@ impl KillSwitch {
         let (cuts, more) = stopper.reconcile(&change, &before, &ids).await;
         failures.extend(more);
         if let Err(error) = result {
-            // What the registry does not have, nobody else holds.
-            failures.extend(enforce.flip(&agents, true));
-            failures.push(format!("it holds until the daemon restarts only: {error}"));
+            failures.push(format!(
+                "it holds, and not over a restart of the daemon until it can be written; kill again then: {error}"
+            ));
         }
         let detail = reason.as_deref().unwrap_or("");
         record(
@@ -133,7 +133,7 @@ impl KillSwitch {
         let names: Vec<String> = agents.iter().map(|(name, _)| name.clone()).collect();
         // Disk first: an agent that runs must not be one that is killed after a restart.
         lock(&roster.registry)
-            .set_killed(&names, None)
+            .revive(&names)
             .map_err(|error| KillError::Failed(error.to_string()))?;
         let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
         let (_, failures) = stopper.reconcile(&change, &before, &ids).await;
@@ -176,7 +176,7 @@ fn write(
         .filter(|(_, id)| !killed_before.contains(id))
         .map(|(name, _)| name.clone())
         .collect();
-    registry.set_killed(&fresh, Some(&killed))
+    registry.kill(&fresh, &killed)
 }
 
 /// What `by` does now.

@@ -153,9 +153,16 @@ impl ForwarderLink {
         )
     }
 
-    /// Has what comes of these agents judged again.
+    /// Has what comes of these agents judged again. A forwarder that does not answer has been told, and serves nobody until it
+    /// goes on.
     pub async fn free_agents(&self, agents: BTreeSet<AgentId>) -> Result<(), String> {
-        held_by_none((), self.call(FreeAgents(agents)).await)
+        match self.call(FreeAgents(agents)).await {
+            Err(silent @ Silent::Late(..)) => {
+                tracing::warn!(why = said(silent), "agents that may go on");
+                Ok(())
+            }
+            answer => held_by_none((), answer),
+        }
     }
 
     /// Has the forwarder serve another network namespace.

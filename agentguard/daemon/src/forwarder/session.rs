@@ -343,13 +343,13 @@ fn change_task(
     change: TaskChange,
 ) {
     let Some(place) = parts.roster.tasks.place() else {
-        return asked.answer(DaemonAnswer::Task(Err(TaskFault::Failed)));
+        return asked.answer(DaemonAnswer::Task(agent, Err(TaskFault::Failed)));
     };
     // The change is told by this session: not to be waited for here.
     let parts = parts.clone();
     tokio::spawn(async move {
         let changed = tasks::change_own(&parts.roster, &parts.forwarder, agent, change).await;
-        let answer = DaemonAnswer::Task(changed);
+        let answer = DaemonAnswer::Task(agent, changed);
         parts.forwarder.answer(asked, answer).await;
         drop(place);
     });

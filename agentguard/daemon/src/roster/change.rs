@@ -3,8 +3,8 @@
 //!
 //! There are two guards, and the order is their type: a [`BundleChange`] leads to a [`StopChange`], and nothing leads back.
 //! One guard for both would make a kill wait while a bundle is compiled, written and followed by a look at all processes.
-//! As it is, a kill flips the kernel before it waits for anything, and then waits at most while another kill, or the switch
-//! of a bundle in the kernel and the forwarder, is under way.
+//! As it is, a kill flips the kernel before it waits for anything, and then waits at most while another change of who is
+//! stopped or whose agents are, or the switch of a bundle in the kernel and the forwarder, is under way.
 
 use tokio::sync::{Mutex, MutexGuard};
 

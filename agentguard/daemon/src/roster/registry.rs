@@ -77,6 +77,8 @@ struct File {
 pub struct Registry {
     path: PathBuf,
     file: File,
+    /// It is on disk as it is here.
+    is_written: bool,
 }
 
 impl Registry {
@@ -105,6 +107,7 @@ impl Registry {
         Ok(Self {
             path: path.to_owned(),
             file,
+            is_written: true,
         })
     }
 
@@ -180,13 +183,24 @@ impl Registry {
         self.replace(file)
     }
 
-    /// Sets or clears the kill of agents that are known.
-    pub fn set_killed(
-        &mut self,
-        names: &[String],
-        killed: Option<&Intervention>,
-    ) -> Result<(), RegistryError> {
-        self.change(names, |known| known.killed = killed.cloned())
+    /// Kills agents that are known. They are killed here even if that cannot be written, and on disk with whatever is written
+    /// next.
+    ///
+    /// # Errors
+    /// It is not on disk yet.
+    pub fn kill(&mut self, names: &[String], by: &Intervention) -> Result<(), RegistryError> {
+        let file = self.changed(names, |known| known.killed = Some(by.clone()));
+        let written = self.replace(file.clone());
+        if written.is_err() {
+            self.file = file;
+            self.is_written = false;
+        }
+        written
+    }
+
+    /// Clears the kill of agents that are known.
+    pub fn revive(&mut self, names: &[String]) -> Result<(), RegistryError> {
+        self.change(names, |known| known.killed = None)
     }
 
     /// Takes agents that are known out of use, or back into it.
@@ -226,17 +240,21 @@ impl Registry {
         names: &[String],
         change: impl Fn(&mut KnownAgent),
     ) -> Result<(), RegistryError> {
+        self.replace(self.changed(names, change))
+    }
+
+    fn changed(&self, names: &[String], change: impl Fn(&mut KnownAgent)) -> File {
         let mut file = self.file.clone();
         for name in names {
             if let Some(known) = file.agents.get_mut(name) {
                 change(known);
             }
         }
-        self.replace(file)
+        file
     }
 
     fn replace(&mut self, file: File) -> Result<(), RegistryError> {
-        if file == self.file {
+        if file == self.file && self.is_written {
             return Ok(());
         }
         let json = serde_json::to_vec_pretty(&file).expect("a registry is plain data");
@@ -247,6 +265,7 @@ impl Registry {
             }
         })?;
         self.file = file;
+        self.is_written = true;
         Ok(())
     }
 }
@@ -292,12 +311,12 @@ mod tests {
             by: "root".into(),
             at: Timestamp::UNIX_EPOCH,
         };
-        registry.set_killed(&["b".into()], Some(&killed)).unwrap();
+        registry.kill(&["b".into()], &killed).unwrap();
 
         let mut again = Registry::open(&path).unwrap();
         assert_eq!(again.killed(), [ids["b"]]);
         assert_eq!(again.agents()["b"].killed.as_ref(), Some(&killed));
-        again.set_killed(&["b".into()], None).unwrap();
+        again.revive(&["b".into()]).unwrap();
         assert!(Registry::open(&path).unwrap().killed().is_empty());
 
         let owner = Reassignment {
@@ -312,6 +331,35 @@ mod tests {
         assert_eq!(again.reassigned(), [("a".into(), owner)].into());
         assert_eq!(again.inactive().get("ann"), Some(&killed));
         assert_eq!(again.agents()["b"].out, Some(out));
+    }
+
+    #[test]
+    fn a_kill_that_cannot_be_written_holds_and_is_written_with_what_comes_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        let path = state.join("agents.json");
+        let mut registry = Registry::open(&path).unwrap();
+        let ids = registry.propose(&names(&["a", "b"])).unwrap();
+        registry.keep(&ids).unwrap();
+        let killed = Intervention {
+            reason: None,
+            by: "root".into(),
+            at: Timestamp::UNIX_EPOCH,
+        };
+        std::fs::remove_dir_all(&state).unwrap();
+        registry.kill(&["a".into()], &killed).unwrap_err();
+        assert_eq!(registry.killed(), [ids["a"]]);
+        registry.revive(&["a".into()]).unwrap_err();
+        assert_eq!(
+            registry.killed(),
+            [ids["a"]],
+            "what cannot be written frees nobody"
+        );
+        std::fs::create_dir(&state).unwrap();
+        // Even by one that changes nothing.
+        registry.kill(&[], &killed).unwrap();
+        assert_eq!(Registry::open(&path).unwrap().killed(), [ids["a"]]);
     }
 
     #[test]

@@ -150,7 +150,7 @@ mod tests {
         let orphaned = Some(Stop::Orphaned);
         assert_eq!(state(&registry), [orphaned, held, orphaned, orphaned]);
         // What counts is the strongest of an agent's own.
-        registry.set_killed(&names(&["top"]), Some(&done)).unwrap();
+        registry.kill(&names(&["top"]), &done).unwrap();
         assert_eq!(state(&registry)[0], Some(Stop::Killed));
         let unlisted = stops(&registry, None);
         assert_eq!(unlisted.len(), 1, "without a bundle nobody has an owner");

@@ -24,7 +24,8 @@ pub enum DaemonCall {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum DaemonAnswer {
     Leaf(Result<Leaf, String>),
-    Task(Result<OpenTask, TaskFault>),
+    /// What has become of the agent's task.
+    Task(AgentId, Result<OpenTask, TaskFault>),
     Charge(Room),
 }
 
@@ -77,7 +78,7 @@ impl Call for IssueLeaf {
     fn answer(_: Token, reply: DaemonAnswer) -> Result<Self::Answer, DaemonAnswer> {
         match reply {
             DaemonAnswer::Leaf(result) => Ok(result),
-            reply @ (DaemonAnswer::Task(_) | DaemonAnswer::Charge(_)) => Err(reply),
+            reply @ (DaemonAnswer::Task(..) | DaemonAnswer::Charge(_)) => Err(reply),
         }
     }
 }
@@ -109,7 +110,7 @@ impl Call for ChangeTask {
 
     fn answer(_: Token, reply: DaemonAnswer) -> Result<Self::Answer, DaemonAnswer> {
         match reply {
-            DaemonAnswer::Task(result) => Ok(result),
+            DaemonAnswer::Task(_, result) => Ok(result),
             reply @ (DaemonAnswer::Leaf(_) | DaemonAnswer::Charge(_)) => Err(reply),
         }
     }
@@ -141,7 +142,7 @@ impl Call for TakeRoom {
     fn answer(token: Token, reply: DaemonAnswer) -> Result<Self::Answer, DaemonAnswer> {
         match reply {
             DaemonAnswer::Charge(room) => Ok((token, room)),
-            reply @ (DaemonAnswer::Leaf(_) | DaemonAnswer::Task(_)) => Err(reply),
+            reply @ (DaemonAnswer::Leaf(_) | DaemonAnswer::Task(..)) => Err(reply),
         }
     }
 }
