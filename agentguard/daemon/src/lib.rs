@@ -86,6 +86,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
 }
 
 async fn serve(config: Config) -> Result<(), StartError> {
+    // A terminal that is gone ends nobody's protection. Once there, tokio's handler stays, and nothing listens to it.
+    drop(signal(SignalKind::hangup()).map_err(no_signals)?);
     let account = start::forwarder_account(&config)?;
     let system_roots = upstream::system_roots();
     let upstream = upstream::gather(&config.upstream, &system_roots)
@@ -278,11 +280,8 @@ async fn finish(parts: &Parts) -> Result<(), StartError> {
 }
 
 async fn wait_for_the_end(ending: &Ending) -> Result<(), StartError> {
-    let cannot = |e: std::io::Error| StartError::Failed(format!("cannot wait for signals: {e}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-    // Of a terminal that is gone: agents are held, and served, by a daemon that goes on.
-    let mut hangup = signal(SignalKind::hangup()).map_err(cannot)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
     let period = watchdog.unwrap_or(Duration::from_secs(3600));
     let mut alive = tokio::time::interval(period.max(Duration::from_millis(1)));
@@ -290,13 +289,16 @@ async fn wait_for_the_end(ending: &Ending) -> Result<(), StartError> {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            Some(()) = hangup.recv() => tracing::info!("a hangup (SIGHUP) changes nothing; the configuration is read at start"),
             () = ending.stop.cancelled() => return Ok(()),
             _ = alive.tick() => if watchdog.is_some() {
                 notify(&[NotifyState::Watchdog]);
             },
         }
     }
+}
+
+fn no_signals(error: std::io::Error) -> StartError {
+    StartError::Failed(format!("cannot wait for signals: {error}"))
 }
 
 /// The combined bundle that `run` gives clients, in files that everyone may read.
