@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agentguard_record::{ActionName, DenyReason, RequestInfo};
+use agentguard_record::{ActionName, DenyReason, Ended, RequestInfo};
 use http::request::Parts;
 use http::uri::Scheme;
 use http::{Response, StatusCode, Version, header};
@@ -39,6 +39,7 @@ impl Exchange {
     ) -> Self {
         entry.action = ActionName::Method(parts.method.as_str().to_owned());
         entry.resource = origin::place(&session.origin);
+        entry.ended = Ended::ClientGone;
         entry.request = Some(RequestInfo {
             scheme: session.entrance.scheme.to_string(),
             method: parts.method.as_str().to_owned(),

@@ -65,6 +65,11 @@ impl Life {
         self.killed.get().copied()
     }
 
+    /// Whether nothing of it goes on: it was stopped, or the forwarder ends.
+    pub(crate) fn is_over(&self) -> bool {
+        self.cut.is_cancelled()
+    }
+
     /// Runs `task` until it ends or the agent is killed, whichever is first; the kill waits for it to be gone.
     pub(crate) async fn hold<T>(&self, task: impl Future<Output = T>) -> Option<T> {
         let _tracked = self.tasks.token();

@@ -90,6 +90,7 @@ impl RecordSender {
             facts: BTreeMap::new(),
             outcome: Outcome::Error,
             decided_by: DecidedBy::Undecided,
+            // Unless it is completed.
             ended: Ended::Aborted,
             policies: Vec::new(),
             reason: None,
@@ -219,10 +220,19 @@ impl Drop for RecordEntry {
             self.reason = Some(why);
             self.detail = Some("cut when the agent was stopped".into());
             self.send(Outcome::Error, Ended::Aborted);
-        } else {
-            self.detail.get_or_insert_with(|| "aborted".into());
-            self.send(Outcome::Error, Ended::Aborted);
+            return;
         }
+        // A request is dropped by its client, where not by the forwarder's own end, or a fault in it.
+        let ended = match self.life.is_over() || std::thread::panicking() {
+            true => Ended::Aborted,
+            false => self.ended,
+        };
+        let detail = match ended == Ended::ClientGone {
+            true => "the client went before the end of its answer",
+            false => "aborted",
+        };
+        self.detail.get_or_insert_with(|| detail.into());
+        self.send(Outcome::Error, ended);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Bodies that take their time: nothing waits for an end that another part of the exchange has to bring about.
 
-use agentguard_record::Outcome;
+use agentguard_record::{DecidedBy, Draft, Ended, Outcome};
+use http::Request;
+use http_body_util::Empty;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::rig::{Rig, ask, chunk, head, reply};
@@ -149,18 +151,47 @@ async fn a_large_answer_passes_whole_and_is_counted() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_is_an_aborted_record() {
+async fn a_client_that_goes_away_is_recorded_as_gone() {
+    let gone = |record: &Draft| {
+        let told = (record.outcome, record.decided_by, record.ended);
+        assert_eq!(told, (Outcome::Error, DecidedBy::Rules, Ended::ClientGone));
+        record.request.as_ref().unwrap().status
+    };
     let rig = Rig::new().await;
-    let mut client = rig.tls(&["http/1.1"]).await;
     let host = rig.authority();
-    client
-        .write_all(format!("GET /ok/stream HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())
-        .await
-        .unwrap();
+    let mut client = rig.tls(&["http/1.1"]).await;
+    let get = format!("GET /ok/stream HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    client.write_all(get.as_bytes()).await.unwrap();
     head(&mut client).await;
     drop(client);
-    let record = rig.record().await;
-    assert_eq!(record.outcome, Outcome::Error);
-    assert_eq!(record.request.unwrap().status, 200);
+    assert_eq!(gone(&rig.record().await), 200);
     assert!(rig.records().is_empty());
+
+    // Before there is an answer, which HTTP/1.1 cannot tell from a client that has no more to say.
+    let rig = Rig::new().await;
+    let mut client = rig.h2().await;
+    let uri = format!("https://{}/ok/never", rig.authority());
+    let asked = client.send_request(Request::get(uri).body(Empty::new()).unwrap());
+    tokio::select! {
+        answer = asked => panic!("{answer:?}"),
+        () = rig.origin.seen.waiting.notified() => {}
+    }
+    assert_eq!(gone(&rig.record().await), 0);
+    assert!(rig.records().is_empty());
+}
+
+#[tokio::test]
+async fn the_forwarders_end_is_no_clients() {
+    let rig = Rig::new().await;
+    let host = rig.authority();
+    let mut client = rig.tls(&["http/1.1"]).await;
+    let get = format!("GET /ok/never HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    client.write_all(get.as_bytes()).await.unwrap();
+    rig.origin.seen.waiting.notified().await;
+    rig.forwarder.lives.end().await;
+    let record = rig.record().await;
+    assert_eq!(
+        (record.outcome, record.ended),
+        (Outcome::Error, Ended::Aborted)
+    );
 }

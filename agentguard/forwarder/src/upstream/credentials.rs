@@ -18,7 +18,7 @@ pub(super) fn of_a_connection(headers: &HeaderMap) -> bool {
             let is = |name: &&str| {
                 scheme.is_some_and(|it| it.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
             };
-            SCHEMES.iter().any(|name| is(name))
+            SCHEMES.iter().any(is)
         })
 }
 

@@ -106,6 +106,7 @@ mod tests {
                 "allow All",
             ),
             ("error", "rules", "aborted", "", "allow All"),
+            ("error", "rules", "client-gone", "", "allow All"),
             ("error", "undecided", "aborted", "", "-"),
             ("error", "undecided", "client-gone", "protocol-refused", "-"),
             ("deny", "rules", "refused", "policy-denied", "deny Own"),
