@@ -227,6 +227,8 @@ impl Drop for Running {
         if self.poll().is_some() {
             return;
         }
+        // One that puts another in the place of a child that has ended, as nginx's master does, must not.
+        let _ = kill(pid(self.tgid()), Signal::SIGSTOP);
         // `agentguard run` gives its command a session of its own, so the group is not enough.
         for tgid in descendants(self.tgid()) {
             let _ = kill(pid(tgid), Signal::SIGKILL);
