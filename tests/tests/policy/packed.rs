@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use agentguard_tests::bundle::reach;
-use agentguard_tests::{Bundle, Guard, Ran, Site};
+use agentguard_tests::tools::agentguard;
+use agentguard_tests::{Bundle, Client, Guard, Ran, Site};
 
 struct Maker<'site> {
     site: &'site Site,
@@ -110,6 +111,17 @@ fn a_bundle_is_packed_signed_and_read_by_who_trusts_the_key() {
         .policy(&["sign", text(&unsigned), "--key", text(&key)])
         .ok();
     assert_eq!(fs::read(&file).unwrap(), fs::read(&unsigned).unwrap());
+
+    // By a bare name, where the command is.
+    let here = Client::new("env").args(["-C", text(site.dir())]);
+    let here = here.arg(agentguard()).args(["policy", "pack", text(&dir)]);
+    here.args(["-o", "bare.bundle", "--key", text(&key)])
+        .run()
+        .ok();
+    assert_eq!(
+        fs::read(&file).unwrap(),
+        fs::read(site.path("bare.bundle")).unwrap()
+    );
 
     fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
     let open = maker.policy(&["sign", text(&file), "--key", text(&key)]);
