@@ -14,10 +14,12 @@ pub(crate) fn page() -> Page {
     }
 }
 
-/// Each verb with what `--help` says of it; those that have verbs of their own are left to these.
+/// Each verb with what `--help` says of it; those that do nothing without a verb of their own are left to these.
 fn verbs(command: &Command, text: &mut String) {
-    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-        if verb.has_subcommands() {
+    let is_shown = |verb: &&Command| !verb.is_hide_set() && verb.get_name() != "help";
+    for verb in command.get_subcommands().filter(is_shown) {
+        let is_one = !verb.is_subcommand_required_set() && !verb.is_arg_required_else_help_set();
+        if verb.has_subcommands() && !is_one {
             verbs(verb, text);
             continue;
         }
@@ -30,5 +32,6 @@ fn verbs(command: &Command, text: &mut String) {
             .collect::<Vec<_>>()
             .join("\n");
         *text += &format!("## `{name}`\n\n```text\n{}\n```\n\n", help.trim());
+        verbs(&verb, text);
     }
 }
