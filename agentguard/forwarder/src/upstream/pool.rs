@@ -97,21 +97,23 @@ impl SessionPools {
     /// Where connections for `key` come from. `authenticates`: from now on, for this key, the client connection's own, each
     /// of which carries one request at a time.
     pub(crate) fn of(&self, key: &mut PoolKey, authenticates: bool) -> &Pool {
+        let own = match authenticates {
+            true => self.own.get_or_init(|| Pool::new(&self.shared.life)),
+            // Almost nobody authenticates so.
+            false => match self.own.get() {
+                Some(own) => own,
+                None => return &self.shared,
+            },
+        };
         let bound = PoolKey {
             http2: false,
             ..key.clone()
         };
-        let own = match authenticates {
-            true => Some(self.own.get_or_init(|| Pool::new(&self.shared.life))),
-            false => self.own.get().filter(|own| own.has(&bound)),
-        };
-        match own {
-            Some(own) => {
-                *key = bound;
-                own
-            }
-            None => &self.shared,
+        if !authenticates && !own.has(&bound) {
+            return &self.shared;
         }
+        *key = bound;
+        own
     }
 }
 
