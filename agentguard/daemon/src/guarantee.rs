@@ -4,5 +4,5 @@
 mod facts;
 mod judge;
 
-pub use self::facts::{Canary, Facts};
+pub use self::facts::{CanaryState, Facts};
 pub use self::judge::judge;

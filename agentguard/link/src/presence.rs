@@ -22,10 +22,10 @@ impl Presence {
 }
 
 /// What has changed, by agent; `None`: it has no process any more.
-pub type Changes = BTreeMap<AgentId, Option<Presence>>;
+pub type PresenceChanges = BTreeMap<AgentId, Option<Presence>>;
 
 /// Takes up what has changed.
-pub fn follow(presences: &mut BTreeMap<AgentId, Presence>, changes: &Changes) {
+pub fn follow(presences: &mut BTreeMap<AgentId, Presence>, changes: &PresenceChanges) {
     for (agent, presence) in changes {
         match presence {
             Some(presence) => presences.insert(*agent, *presence),

@@ -9,7 +9,7 @@ use agentguard_record::DenyReason;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::presence::{self, Changes, Presence};
+use crate::presence::{self, Presence, PresenceChanges};
 
 /// What every decision of the forwarder's depends on and the daemon alone knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ pub enum Delta {
         agent: AgentId,
         open: Vec<OpenTask>,
     },
-    Presences(Changes),
+    Presences(PresenceChanges),
 }
 
 /// A bundle that the daemon has compiled without error.

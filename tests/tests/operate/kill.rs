@@ -4,8 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::{Subject, dialer};
-use agentguard_tests::process::listening_ports;
+use agentguard_tests::process::{listening_ports, pid};
 use agentguard_tests::{Bundle, Client, Guard, Nginx, Site, Tap};
+use nix::sys::signal::{Signal, kill};
 
 #[test]
 fn nothing_moves_after_it_returns() {
@@ -182,6 +183,24 @@ fn a_kill_that_cannot_be_written_holds_whatever_else_is_changed() {
     assert_eq!(probe.tries(&connect), "error EPERM");
     guard.cli(["revive", "probe"]).ok();
     assert_eq!(probe.tries(&get), "ok 200");
+}
+
+#[test]
+fn a_revival_does_not_fail_because_the_forwarder_is_slow() {
+    let site = Site::new();
+    let mut guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let forwarder = pid(guard.forwarder_tgid());
+    guard.cli(["kill", "probe", "--reason", "test"]).ok();
+    kill(forwarder, Signal::SIGSTOP).expect("stopped");
+    let revived = guard.cli(["revive", "probe"]);
+    kill(forwarder, Signal::SIGCONT).expect("continued");
+    revived.ok();
+    let last = guard.audit().pop().expect("a record");
+    assert_eq!(
+        (last.action(), last.outcome()),
+        ("revive", "allow"),
+        "{last:?}"
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agentguard_common::abi::AgentId;
-use agentguard_link::presence::{Changes, Presence};
+use agentguard_link::presence::{Presence, PresenceChanges};
 
 #[derive(Debug, Default)]
 pub struct Presences {
@@ -74,13 +74,13 @@ impl Presences {
     }
 
     /// What the forwarder has not been told.
-    pub fn untold(&self) -> Changes {
+    pub fn untold(&self) -> PresenceChanges {
         let untold = self.untold.iter();
         untold.map(|agent| (*agent, self.of(*agent))).collect()
     }
 
     /// The forwarder has been told this.
-    pub fn told(&mut self, changes: &Changes) {
+    pub fn told(&mut self, changes: &PresenceChanges) {
         for (agent, presence) in changes {
             if self.of(*agent) == *presence {
                 self.untold.remove(agent);

@@ -126,8 +126,8 @@ impl Canary {
             ..
         } = &self.parts;
         let now = match &result {
-            Ok(()) => guarantee::Canary::Passed,
-            Err(why) => guarantee::Canary::Failed(why.clone()),
+            Ok(()) => guarantee::CanaryState::Passed,
+            Err(why) => guarantee::CanaryState::Failed(why.clone()),
         };
         let before = std::mem::replace(&mut *lock(&enforce.canary), now.clone());
         if before == now {
@@ -149,7 +149,7 @@ impl Canary {
             }
             Ok(()) => {
                 books.alarms.clear(Concern::Canary);
-                if !matches!(before, guarantee::Canary::Failed(_)) {
+                if !matches!(before, guarantee::CanaryState::Failed(_)) {
                     return;
                 }
                 let change = self.changes.stops().await;

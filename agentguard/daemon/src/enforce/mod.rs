@@ -32,7 +32,7 @@ pub struct Enforce {
     /// Cookie of the host's own network namespace, where the forwarder listens.
     pub netns_cookie: u64,
     /// What the canary saw last.
-    canary: Mutex<guarantee::Canary>,
+    canary: Mutex<guarantee::CanaryState>,
     /// Why the daemon's own files are not protected, if they are not.
     unprotected: Option<String>,
     /// The bundle has expired, and the kernel has been told so.
@@ -56,7 +56,7 @@ impl Enforce {
         let enforce = Self {
             kernel: Mutex::new(kernel),
             netns_cookie: sys::socket::netns_cookie().map_err(|e| failed(&e))?,
-            canary: Mutex::new(guarantee::Canary::Pending),
+            canary: Mutex::new(guarantee::CanaryState::Pending),
             unprotected: unprotected.map(|error| error.to_string()),
             closed: AtomicBool::new(false),
             held: AtomicBool::new(false),

@@ -41,13 +41,13 @@ pub(super) enum SessionEnd {
 
 /// Takes frames, and descriptors that go with them.
 #[derive(Clone)]
-struct Out {
+struct OutQueue {
     queue: mpsc::Sender<(ToForwarder, Vec<OwnedFd>)>,
     /// It does not take them.
     stuck: CancellationToken,
 }
 
-impl Out {
+impl OutQueue {
     fn send(&self, frame: ToForwarder) {
         self.send_with(frame, Vec::new());
     }
@@ -63,7 +63,7 @@ impl Out {
 /// A forwarder's call until it is answered. The answer to a forwarder that is gone goes nowhere.
 pub struct PendingCall {
     token: Token,
-    out: Out,
+    out: OutQueue,
 }
 
 impl PendingCall {
@@ -75,7 +75,7 @@ impl PendingCall {
 
 pub(super) struct Session {
     child: ChildGuard,
-    out: Out,
+    out: OutQueue,
     frames: Receiver<ToDaemon>,
     asked: Asked,
     ledger: limits::Session,
@@ -119,7 +119,7 @@ impl Session {
             channel::open::<ToForwarder, ToDaemon>(ours).map_err(|e| e.to_string())?;
         // A task of its own: two sides that wait for room in each other's socket would wait for ever.
         let (out, mut queued) = mpsc::channel::<(ToForwarder, Vec<OwnedFd>)>(QUEUE);
-        let out = Out {
+        let out = OutQueue {
             queue: out,
             stuck: CancellationToken::new(),
         };

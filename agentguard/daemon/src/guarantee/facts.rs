@@ -19,7 +19,7 @@ const RUN_FILTER: bool = true;
 
 /// The throw-away agent that tries what must be refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Canary {
+pub enum CanaryState {
     /// No daemon runs.
     Absent,
     /// The daemon is starting: agents are held until the first has come back.
@@ -57,7 +57,7 @@ pub struct Facts {
     pub tiocsti_disabled: bool,
     /// What the kernel offers or, once it runs, what the forwarder has.
     pub landlock_abi: u32,
-    pub canary: Canary,
+    pub canary: CanaryState,
 }
 
 impl Facts {
@@ -83,13 +83,13 @@ impl Facts {
             io_uring_disabled: parameter("/proc/sys/kernel/io_uring_disabled").trim() == "2",
             tiocsti_disabled: parameter("/proc/sys/dev/tty/legacy_tiocsti").trim() == "0",
             landlock_abi: sys::privilege::landlock_abi(),
-            canary: Canary::Absent,
+            canary: CanaryState::Absent,
         }
     }
 
     /// Whether anything is held: by a daemon, or by what one has left.
     pub fn is_in_force(&self) -> bool {
-        self.canary != Canary::Absent || self.hooks.iter().any(|hook| hook.attached)
+        self.canary != CanaryState::Absent || self.hooks.iter().any(|hook| hook.attached)
     }
 
     /// With every program attached that this kernel takes.

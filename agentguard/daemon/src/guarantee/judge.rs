@@ -2,7 +2,7 @@
 
 use agentguard_record::guarantee::{Guarantee, GuaranteeId, Holds};
 
-use super::{Canary, Facts};
+use super::{CanaryState, Facts};
 
 /// From which Landlock keeps signals and abstract sockets apart, too (Linux 6.12).
 const WHOLE_LANDLOCK: u32 = 6;
@@ -376,17 +376,17 @@ fn forwarder_sandbox(facts: &Facts) -> Row {
 
 fn canary(facts: &Facts) -> Row {
     match &facts.canary {
-        Canary::Absent => (
+        CanaryState::Absent => (
             Holds::Open,
             "no daemon runs that could".into(),
             Some("start `agentguard daemon` as root".into()),
         ),
-        Canary::Pending => (
+        CanaryState::Pending => (
             Holds::Enforced,
             "the first is under way: agents are held until it is back".into(),
             None,
         ),
-        Canary::Passed => {
+        CanaryState::Passed => {
             let left_out =
                 match has_lsm(facts, &["unix_stream_connect"]) || judges_unix_as_written(facts) {
                     true => "",
@@ -398,7 +398,7 @@ fn canary(facts: &Facts) -> Row {
             );
             (Holds::Enforced, why, None)
         }
-        Canary::Failed(why) => (
+        CanaryState::Failed(why) => (
             Holds::Open,
             why.clone(),
             Some("restart the daemon: it attaches every hook anew".into()),

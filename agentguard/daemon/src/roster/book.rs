@@ -83,14 +83,14 @@ impl TaskRow {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct TaskFile {
     tasks: Vec<TaskRow>,
 }
 
 #[derive(Debug)]
 pub struct Book {
     path: PathBuf,
-    file: File,
+    file: TaskFile,
 }
 
 /// A task that is to be opened.
@@ -111,9 +111,9 @@ impl Book {
             path: path.to_owned(),
             reason,
         };
-        let file: File = match std::fs::read(path) {
+        let file: TaskFile = match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| unreadable(e.to_string()))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => File::default(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => TaskFile::default(),
             Err(e) => return Err(unreadable(e.to_string())),
         };
         for line in &file.tasks {
@@ -201,7 +201,7 @@ impl Book {
     }
 
     fn write(&mut self, tasks: Vec<TaskRow>) -> Result<(), BookError> {
-        let fresh = File { tasks };
+        let fresh = TaskFile { tasks };
         let json = serde_json::to_vec_pretty(&fresh).expect("strings and times only");
         file::write_atomically(&self.path, &json, 0o600).map_err(|source| BookError::Write {
             path: self.path.clone(),

@@ -64,7 +64,7 @@ impl KnownAgent {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct RegistryFile {
     next: u32,
     agents: BTreeMap<String, KnownAgent>,
     /// Owners that are not active.
@@ -76,7 +76,7 @@ struct File {
 #[derive(Debug)]
 pub struct Registry {
     path: PathBuf,
-    file: File,
+    file: RegistryFile,
     /// It is on disk as it is here.
     is_written: bool,
 }
@@ -90,7 +90,7 @@ impl Registry {
         };
         let file = match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| unreadable(e.to_string()))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => File {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => RegistryFile {
                 next: AgentId::FIRST,
                 agents: BTreeMap::new(),
                 inactive: BTreeMap::new(),
@@ -243,7 +243,7 @@ impl Registry {
         self.replace(self.changed(names, change))
     }
 
-    fn changed(&self, names: &[String], change: impl Fn(&mut KnownAgent)) -> File {
+    fn changed(&self, names: &[String], change: impl Fn(&mut KnownAgent)) -> RegistryFile {
         let mut file = self.file.clone();
         for name in names {
             if let Some(known) = file.agents.get_mut(name) {
@@ -253,7 +253,7 @@ impl Registry {
         file
     }
 
-    fn replace(&mut self, file: File) -> Result<(), RegistryError> {
+    fn replace(&mut self, file: RegistryFile) -> Result<(), RegistryError> {
         if file == self.file && self.is_written {
             return Ok(());
         }

@@ -30,14 +30,19 @@ pub(super) struct Places {
 }
 
 /// One connection's, for as long as it is held.
-pub(super) struct Place {
+pub(super) struct CallerPlace {
     of: (Kind, u32),
     places: Places,
 }
 
 impl Places {
     /// `None`: the caller's user has its share, or everyone together all there are.
-    pub(super) fn take(&self, peer: &Peer, is_agent: bool, roles: &[RoleGrant]) -> Option<Place> {
+    pub(super) fn take(
+        &self,
+        peer: &Peer,
+        is_agent: bool,
+        roles: &[RoleGrant],
+    ) -> Option<CallerPlace> {
         let kind = match is_agent {
             true => Kind::Other,
             false if peer.uid == 0 => Kind::Root,
@@ -47,7 +52,7 @@ impl Places {
         self.take_of(kind, peer.uid)
     }
 
-    fn take_of(&self, kind: Kind, uid: u32) -> Option<Place> {
+    fn take_of(&self, kind: Kind, uid: u32) -> Option<CallerPlace> {
         let mut taken = lock(&self.taken);
         let all: usize = taken
             .iter()
@@ -60,14 +65,14 @@ impl Places {
             return None;
         }
         *own += 1;
-        Some(Place {
+        Some(CallerPlace {
             of: (kind, uid),
             places: self.clone(),
         })
     }
 }
 
-impl Drop for Place {
+impl Drop for CallerPlace {
     fn drop(&mut self) {
         let mut taken = lock(&self.places.taken);
         if let Some(count) = taken.get_mut(&self.of) {
@@ -84,7 +89,7 @@ mod tests {
     #[test]
     fn nobody_keeps_others_out() {
         let places = Places::default();
-        let fill = |kind, uid| -> Vec<Place> {
+        let fill = |kind, uid| -> Vec<CallerPlace> {
             std::iter::from_fn(|| places.take_of(kind, uid)).collect()
         };
         let one = fill(Kind::Other, 1000);

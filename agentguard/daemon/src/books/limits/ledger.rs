@@ -46,12 +46,12 @@ type Key = (u64, u64);
 /// Where charges are taken.
 pub struct Ledger {
     asks: Sender<Ask>,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<LedgerState>>,
     sessions: AtomicU64,
 }
 
 #[derive(Default)]
-struct State {
+struct LedgerState {
     counters: Counters,
     /// Why nothing can be counted.
     trouble: Option<String>,
@@ -72,7 +72,7 @@ impl Ledger {
     /// There is no thread to be had.
     pub fn start(path: &Path) -> std::io::Result<Self> {
         let (asks, asked) = mpsc::channel(QUEUE);
-        let mut state = State::default();
+        let mut state = LedgerState::default();
         let journal = match Journal::open(path, now()) {
             Ok((journal, counters)) => {
                 state.counters = counters;
@@ -84,7 +84,7 @@ impl Ledger {
             }
         };
         let state = Arc::new(Mutex::new(state));
-        let writer = Writer {
+        let writer = JournalWriter {
             state: state.clone(),
             journal,
             held: HashMap::new(),
@@ -159,7 +159,7 @@ impl Drop for Session {
     }
 }
 
-impl State {
+impl LedgerState {
     fn note(&mut self, error: Option<&JournalError>) {
         if let Some(error) = error {
             tracing::error!(%error, "requests that have limits are refused");
@@ -168,8 +168,8 @@ impl State {
     }
 }
 
-struct Writer {
-    state: Arc<Mutex<State>>,
+struct JournalWriter {
+    state: Arc<Mutex<LedgerState>>,
     journal: Option<Journal>,
     held: HashMap<Key, Held>,
     held_bytes: usize,
@@ -181,7 +181,7 @@ struct Held {
     bytes: usize,
 }
 
-impl Writer {
+impl JournalWriter {
     fn run(mut self, mut asked: Receiver<Ask>) {
         while let Some(first) = asked.blocking_recv() {
             let rest = std::iter::from_fn(|| asked.try_recv().ok());

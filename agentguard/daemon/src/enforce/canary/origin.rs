@@ -27,14 +27,14 @@ const LIMIT: Duration = Duration::from_secs(4);
 /// Bytes of a request's head at most.
 const MAX_HEAD: usize = 8192;
 
-pub(super) struct Origin {
+pub(super) struct CanaryServer {
     addr: SocketAddr,
     certificate: Vec<u8>,
     /// Ports that connections have come from since the last look.
     from: Arc<Mutex<HashSet<u16>>>,
 }
 
-impl Origin {
+impl CanaryServer {
     /// Serves as long as the runtime runs.
     pub(super) fn start() -> io::Result<Self> {
         let CertifiedKey { cert, signing_key } =

@@ -14,7 +14,7 @@ use agentguard_link::canary::PERMITTED;
 use agentguard_sys::user::Account;
 use ipnet::IpNet;
 
-use super::origin::Origin;
+use super::origin::CanaryServer;
 use crate::enforce::canary::process::{Attempt, FORBIDDEN};
 
 /// Below the runtime folder.
@@ -42,7 +42,7 @@ pub(super) struct Targets {
     forbidden_v6: Option<TcpListener>,
     forbidden_udp: UdpSocket,
     forbidden_unix: Bound,
-    pub(super) origin: Origin,
+    pub(super) origin: CanaryServer,
     /// The daemon's program, by its name at start.
     program: PathBuf,
 }
@@ -68,7 +68,7 @@ impl Targets {
             forbidden_v6: listen_v6(),
             forbidden_udp: UdpSocket::bind(local)?,
             forbidden_unix: Bound::at(runtime.join(FORBIDDEN_UNIX), account)?,
-            origin: Origin::start()?,
+            origin: CanaryServer::start()?,
             program: std::env::current_exe()?,
         };
         for listener in targets.listeners() {

@@ -54,7 +54,7 @@ fn facts(hooks: &[&'static str]) -> Facts {
         io_uring_disabled: false,
         tiocsti_disabled: false,
         landlock_abi: 7,
-        canary: Canary::Passed,
+        canary: CanaryState::Passed,
     }
 }
 
@@ -137,7 +137,7 @@ fn each_fact_moves_its_row() {
         assert_eq!(holds(&facts, "forwarder-sandbox"), expected, "abi {abi}");
     }
     let failed = Facts {
-        canary: Canary::Failed("a connect went through".into()),
+        canary: CanaryState::Failed("a connect went through".into()),
         ..all
     };
     assert_eq!(holds(&failed, "canary"), Holds::Open);
@@ -255,7 +255,7 @@ fn what_this_version_cannot_do_has_no_remedy() {
 fn while_nothing_is_in_force_it_says_what_would_be() {
     let programs: Vec<&'static str> = CGROUP_HOOKS.iter().chain(&PROGRAMS).copied().collect();
     let stopped = Facts {
-        canary: Canary::Absent,
+        canary: CanaryState::Absent,
         tiocsti_disabled: true,
         programs: [programs, vec!["unix_sendmsg"]].concat(),
         ..facts(&[])
