@@ -25,6 +25,7 @@ impl Policy {
                 covered.unwrap_or_default(),
             )
         };
+        let is_observed = judgement.is_observed();
         match judgement.outcome {
             JudgeOutcome::Permitted { ids, charges } => {
                 let permit = permit(ids, judgement.facts);
@@ -48,8 +49,7 @@ impl Policy {
                     approval: refusal.approval(),
                     facts: judgement.facts,
                 };
-                let observed = judgement.agent.is_some_and(|agent| agent.agent.observe);
-                if observed && refusal.is_the_rules() {
+                if is_observed {
                     let permit = permit(BTreeSet::new(), BTreeMap::new());
                     return Decision::Permit(permit.observed(denial));
                 }
@@ -95,11 +95,8 @@ impl Policy {
     /// The one way to every decision and explanation.
     pub(super) fn judge(&self, input: &Input<'_>) -> Judgement<'_> {
         let mut judgement = self.judge_with_parents(input);
-        let observed = judgement.agent.is_some_and(|agent| agent.agent.observe);
         // What a supervisor has narrowed is narrow for an agent that policy only observes, too.
-        if let JudgeOutcome::Refused(refusal) = &judgement.outcome
-            && observed
-            && refusal.is_the_rules()
+        if judgement.is_observed()
             && let Some(why) = self.narrowed(input, &judgement.does)
         {
             judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::Outside(why));

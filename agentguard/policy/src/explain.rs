@@ -28,6 +28,9 @@ pub struct Explanation {
     /// The host's id.
     pub resource: String,
     pub permitted: bool,
+    /// Refused by its rules, and let through all the same: the agent is only observed.
+    #[serde(default)]
+    pub observed: bool,
     /// The slug that an agent would be told.
     pub reason: Option<DenyReason>,
     /// For the people who write policies.
@@ -125,6 +128,7 @@ impl Policy {
             action: question.method.clone(),
             resource: input.host.id(input.port),
             permitted: reason.is_none(),
+            observed: judgement.is_observed(),
             reason,
             approval,
             limits,

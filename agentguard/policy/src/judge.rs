@@ -28,6 +28,16 @@ pub(super) struct Judgement<'p> {
     pub outcome: JudgeOutcome,
 }
 
+impl Judgement<'_> {
+    /// Whether it is refused by rules alone and let through, because its agent is only observed.
+    pub(super) fn is_observed(&self) -> bool {
+        let JudgeOutcome::Refused(refusal) = &self.outcome else {
+            return false;
+        };
+        self.agent.is_some_and(|agent| agent.agent.observe) && refusal.is_the_rules()
+    }
+}
+
 pub(super) enum JudgeOutcome {
     /// By the policies with these ids, if there is room for the charges.
     Permitted {

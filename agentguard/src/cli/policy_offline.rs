@@ -217,5 +217,32 @@ policies that can apply
                 .contains("no [[reach]] of the agent covers `h:8443`; the nearest is `h`")
         );
         assert!(explain("https://h/x%2Fy").contains("if the path is read as /x/y"));
+
+        let observed = agent.replace("owner = ", "mode = \"observe\"\nowner = ");
+        let found = checked(&[
+            MANIFEST,
+            ("agents/a.toml", &observed),
+            ("rules/r.cedar", rules),
+        ]);
+        let policy = found.result.as_ref().unwrap();
+        let explain = |url: &str| {
+            let question = Question {
+                agent: "a".into(),
+                method: "GET".into(),
+                url: url.into(),
+                ..Question::default()
+            };
+            policy.explain(&question).unwrap()
+        };
+        let denied = explain("https://h/x/y?n=1");
+        assert!(!denied.permitted && denied.observed);
+        let text = explanation_text(&denied, false);
+        assert!(
+            text.starts_with(
+                "let through, being observed: a GET /x/y at h\nwhy       forbidden by `no`\n"
+            ),
+            "{text}"
+        );
+        assert!(!explain("https://h/x/y").observed, "it is permitted");
     }
 }

@@ -11,10 +11,10 @@ const MAX_SILENT: usize = 12;
 
 /// Why a request gets the answer it gets.
 pub fn explanation_text(explained: &Explanation, colour: bool) -> String {
-    let answer = if explained.permitted {
-        paint(colour, "1;32", "permitted:")
-    } else {
-        paint(colour, "1;31", "refused:")
+    let (code, answer) = match (explained.permitted, explained.observed) {
+        (true, _) => ("1;32", "permitted:"),
+        (false, true) => ("1;33", "let through, being observed:"),
+        (false, false) => ("1;31", "refused:"),
     };
     let path = explained
         .readings
@@ -28,10 +28,12 @@ pub fn explanation_text(explained: &Explanation, colour: bool) -> String {
         explained.resource
     );
     let asked = asked.replace("  ", " ");
+    let room = WIDTH - 2 - answer.len() - explained.agent.len();
     let mut text = format!(
-        "{answer} {} {}\n",
+        "{} {} {}\n",
+        paint(colour, code, answer),
         explained.agent,
-        clip(&asked, WIDTH - 12 - explained.agent.len())
+        clip(&asked, room)
     );
     let mut row = |name: &str, value: &str| {
         for line in wrap(&format!("{name:<9} "), &printable(value), "          ") {
