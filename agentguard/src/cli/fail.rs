@@ -147,5 +147,16 @@ mod tests {
             (1, "y: x")
         );
         assert_eq!(Failure::from(StartError::NotRoot).parts().0, 5);
+        // Nothing has been found out about a log that may not be read.
+        for (kind, status) in [
+            (std::io::ErrorKind::PermissionDenied, 5),
+            (std::io::ErrorKind::InvalidData, 1),
+        ] {
+            let error = VerifyError::Io {
+                path: "audit".into(),
+                source: kind.into(),
+            };
+            assert_eq!(Failure::from(anyhow::Error::from(error)).parts().0, status);
+        }
     }
 }
