@@ -75,6 +75,8 @@ pub fn wgetrc(runtime: &Path) -> PathBuf {
 /// Runs until it is told to stop.
 pub fn run(config: Config) -> Result<(), StartError> {
     start::check_privileges()?;
+    // A terminal that is gone ends nobody's protection: the forwarder's process inherits it.
+    sys::signal::ignore_hangup().map_err(|e| StartError::Failed(e.to_string()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -86,8 +88,6 @@ pub fn run(config: Config) -> Result<(), StartError> {
 }
 
 async fn serve(config: Config) -> Result<(), StartError> {
-    // A terminal that is gone ends nobody's protection. Once there, tokio's handler stays, and nothing listens to it.
-    drop(signal(SignalKind::hangup()).map_err(no_signals)?);
     let account = start::forwarder_account(&config)?;
     let system_roots = upstream::system_roots();
     let upstream = upstream::gather(&config.upstream, &system_roots)
@@ -280,8 +280,9 @@ async fn finish(parts: &Parts) -> Result<(), StartError> {
 }
 
 async fn wait_for_the_end(ending: &Ending) -> Result<(), StartError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let cannot = |e: std::io::Error| StartError::Failed(format!("cannot wait for signals: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
     let period = watchdog.unwrap_or(Duration::from_secs(3600));
     let mut alive = tokio::time::interval(period.max(Duration::from_millis(1)));
@@ -295,10 +296,6 @@ async fn wait_for_the_end(ending: &Ending) -> Result<(), StartError> {
             },
         }
     }
-}
-
-fn no_signals(error: std::io::Error) -> StartError {
-    StartError::Failed(format!("cannot wait for signals: {error}"))
 }
 
 /// The combined bundle that `run` gives clients, in files that everyone may read.

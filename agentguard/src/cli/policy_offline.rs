@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 pub use self::cases::{changes_text, tested_text};
 pub use self::errors::diagnostics_text;
 pub use self::explanation::explanation_text;
-use self::layout::{count, paint, printable};
+use self::layout::{blanked, count, paint};
 
 /// A bundle, read and compiled.
 pub struct CheckedBundle {
@@ -78,7 +78,7 @@ impl CheckedBundle {
         };
         for note in self.notes() {
             let head = paint(colour, "1;36", "note:");
-            let _ = writeln!(text, "{head} {}", printable(note));
+            let _ = writeln!(text, "{head} {}", blanked(note));
         }
         text
     }
@@ -185,18 +185,17 @@ error: the bundle is not valid: 2 errors in 2 files
         let agent = "[agent]\nname = \"a\"\nowner = \"o\"\n[[reach]]\nhost = \"h\"\nallow = [\"GET /x/**\"]\n";
         let rules = "@id(\"no\")\nforbid (principal, action, resource) when { context.query.hasTag(\"n\") };\n@id(\"big\")\npermit (principal, action == Action::\"GET\", resource) when { context.segments > 5 };\n";
         let found = checked(&[MANIFEST, ("agents/a.toml", agent), ("rules/r.cedar", rules)]);
-        let explain = |url: &str| {
+        let ask = |policy: &Policy, url: &str| {
             let question = Question {
                 agent: "a".into(),
                 method: "GET".into(),
                 url: url.into(),
                 ..Question::default()
             };
-            explanation_text(
-                &found.result.as_ref().unwrap().explain(&question).unwrap(),
-                false,
-            )
+            policy.explain(&question).unwrap()
         };
+        let policy = found.result.as_ref().unwrap();
+        let explain = |url: &str| explanation_text(&ask(policy, url), false);
         let expected = "\
 refused: a GET /x/y at h
 why       forbidden by `no`
@@ -225,16 +224,7 @@ policies that can apply
             ("rules/r.cedar", rules),
         ]);
         let policy = found.result.as_ref().unwrap();
-        let explain = |url: &str| {
-            let question = Question {
-                agent: "a".into(),
-                method: "GET".into(),
-                url: url.into(),
-                ..Question::default()
-            };
-            policy.explain(&question).unwrap()
-        };
-        let denied = explain("https://h/x/y?n=1");
+        let denied = ask(policy, "https://h/x/y?n=1");
         assert!(!denied.permitted && denied.observed);
         let text = explanation_text(&denied, false);
         assert!(
@@ -243,6 +233,6 @@ policies that can apply
             ),
             "{text}"
         );
-        assert!(!explain("https://h/x/y").observed, "it is permitted");
+        assert!(!ask(policy, "https://h/x/y").observed, "it is permitted");
     }
 }

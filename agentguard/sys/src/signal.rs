@@ -59,6 +59,15 @@ impl AsFd for Signals {
     }
 }
 
+/// A hangup ends neither this process nor those that it starts: what is ignored stays so over execve(2).
+pub fn ignore_hangup() -> Result<()> {
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no code of ours runs.
+    unsafe { sigaction(Signal::SIGHUP, &ignore) }
+        .map(drop)
+        .map_err(SysError::of("sigaction"))
+}
+
 /// As after a fresh login: nothing blocked, nothing ignored (Rust's runtime ignores `SIGPIPE`).
 pub fn reset() -> Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());

@@ -210,9 +210,17 @@ fn a_user_that_holds_connections_open_keeps_no_responder_out() {
 }
 
 #[test]
-fn a_terminal_that_is_gone_does_not_end_the_daemon() {
+fn a_terminal_that_is_gone_ends_neither_the_daemon_nor_the_forwarder() {
     let site = Site::new();
-    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
-    kill(pid(guard.daemon_tgid()), Signal::SIGHUP).expect("signalled");
+    let origin = Nginx::start(&site);
+    let policy = reach("origin.test", origin.port, &["GET /v1/**"]);
+    let mut guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let forwarder = guard.forwarder_tgid();
+    for process in [guard.daemon_tgid(), forwarder] {
+        kill(pid(process), Signal::SIGHUP).expect("signalled");
+    }
+    let get = format!("get {}", origin.url("/v1/x"));
+    assert_eq!(dialer(&guard.agent("probe")).tries(&get), "ok 200");
     guard.cli(["status"]).ok();
+    assert_eq!(guard.forwarder_tgid(), forwarder, "the same one");
 }

@@ -1,5 +1,5 @@
-//! Connections to the control socket at once. Root has places of its own, and so have those with a role; of each kind
-//! nobody gets more than a share, so that no user keeps another out, and no agent a responder.
+//! Connections to the control socket at once. Root has places of its own, those with a role have, and agents, which get no
+//! further than a refusal; of each kind nobody gets more than a share. So no user keeps another out, and no agent its user.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,8 @@ enum Kind {
     Root,
     /// With any role.
     Role,
-    /// Everyone else: agents, with root or a role among them.
+    /// Whatever its user.
+    Agent,
     Other,
 }
 
@@ -44,7 +45,7 @@ impl Places {
         roles: &[RoleGrant],
     ) -> Option<CallerPlace> {
         let kind = match is_agent {
-            true => Kind::Other,
+            true => Kind::Agent,
             false if peer.uid == 0 => Kind::Root,
             false if access::may_look(peer, roles).is_ok() => Kind::Role,
             false => Kind::Other,
@@ -94,11 +95,13 @@ mod tests {
         };
         let one = fill(Kind::Other, 1000);
         assert_eq!(one.len(), SHARE);
-        // All users together, and root's own agents.
+        // All users together.
         let others: Vec<_> = (0..50).map(|uid| fill(Kind::Other, uid)).collect();
         let of_others: usize = others.iter().map(Vec::len).sum();
         assert_eq!(of_others, PLACES - SHARE);
+        // The same user as somebody with a role, and its agents.
         assert_eq!(fill(Kind::Role, 1000).len(), SHARE);
+        assert_eq!(fill(Kind::Agent, 1000).len(), SHARE);
         assert_eq!(fill(Kind::Root, 0).len(), PLACES);
         drop(one);
         assert_eq!(fill(Kind::Other, 1001).len(), SHARE);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use agentguard_policy::cases::{CaseAnswer, CaseChange, Expectation, TestedCase};
 
-use super::layout::{WIDTH, clip, count, paint, printable, wrap};
+use super::layout::{WIDTH, blanked, clip, count, paint, wrap};
 use crate::cli::table::table;
 
 /// Every case that does not hold, then one line that sums up.
@@ -32,8 +32,8 @@ pub fn tested_text(tested: &[TestedCase<'_>], colour: bool) -> String {
     for one in &failed {
         let question = &one.case.question;
         let asked = format!("{} {} {}", question.agent, question.method, question.url);
-        let _ = writeln!(text, "\n{}: {}", one.case.at, printable(&asked));
-        for line in wrap("  ", &printable(&one.answer.why), "  ") {
+        let _ = writeln!(text, "\n{}: {}", one.case.at, blanked(&asked));
+        for line in wrap("  ", &blanked(&one.answer.why), "  ") {
             let _ = writeln!(text, "{line}");
         }
     }
@@ -50,7 +50,7 @@ pub fn changes_text(changes: &[CaseChange], asked: usize) -> String {
     let mut text = String::new();
     for change in changes {
         let asked = format!("{} {}", change.agent, change.request);
-        for line in wrap("", &printable(&asked), "  ") {
+        for line in wrap("", &blanked(&asked), "  ") {
             let _ = writeln!(text, "{line}");
         }
         for (which, answer) in [("old", &change.old), ("new", &change.new)] {

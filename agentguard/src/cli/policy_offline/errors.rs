@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 
 use agentguard_policy::{Diagnostic, Sources, acts_on_terminal};
 
-use super::layout::{WIDTH, count, paint, printable, wrap};
+use super::layout::{WIDTH, blanked, count, paint, wrap};
 
 /// Every error with its line, then one line that sums them up.
 pub fn diagnostics_text(sources: &Sources, found: &[Diagnostic], colour: bool) -> String {
     let mut text = String::new();
     for one in found {
-        for (index, line) in wrap("error: ", &printable(&one.message), "       ")
+        for (index, line) in wrap("error: ", &blanked(&one.message), "       ")
             .into_iter()
             .enumerate()
         {
@@ -41,7 +41,7 @@ pub fn diagnostics_text(sources: &Sources, found: &[Diagnostic], colour: bool) -
 
 fn excerpt(text: &mut String, sources: &Sources, one: &Diagnostic, colour: bool) {
     let blue = |part: &str| paint(colour, "1;34", part);
-    let file = printable(&one.file);
+    let file = blanked(&one.file);
     let (Some(line), Some(column)) = (one.line, one.column) else {
         let _ = writeln!(text, " {} {file}", blue("-->"));
         help(text, " ", one, colour);
@@ -69,7 +69,7 @@ fn help(text: &mut String, margin: &str, one: &Diagnostic, colour: bool) {
         return;
     };
     let head = format!("{margin}= help: ");
-    for line in wrap(&head, &printable(help), &format!("{margin}        ")) {
+    for line in wrap(&head, &blanked(help), &format!("{margin}        ")) {
         let line = match line.split_once("= help:") {
             Some((before, rest)) => format!("{before}{}{rest}", paint(colour, "1;34", "= help:")),
             None => line,

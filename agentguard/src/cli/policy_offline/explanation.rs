@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use agentguard_policy::explain::{ApplicablePolicy, Explanation, RuleEffect};
 
-use super::layout::{WIDTH, clip, paint, printable, wrap};
+use super::layout::{WIDTH, blanked, clip, paint, wrap};
 
 /// Policies without effect that an explanation lists.
 const MAX_SILENT: usize = 12;
@@ -24,7 +24,7 @@ pub fn explanation_text(explained: &Explanation, colour: bool) -> String {
     let asked = format!(
         "{} {} at {}",
         explained.action,
-        printable(path),
+        blanked(path),
         explained.resource
     );
     let asked = asked.replace("  ", " ");
@@ -36,7 +36,7 @@ pub fn explanation_text(explained: &Explanation, colour: bool) -> String {
         clip(&asked, room)
     );
     let mut row = |name: &str, value: &str| {
-        for line in wrap(&format!("{name:<9} "), &printable(value), "          ") {
+        for line in wrap(&format!("{name:<9} "), &blanked(value), "          ") {
             let _ = writeln!(text, "{line}");
         }
     };
@@ -70,7 +70,7 @@ pub fn explanation_text(explained: &Explanation, colour: bool) -> String {
         text.push_str(&match of {
             Some(path) => format!(
                 "\npolicies that can apply, if the path is read as {}\n",
-                clip(&printable(path), WIDTH - 50)
+                clip(&blanked(path), WIDTH - 50)
             ),
             None => "\npolicies that can apply\n".to_owned(),
         });
@@ -111,7 +111,7 @@ fn met_table(text: &mut String, policies: &[ApplicablePolicy]) {
         );
         let _ = writeln!(text, "{}", clip(&line, WIDTH));
         if let Some(error) = &met.error {
-            for line in wrap(&" ".repeat(22), &printable(error), &" ".repeat(22)) {
+            for line in wrap(&" ".repeat(22), &blanked(error), &" ".repeat(22)) {
                 let _ = writeln!(text, "{line}");
             }
         }

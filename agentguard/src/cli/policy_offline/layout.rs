@@ -34,8 +34,8 @@ pub(super) fn clip(text: &str, width: usize) -> String {
     clipped
 }
 
-/// Without control characters: a bundle or request cannot write to the terminal.
-pub(super) fn printable(text: &str) -> String {
+/// As many characters on one line, for what is wrapped and marked below: what would act on the terminal is a space.
+pub(super) fn blanked(text: &str) -> String {
     text.chars()
         .map(|c| if acts_on_terminal(c) { ' ' } else { c })
         .collect()
