@@ -1,6 +1,5 @@
 //! A permitted request on its way out, up to the head of the answer.
 
-use agentguard_policy::Context;
 use agentguard_record::Ended;
 use futures_util::future::OptionFuture;
 use http::{Request, Version};
@@ -9,24 +8,19 @@ use hyper::upgrade::OnUpgrade;
 use super::act::Message;
 use super::body::RequestBody;
 use super::exchange::Exchange;
-use super::identity::RequestTarget;
 use super::judge::Grant;
 use super::refusal::Refusal;
-use super::standing::Upgrade;
-use super::tasks::Ends;
+use super::standing::{OngoingAct, PermittedRequest, Standing};
 use super::upload::Upload;
 use super::upstream::{self, UpstreamCall};
 
 /// Upstream's answer, and what is known of what it answers.
 pub(crate) struct ForwardedAnswer {
     pub answer: upstream::UpstreamAnswer,
-    pub target: RequestTarget,
-    /// What rules read for the decision.
-    pub gathered: Context,
-    /// The end of the tasks that it was permitted on.
-    pub tasks: Ends,
-    /// What is kept of a request that asks for a WebSocket, and the client's side of it.
-    pub websocket: Option<(Box<Upgrade>, OnUpgrade)>,
+    /// What was permitted, as long as it goes on.
+    pub standing: Standing,
+    /// The client's side of a request that asks for a WebSocket.
+    pub websocket: Option<OnUpgrade>,
 }
 
 /// Spends the permit: sends the request and its body, and tells its claim what became of it.
@@ -41,13 +35,9 @@ pub(crate) async fn send(
     let Grant {
         permit,
         mut claim,
-        mut gathered,
+        gathered,
     } = grant;
-    if !body.bytes().is_empty() {
-        // Another bundle may declare other fields of it than these.
-        gathered.body = agentguard_policy::Body::Unread;
-    }
-    let websocket = message.websocket.then(|| Box::new(Upgrade::of(&message)));
+    let ongoing = OngoingAct::Request(Box::new(PermittedRequest::of(&message)));
     let Message {
         mut parts,
         target,
@@ -58,6 +48,7 @@ pub(crate) async fn send(
         ..
     } = message;
     let client = parts.extensions.remove::<OnUpgrade>();
+    let client = client.filter(|_| upgrade);
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
     let tasks = forwarder.situation.tasks.ends_of(permit.covered());
@@ -65,9 +56,19 @@ pub(crate) async fn send(
         .docket
         .policy
         .reads_bodies(&target.host, target.port);
+    let mut standing = Standing::new(
+        forwarder.clone(),
+        exchange.docket.policy.clone(),
+        session.life.clone(),
+        target,
+        ongoing,
+        gathered,
+        tasks,
+    );
     let body = std::mem::replace(body, RequestBody::Spent);
-    let upload = Upload::new(body, &exchange.docket.entry.passed, tasks.over());
+    let upload = Upload::new(body, &exchange.docket.entry.passed, standing.over());
     let uploaded = upload.state();
+    let uploads = !upload.is_empty();
     let call = UpstreamCall {
         request: Request::from_parts(parts, upload),
         scheme,
@@ -78,19 +79,19 @@ pub(crate) async fn send(
         reads_bodies,
     };
     claim.goes_out();
+    let over = standing.over();
     let sent = tokio::select! {
         sent = forwarder.upstreams.send(&session.pools, permit, call) => sent,
-        Some(()) = OptionFuture::from(tasks.over()) => return Err(Refusal::over()),
+        () = standing.lost(), if uploads => return Err(Refusal::cut(standing.reason())),
+        Some(()) = OptionFuture::from(over), if !uploads => return Err(Refusal::over()),
     };
     match sent {
         Ok(answer) => {
             claim.was_answered(answer.response.status());
             Ok(ForwardedAnswer {
                 answer,
-                target,
-                gathered,
-                tasks,
-                websocket: websocket.zip(client),
+                standing,
+                websocket: client,
             })
         }
         Err(fault) => {

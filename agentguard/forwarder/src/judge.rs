@@ -218,7 +218,7 @@ async fn gather(
     Ok(Some(gathered))
 }
 
-fn input<'i>(agent: AgentId, act: &'i Act<'_>, gathered: &'i Context) -> Input<'i> {
+pub(crate) fn input<'i>(agent: AgentId, act: &'i Act<'_>, gathered: &'i Context) -> Input<'i> {
     Input {
         agent,
         host: &act.target.host,

@@ -9,7 +9,6 @@ use super::headers;
 use super::own::document::Document;
 use super::refusal::Refusal;
 use super::reply::Reply;
-use super::standing::{OngoingAct, Standing};
 use super::tunnel::{Tunnel, WebSocket};
 
 /// What a request has led to.
@@ -34,9 +33,7 @@ pub(crate) fn back(exchange: Exchange, from: Return) -> Response<Reply> {
 fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Reply> {
     let ForwardedAnswer {
         answer,
-        target,
-        gathered,
-        tasks,
+        standing,
         websocket,
     } = forwarded;
     let (mut head, body) = answer.response.into_parts();
@@ -44,17 +41,15 @@ fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Repl
     exchange.status(head.status);
     head.version = Version::HTTP_11;
     let changes = head.status == StatusCode::SWITCHING_PROTOCOLS;
-    let (ongoing, client) = match websocket {
-        Some((upgrade, client)) if changes && headers::asks_for_websocket(&head.headers) => {
-            (OngoingAct::Upgrade(upgrade), Some(client))
-        }
+    let client = match websocket {
+        Some(client) if changes && headers::asks_for_websocket(&head.headers) => Some(client),
         _ if changes => {
             let detail = "upstream changed to a protocol that was not asked for";
             let reason = DenyReason::UpstreamUnreachable;
             let refusal = Refusal::ended(Ended::UpstreamFailed, reason, detail);
             return exchange.refuse(refusal, None);
         }
-        _ => (OngoingAct::Answer, None),
+        _ => None,
     };
     let Exchange {
         session,
@@ -62,15 +57,6 @@ fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Repl
         busy,
         ..
     } = exchange;
-    let standing = Standing::new(
-        session.forwarder.clone(),
-        docket.policy,
-        session.life.clone(),
-        target,
-        ongoing,
-        gathered,
-        tasks,
-    );
     let entry = docket.entry;
     let Some(client) = client else {
         headers::strip(&mut head.headers, false);

@@ -82,6 +82,16 @@ impl Situation {
         }
     }
 
+    /// For what goes on after a decision that read this of the moment; `None` if it read nothing of it.
+    pub(crate) fn moments(&self, gathered: &Context) -> Option<Moments> {
+        let is_timed = gathered.time.is_some() || gathered.agent.is_some();
+        let is_placed = gathered.network.is_some();
+        (is_timed || is_placed).then(|| Moments {
+            state: self.state.subscribe(),
+            minute: is_timed.then(minute),
+        })
+    }
+
     /// Resolves when something of what was gathered for the agent may be otherwise; windows begin and end on the minute, and
     /// how long it is up is looked at as often.
     pub(crate) async fn changed(&self, agent: AgentId, gathered: &Context) {
@@ -107,6 +117,30 @@ impl Situation {
             () = told => {}
         }
     }
+}
+
+/// When what rules read of the moment was gathered.
+pub(crate) struct Moments {
+    state: watch::Receiver<State>,
+    /// Since 1970; `None`: no rule reads the time.
+    minute: Option<i64>,
+}
+
+impl Moments {
+    /// Whether something of it may be otherwise than when this was last asked.
+    pub(crate) fn have_changed(&mut self) -> bool {
+        let now = self.minute.map(|_| minute());
+        let passed = std::mem::replace(&mut self.minute, now) != now;
+        let told = self.state.has_changed().unwrap_or(false);
+        if told {
+            self.state.mark_unchanged();
+        }
+        passed || told
+    }
+}
+
+fn minute() -> i64 {
+    Timestamp::now().as_second().div_euclid(60)
 }
 
 /// A little more, so that the clock is surely past it.

@@ -1,10 +1,10 @@
-//! What outlives its decision: answers, WebSockets and passed-through connections that are still under way when another
-//! bundle comes into force, what its rules read of the time and the network changes, or tasks begin or end.
+//! What outlives its decision: requests, answers, WebSockets and passed-through connections that are still under way when
+//! another bundle comes into force, what its rules read of the time and the network changes, or tasks begin or end.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentguard_policy::{Action, CanonicalPath, Context, Decision, Policy, TaskSituation};
+use agentguard_policy::{Action, Body, CanonicalPath, Context, Decision, Policy, TaskSituation};
 use agentguard_record::DenyReason;
 use futures_util::future::{BoxFuture, OptionFuture};
 use http::uri::Scheme;
@@ -16,6 +16,7 @@ use super::forwarder::Forwarder;
 use super::identity::RequestTarget;
 use super::judge::{self, Subject};
 use super::life::Life;
+use super::situation::Moments;
 use super::tasks::{Ends, NamedTask};
 
 /// Between two looks at the clock where a bundle expires.
@@ -30,6 +31,8 @@ pub(crate) struct Standing {
     ongoing: OngoingAct,
     /// What was gathered for the decision that permitted it.
     gathered: Context,
+    /// When that was, as far as it matters.
+    moments: Option<Moments>,
     /// Fires when the tasks that permitted it end.
     tasks: Ends,
     why: DenyReason,
@@ -37,15 +40,12 @@ pub(crate) struct Standing {
 
 /// What was permitted, as far as it is kept.
 pub(crate) enum OngoingAct {
-    /// An answer that is passed on: rules hold for the next request, this one ends when its host cannot be reached any
-    /// more.
-    Answer,
     Connect,
-    Upgrade(Box<Upgrade>),
+    Request(Box<PermittedRequest>),
 }
 
-/// The request that became a tunnel.
-pub(crate) struct Upgrade {
+/// What of a request it takes to judge it again.
+pub(crate) struct PermittedRequest {
     method: Method,
     scheme: Scheme,
     path: CanonicalPath,
@@ -67,6 +67,7 @@ impl Standing {
         Self {
             tasks,
             why: DenyReason::PolicyDenied,
+            moments: forwarder.situation.moments(&gathered),
             forwarder,
             judged,
             life,
@@ -82,11 +83,13 @@ impl Standing {
             self.why = DenyReason::OutsideTask;
             return false;
         }
-        if !Arc::ptr_eq(&self.forwarder.policy.load(), &self.judged) {
-            self.judged = self.forwarder.policy.load_full();
-            if !self.judge() {
-                return false;
-            }
+        let is_other = !Arc::ptr_eq(&self.forwarder.policy.load(), &self.judged);
+        if is_other {
+            self.take_bundle();
+        }
+        let is_later = self.moments.as_mut().is_some_and(Moments::have_changed);
+        if (is_other || is_later) && !self.judge() {
+            return false;
         }
         !self.judged.is_expired(Timestamp::now())
     }
@@ -98,7 +101,7 @@ impl Standing {
         let mut applied = forwarder.applied.subscribe();
         let mut tasks = situation.tasks.changes();
         // Tasks that have been opened since it was permitted hold it.
-        let mut holds = self.holds() && self.judge();
+        let mut holds = self.holds() && (self.is_on_the_same_tasks() || self.judge());
         while holds {
             let over = self.tasks.over();
             holds = tokio::select! {
@@ -148,6 +151,21 @@ impl Standing {
         left.unwrap_or_default().min(LOOK_EVERY)
     }
 
+    /// Judges by the bundle that is in force from here on. Of its body only what was read of it is known: where the bundle
+    /// reads other fields, a rule that needs them refuses.
+    fn take_bundle(&mut self) {
+        let before = std::mem::replace(&mut self.judged, self.forwarder.policy.load_full());
+        let act = Act {
+            target: &self.target,
+            action: self.ongoing.action(),
+        };
+        let input = judge::input(self.life.agent, &act, &self.gathered);
+        let [then, now] = [&before, &self.judged].map(|policy| policy.needs(&input).body);
+        if then.map(|it| it.block) != now.map(|it| it.block) && self.gathered.body != Body::none() {
+            self.gathered.body = Body::Unread;
+        }
+    }
+
     /// Whether it is permitted as things are now. Its limits were charged when it began.
     fn judge(&mut self) -> bool {
         let Self {
@@ -157,14 +175,7 @@ impl Standing {
             target,
             ..
         } = self;
-        let action = match &self.ongoing {
-            OngoingAct::Answer => {
-                return judged.reaches(life.agent, &target.host, target.port)
-                    || judged.observes(life.agent);
-            }
-            OngoingAct::Connect => Action::Connect,
-            OngoingAct::Upgrade(upgrade) => upgrade.action(),
-        };
+        let action = self.ongoing.action();
         let task = NamedTask::of(self.gathered.tasks.as_ref());
         let subject = Subject {
             forwarder,
@@ -195,8 +206,22 @@ impl Standing {
     }
 }
 
-impl Upgrade {
-    /// What of `message` it takes to judge it again.
+impl OngoingAct {
+    fn action(&self) -> Action<'_> {
+        match self {
+            Self::Connect => Action::Connect,
+            Self::Request(request) => Action::Request {
+                method: request.method.as_str(),
+                scheme: request.scheme.as_str(),
+                path: &request.path,
+                query: request.query.as_deref(),
+                headers: &request.headers,
+            },
+        }
+    }
+}
+
+impl PermittedRequest {
     pub(crate) fn of(message: &Message) -> Self {
         Self {
             method: message.parts.method.clone(),
@@ -204,16 +229,6 @@ impl Upgrade {
             path: message.path.clone(),
             query: message.parts.uri.query().map(str::to_owned),
             headers: message.parts.headers.clone(),
-        }
-    }
-
-    fn action(&self) -> Action<'_> {
-        Action::Request {
-            method: self.method.as_str(),
-            scheme: self.scheme.as_str(),
-            path: &self.path,
-            query: self.query.as_deref(),
-            headers: &self.headers,
         }
     }
 }

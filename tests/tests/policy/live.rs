@@ -4,7 +4,8 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use agentguard_tests::bundle::{direct, reach};
-use agentguard_tests::{Bundle, Guard, Nginx, Running, Server, Site};
+use agentguard_tests::client::Subject;
+use agentguard_tests::{Bundle, Guard, Nginx, Running, Server, Site, Tap};
 
 /// From the answer to `policy apply`.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -100,6 +101,81 @@ with connect("wss://origin.test:{}/v1/one", open_timeout=60) as connection:
     drop(held);
     let cut = guard.requests().pop().expect("a record");
     assert_eq!((cut.outcome(), cut.reason()), ("deny", "policy-denied"));
+}
+
+#[test]
+fn answers_and_uploads_that_are_denied_now_are_cut() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let file = std::fs::File::create(origin.files().join("endless")).expect("made");
+    // Sparse: as long as the test wants, and no disk.
+    file.set_len(1 << 40).expect("set");
+    let policy = |serial: u64, lines: &[&str]| {
+        Bundle::new(serial).agent("probe", &reach("origin.test", origin.port, lines))
+    };
+    let all = ["GET /files/endless", "PUT /dav/up", "GET /v1/x"];
+    let guard = Guard::start(&site, &policy(1, &all));
+    let curl = |version: &str, more: &[&str], path: &str| {
+        guard
+            .agent("probe")
+            .client("curl".as_ref())
+            .args(["--silent", "--show-error", "--fail"])
+            .args(["--output", "/dev/null", version])
+            .args(more)
+            .arg(origin.url(path))
+            .spawn()
+    };
+    let mut serial = 1;
+    let mut put_in_force = |lines: &[&str]| {
+        serial += 1;
+        apply(&site, &policy(serial, lines));
+        Instant::now()
+    };
+    for version in ["--http1.1", "--http2"] {
+        let mut tap = Tap::start();
+        let mut down = curl(version, &[], "/files/endless");
+        while tap.from_port(origin.port).bytes < 1 << 20 {
+            assert!(down.is_running(), "{}", down.rest());
+        }
+        let zeros = ["--upload-file", "/dev/zero", "--limit-rate", "2M"];
+        let mut up = curl(version, &zeros, "/dav/up");
+        while tap.to_port(origin.port).bytes < 1 << 20 {
+            assert!(up.is_running(), "{}", up.rest());
+        }
+        // What goes on under the new bundle goes on.
+        put_in_force(&["GET /files/endless", "PUT /dav/up", "GET /v1/y"]);
+        for far in [4 << 20, 8 << 20] {
+            while tap.to_port(origin.port).bytes < far || tap.from_port(origin.port).bytes < far {
+                assert!(
+                    up.is_running() && down.is_running(),
+                    "{} {}",
+                    up.rest(),
+                    down.rest()
+                );
+            }
+        }
+        for (gone, left) in [
+            (up, &["GET /files/endless", "GET /v1/x"][..]),
+            (down, &["GET /v1/x"]),
+        ] {
+            let applied = put_in_force(left);
+            let ran = gone.finish();
+            assert!(applied.elapsed() < AT_ONCE, "{:?}", applied.elapsed());
+            assert_ne!(ran.code(), 0, "{ran:#?}");
+        }
+        let records = guard.requests();
+        let cut = records.iter().rev().take(2);
+        let cut: Vec<_> = cut
+            .map(|it| (it.path(), it.outcome(), it.reason()))
+            .collect();
+        let denied = |path| (path, "deny", "policy-denied");
+        assert_eq!(
+            cut,
+            [denied("/files/endless"), denied("/dav/up")],
+            "{version}"
+        );
+        put_in_force(&all);
+    }
 }
 
 #[test]
