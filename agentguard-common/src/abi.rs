@@ -5,7 +5,7 @@ use crate::exec::Sha256;
 use crate::net::Addr;
 
 /// Grows with every change to a type in this module or to a map's key, value, type or meaning.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// `pid_max`'s limit on 64-bit kernels (`PID_MAX_LIMIT` in `include/linux/threads.h`).
 pub const MAX_TGID: u32 = 4_194_304;
@@ -197,6 +197,29 @@ pub struct Origin {
     pub addr: Addr,
     /// `CLOCK_BOOTTIME` of the connect, ns.
     pub time_ns: u64,
+}
+
+/// Who has written to a listening UDP socket; `HEARD` key.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Heard {
+    /// `SO_COOKIE` of the socket.
+    pub socket: u64,
+    pub addr: Addr,
+    /// Host byte order.
+    pub port: u32,
+    pub reserved: u32,
+}
+
+impl Heard {
+    pub const fn new(socket: u64, addr: Addr, port: u16) -> Self {
+        Self {
+            socket,
+            addr,
+            port: port as u32,
+            reserved: 0,
+        }
+    }
 }
 
 /// What a socket carries in its `sk_storage`; cloned to accepted sockets.
@@ -530,6 +553,7 @@ const _: () = {
     assert!(size_of::<AgentState>() == 8);
     assert!(size_of::<RuleKey>() == 20);
     assert!(size_of::<Forwarder>() == 32);
+    assert!(size_of::<Heard>() == 32);
     assert!(size_of::<FlowKey>() == 48 && offset_of!(FlowKey, local_port) == 40);
     assert!(size_of::<Origin>() == 40 && offset_of!(Origin, addr) == 16);
     assert!(size_of::<SocketMark>() == 120 && offset_of!(SocketMark, reported) == 96);

@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use agentguard_common::abi::{
     AgentId, AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, Event, ExecEvent, ExecHead, ExecRule,
-    FileKey, FlowKey, Forwarder, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY,
+    FileKey, FlowKey, Forwarder, Heard, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY,
     MAX_RULES, MAX_TGID, Origin, PATH_LEN, PORT_WORDS, RuleKey, SocketMark, UnixName,
 };
 use agentguard_common::counter::Counter;
@@ -14,7 +14,7 @@ use aya_ebpf::bindings::{
     BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, BPF_SK_STORAGE_GET_F_CREATE,
     bpf_sock,
 };
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task_btf, bpf_sk_storage_get, bpf_task_storage_get,
 };
@@ -29,6 +29,9 @@ pub static LABELS: Array<Label, { MAX_TGID as usize }> = Array::new();
 /// By agent id.
 #[btf_map]
 pub static AGENTS: Array<AgentState, { MAX_AGENTS as usize }> = Array::new();
+/// By agent id; not 0: root has ordered a kill that the daemon has not taken in yet.
+#[btf_map]
+pub static KILL_ORDERS: Array<u32, { MAX_AGENTS as usize }> = Array::new();
 /// Agent id → trie of its rules (`RuleVerdict`). No trie: nothing is allowed.
 #[btf_map]
 pub static RULES: ArrayOfMaps<
@@ -48,6 +51,9 @@ pub static ACCEPTED: HashMap<u64, Origin, 65536> = HashMap::new();
 /// By netns cookie.
 #[btf_map]
 pub static FORWARDERS: HashMap<u64, Forwarder, 1024> = HashMap::new();
+/// Who may be answered from a listening UDP socket; not 0: it has been.
+#[btf_map]
+pub static HEARD: LruHashMap<Heard, u32, 65536> = LruHashMap::new();
 #[btf_map]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 #[btf_map]
@@ -261,9 +267,9 @@ pub fn set_label(tgid: u32, label: Label) {
 
 #[inline(always)]
 pub fn is_killed(agent: AgentId) -> bool {
-    match AGENTS.get(agent.0) {
-        Some(state) => state.killed != 0,
-        // An id beyond the map is nobody's.
-        None => true,
+    match (AGENTS.get(agent.0), KILL_ORDERS.get(agent.0)) {
+        (Some(state), Some(ordered)) => state.killed != 0 || *ordered != 0,
+        // An id beyond the maps is nobody's.
+        _ => true,
     }
 }

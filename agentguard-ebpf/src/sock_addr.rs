@@ -1,6 +1,8 @@
 //! `bpf_sock_addr`, read and written one 32-bit member at a time: the verifier refuses the wider loads that the compiler
 //! makes of neighbours.
 
+use core::ffi::c_void;
+
 use agentguard_common::net::{Addr, Be32};
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
@@ -46,6 +48,11 @@ impl SockAddr {
             raw: ctx.sock_addr,
             family,
         }
+    }
+
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *mut c_void {
+        self.raw.cast()
     }
 
     #[inline(always)]

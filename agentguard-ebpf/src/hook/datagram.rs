@@ -8,7 +8,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
 use crate::hook::guard::{ALLOW, Answer, Judged, Subject, answer};
-use crate::hook::peername::show_asked;
+use crate::hook::peername::show_sender;
 use crate::hook::redirect::{is_redirected_to, redirect};
 use crate::rules;
 use crate::sock_addr::{Family, SockAddr};
@@ -25,12 +25,12 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    show_asked(&SockAddr::new(&ctx, Family::V4))
+    show_sender(&SockAddr::new(&ctx, Family::V4))
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    show_asked(&SockAddr::new(&ctx, Family::V6))
+    show_sender(&SockAddr::new(&ctx, Family::V6))
 }
 
 #[inline(always)]

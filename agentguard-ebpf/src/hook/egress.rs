@@ -13,6 +13,7 @@ use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 
 use crate::emit::{self, What};
+use crate::hook::heard::answers;
 use crate::hook::redirect::{forwarder, is_redirected_to, is_up, publish};
 use crate::maps::{MARKS, count, is_forwarder_port, is_killed};
 use crate::rules;
@@ -124,7 +125,12 @@ fn judge(
     let from = (packet.source, packet.source_port);
     let listens = rules::judge(agent, false, listen, from.0, from.1);
     if listens == Verdict::Direct {
-        return Ok(None);
+        if packet.proto == IPPROTO_TCP {
+            return Ok(None);
+        }
+        if let Some(is_first) = answers(skb, to.0, to.1) {
+            return Ok(is_first.then_some(Finding::Allowed));
+        }
     }
     Ok(Some(match (packet.proto, fields.origin.port) {
         (IPPROTO_UDP, _) => match reaches {

@@ -7,6 +7,7 @@ mod datagram;
 mod egress;
 mod exec;
 mod guard;
+mod heard;
 mod lsm;
 mod lsm_digest;
 mod lsm_exec;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentguard_policy::Diagnostic;
+use agentguard_sys::peer::Peer;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use http::{Method, Request, StatusCode, header};
@@ -24,6 +25,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub enum ClientError {
     #[error("the daemon cannot be reached at `{}` ({reason}): is `agentguard daemon` running, with this --config?", socket.display())]
     Unreachable { socket: PathBuf, reason: String },
+    /// Nothing has been sent.
+    #[error("`{}` is not the daemon's: it is served by {by}; find out who put it there, and restart the daemon", socket.display())]
+    Impostor { socket: PathBuf, by: String },
     #[error("{0}")]
     Forbidden(String),
     /// The bundle was refused.
@@ -42,22 +46,31 @@ impl ClientError {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Unreachable { .. } => 4,
-            Self::Forbidden(_) => 5,
+            Self::Forbidden(_) | Self::Impostor { .. } => 5,
             Self::Invalid { .. } => 3,
             Self::Refused(_) | Self::Protocol(_) => 1,
         }
     }
 }
 
+/// Whether a process that serves the socket is the daemon; else who it is.
+type Check = dyn Fn(&Peer) -> Result<(), String> + Send + Sync;
+
 /// One caller; each request has a connection of its own.
 pub struct Client {
     socket: PathBuf,
+    is_daemon: Box<Check>,
 }
 
 impl Client {
-    pub fn new(socket: &Path) -> Self {
+    /// Asks at `socket` whom `is_daemon` takes for the daemon.
+    pub fn new(
+        socket: &Path,
+        is_daemon: impl Fn(&Peer) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
         Self {
             socket: socket.to_owned(),
+            is_daemon: Box::new(is_daemon),
         }
     }
 
@@ -118,6 +131,11 @@ impl Client {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(unreachable)?;
+        let peer = Peer::of(&stream).map_err(protocol)?;
+        (self.is_daemon)(&peer).map_err(|by| ClientError::Impostor {
+            socket: self.socket.clone(),
+            by,
+        })?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(protocol)?;

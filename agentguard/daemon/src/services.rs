@@ -13,6 +13,7 @@ use crate::census::attendance;
 use crate::census::namespaces::{Look, NamespaceServer};
 use crate::enforce::canary::{Canary, CanaryParts};
 use crate::enforce::expiry::Expiry;
+use crate::enforce::orders::OrderIntake;
 use crate::forwarder::{self, Order, SupervisorParts};
 use crate::host::network;
 use crate::host::startup::StartError;
@@ -83,6 +84,11 @@ impl Services {
             forwarder: forwarder.clone(),
             stop: stop(),
         };
+        let orders = OrderIntake {
+            kill_switch: parts.kill_switch(),
+            state: host.config.paths.state.clone(),
+            stop: stop(),
+        };
         let tasks = TaskClock {
             roster: roster.clone(),
             books: books.clone(),
@@ -105,6 +111,7 @@ impl Services {
         let namespaces = tokio::spawn(namespaces.serve(inboxes.looks));
         let adoption = tokio::spawn(adoption.serve());
         tokio::spawn(network);
+        tokio::spawn(orders.serve());
         tokio::spawn(tasks.serve());
         tokio::spawn(attendance);
         let supervisor = tokio::spawn(forwarder::supervise(

@@ -16,6 +16,7 @@ mod probe;
 mod protected;
 mod rules;
 mod sockets;
+mod switch;
 mod unix;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ pub use pin::{cgroup_root, ensure_bpffs};
 pub use probe::{fits, leaves_lsm_out, lsm, preempts_tracepoints};
 pub use protected::ProtectedPath;
 pub use rules::Rule;
+pub use switch::Switch;
 
 use load::OfferedHelpers;
 use maps::Maps;
@@ -199,6 +201,17 @@ impl Kernel {
         Ok(state.is_none_or(|state| state.killed != 0))
     }
 
+    /// Whether root has ordered its kill past the daemon ([`Switch::hold`]).
+    pub fn is_ordered(&self, agent: AgentId) -> Result<bool, KernelError> {
+        let ordered = self.maps.kill_orders.lookup(&agent.0)?;
+        Ok(ordered.is_some_and(|ordered| ordered != 0))
+    }
+
+    /// Takes such an order back: what [`Self::set_killed`] says counts from here on.
+    pub fn clear_order(&mut self, agent: AgentId) -> Result<(), KernelError> {
+        self.maps.kill_orders.update(&agent.0, &0)
+    }
+
     /// Replaces every identify block, and finds the cgroups that they name; at most
     /// [`agentguard_common::abi::MAX_IDENTIFY`]. Running processes are the caller's to adopt, afterwards.
     pub fn set_identify(&mut self, blocks: &[Identify]) -> Result<(), KernelError> {
@@ -241,25 +254,7 @@ impl Kernel {
     /// Every running process that has a label, with it. A process that starts meanwhile may be left out; what a labelled
     /// one starts is labelled all the same.
     pub fn labelled(&self) -> Result<Vec<(u32, Label)>, KernelError> {
-        let entries = std::fs::read_dir("/proc").map_err(|source| KernelError::Call {
-            call: "open /proc",
-            source,
-        })?;
-        let mut found = Vec::new();
-        for entry in entries.filter_map(Result::ok) {
-            let Some(tgid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
-                continue;
-            };
-            let label = self.label(tgid)?;
-            if label.agent != AgentId::NONE {
-                found.push((tgid, label));
-            }
-        }
-        Ok(found)
+        switch::labelled(&self.maps.labels)
     }
 
     /// Makes the forwarder of the host's namespace known, or with `up` 0 gone. Origins and namespaces that an earlier

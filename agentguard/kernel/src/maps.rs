@@ -6,7 +6,7 @@ use std::path::Path;
 
 use agentguard_common::abi::{
     AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, ExecHead, ExecRule, FileKey, FlowKey,
-    Forwarder, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_TGID, Origin,
+    Forwarder, Heard, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_TGID, Origin,
     PORT_WORDS, RuleKey, SocketMark,
 };
 use agentguard_common::counter::Counter;
@@ -27,6 +27,7 @@ pub(super) struct Spec {
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PERCPU_ARRAY: u32 = 6;
+const LRU_HASH: u32 = 9;
 const ARRAY_OF_MAPS: u32 = 12;
 const SK_STORAGE: u32 = 24;
 const RINGBUF: u32 = 27;
@@ -34,14 +35,16 @@ const RINGBUF: u32 = 27;
 const CLONED: u32 = 0x201;
 
 /// Every pinned map, as `agentguard-ebpf/src/maps.rs` defines it. Those that hold nothing between two calls are not pinned.
-pub(super) const SPECS: [Spec; 17] = [
+pub(super) const SPECS: [Spec; 19] = [
     array::<Label>("LABELS", MAX_TGID),
     array::<AgentState>("AGENTS", MAX_AGENTS),
+    array::<u32>("KILL_ORDERS", MAX_AGENTS),
     spec("RULES", ARRAY_OF_MAPS, 4, 4, MAX_AGENTS, 0),
     spec("UNIX", ARRAY_OF_MAPS, 4, 4, MAX_AGENTS, 0),
     hash::<FlowKey, Origin>("FLOWS", 65536),
     hash::<u64, Origin>("ACCEPTED", 65536),
     hash::<u64, Forwarder>("FORWARDERS", 1024),
+    spec("HEARD", LRU_HASH, size_of::<Heard>(), 4, 65536, 0),
     array::<u64>("PORTS", PORT_WORDS),
     array::<u64>("CONFIG", CONFIG_LEN),
     array::<Identify>("IDENTIFY", 2 * MAX_IDENTIFY),
@@ -167,6 +170,7 @@ pub(super) fn open(folder: &Path, name: &str, flags: u32) -> Result<OwnedFd, Ker
 pub(super) struct Maps {
     pub(super) labels: Map<u32, Label>,
     pub(super) agents: Map<u32, AgentState>,
+    pub(super) kill_orders: Map<u32, u32>,
     pub(super) rules: Map<u32, u32>,
     pub(super) unix: Map<u32, u32>,
     pub(super) flows: Map<FlowKey, Origin>,
@@ -190,6 +194,7 @@ impl Maps {
         Ok(Self {
             labels: Map::open(folder, "LABELS", 0)?,
             agents: Map::open(folder, "AGENTS", 0)?,
+            kill_orders: Map::open(folder, "KILL_ORDERS", 0)?,
             rules: Map::open(folder, "RULES", 0)?,
             unix: Map::open(folder, "UNIX", 0)?,
             flows: Map::open(folder, "FLOWS", 0)?,

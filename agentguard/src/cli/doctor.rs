@@ -4,7 +4,6 @@
 use std::process::ExitCode;
 
 use agentguard_control::api::Status;
-use agentguard_control::client::Client;
 use agentguard_daemon::config::Config;
 use agentguard_daemon::guarantee::{Facts, judge};
 use agentguard_record::guarantee::{Guarantee, Holds};
@@ -12,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::table::{Colour, coloured, fields};
-use super::{Failure, client_runtime, print, print_json};
+use super::{Failure, client_runtime, print, print_json, server};
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArguments {
@@ -36,7 +35,7 @@ struct DoctorReport {
 
 pub(super) fn run(arguments: &DoctorArguments, config: &Config) -> Result<ExitCode, Failure> {
     let facts = Facts::of_host(config);
-    let client = Client::new(&config.paths.control_socket());
+    let client = server::client(config);
     let status = client_runtime()?.block_on(client.get::<Status>("/v1/status"));
     let daemon = status.is_ok();
     // Who may not ask the daemon still sees the host.

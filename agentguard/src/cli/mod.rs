@@ -16,6 +16,7 @@ mod policy_replay;
 mod policy_show;
 mod printable;
 mod run;
+mod server;
 mod status;
 mod table;
 mod task;
@@ -24,7 +25,6 @@ mod unload;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agentguard_control::client::Client;
 use agentguard_daemon::config::Config;
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -123,12 +123,12 @@ fn dispatch(config: Option<PathBuf>, verb: CliVerb) -> Result<ExitCode, Failure>
 }
 
 async fn ask_the_daemon(verb: CliVerb, config: &Config) -> Result<ExitCode, Failure> {
-    let client = Client::new(&config.paths.control_socket());
+    let client = server::client(config);
     match verb {
         CliVerb::Status(arguments) => status::run(&arguments, &client).await,
         CliVerb::Agents(arguments) => agents::run(&arguments, &client).await,
         CliVerb::Task(arguments) => task::run(&arguments, &client).await,
-        CliVerb::Kill(arguments) => kill::kill(&arguments, &client).await,
+        CliVerb::Kill(arguments) => kill::kill(&arguments, config, &client).await,
         CliVerb::Revive(arguments) => kill::revive(&arguments, &client).await,
         CliVerb::Policy(verb) => policy::run(&verb, config, &client).await,
         CliVerb::Audit(command) => {

@@ -17,6 +17,7 @@ pub mod signal;
 pub mod socket;
 pub mod spawn;
 pub mod user;
+pub mod watch;
 
 /// A failed system call.
 #[derive(Debug, thiserror::Error)]

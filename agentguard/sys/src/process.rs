@@ -108,6 +108,15 @@ pub fn uid(tgid: u32) -> Option<u32> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// Whether a signal or a tracer has stopped it.
+pub fn is_stopped(tgid: u32) -> bool {
+    stat(tgid).is_some_and(|fields| {
+        fields
+            .first()
+            .is_some_and(|state| state == "T" || state == "t")
+    })
+}
+
 /// Whether it has a controlling terminal.
 pub fn has_terminal(tgid: u32) -> bool {
     stat(tgid).is_some_and(|fields| fields.get(4).is_some_and(|tty| tty != "0"))

@@ -135,6 +135,32 @@ u.sendto(MARK, ('239.1.2.3', PORT))",
 }
 
 #[test]
+fn a_listening_socket_that_writes_to_others() {
+    let listening = "port = 21845
+def listening(host='127.0.0.1'):
+    u = udp(host); u.bind((host, port)); return u
+";
+    let attempt = |name: &'static str, code: &str| {
+        Attempt::python(name, &format!("{listening}{code}")).leaves("sendmsg", "policy-denied")
+    };
+    prove(
+        &[
+            attempt("datagram", "listening().sendto(MARK, ('127.0.0.1', PORT))"),
+            attempt(
+                "connected",
+                "u = listening(); u.connect(('127.0.0.1', PORT)); u.send(MARK)",
+            ),
+            attempt("ipv6", "listening('::1').sendto(MARK, ('::1', PORT))"),
+        ],
+        |_| {
+            let listen = |on: &str| format!("[[listen]]\non = \"{on}:21845\"\nproto = \"udp\"\n");
+            let policy = format!("{KEEP}{}{}", listen("127.0.0.1"), listen("[::1]"));
+            Bundle::new(1).agent(AGENT, &policy)
+        },
+    );
+}
+
+#[test]
 fn system_calls_that_a_filter_would_not_know() {
     prove(
         &[

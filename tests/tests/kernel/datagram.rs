@@ -135,6 +135,63 @@ say(u.recvfrom(9)[1] == ('127.0.0.1', {port}))"
 }
 
 #[test]
+fn a_listening_socket_answers_whom_it_has_heard_and_nobody_else() {
+    let mut machine = Machine::new();
+    for (family, any) in [("AF_INET", "0.0.0.0"), ("AF_INET6", "::")] {
+        let port = UdpSocket::bind((any, 0))
+            .and_then(|socket| socket.local_addr())
+            .unwrap()
+            .port();
+        machine.rules(&[Rule::ListenUdp {
+            addr: any.parse().unwrap(),
+            port,
+        }]);
+        let [peer, stranger] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        for socket in [&peer, &stranger] {
+            let soon = Duration::from_secs(5);
+            socket.set_read_timeout(Some(soon)).unwrap();
+        }
+        let other = stranger.local_addr().unwrap().port();
+        let before = machine.events().len();
+        let mut agent = machine.agent(
+            AGENT,
+            &format!(
+                "l = socket.socket(socket.{family}, socket.SOCK_DGRAM); l.bind(('{any}', {port}))
+to = ('127.0.0.1' if '{family}' == 'AF_INET' else '::ffff:127.0.0.1', {other})
+say(attempt(l.sendto, b'x', to))
+data, peer = l.recvfrom(9)
+for _ in range(3): l.sendto(b'answer', peer)
+say(attempt(l.sendto, b'x', to))
+l.recv(9); say(attempt(l.sendto, b'x', to))
+l.connect(to); say(attempt(l.send, b'x'))"
+            ),
+        );
+        assert_eq!(agent.line(), "EPERM");
+        peer.send_to(b"question", ("127.0.0.1", port)).unwrap();
+        assert_eq!(agent.line(), "EPERM", "one that was not heard");
+        // A datagram that is read without its sender's address.
+        stranger.send_to(b"question", ("127.0.0.1", port)).unwrap();
+        assert_eq!(
+            agent.line(),
+            "EPERM",
+            "one that was not asked for its address"
+        );
+        assert_eq!(agent.line(), "EPERM", "one that it is connected to");
+        for _ in 0..3 {
+            assert_eq!(peer.recv(&mut [0; 9]).unwrap(), b"answer".len());
+        }
+        let events = machine.events();
+        let allowed = events[before..]
+            .iter()
+            .filter(|event| event.kind == EventKind::Send as u32 && event.reason == 0);
+        assert_eq!(allowed.count(), 1, "the first answer");
+        let quiet = Duration::from_millis(50);
+        stranger.set_read_timeout(Some(quiet)).unwrap();
+        assert!(stranger.recv(&mut [0; 9]).is_err(), "nothing arrived");
+    }
+}
+
+#[test]
 fn a_connected_socket_with_a_control_message_is_judged_by_its_packets() {
     let mut machine = Machine::new();
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();

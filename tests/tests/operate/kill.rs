@@ -204,6 +204,143 @@ fn a_revival_does_not_fail_because_the_forwarder_is_slow() {
 }
 
 #[test]
+fn it_holds_while_the_daemon_stands_still_and_is_recorded_when_it_goes_on() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let file = std::fs::File::create(origin.files().join("endless")).expect("made");
+    file.set_len(1 << 40).expect("set");
+    let policy = reach("origin.test", origin.port, &["GET /files/**", "GET /v1/**"]);
+    let bundle = Bundle::new(1)
+        .agent("probe", &policy)
+        .agent("below", &format!("parent = \"probe\"\n{policy}"))
+        .agent("other", &policy);
+    let guard = Guard::start(&site, &bundle);
+    let get = format!("get {}", origin.url("/v1/x"));
+    let connect = format!("tcp 127.0.0.1 {}", origin.port);
+    let mut probe = dialer(&guard.agent("probe"));
+    let mut below = dialer(&guard.agent("below"));
+    let mut other = dialer(&guard.agent("other"));
+    for agent in [&mut probe, &mut below, &mut other] {
+        assert_eq!(agent.tries(&get), "ok 200");
+    }
+    let client = guard
+        .agent("probe")
+        .client("curl".as_ref())
+        .args(["--silent", "--show-error", "--output", "/dev/null"])
+        .arg(origin.url("/files/endless"))
+        .spawn();
+    let mut tap = Tap::start();
+    while tap.from_port(origin.port).bytes < 16 << 20 {}
+
+    let daemon = pid(guard.daemon_tgid());
+    kill(daemon, Signal::SIGSTOP).expect("stopped");
+    let said = guard.cli(["kill", "probe", "--reason", "leaking", "--json"]);
+    let returned = now_ns();
+    let seen = [probe.tries(&connect), below.tries(&connect)];
+    let cut = client.finish();
+    kill(daemon, Signal::SIGCONT).expect("continued");
+
+    let said = said.ok().json();
+    assert_eq!(said["killed"][0]["state"], "killed", "{said:#}");
+    assert_eq!(said["killed"][1]["agent"], "below", "{said:#}");
+    assert_eq!(said["killed"][1]["state"], "held", "{said:#}");
+    assert_ne!(said["killed"][0]["sockets"], 0, "{said:#}");
+    assert!(said["unanswered"].is_string(), "{said:#}");
+    assert_eq!(seen, ["error EPERM"; 2]);
+    assert_ne!(cut.code(), 0, "the download was cut: {cut:#?}");
+    let late = tap.from_port(origin.port).last_ns.saturating_sub(returned);
+    assert_eq!(late, 0, "payload {late} ns after the command returned");
+
+    let order = await_kill(&guard, "leaking");
+    assert!(order.contains("did not answer"), "{order}");
+    assert_eq!(probe.tries(&connect), "error EPERM");
+    assert_eq!(other.tries(&get), "ok 200");
+    guard.cli(["revive", "probe"]).ok();
+    for agent in [&mut probe, &mut below] {
+        assert_eq!(agent.tries(&get), "ok 200");
+    }
+}
+
+#[test]
+fn it_holds_without_a_daemon_and_over_its_start() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let policy = reach("origin.test", origin.port, &["GET /v1/**"]);
+    let bundle = Bundle::new(1)
+        .agent("probe", &policy)
+        .agent("unsigned", &policy)
+        .agent("other", &policy);
+    let mut guard = Guard::start(&site, &bundle);
+    let get = format!("get {}", origin.url("/v1/x"));
+    let mut agents = ["probe", "unsigned", "other"].map(|name| dialer(&guard.agent(name)));
+    guard.crash();
+    let unknown = guard.cli(["kill", "prob"]);
+    assert_eq!(unknown.code(), 4, "{unknown:#?}");
+    assert!(
+        unknown.stderr.contains("did you mean `probe`"),
+        "{unknown:#?}"
+    );
+
+    let said = guard.cli(["kill", "unsigned", "--reason", "no note"]).ok();
+    assert!(said.stderr.contains("recorded when"), "{said:#?}");
+    // As after a full disk.
+    std::fs::remove_dir_all(site.path("state/kills")).expect("the note was there");
+    guard.cli(["kill", "probe", "--reason", "noted"]).ok();
+
+    guard.restart();
+    await_kill(&guard, "noted");
+    await_kill(&guard, "no note says by whom");
+    let tried = agents.each_mut().map(|agent| agent.tries(&get));
+    assert!(tried[0].starts_with("error"), "{tried:?}");
+    assert!(tried[1].starts_with("error"), "{tried:?}");
+    assert_eq!(tried[2], "ok 200");
+    // They are kills as any other now, and stay revived.
+    guard.cli(["revive", "probe", "unsigned"]).ok();
+    guard.stop();
+    guard.restart();
+    let tried = agents.each_mut().map(|agent| agent.tries(&get));
+    assert_eq!(tried, ["ok 200"; 3]);
+}
+
+#[test]
+fn another_process_at_the_daemons_socket_is_not_believed() {
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let socket = site.path("run/control.sock");
+    let real = site.path("run/control.real");
+    std::fs::rename(&socket, &real).expect("renamed");
+    let impostor = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+    for words in [&["agents"][..], &["status"], &["revive", "probe"]] {
+        let ran = guard.cli(words);
+        assert_eq!(ran.code(), 5, "{ran:#?}");
+        let told = format!("served by process {}", std::process::id());
+        assert!(ran.stderr.contains(&told), "{ran:#?}");
+    }
+    // The kill needs no answer.
+    let said = guard.cli(["kill", "probe"]).ok();
+    assert!(said.stderr.contains("is not the daemon's"), "{said:#?}");
+    drop(impostor);
+    std::fs::rename(&real, &socket).expect("renamed");
+    await_kill(&guard, "past the daemon");
+}
+
+/// The record of a kill that the daemon has taken in, whose reason says `what`.
+fn await_kill(guard: &Guard, what: &str) -> String {
+    let deadline = std::time::Instant::now() + agentguard_tests::tools::PATIENCE;
+    loop {
+        let records = guard.audit().into_iter();
+        let mut kills = records.filter(|record| record.action() == "kill");
+        if let Some(record) = kills.find(|record| record.text("/detail").contains(what)) {
+            return record.0.to_string();
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "no record of the kill"
+        );
+    }
+}
+
+#[test]
 fn an_unknown_agent_is_an_error_that_names_the_near_one() {
     let site = Site::new();
     let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));

@@ -14,7 +14,7 @@ use crate::books::records::{Item, OperatorEntry};
 use crate::lock::lock;
 use crate::roster::Roster;
 use crate::roster::change::Changes;
-use crate::roster::registry::{Intervention, RegistryError};
+use crate::roster::registry::{Intervention, Registry, RegistryError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum KillError {
@@ -35,8 +35,10 @@ fn did_you_mean(suggestion: &Option<String>) -> String {
 }
 
 /// The agents a request names, all of them known, or an error about the first that is not.
-pub(crate) fn named(roster: &Roster, target: &Target) -> Result<Vec<(String, AgentId)>, KillError> {
-    let registry = lock(&roster.registry);
+pub(crate) fn named(
+    registry: &Registry,
+    target: &Target,
+) -> Result<Vec<(String, AgentId)>, KillError> {
     if target.all {
         let all = registry.agents().iter();
         return Ok(all.map(|(name, known)| (name.clone(), known.id)).collect());
@@ -82,7 +84,7 @@ impl KillSwitch {
             books,
         } = self;
         let (roster, enforce) = (&stopper.roster, &stopper.enforce);
-        let agents = named(roster, target)?;
+        let agents = named(&lock(&roster.registry), target)?;
         // The kernel is flipped at once, whatever other change is under way; and again when a revival cannot undo it any more.
         enforce.flip(&agents, true);
         let change = changes.stops().await;
@@ -94,10 +96,12 @@ impl KillSwitch {
         let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
         let (cuts, more) = stopper.reconcile(&change, &before, &ids).await;
         failures.extend(more);
-        if let Err(error) = result {
-            failures.push(format!(
+        match result {
+            // Those that act for them are held by now, too.
+            Ok(()) => failures.extend(enforce.clear_orders(&roster.stopped())),
+            Err(error) => failures.push(format!(
                 "it holds, and not over a restart of the daemon until it can be written; kill again then: {error}"
-            ));
+            )),
         }
         let detail = reason.as_deref().unwrap_or("");
         record(
@@ -126,7 +130,7 @@ impl KillSwitch {
             books,
         } = self;
         let roster = &stopper.roster;
-        let agents = named(roster, target)?;
+        let agents = named(&lock(&roster.registry), target)?;
         let change = changes.stops().await;
         let before = roster.stops();
         let killed_before = lock(&roster.registry).killed();
@@ -136,7 +140,9 @@ impl KillSwitch {
             .revive(&names)
             .map_err(|error| KillError::Failed(error.to_string()))?;
         let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
-        let (_, failures) = stopper.reconcile(&change, &before, &ids).await;
+        let mut failures = stopper.enforce.clear_orders(&agents);
+        let (_, more) = stopper.reconcile(&change, &before, &ids).await;
+        failures.extend(more);
         let detail = reason.as_deref().unwrap_or("");
         record(
             books,

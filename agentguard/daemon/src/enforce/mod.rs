@@ -4,6 +4,7 @@ pub(crate) mod apply;
 pub(crate) mod canary;
 pub(crate) mod expiry;
 pub(crate) mod kill;
+pub(crate) mod orders;
 pub(crate) mod stop;
 
 use std::collections::BTreeMap;

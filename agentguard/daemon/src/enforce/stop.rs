@@ -140,6 +140,15 @@ impl Enforce {
         failures
     }
 
+    /// Takes back what root has ordered past the daemon; what could not be is told.
+    pub(super) fn clear_orders(&self, agents: &[(String, AgentId)]) -> Vec<String> {
+        let cleared = agents.iter().map(|(name, id)| {
+            let cleared = lock(&self.kernel).clear_order(*id);
+            cleared.map_err(|error| format!("agent `{name}` in the kernel: {error}"))
+        });
+        cleared.filter_map(Result::err).collect()
+    }
+
     /// At the start, by the bundle that is to come: what an earlier daemon has pinned holds until then.
     pub fn hold_stopped(
         &self,

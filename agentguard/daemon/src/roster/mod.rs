@@ -71,6 +71,13 @@ impl Roster {
         stops(&lock(&self.registry), policy)
     }
 
+    /// Every agent that is stopped now.
+    pub fn stopped(&self) -> Vec<(String, AgentId)> {
+        let stops = self.stops();
+        let known = self.known().into_iter();
+        known.filter(|(_, id)| stops.contains_key(id)).collect()
+    }
+
     /// Of the bundle in force.
     pub fn meta(&self) -> Option<Arc<Meta>> {
         self.active

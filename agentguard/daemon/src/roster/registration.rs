@@ -90,7 +90,7 @@ impl Registrar {
                     agents: change.agents.clone(),
                     ..Target::default()
                 };
-                kill::named(roster, &target)?
+                kill::named(&lock(&roster.registry), &target)?
             }
         };
         let stopping = bundle.stops().await;

@@ -11,7 +11,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitCode;
 
 use agentguard_control::api::{Enrolment, Run, TaskEnd, TaskLine};
-use agentguard_control::client::Client;
 use agentguard_daemon::config::Config;
 use agentguard_sys::signal::Signals;
 use agentguard_sys::user::{self, Account};
@@ -23,7 +22,7 @@ use nix::unistd::Pid;
 use uuid::Uuid;
 
 use self::child::Plan;
-use super::{Failure, client_runtime};
+use super::{Failure, client_runtime, server};
 
 /// Exit status for a failure of `run` itself: CMD has not run.
 pub(super) const OWN_FAILURE: u8 = 125;
@@ -105,7 +104,7 @@ struct RunTask<'c> {
 
 impl Drop for RunTask<'_> {
     fn drop(&mut self) {
-        let client = Client::new(&self.config.paths.control_socket());
+        let client = server::client(self.config);
         let end = TaskEnd { id: self.id };
         let ended: Result<TaskLine, Failure> = client_runtime().and_then(|runtime| {
             let ending = client.post("/v1/tasks/end", &end);
@@ -170,7 +169,7 @@ fn other_user(name: &str) -> Result<As, Failure> {
 }
 
 fn label(arguments: &RunArguments, config: &Config, tgid: u32) -> Result<Enrolment, Failure> {
-    let client = Client::new(&config.paths.control_socket());
+    let client = server::client(config);
     let request = Run {
         agent: arguments.agent.clone(),
         pid: tgid,

@@ -1,0 +1,46 @@
+//! Who has written to an agent's listening UDP socket: its answers go to these, and to nobody else.
+
+use agentguard_common::abi::{AgentId, Heard, RuleKind, SocketMark};
+use agentguard_common::net::Addr;
+use agentguard_common::verdict::Verdict;
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+
+use crate::maps::HEARD;
+use crate::rules;
+use crate::sock_addr::{IPPROTO_UDP, SockAddr};
+
+/// Keeps the sender of the datagram that the agent is about to read. One that is read without its address is not kept: what
+/// has no address cannot be answered.
+#[inline(always)]
+pub fn hear(ctx: &SockAddr, mark: &SocketMark) {
+    if mark.agent == AgentId::NONE || ctx.protocol() != IPPROTO_UDP {
+        return;
+    }
+    let (addr, port) = ctx.local();
+    if rules::judge(mark.agent, false, RuleKind::ListenUdp, addr, port) != Verdict::Direct {
+        return;
+    }
+    // SAFETY: the hook's own context.
+    let socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let key = Heard::new(socket, ctx.addr(), ctx.port());
+    if HEARD.get_ptr(key).is_none() {
+        // A full map gives up who was heard longest ago.
+        let _ = HEARD.insert(key, 0, 0);
+    }
+}
+
+/// Whether the packet answers one that was heard, and is the first to do so.
+#[inline(always)]
+pub fn answers(skb: *mut __sk_buff, to: Addr, port: u16) -> Option<bool> {
+    // SAFETY: the hook's own context.
+    let socket = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    let answered = HEARD.get_ptr_mut(Heard::new(socket, to, port))?;
+    // SAFETY: an element lives until the end of the program; two packets at once are both told of, which does no harm.
+    let is_first = unsafe { answered.read_volatile() } == 0;
+    if is_first {
+        // SAFETY: as above.
+        unsafe { answered.write_volatile(1) };
+    }
+    Some(is_first)
+}
