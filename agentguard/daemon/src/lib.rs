@@ -46,6 +46,7 @@ use crate::enforce::stop;
 use crate::forwarder::ForwarderLink;
 use crate::host::Host;
 use crate::host::config::Config;
+use crate::host::manifest::{self, LostState};
 use crate::host::startup as start;
 pub use crate::host::startup::StartError;
 use crate::host::tls::ca::Authority;
@@ -102,6 +103,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         .map_err(|e| StartError::Failed(e.to_string()))?;
     write_trust(&config.paths.runtime, &system_roots, &authority)
         .map_err(|e| StartError::Failed(format!("cannot write the trust bundle: {e}")))?;
+    let lost = manifest::lost(&config.paths);
     let (books, drains) = Books::open(&config)?;
     let (roster, first, unusable) = Roster::open(&config)?;
     let cgroup_root = start::cgroup_root(&config)?;
@@ -124,6 +126,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         parts.books.alarms.raise(Concern::Bundle, alarm);
     }
     start::warn_of_unknown_groups(&parts.host.config);
+    let lost = take_loss(&parts, lost, first.as_ref())?;
     // Who is stopped is so before anything is enrolled.
     let policy = first.as_ref().map(|first| &first.policy);
     parts
@@ -154,7 +157,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let socket = parts.host.config.paths.control_socket();
     let listener = serve::listen(&socket).map_err(|e| StartError::Failed(e.to_string()))?;
     let controlling = tokio::spawn(serve::serve(parts.clone(), listener));
-    let started = format!("started{}", apply::gaps(&accepted));
+    let started = format!("started{}{lost}", apply::gaps(&accepted));
     note(&parts.books, Operation::Start, &started).await;
     notify(&[NotifyState::Ready]);
     tracing::info!(socket = %socket.display(), "ready");
@@ -172,6 +175,34 @@ async fn serve(config: Config) -> Result<(), StartError> {
     }
     services.ended().await;
     finish(&parts).await
+}
+
+/// Closes what was held by files of the state that are gone; answers what the start's record says of it.
+fn take_loss(parts: &Parts, lost: LostState, first: Option<&Active>) -> Result<String, StartError> {
+    let Parts {
+        host,
+        roster,
+        books,
+        ..
+    } = parts;
+    let mut told = String::new();
+    if !lost.holding.is_empty() {
+        let alarm = Alarm::StateLost(lost.holding);
+        let killed = roster.kill_all(first, &alarm.to_string());
+        killed.map_err(|e| StartError::Failed(e.to_string()))?;
+        told = format!("; {alarm}");
+        books.alarms.raise(Concern::State, alarm);
+    }
+    if lost.audit {
+        told = format!("{told}; {}", Alarm::LogLost);
+        books.alarms.raise(Concern::Log, Alarm::LogLost);
+    }
+    if !told.is_empty() {
+        tracing::error!("{}", told.trim_start_matches("; "));
+    }
+    let kept = manifest::keep(&host.config.paths.state);
+    kept.map_err(|e| StartError::Failed(format!("cannot write what the state holds: {e}")))?;
+    Ok(told)
 }
 
 /// The first bundle, unless it requires what this host lacks. Answers which gaps count and are accepted.

@@ -43,9 +43,14 @@ impl Switch {
         Ok(self.labels.lookup(&tgid)?.unwrap_or_default().agent)
     }
 
+    /// As [`super::Kernel::labelled`].
+    pub fn labelled(&self) -> Result<Vec<(u32, Label)>, KernelError> {
+        labelled(&self.labels)
+    }
+
     /// The agent's running processes, by tgid.
     pub fn processes(&self, agent: AgentId) -> Result<Vec<u32>, KernelError> {
-        let labelled = labelled(&self.labels)?.into_iter();
+        let labelled = self.labelled()?.into_iter();
         let own = labelled.filter(|(_, label)| label.agent == agent);
         Ok(own.map(|(tgid, _)| tgid).collect())
     }

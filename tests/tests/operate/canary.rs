@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use agentguard_common::abi::{AgentId, ConfigSlot, ExecHead, MAX_AGENTS, RuleKey, VERSION};
-use agentguard_tests::bundle::reach;
+use agentguard_tests::bundle::{direct, reach};
 use agentguard_tests::client::dialer;
 use agentguard_tests::process::pid;
 use agentguard_tests::tools::PATIENCE;
@@ -163,26 +163,30 @@ fn each_surprise_has_its_name() {
 }
 
 #[test]
-fn a_forwarder_that_answers_nobody_closes_agents_until_it_does() {
+fn a_forwarder_that_answers_nobody_is_an_alarm_and_closes_nobody() {
     let site = Site::new();
     let origin = Nginx::start(&site);
     configure(&site, "close");
-    let mut guard = start(&site, &origin);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let policy = reach("origin.test", origin.port, &["GET /v1/**"])
+        + &direct(&format!("127.0.0.1/32:{port}"), "tcp");
+    let mut guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let straight = format!("tcp 127.0.0.1 {port}");
     let mut agent = dialer(&guard.agent("probe"));
     let mut neighbour = dialer(&site);
     let get = format!("get {}", origin.url("/v1/x"));
     assert_eq!(agent.tries(&get), "ok 200");
     let forwarder = pid(guard.forwarder_tgid());
     kill(forwarder, Signal::SIGSTOP).expect("stopped");
-    let alarms = await_status(&guard, |status| said(status, "the canary failed"));
+    let alarms = await_status(&guard, |status| said(status, "the canary could not"));
     assert!(
         alarms.contains("a permitted request did not work"),
         "{alarms}"
     );
-    assert_eq!(
-        agent.tries(&format!("tcp 127.0.0.1 {}", origin.port)),
-        "error EPERM"
-    );
+    // Any agent may be the cause: what the kernel judges by itself goes on.
+    let seen = agent.tries(&straight);
+    assert!(seen.starts_with("ok "), "{seen}");
     assert_eq!(neighbour.tries(&get), "ok 200");
     kill(forwarder, Signal::SIGCONT).expect("goes on");
     await_status(&guard, |status| {

@@ -1,7 +1,7 @@
 //! The death of the daemon or of the forwarder closes agents, touches nobody else, and ends with a restart.
 
 use agentguard_tests::bundle::reach;
-use agentguard_tests::client::dialer;
+use agentguard_tests::client::{Subject, dialer};
 use agentguard_tests::process::{await_end, pid};
 use agentguard_tests::{Bundle, Guard, Nginx, Site};
 use nix::sys::signal::{Signal, kill};
@@ -150,6 +150,45 @@ fn a_second_daemon_says_who_holds_it() {
         "ok 200",
         "the first is untouched"
     );
+}
+
+#[test]
+fn a_file_of_the_state_that_is_gone_kills_agents_until_they_are_revived() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let mut guard = start(&site, &origin);
+    let get = format!("get {}", origin.url("/v1/x"));
+    let alarms =
+        |guard: &Guard<'_>| guard.cli(["status", "--json"]).ok().json()["alarms"].to_string();
+    // Labelled by the first daemon: a new registry's ids must not take it for another agent.
+    let mut running = dialer(&guard.agent("probe"));
+    for name in ["agents.json", "tasks.json", "limits.log"] {
+        guard.stop();
+        std::fs::remove_file(site.path("state").join(name)).expect("it was there");
+        guard.restart();
+        assert!(alarms(&guard).contains(name), "{}", alarms(&guard));
+        assert_ne!(running.tries(&get), "ok 200", "{name}");
+        let refused = guard.agent("probe").client("true".as_ref()).run();
+        assert_ne!(refused.code(), 0, "{refused:#?}");
+        guard.cli(["revive", "probe"]).ok();
+        // Only one that was started since is known by the new registry.
+        let mut fresh = dialer(&guard.agent("probe"));
+        assert_eq!(fresh.tries(&get), "ok 200", "{name}, revived");
+        running = fresh;
+        guard.stop();
+        guard.restart();
+        assert_eq!(alarms(&guard), "[]", "after {name}");
+        assert_eq!(running.tries(&get), "ok 200", "{name}, revived for good");
+    }
+
+    guard.stop();
+    std::fs::remove_dir_all(site.path("state/audit")).expect("it was there");
+    guard.restart();
+    assert!(alarms(&guard).contains("audit log that was here is gone"));
+    assert_eq!(running.tries(&get), "ok 200");
+    let begun = guard.audit();
+    let told = |record: &agentguard_tests::Record| record.text("/detail").contains("is gone");
+    assert!(begun.iter().any(told), "{begun:#?}");
 }
 
 fn start<'site>(site: &'site Site, origin: &Nginx) -> Guard<'site> {

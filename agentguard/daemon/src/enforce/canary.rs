@@ -1,5 +1,6 @@
-//! Sends the canary out, at start and then again and again. What must be refused and is not, or is permitted and does not
-//! work, is an alarm, and holds the agents closed if the configuration says so.
+//! Sends the canary out, at start and then again and again. What must be refused and is not is an alarm, and holds the agents
+//! closed if the configuration says so. What is permitted and does not work is an alarm alone: an agent could bring it about
+//! for all others.
 
 mod origin;
 pub mod process;
@@ -95,7 +96,7 @@ impl Canary {
             // What it saw may be the end of what it was to see.
             return;
         }
-        self.settle(result.map_err(Trouble::into_message)).await;
+        self.settle(result).await;
     }
 
     async fn send(&self) -> Result<(), Trouble> {
@@ -118,7 +119,7 @@ impl Canary {
     }
 
     /// Only a change is told and recorded.
-    async fn settle(&self, result: Result<(), String>) {
+    async fn settle(&self, result: Result<(), Trouble>) {
         let CanaryParts {
             host,
             enforce,
@@ -127,17 +128,26 @@ impl Canary {
         } = &self.parts;
         let now = match &result {
             Ok(()) => guarantee::CanaryState::Passed,
-            Err(why) => guarantee::CanaryState::Failed(why.clone()),
+            Err(trouble) => guarantee::CanaryState::Failed(trouble.message().to_owned()),
         };
         let before = std::mem::replace(&mut *lock(&enforce.canary), now.clone());
         if before == now {
             return;
         }
         let (outcome, detail) = match result {
-            Err(why) => {
-                let (alarm, failed) = match host.config.canary.on_failure {
-                    OnFailure::Close => (Alarm::CanaryHolds(why), enforce.hold(&self.roster)),
-                    OnFailure::Alarm => (Alarm::CanaryFailed(why), Vec::new()),
+            Err(trouble) => {
+                let (alarm, failed) = match (trouble, host.config.canary.on_failure) {
+                    (Trouble::Surprise(why), OnFailure::Close) => {
+                        (Alarm::CanaryHolds(why), enforce.hold(&self.roster))
+                    }
+                    (Trouble::Surprise(why), OnFailure::Alarm) => {
+                        (Alarm::CanaryFailed(why), Vec::new())
+                    }
+                    // What was open has not been seen shut.
+                    (Trouble::Doubt(why), _) if enforce.is_held() => {
+                        (Alarm::CanaryHolds(why), Vec::new())
+                    }
+                    (Trouble::Doubt(why), _) => (Alarm::CanaryHindered(why), Vec::new()),
                 };
                 let message = alarm.to_string();
                 tracing::error!("{message}");
@@ -156,7 +166,7 @@ impl Canary {
                 for error in enforce.release(&change, &self.roster) {
                     tracing::error!(error, "an agent could not be let go on");
                 }
-                tracing::warn!("the canary is refused again as it must: agents go on");
+                tracing::warn!("the canary went again as it must: agents go on");
                 (Outcome::Allow, "agents go on".to_owned())
             }
         };

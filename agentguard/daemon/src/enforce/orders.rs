@@ -325,16 +325,16 @@ mod tests {
                 at: Timestamp::UNIX_EPOCH,
             };
             let json = serde_json::to_vec(&note).unwrap();
-            std::fs::write(dir.path().join(name), json).unwrap();
+            fs::write(dir.path().join(name), json).unwrap();
         };
         note("2-1.json", "b");
         note("1-1.json", "a");
         note("3-1.next", "half written");
-        std::fs::write(dir.path().join("0-1.json"), "{").unwrap();
+        fs::write(dir.path().join("0-1.json"), "{").unwrap();
         let read = notes(dir.path());
         let agents: Vec<_> = read.iter().flat_map(|(_, note)| &note.agents).collect();
         assert_eq!(agents, ["a", "b"]);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
         assert!(notes(&dir.path().join("not there")).is_empty());
     }
 }

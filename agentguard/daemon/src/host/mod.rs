@@ -1,6 +1,7 @@
 //! What the machine is, and what was configured for it: found at start, and read only after that.
 
 pub mod config;
+pub(crate) mod manifest;
 pub(crate) mod network;
 pub(crate) mod startup;
 pub mod tls;

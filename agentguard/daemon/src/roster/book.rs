@@ -125,6 +125,14 @@ impl Book {
         })
     }
 
+    /// Writes one that is new.
+    pub(crate) fn begin(&mut self) -> Result<(), BookError> {
+        match self.path.exists() {
+            true => Ok(()),
+            false => self.write(Vec::new()),
+        }
+    }
+
     /// Oldest first.
     pub fn tasks(&self) -> &[TaskRow] {
         &self.file.tasks

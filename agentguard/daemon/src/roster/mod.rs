@@ -9,17 +9,20 @@ pub(crate) mod stops;
 pub(crate) mod supervise;
 pub(crate) mod tasks;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use agentguard_bundle::history::History;
 use agentguard_common::abi::AgentId;
+use agentguard_kernel::{KernelError, Switch};
 use agentguard_record::Meta;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use self::active::Active;
 use self::book::Book;
-use self::registry::Registry;
+use self::registry::{Intervention, Registry, RegistryError};
 use self::stops::{Stops, stops};
 use self::tasks::Tasks;
 use crate::books::alarms::Alarm;
@@ -46,8 +49,11 @@ impl Roster {
     pub fn open(config: &Config) -> Result<(Self, Option<Active>, Option<Alarm>), StartError> {
         let failed = |error: &dyn std::fmt::Display| StartError::Failed(error.to_string());
         let state = &config.paths.state;
-        let registry = Registry::open(&state.join("agents.json")).map_err(|e| failed(&e))?;
-        let tasks = Book::open(&state.join("tasks.json")).map_err(|e| failed(&e))?;
+        let mut registry = Registry::open(&state.join("agents.json")).map_err(|e| failed(&e))?;
+        let given = highest_label(&config.paths.pins).map_err(|e| failed(&e))?;
+        registry.begin(given).map_err(|e| failed(&e))?;
+        let mut tasks = Book::open(&state.join("tasks.json")).map_err(|e| failed(&e))?;
+        tasks.begin().map_err(|e| failed(&e))?;
         let (history, lost) = History::open(state).map_err(|e| failed(&e))?;
         for error in lost {
             tracing::error!(%error, "an earlier bundle cannot be used");
@@ -62,6 +68,21 @@ impl Roster {
             metas: ArcSwap::default(),
         };
         Ok((roster, first, unusable))
+    }
+
+    /// Kills every agent that is known and those of `first`, because what held them is gone: whoever revives one accepts that.
+    pub fn kill_all(&self, first: Option<&Active>, why: &str) -> Result<(), RegistryError> {
+        let mut registry = lock(&self.registry);
+        if let Some(first) = first {
+            registry.keep(&first.ids)?;
+        }
+        let names: Vec<String> = registry.agents().keys().cloned().collect();
+        let killed = Intervention {
+            reason: Some(why.to_owned()),
+            by: "agentguard".to_owned(),
+            at: Timestamp::now(),
+        };
+        registry.kill(&names, &killed)
     }
 
     /// Who is stopped now, and why.
@@ -123,4 +144,17 @@ impl Roster {
         let metas = self.metas.load();
         metas.iter().find(|meta| meta.digest == digest).cloned()
     }
+}
+
+/// Of the agents whose processes run, by what an earlier daemon has pinned.
+fn highest_label(pins: &Path) -> Result<AgentId, KernelError> {
+    let labelled = match Switch::open(pins)? {
+        Some(switch) => switch.labelled()?,
+        None => Vec::new(),
+    };
+    let own = labelled.into_iter().map(|(_, label)| label.agent);
+    Ok(own
+        .filter(|id| !id.is_canary())
+        .max()
+        .unwrap_or(AgentId::NONE))
 }

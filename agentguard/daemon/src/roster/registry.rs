@@ -111,6 +111,17 @@ impl Registry {
         })
     }
 
+    /// Writes one that is new, whose ids begin behind `given`: these may be of agents that an earlier one knew.
+    pub(crate) fn begin(&mut self, given: AgentId) -> Result<(), RegistryError> {
+        if self.path.exists() {
+            return Ok(());
+        }
+        let mut file = self.file.clone();
+        file.next = file.next.max(given.0 + 1);
+        self.is_written = false;
+        self.replace(file)
+    }
+
     pub fn agents(&self) -> &BTreeMap<String, KnownAgent> {
         &self.file.agents
     }

@@ -15,8 +15,11 @@ pub enum AlarmKind {
     NoBundle,
     BundleUnusable,
     BundleRefused,
+    StateLost,
+    LogLost,
     CanaryHolds,
     CanaryFailed,
+    CanaryHindered,
     NamespaceClosed,
     EventsUnreadable,
     EventsLost,
@@ -36,7 +39,7 @@ struct Line {
 
 impl AlarmKind {
     /// In the order of the book's page.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::NoForwarder,
         Self::NoRecords,
         Self::NothingCounted,
@@ -47,8 +50,11 @@ impl AlarmKind {
         Self::NoBundle,
         Self::BundleUnusable,
         Self::BundleRefused,
+        Self::StateLost,
+        Self::LogLost,
         Self::CanaryHolds,
         Self::CanaryFailed,
+        Self::CanaryHindered,
         Self::NamespaceClosed,
         Self::EventsUnreadable,
         Self::EventsLost,
@@ -95,8 +101,11 @@ impl AlarmKind {
             | Self::NoBundle
             | Self::BundleUnusable
             | Self::BundleRefused
+            | Self::StateLost
+            | Self::LogLost
             | Self::CanaryHolds
             | Self::CanaryFailed
+            | Self::CanaryHindered
             | Self::NamespaceClosed => false,
         }
     }
@@ -153,15 +162,30 @@ impl AlarmKind {
                 raised_when: "at the start the host lacks a guarantee that the bundle requires; no bundle is in force then",
                 what_to_do: "`agentguard doctor` has the remedy for the guarantee. Or list it in `[policy] accept_gaps` and restart, or apply a bundle that does not require it.",
             },
+            Self::StateLost => Line {
+                begins: "files of the state are gone, and every agent was killed; …",
+                raised_when: "at the start a file is missing that was there before: `agents.json` (who is killed, suspended, whose an agent is), `tasks.json` (what open tasks narrow), `limits.log` (what limits have counted). Until the next start",
+                what_to_do: "Find out who removed it. Stop the daemon and restore the file from a backup, or accept the loss: open the tasks anew, kill again who was killed, and `agentguard revive` those that may go on.",
+            },
+            Self::LogLost => Line {
+                begins: "the audit log that was here is gone: …",
+                raised_when: "at the start the folder of the audit log is empty or missing, and was not before. Until the next start",
+                what_to_do: "Find out who removed it. The new log's record of the start says the same.",
+            },
             Self::CanaryHolds => Line {
                 begins: "the canary failed, agents are held closed: …",
-                raised_when: "a forbidden attempt was not refused, or a permitted one did not work twice; every agent is held",
-                what_to_do: "Read what it names. `a forbidden … went through`: treat the host as open until now, and restart the daemon, which attaches every hook anew. `a permitted … did not work`: look for overload first (`agentguard agents`, connections), and kill the agent that causes it. It goes when a round passes.",
+                raised_when: "a forbidden attempt was not refused; every agent is held",
+                what_to_do: "Read what it names, treat the host as open until now, and restart the daemon, which attaches every hook anew. It goes when a round passes.",
             },
             Self::CanaryFailed => Line {
                 begins: "the canary failed, agents go on, as `on_failure` says: …",
                 raised_when: "as above, with `[canary] on_failure = \"alarm\"`",
                 what_to_do: "As above, and sooner: nothing holds the agents.",
+            },
+            Self::CanaryHindered => Line {
+                begins: "the canary could not try everything, agents go on: …",
+                raised_when: "a permitted attempt did not work twice, or no process could be started for it; what is forbidden has been refused as far as it was tried",
+                what_to_do: "Look for overload first (`agentguard agents`, connections), and kill the agent that causes it. It goes when a round passes.",
             },
             Self::NamespaceClosed => Line {
                 begins: "agents in another network namespace are refused everything there: …",
@@ -220,8 +244,11 @@ impl Alarm {
             Self::NoBundle => AlarmKind::NoBundle,
             Self::BundleUnusable { .. } => AlarmKind::BundleUnusable,
             Self::BundleRefused { .. } => AlarmKind::BundleRefused,
+            Self::StateLost(_) => AlarmKind::StateLost,
+            Self::LogLost => AlarmKind::LogLost,
             Self::CanaryHolds(_) => AlarmKind::CanaryHolds,
             Self::CanaryFailed(_) => AlarmKind::CanaryFailed,
+            Self::CanaryHindered(_) => AlarmKind::CanaryHindered,
             Self::NamespaceClosed(_) => AlarmKind::NamespaceClosed,
             Self::EventsUnreadable(_) => AlarmKind::EventsUnreadable,
             Self::EventsLost(_) => AlarmKind::EventsLost,
@@ -248,7 +275,10 @@ mod tests {
                 AlarmKind::OnlyObserved,
             ),
             (Alarm::HookDetached("NAME"), AlarmKind::HookDetached),
+            (Alarm::StateLost(vec!["tasks.json"]), AlarmKind::StateLost),
+            (Alarm::LogLost, AlarmKind::LogLost),
             (Alarm::CanaryFailed(why()), AlarmKind::CanaryFailed),
+            (Alarm::CanaryHindered(why()), AlarmKind::CanaryHindered),
             (
                 Alarm::BundleUnusable {
                     why: why(),

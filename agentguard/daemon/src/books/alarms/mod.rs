@@ -44,10 +44,17 @@ pub enum Alarm {
         serial: u64,
         why: String,
     },
+    /// By the names of the files.
+    #[error("files of the state are gone, and every agent was killed; revive those that may go on without: {}", .0.join(", "))]
+    StateLost(Vec<&'static str>),
+    #[error("the audit log that was here is gone: a new one has begun")]
+    LogLost,
     #[error("the canary failed, agents are held closed: {0}")]
     CanaryHolds(String),
     #[error("the canary failed, agents go on, as `on_failure` says: {0}")]
     CanaryFailed(String),
+    #[error("the canary could not try everything, agents go on: {0}")]
+    CanaryHindered(String),
     #[error("agents in another network namespace are refused everything there: {0}")]
     NamespaceClosed(String),
     #[error("kernel events cannot be read: {0}")]
@@ -87,9 +94,11 @@ pub enum Concern {
     Bundle,
     Canary,
     Events,
+    Log,
     LostEvents,
     Missed,
     Namespaces,
+    State,
     Unread,
 }
 

@@ -33,7 +33,7 @@ impl Trouble {
         Self::Doubt(format!("it could not be sent out: {why}"))
     }
 
-    pub(super) fn into_message(self) -> String {
+    pub(super) fn message(&self) -> &str {
         match self {
             Self::Surprise(message) | Self::Doubt(message) => message,
         }
@@ -201,7 +201,7 @@ impl Drop for Bird<'_> {
     fn drop(&mut self) {
         // Before its end: its tgid may be somebody else's at once.
         if let Err(error) = self.label(AgentId::NONE) {
-            let error = error.into_message();
+            let error = error.message();
             tracing::error!(error, "the canary's label could not be taken off");
         }
         let _ = self.child.kill();
