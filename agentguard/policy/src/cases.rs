@@ -122,7 +122,7 @@ impl Policy {
         let mut parsed = ParsedQuestion::new(question, self.calendar.as_ref())?;
         drop(parsed.gather(self, agent));
         let input = parsed.input(agent);
-        let judgement = self.judge(&input);
+        let judgement = self.judge(&input, &self.readings(&input));
         let why = why(compiled, &input, &judgement);
         Ok(match judgement.outcome {
             JudgeOutcome::Permitted { ids, .. } => CaseAnswer {

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use cedar_policy::Entities;
 use http::HeaderName;
 use sha2::{Digest as _, Sha256};
 
@@ -12,8 +11,8 @@ use super::compile::{CompiledAgent, CompiledRule};
 use super::context::{ActFacts, AttributeName};
 use super::evaluate::evaluate;
 use super::facts::Values;
-use super::judge::PathReading;
 use super::limit::{Charge, Counter, KeySource, Limit, LimitKey, Per};
+use super::prepare::JudgedReading;
 use super::refusal::PolicyRefusal;
 use super::slice::Slice;
 use super::{Action, Input, OpenedBy, Policy, TaskSituation};
@@ -66,36 +65,37 @@ impl Policy {
         !ids.is_empty() && ids.iter().all(|id| self.limit(id).is_some())
     }
 
-    /// The limits that would forbid the request if they had no room, and what it takes of each.
+    /// The limits that would forbid a reading if they had no room, and what it takes of each.
     pub(super) fn charges(
         &self,
         agent: &CompiledAgent,
-        slice: &Slice,
         input: &Input<'_>,
-        readings: &[PathReading<'_>],
-        values: &Values,
-        entities: Option<&Entities>,
+        judged: &[JudgedReading<'_>],
     ) -> Result<Vec<Charge>, PolicyRefusal> {
-        if self.limits_of(slice).next().is_none() {
-            return Ok(Vec::new());
-        }
+        let mut charges = Vec::new();
         let mut counted = BTreeSet::new();
-        for reading in readings {
+        for reading in judged {
+            let slice = reading.of.at.slice;
+            if self.limits_of(slice).next().is_none() {
+                continue;
+            }
             let facts = ActFacts {
                 limits: &NONE,
                 ..reading.facts.clone()
             };
-            match evaluate(agent, input, &facts, entities) {
-                Ok(_) => {}
-                Err(PolicyRefusal::Forbidden(ids)) => counted.extend(ids),
+            let without_room = match evaluate(agent, reading, &facts) {
+                Ok(_) => continue,
+                Err(PolicyRefusal::Forbidden(ids)) => ids,
                 Err(refusal) => return Err(refusal),
+            };
+            for (rule, limit) in self.limits_of(slice) {
+                if without_room.contains(&rule.id) && counted.insert(&rule.id) {
+                    let values = &reading.of.values;
+                    charges.push(self.charge(agent, rule, limit, input, values)?);
+                }
             }
         }
-        let limits = self.limits_of(slice);
-        let counted = limits.filter(|(rule, _)| counted.contains(&rule.id));
-        counted
-            .map(|(rule, limit)| self.charge(agent, rule, limit, input, values))
-            .collect()
+        Ok(charges)
     }
 
     fn charge(

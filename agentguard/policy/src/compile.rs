@@ -18,7 +18,7 @@ use super::limit::Limit;
 use super::parse::{AgentFile, Method, Reach};
 use super::requests::Requests;
 use super::slice::{Class, Slicer};
-use super::{Agent, Policy, TlsMode, delegation, lower};
+use super::{Agent, Policy, TlsMode, delegation, lower, spelling};
 
 /// One agent's part of the policy.
 #[derive(Debug)]
@@ -65,6 +65,8 @@ pub(super) struct CompiledRule {
     /// What a refusal by it is called.
     pub reason: Option<DenyReason>,
     pub policy: cedar_policy::Policy,
+    /// As it holds of lenient servers' readings of a path.
+    pub lenient: Option<cedar_policy::Policy>,
 }
 
 pub(super) fn compile(
@@ -83,11 +85,13 @@ pub(super) fn compile(
                 body: file.body.clone(),
                 lookups: file.lookups.clone(),
                 scope: file.scope.clone(),
+                exact: file.exact,
             }),
             reads_bodies: file.reads_bodies,
         };
         facts.insert(&file.host, known);
     }
+    notes.extend(spelling::notes(report, &bundle, &facts));
     let mut agents = BTreeMap::new();
     let files = bundle.agents.iter();
     let files: HashMap<_, _> = files.map(|file| (&*file.agent.name, file)).collect();
@@ -135,6 +139,7 @@ pub(super) fn compile(
         limit: rule.limit,
         reason: rule.reason,
         policy: rule.policy,
+        lenient: rule.lenient.map(|forbid| forbid.policy),
     });
     let rules: Vec<_> = rules.collect();
     let by_id = rules.iter().enumerate();

@@ -6,16 +6,18 @@ use agentguard_record::{DecidedBy, DenyReason};
 
 use super::judge::{JudgeOutcome, Judgement};
 use super::permit::{Owed, Permit};
+use super::reading::Readings;
 use super::refusal::{PolicyRefusal, detail, who_and_what};
 use super::task::{Outside, outside};
 use super::{Decision, Denial, Input, Policy};
 
 impl Policy {
     pub fn decide(&self, input: &Input<'_>) -> Decision {
-        let judgement = self.judge(input);
+        let readings = self.readings(input);
+        let judgement = self.judge(input, &readings);
         let permit = |ids: BTreeSet<String>, facts| {
             let tasks = input.context.tasks.as_ref();
-            let covered = tasks.map(|tasks| tasks.covered(input, &judgement.does));
+            let covered = tasks.map(|tasks| tasks.covered(input, &readings, &judgement.does));
             Permit::new(
                 input.agent,
                 input.host.clone(),
@@ -33,7 +35,7 @@ impl Policy {
                     return Decision::Permit(permit);
                 }
                 let agent = judgement.agent;
-                let (who, tried) = who_and_what(agent, input);
+                let (who, tried) = who_and_what(agent, input, None);
                 Decision::Owing(Box::new(permit.owing(Owed {
                     charges,
                     observed: agent.is_some_and(|agent| agent.agent.observe),
@@ -44,7 +46,12 @@ impl Policy {
                 let denial = Denial {
                     reason: self.reason(&refusal),
                     decided_by: self.decided_by(&refusal),
-                    detail: detail(judgement.agent, input, &refusal),
+                    detail: detail(
+                        judgement.agent,
+                        input,
+                        judgement.read_as.as_deref(),
+                        &refusal,
+                    ),
                     policies: refusal.policies(),
                     approval: refusal.approval(),
                     facts: judgement.facts,
@@ -93,11 +100,11 @@ impl Policy {
     }
 
     /// The one way to every decision and explanation.
-    pub(super) fn judge(&self, input: &Input<'_>) -> Judgement<'_> {
-        let mut judgement = self.judge_with_parents(input);
+    pub(super) fn judge(&self, input: &Input<'_>, readings: &Readings<'_>) -> Judgement<'_> {
+        let mut judgement = self.judge_with_parents(input, readings);
         // What a supervisor has narrowed is narrow for an agent that policy only observes, too.
         if judgement.is_observed()
-            && let Some(why) = self.narrowed(input, &judgement.does)
+            && let Some(why) = self.narrowed(input, readings, &judgement.does)
         {
             judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::Outside(why));
         }
@@ -105,9 +112,15 @@ impl Policy {
     }
 
     /// How a task that is open keeps the agent, or one that it acts for, from it, whatever rules say.
-    fn narrowed(&self, input: &Input<'_>, does: &BTreeSet<&str>) -> Option<Outside> {
+    fn narrowed(
+        &self,
+        input: &Input<'_>,
+        readings: &Readings<'_>,
+        does: &BTreeSet<&str>,
+    ) -> Option<Outside> {
         let everyone = std::iter::once(&input.agent).chain(self.above(input.agent));
-        let mut whys = everyone.filter_map(|id| outside(*id, self.agents.get(id)?, input, does));
+        let mut whys =
+            everyone.filter_map(|id| outside(*id, self.agents.get(id)?, input, readings, does));
         whys.find(|why| *why != Outside::None)
     }
 }

@@ -4,34 +4,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use cedar_policy::{
-    AuthorizationError, Authorizer, Decision as Answer, Entities, PolicySet, Request, Response,
+    AuthorizationError, Authorizer, Decision as Answer, PolicySet, Request, Response,
 };
 
 use super::compile::CompiledAgent;
 use super::context::{self, ActFacts};
+use super::entity;
+use super::prepare::JudgedReading;
 use super::refusal::PolicyRefusal;
-use super::{Input, entity};
 
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 
-/// Evaluates the slice's rules, and answers with the ids of those that permit.
+/// Evaluates the rules that are asked about the reading, and answers with the ids of those that permit. `facts`: what they
+/// read of it.
 pub(super) fn evaluate(
     agent: &CompiledAgent,
-    input: &Input<'_>,
+    reading: &JudgedReading<'_>,
     facts: &ActFacts<'_>,
-    entities: Option<&Entities>,
 ) -> Result<Vec<String>, PolicyRefusal> {
-    let slice = facts.slice;
-    if slice.rules.is_empty() {
+    let set = reading.set();
+    if set.is_empty() {
         return Ok(Vec::new());
     }
-    let answer = ask_cedar(
-        agent,
-        &slice.set,
-        input,
-        facts,
-        entities.unwrap_or(&slice.entities),
-    );
+    let answer = ask_cedar(agent, set, reading, facts);
     let failed: BTreeMap<_, _> = answer.diagnostics().errors().map(failure).collect();
     let decided = answer
         .diagnostics()
@@ -52,15 +47,14 @@ pub(super) fn evaluate(
     }
 }
 
-/// Whether the conditions of a policy of the slice hold, which is in `alone`; `Err`: why that cannot be told.
+/// Whether the conditions of a policy that is asked about the reading hold, which is in `alone`; `Err`: why that cannot be
+/// told.
 pub(super) fn evaluate_one(
     agent: &CompiledAgent,
     alone: &PolicySet,
-    input: &Input<'_>,
-    facts: &ActFacts<'_>,
-    entities: &Entities,
+    reading: &JudgedReading<'_>,
 ) -> Result<bool, String> {
-    let answer = ask_cedar(agent, alone, input, facts, entities);
+    let answer = ask_cedar(agent, alone, reading, &reading.facts);
     let failed = answer.diagnostics().errors().map(failure).next();
     match failed {
         Some((_, why)) => Err(why),
@@ -71,19 +65,19 @@ pub(super) fn evaluate_one(
 fn ask_cedar(
     agent: &CompiledAgent,
     set: &PolicySet,
-    input: &Input<'_>,
+    reading: &JudgedReading<'_>,
     facts: &ActFacts<'_>,
-    entities: &Entities,
 ) -> Response {
+    let of = reading.of.reading;
     let request = Request::new(
         agent.uid.clone(),
         entity::action_uid(facts.action),
-        entity::host_uid(&input.host.id(input.port)),
+        entity::host_uid(&of.host.id(of.port)),
         context::cedar(facts, |name| facts.slice.reads.has(name)),
         None,
     )
     .expect("without a schema every request is one");
-    AUTHORIZER.is_authorized(&request, set, entities)
+    AUTHORIZER.is_authorized(&request, set, reading.entities())
 }
 
 /// The policy that cannot be evaluated, and Cedar's message.

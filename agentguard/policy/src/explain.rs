@@ -8,16 +8,15 @@ use cedar_policy::{Effect, PolicySet};
 use serde::{Deserialize, Serialize};
 
 use super::compile::CompiledAgent;
-use super::context::ActFacts;
 pub use super::context::{AskedContext, AskedTask};
 use super::diagnostic::nearest;
 use super::evaluate::evaluate_one;
-use super::facts::Values;
-use super::judge::{JudgeOutcome, Judgement, shorthand, values};
+use super::judge::{JudgeOutcome, Judgement};
+use super::prepare::JudgedReading;
 use super::question::ParsedQuestion;
 pub use super::question::Question;
+use super::reading::Readings;
 use super::refusal::PolicyRefusal;
-use super::slice::{Class, Slice};
 use super::{Action, Input, Policy, TlsMode};
 
 /// The answer to a [`Question`], and how it came about.
@@ -37,8 +36,8 @@ pub struct Explanation {
     pub why: String,
     /// The reach entry that counts.
     pub reach: Option<ReachedHost>,
-    /// One for each path that a server may read in the request; one without a path for `connect`.
-    pub readings: Vec<ExplainedPath>,
+    /// One for each request that a server may take it for; one without a path for `connect`.
+    pub readings: Vec<ExplainedReading>,
     /// What rules read.
     pub facts: BTreeMap<String, String>,
     /// Roles of the people who could lift the refusal.
@@ -61,9 +60,19 @@ pub struct ReachedHost {
     pub at: String,
 }
 
+/// One request that a server may take it for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExplainedPath {
+pub struct ExplainedReading {
     pub path: Option<String>,
+    /// Method, path and host as they are read, and by what; `None`: as it is written.
+    #[serde(default)]
+    pub read_as: Option<String>,
+    /// Only what forbids counts: lenient servers alone read it so.
+    #[serde(default)]
+    pub forbids_only: bool,
+    /// The refusal comes from this reading.
+    #[serde(default)]
+    pub decides: bool,
     /// Every policy that can apply to the agent, host and action.
     pub policies: Vec<ApplicablePolicy>,
 }
@@ -97,11 +106,9 @@ impl Policy {
         let mut parsed = ParsedQuestion::new(question, self.calendar.as_ref())?;
         let lookups = parsed.gather(self, agent);
         let input = parsed.input(agent);
-        let judgement = self.judge(&input);
-        let readings = match (judgement.class, judgement.slice) {
-            (Some(class), Some(slice)) => self.readings(compiled, class, slice, &input),
-            _ => Vec::new(),
-        };
+        let readings = self.readings(&input);
+        let judgement = self.judge(&input, &readings);
+        let explained = self.explain_readings(compiled, &input, &readings, &judgement);
         let reach = judgement.class.map(|class| {
             let entry = &compiled.reach[class.entry];
             ReachedHost {
@@ -134,7 +141,7 @@ impl Policy {
             limits,
             why: why(compiled, &input, &judgement),
             reach,
-            readings,
+            readings: explained,
             facts: judgement.facts,
             lookups,
         })
@@ -155,97 +162,64 @@ impl Policy {
         })
     }
 
-    fn readings(
+    fn explain_readings(
         &self,
         agent: &CompiledAgent,
-        class: &Class,
-        slice: &Slice,
         input: &Input<'_>,
-    ) -> Vec<ExplainedPath> {
-        let entry = &agent.reach[class.entry];
+        readings: &Readings<'_>,
+        judgement: &Judgement<'_>,
+    ) -> Vec<ExplainedReading> {
+        // What cannot be known has no values, and was refused before any policy was looked at.
+        let Ok(prepared) = self.prepare(agent, input, readings) else {
+            return Vec::new();
+        };
         let permits = |id: &str| ApplicablePolicy {
             id: id.to_owned(),
             at: shorthand_place(id),
             verdict: RuleEffect::Permits,
             error: None,
         };
-        let limits = self.with_room(slice, input);
-        let Action::Request {
-            method,
-            scheme,
-            path,
-            ..
-        } = &input.action
-        else {
-            let facts = ActFacts::connection(slice, input.context, &limits);
-            let mut policies: Vec<_> = entry.connect.iter().map(|id| permits(id)).collect();
-            policies.extend(self.rules_met(agent, class, slice, input, &facts, None));
-            return vec![ExplainedPath {
-                path: None,
-                policies,
-            }];
-        };
-        // What cannot be known has no values, and was refused before any policy was looked at.
-        let Ok(values) = values(class, slice, input) else {
-            return Vec::new();
-        };
-        let reading = |path: &str| {
-            let facts = ActFacts {
-                action: method,
-                scheme,
-                path: Some(path),
-                slice,
-                body: &values.body,
-                lookup: &values.lookup,
-                scope: class.requests.scope(method, path, &values.body),
-                approvals: input.context.approved_by(),
-                limits: &limits,
-                context: input.context,
-            };
-            let mut policies: Vec<_> = shorthand(entry, method, path).map(permits).collect();
-            policies.extend(self.rules_met(
-                agent,
-                class,
-                slice,
-                input,
-                &facts,
-                Some((*method, &values)),
-            ));
-            ExplainedPath {
-                path: Some(path.to_owned()),
-                policies,
+        let refused = matches!(judgement.outcome, JudgeOutcome::Refused(_));
+        let judged = prepared.iter().flat_map(|one| one.judged(input));
+        let explained = judged.map(|reading| {
+            let by_entries = reading.shorthand.iter().map(|id| permits(id));
+            let read_as = reading.read_as(readings);
+            ExplainedReading {
+                path: reading.facts.path.map(str::to_owned),
+                forbids_only: reading.lenient.is_some(),
+                decides: refused && read_as == judgement.read_as,
+                read_as,
+                policies: by_entries.chain(self.rules_met(agent, &reading)).collect(),
             }
-        };
-        path.readings().map(reading).collect()
+        });
+        explained.collect()
     }
 
     fn rules_met(
         &self,
         agent: &CompiledAgent,
-        class: &Class,
-        slice: &Slice,
-        input: &Input<'_>,
-        facts: &ActFacts<'_>,
-        values: Option<(&str, &Values)>,
+        reading: &JudgedReading<'_>,
     ) -> Vec<ApplicablePolicy> {
-        let entities = self.request_entities(class, slice, input, values);
-        let entities = entities.as_ref().unwrap_or(&slice.entities);
-        let met = slice.rules.iter().map(|index| {
+        let rules = reading.of.at.slice.rules.iter();
+        let met = rules.filter_map(|index| {
             let rule = &self.rules[*index];
-            let alone = PolicySet::from_policies([rule.policy.clone()])
-                .expect("one static policy is a set");
-            let (verdict, error) = match evaluate_one(agent, &alone, input, facts, entities) {
+            let policy = match reading.lenient {
+                Some(_) => rule.lenient.clone()?,
+                None => rule.policy.clone(),
+            };
+            let alone = PolicySet::from_policies([policy]).expect("one static policy is a set");
+            let (verdict, error) = match evaluate_one(agent, &alone, reading) {
                 Ok(false) => (RuleEffect::Silent, None),
                 Ok(true) if rule.effect == Effect::Permit => (RuleEffect::Permits, None),
                 Ok(true) => (RuleEffect::Forbids, None),
                 Err(error) => (RuleEffect::Failed, Some(error)),
             };
-            ApplicablePolicy {
+            Some(ApplicablePolicy {
                 id: rule.id.clone(),
                 at: rule.at.clone(),
                 verdict,
                 error,
-            }
+            })
         });
         met.collect()
     }
@@ -261,6 +235,14 @@ fn shorthand_place(id: &str) -> String {
 }
 
 pub(super) fn why(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgement<'_>) -> String {
+    let why = why_of_rules(agent, input, judgement);
+    match &judgement.read_as {
+        Some(read_as) => format!("{why}, read as {read_as}"),
+        None => why,
+    }
+}
+
+fn why_of_rules(agent: &CompiledAgent, input: &Input<'_>, judgement: &Judgement<'_>) -> String {
     let listed = |ids: &mut dyn Iterator<Item = &String>| {
         ids.map(|id| format!("`{id}`"))
             .collect::<Vec<_>>()

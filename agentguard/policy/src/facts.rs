@@ -56,11 +56,14 @@ pub(super) struct Values {
 }
 
 impl Values {
+    /// `exact`: no server takes a parameter's name for another.
+    ///
     /// # Errors
     /// Says what of the things that rules read has more than one meaning, or cannot be known.
     pub(crate) fn read(
         reads: &Reads,
         query: Option<&str>,
+        exact: bool,
         headers: &HeaderMap,
         needed: &RequestNeeds<'_>,
         context: &Context,
@@ -68,7 +71,8 @@ impl Values {
         let query = if reads.query.is_empty() {
             BTreeMap::new()
         } else {
-            read_query(&reads.query, query.unwrap_or_default()).map_err(BodyFault::ambiguous)?
+            let query = query.unwrap_or_default();
+            read_query(&reads.query, query, exact).map_err(BodyFault::ambiguous)?
         };
         let mut values = Self {
             query,
@@ -176,7 +180,11 @@ fn digest(value: &str) -> String {
         .collect()
 }
 
-pub(super) fn read_query(names: &Names, query: &str) -> Result<BTreeMap<String, String>, String> {
+pub(super) fn read_query(
+    names: &Names,
+    query: &str,
+    exact: bool,
+) -> Result<BTreeMap<String, String>, String> {
     if query.contains(';') {
         return Err("the query has `;`, at which some servers split it".into());
     }
@@ -184,7 +192,11 @@ pub(super) fn read_query(names: &Names, query: &str) -> Result<BTreeMap<String, 
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = decode_form(name).map_err(query_fault)?;
-        let Some(read) = read_name(names, &name) else {
+        let read = match exact {
+            true => names.has(&name).then(|| name.clone()),
+            false => read_name(names, &name),
+        };
+        let Some(read) = read else {
             continue;
         };
         if read != name {
@@ -209,16 +221,35 @@ fn query_fault(why: &str) -> String {
     format!("the query {why}")
 }
 
-/// The name among those that rules read which some server would take `name` for: case, and `name[]`.
+/// The name among those that rules read which some server would take `name` for: in another case, `name[]`, and as PHP folds
+/// names.
 pub(super) fn read_name(names: &Names, name: &str) -> Option<String> {
-    let base = name.split_once('[').map_or(name, |(base, _)| base);
     match names {
         Names::All => Some(name.to_owned()),
         Names::These(names) if names.contains(name) => Some(name.to_owned()),
-        Names::These(names) => names
-            .iter()
-            .find(|read| read.eq_ignore_ascii_case(base))
-            .cloned(),
+        Names::These(names) => {
+            let base = name.split_once('[').map_or(name, |(base, _)| base);
+            let folded = php_name(name);
+            let read = names.iter().find(|read| {
+                read.eq_ignore_ascii_case(base) || php_name(read).eq_ignore_ascii_case(&folded)
+            });
+            read.cloned()
+        }
+    }
+}
+
+/// The variable that PHP makes of a parameter: without spaces in front, with `_` for spaces, dots and an open bracket that
+/// nothing closes, and without what is in brackets.
+pub(super) fn php_name(name: &str) -> Cow<'_, str> {
+    let name = name.trim_start_matches(' ');
+    let name = match name.find('[') {
+        Some(at) if at > 0 && name[at..].contains(']') => &name[..at],
+        _ => name,
+    };
+    let odd = |c: char| matches!(c, ' ' | '.' | '[' | '+');
+    match name.contains(odd) {
+        true => Cow::Owned(name.replace(odd, "_")),
+        false => Cow::Borrowed(name),
     }
 }
 
@@ -331,7 +362,7 @@ mod tests {
     #[test]
     fn queries_are_read_strictly_where_a_rule_reads_them() {
         type Read = Option<&'static [(&'static str, &'static str)]>;
-        let cases: [(&str, Read); 16] = [
+        let cases: [(&str, Read); 24] = [
             ("", Some(&[])),
             ("n=1&other=2", Some(&[("n", "1")])),
             ("%6e=a+b%21", Some(&[("n", "a b!")])),
@@ -348,9 +379,17 @@ mod tests {
             ("n=%zz", None),
             ("n=%ff", None),
             ("n=%00", None),
+            ("d_r=1", Some(&[("d_r", "1")])),
+            ("dr=1", Some(&[])),
+            ("d.r=1", None),
+            ("d+r=1", None),
+            ("d%20R=1", None),
+            ("d%5Br=1", None),
+            ("d.r[]=1", None),
+            ("+d_r=1", None),
         ];
         for (query, expected) in cases {
-            let read = read_query(&these(&["n"]), query).ok();
+            let read = read_query(&these(&["n", "d_r"]), query, false).ok();
             let expected = expected.map(|pairs| {
                 pairs
                     .iter()
@@ -359,6 +398,12 @@ mod tests {
             });
             assert_eq!(read, expected, "{query}");
         }
+        let exact = read_query(&these(&["d_r"]), "d.r=1&D_R=2", true);
+        assert_eq!(
+            exact,
+            Ok(BTreeMap::new()),
+            "the server takes names as they are"
+        );
     }
 
     #[test]

@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 
 use super::path::CanonicalPath;
+use super::reading::{fold, without_slash};
 
 /// A pattern over canonical paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PathPattern {
     text: String,
     segments: Vec<PatternSegment>,
+    /// As it is compared with the paths of lenient servers, if that is another pattern.
+    lenient: Option<Box<Self>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,17 +45,35 @@ impl PathPattern {
                 "path pattern `{raw}` matches nothing: paths are compared in their canonical form, here `{canonical}`"
             ));
         }
-        let segments = raw[1..]
-            .split('/')
-            .map(PatternSegment::parse)
-            .collect::<Result<_, _>>();
-        let segments = segments.map_err(|segment| {
+        let strictly = Self::of(raw);
+        let mut pattern = strictly.map_err(|segment| {
             format!("path pattern `{raw}` has `{segment}`: `**` stands for whole segments and must be alone between slashes")
         })?;
+        let lenient = without_slash(&fold(raw));
+        if lenient != raw {
+            pattern.lenient = Self::of(&lenient).ok().map(Box::new);
+        }
+        Ok(pattern)
+    }
+
+    /// `Err`: the segment that cannot be.
+    fn of(text: &str) -> Result<Self, String> {
+        let segments = text[1..].split('/').map(PatternSegment::parse);
         Ok(Self {
-            text: raw.to_owned(),
-            segments,
+            segments: segments.collect::<Result<_, _>>().map_err(str::to_owned)?,
+            text: text.to_owned(),
+            lenient: None,
         })
+    }
+
+    /// With its letters folded and without a slash at its end.
+    pub(crate) fn lenient(&self) -> &Self {
+        self.lenient.as_deref().unwrap_or(self)
+    }
+
+    /// Whether every path matches it.
+    pub(crate) fn is_everything(&self) -> bool {
+        matches!(self.segments[..], [PatternSegment::Any])
     }
 
     pub(crate) fn as_str(&self) -> &str {

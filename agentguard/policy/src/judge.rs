@@ -5,26 +5,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use agentguard_common::abi::AgentId;
 use cedar_policy::Entities;
 
-use super::body::BodyFault;
 use super::compile::{CompiledAgent, ReachEntry};
-use super::context::{ActFacts, AttributeName};
+use super::context::AttributeName;
 use super::evaluate::evaluate;
 use super::facts::{Values, bounded};
 use super::limit::Charge;
+use super::prepare::{DecidedAt, JudgedReading, PreparedReading, RefusedReading};
+use super::reading::{Reading, Readings};
 use super::refusal::PolicyRefusal;
-use super::slice::{Class, Slice};
+use super::slice::Class;
 use super::task::outside;
-use super::{Action, Input, Policy, TlsMode, entity, schema};
+use super::{Action, Input, Policy, entity};
 
 /// What was found on the way to a decision.
 pub(super) struct Judgement<'p> {
     pub agent: Option<&'p CompiledAgent>,
     pub class: Option<&'p Class>,
-    /// `None` where the way ended before any policy was looked at.
-    pub slice: Option<&'p Slice>,
     pub facts: BTreeMap<String, String>,
     /// What the request does, as `context.scope` has it.
     pub does: BTreeSet<&'static str>,
+    /// The reading by which it is refused, if that is not the request as it is written.
+    pub read_as: Option<String>,
     pub outcome: JudgeOutcome,
 }
 
@@ -78,229 +79,178 @@ impl JudgeOutcome {
     }
 }
 
-/// One way to read a request, and what the shorthand permits of it.
-pub(super) struct PathReading<'a> {
-    pub facts: ActFacts<'a>,
-    shorthand: Vec<&'a str>,
-}
-
-impl<'a> PathReading<'a> {
-    fn approved(self, approvals: &'a BTreeSet<String>) -> Self {
-        Self {
-            facts: ActFacts {
-                approvals,
-                ..self.facts
-            },
-            ..self
-        }
-    }
-}
-
 impl Policy {
     /// What the agent by itself may, on the tasks that it is held to.
-    pub(super) fn judge_on_its_tasks(&self, agent: AgentId, input: &Input<'_>) -> Judgement<'_> {
-        let mut judgement = self.judge_by_its_rules(agent, input);
+    pub(super) fn judge_on_its_tasks(
+        &self,
+        agent: AgentId,
+        input: &Input<'_>,
+        readings: &Readings<'_>,
+    ) -> Judgement<'_> {
+        let mut judgement = self.judge_by_its_rules(agent, input, readings);
         if let Some(of) = judgement.agent
             && !judgement.outcome.is_final()
-            && let Some(why) = outside(agent, of, input, &judgement.does)
+            && let Some(why) = outside(agent, of, input, readings, &judgement.does)
         {
             judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::Outside(why));
         }
         judgement
     }
 
-    /// What the agent by itself may at the host, on whichever task.
-    fn judge_by_its_rules(&self, agent: AgentId, input: &Input<'_>) -> Judgement<'_> {
+    /// What the agent by itself may, on whichever task.
+    fn judge_by_its_rules(
+        &self,
+        agent: AgentId,
+        input: &Input<'_>,
+        readings: &Readings<'_>,
+    ) -> Judgement<'_> {
         let mut judgement = Judgement {
             agent: self.agents.get(&agent),
             class: None,
-            slice: None,
             facts: BTreeMap::new(),
             does: BTreeSet::new(),
+            read_as: None,
             outcome: JudgeOutcome::Refused(PolicyRefusal::UnknownAgent),
         };
+        let facts = &mut judgement.facts;
         if let Action::Request { method, path, .. } = &input.action {
-            judgement.facts.insert("method".into(), bounded(method));
-            judgement
-                .facts
-                .insert("path".into(), bounded(path.as_str()));
+            facts.insert("method".into(), bounded(method));
+            facts.insert("path".into(), bounded(path.as_str()));
+        }
+        for (name, value) in &readings.facts {
+            facts.insert(name.clone(), bounded(value));
         }
         let Some(agent) = judgement.agent else {
             return judgement;
         };
-        let Some(class) = agent.classes.lookup(input.host, input.port) else {
-            judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::NoReach);
-            return judgement;
-        };
-        let entry = &agent.reach[class.entry];
-        judgement.class = Some(class);
-        let outcome = match (&input.action, entry.tls) {
-            (Action::Connect, TlsMode::Passthrough) => {
-                let slice = class.slice(schema::CONNECT);
-                judgement.slice = Some(slice);
-                let shorthand = entry.connect.iter().map(String::as_str).collect();
-                let limits = self.with_room(slice, input);
-                let facts = ActFacts::connection(slice, input.context, &limits);
-                let entities = self.request_entities(class, slice, input, None);
-                let readings = vec![PathReading { facts, shorthand }];
-                let values = Values::default();
-                self.judge_with_approvals(agent, slice, input, readings, &values, entities.as_ref())
+        judgement.class = agent.classes.lookup(input.host, input.port);
+        let judged = self.prepare(agent, input, readings).and_then(|prepared| {
+            self.judge_every_reading(agent, input, readings, &prepared, &mut judgement)
+        });
+        judgement.outcome = judged.unwrap_or_else(|refused| {
+            let failed = |refusal: &PolicyRefusal| matches!(refusal, PolicyRefusal::Unknown(_));
+            let mut lookups = input
+                .context
+                .lookups
+                .iter()
+                .filter(|_| failed(&refused.refusal));
+            if let Some(failed) = lookups.find_map(|(_, answer)| answer.as_ref().err()) {
+                let detail = bounded(failed.detail());
+                judgement.facts.insert("lookup_failed".into(), detail);
             }
-            (Action::Request { method, .. }, TlsMode::Terminate) => match schema::method(method) {
-                Some(method) => {
-                    let slice = class.slice(method);
-                    judgement.slice = Some(slice);
-                    self.judge_every_reading(
-                        agent,
-                        class,
-                        entry,
-                        slice,
-                        input,
-                        method,
-                        &mut judgement,
-                    )
-                }
-                None => JudgeOutcome::Refused(PolicyRefusal::UnknownMethod),
-            },
-            (Action::Connect, TlsMode::Terminate)
-            | (Action::Request { .. }, TlsMode::Passthrough) => {
-                JudgeOutcome::Refused(PolicyRefusal::WrongMode)
+            if let Some(read_as) = &refused.read_as {
+                judgement.facts.insert("read_as".into(), bounded(read_as));
             }
-        };
-        judgement.outcome = outcome;
+            judgement.read_as = refused.read_as;
+            JudgeOutcome::Refused(refused.refusal)
+        });
         judgement
     }
 
-    /// What the agent may of a request that its host's way is for, however its path is read.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a stage's result that the next one needs"
-    )]
+    /// What the agent may of an act, whichever of its readings it is.
     fn judge_every_reading(
         &self,
         agent: &CompiledAgent,
-        class: &Class,
-        entry: &ReachEntry,
-        slice: &Slice,
         input: &Input<'_>,
-        method: &'static str,
+        readings: &Readings<'_>,
+        prepared: &[PreparedReading<'_>],
         found: &mut Judgement<'_>,
-    ) -> JudgeOutcome {
-        let Action::Request { scheme, path, .. } = &input.action else {
-            return JudgeOutcome::Refused(PolicyRefusal::WrongMode);
-        };
-        let values = match values(class, slice, input) {
-            Ok(values) => values,
-            Err(fault) => {
-                let mut failed = input.context.lookups.iter();
-                let failed = failed.find_map(|(_, answer)| answer.as_ref().err());
-                if let Some(failed) = failed {
-                    found
-                        .facts
-                        .insert("lookup_failed".into(), bounded(failed.detail()));
-                }
-                return JudgeOutcome::Refused(PolicyRefusal::Unknown(fault));
-            }
-        };
-        values.record(&mut found.facts);
-        let entities = self.request_entities(class, slice, input, Some((method, &values)));
-        let scoped = slice.reads.has(AttributeName::Scope) || input.context.tasks.is_some();
-        let scope = |path: &str| class.requests.scope(method, path, &values.body);
-        let limits = self.with_room(slice, input);
-        let readings = path.readings().map(|path| PathReading {
-            facts: ActFacts {
-                action: method,
-                scheme,
-                path: Some(path),
-                slice,
-                body: &values.body,
-                lookup: &values.lookup,
-                scope: if scoped { scope(path) } else { BTreeSet::new() },
-                approvals: input.context.approved_by(),
-                limits: &limits,
-                context: input.context,
-            },
-            shorthand: shorthand(entry, method, path).collect(),
-        });
-        let readings: Vec<_> = readings.collect();
-        let scopes = readings.iter().flat_map(|reading| &reading.facts.scope);
+    ) -> Result<JudgeOutcome, RefusedReading> {
+        // What the request itself has counts in the record.
+        for one in prepared.iter().rev() {
+            one.values.record(&mut found.facts);
+        }
+        let scopes = prepared.iter().flat_map(|one| &one.scope);
         found.does = scopes.copied().collect();
-        if slice.reads.has(AttributeName::Scope) || input.context.narrows_by_scope() {
+        let mut slices = prepared.iter().map(|one| one.at.slice);
+        let by_rules = slices.any(|slice| slice.reads.has(AttributeName::Scope));
+        if by_rules || input.context.narrows_by_scope() {
             let scopes: Vec<_> = found.does.iter().copied().collect();
             found.facts.insert("scope".into(), scopes.join(", "));
         }
-        self.judge_with_approvals(agent, slice, input, readings, &values, entities.as_ref())
+        let judged = prepared.iter().flat_map(|one| one.judged(input));
+        self.judge_with_approvals(agent, input, readings, judged.collect())
     }
 
     /// The policies' answer to all readings together, and whether people could change it.
-    fn judge_with_approvals<'a>(
+    fn judge_with_approvals(
         &self,
         agent: &CompiledAgent,
-        slice: &Slice,
         input: &Input<'_>,
-        readings: Vec<PathReading<'a>>,
-        values: &Values,
-        entities: Option<&Entities>,
-    ) -> JudgeOutcome {
-        let ids = match self.permits_of_all(agent, input, &readings, entities) {
+        readings: &Readings<'_>,
+        judged: Vec<JudgedReading<'_>>,
+    ) -> Result<JudgeOutcome, RefusedReading> {
+        let (ids, read_as) = match self.permits_of_all(agent, readings, &judged) {
             Ok(ids) => {
-                let charges = self.charges(agent, slice, input, &readings, values, entities);
-                return match charges {
-                    Ok(charges) => JudgeOutcome::Permitted { ids, charges },
-                    Err(refusal) => JudgeOutcome::Refused(refusal),
-                };
+                let charges = self.charges(agent, input, &judged);
+                let charges = charges.map_err(|refusal| RefusedReading {
+                    refusal,
+                    read_as: None,
+                })?;
+                return Ok(JudgeOutcome::Permitted { ids, charges });
             }
-            Err(PolicyRefusal::Forbidden(ids)) => ids,
-            Err(refusal) => return JudgeOutcome::Refused(refusal),
+            Err(RefusedReading {
+                refusal: PolicyRefusal::Forbidden(ids),
+                read_as,
+            }) => (ids, read_as),
+            Err(refused) => return Err(refused),
         };
         let roles = ids.iter().map(|id| self.approver(id));
         let Some(roles) = roles.collect::<Option<BTreeSet<&str>>>() else {
-            return JudgeOutcome::Refused(PolicyRefusal::Forbidden(ids));
+            return Err(RefusedReading {
+                refusal: PolicyRefusal::Forbidden(ids),
+                read_as,
+            });
         };
         let roles: BTreeSet<String> = roles.into_iter().map(str::to_owned).collect();
         let held = roles.union(input.context.approved_by()).cloned().collect();
-        let approved: Vec<_> = readings
-            .into_iter()
-            .map(|reading| reading.approved(&held))
-            .collect();
-        let would = self.permits_of_all(agent, input, &approved, entities);
-        JudgeOutcome::Refused(match would {
+        let approved: Vec<_> = judged.into_iter().map(|one| one.approved(&held)).collect();
+        let would = self.permits_of_all(agent, readings, &approved);
+        let refusal = match would {
             Ok(_) => PolicyRefusal::Approval { ids, roles },
             Err(_) => PolicyRefusal::Forbidden(ids),
-        })
+        };
+        Err(RefusedReading { refusal, read_as })
     }
 
     /// The permits of all readings. Of forbids, those of every reading, unless nobody can lift one.
     fn permits_of_all(
         &self,
         agent: &CompiledAgent,
-        input: &Input<'_>,
-        readings: &[PathReading<'_>],
-        entities: Option<&Entities>,
-    ) -> Result<BTreeSet<String>, PolicyRefusal> {
+        readings: &Readings<'_>,
+        judged: &[JudgedReading<'_>],
+    ) -> Result<BTreeSet<String>, RefusedReading> {
         let (mut all, mut forbids) = (BTreeSet::new(), BTreeSet::new());
-        for reading in readings {
-            let shorthand = &reading.shorthand;
-            match evaluate(agent, input, &reading.facts, entities) {
-                Ok(permits) if permits.is_empty() && shorthand.is_empty() => {
-                    return Err(PolicyRefusal::NotPermitted);
+        let mut by: Option<&JudgedReading<'_>> = None;
+        for one in judged {
+            let refused = |refusal| RefusedReading {
+                refusal,
+                read_as: one.read_as(readings),
+            };
+            match evaluate(agent, one, &one.facts) {
+                Ok(_) if one.lenient.is_some() => {}
+                Ok(permits) if permits.is_empty() && one.shorthand.is_empty() => {
+                    return Err(refused(PolicyRefusal::NotPermitted));
                 }
                 Ok(permits) => {
                     all.extend(permits);
-                    all.extend(shorthand.iter().map(|id| (*id).to_owned()));
+                    all.extend(one.shorthand.iter().map(|id| (*id).to_owned()));
                 }
                 Err(PolicyRefusal::Forbidden(ids))
                     if ids.iter().all(|id| self.approver(id).is_some()) =>
                 {
+                    by.get_or_insert(one);
                     forbids.extend(ids);
                 }
-                Err(refusal) => return Err(refusal),
+                Err(refusal) => return Err(refused(refusal)),
             }
         }
-        if forbids.is_empty() {
-            Ok(all)
-        } else {
-            Err(PolicyRefusal::Forbidden(forbids))
+        match by {
+            None => Ok(all),
+            Some(by) => Err(RefusedReading {
+                refusal: PolicyRefusal::Forbidden(forbids),
+                read_as: by.read_as(readings),
+            }),
         }
     }
 
@@ -312,11 +262,16 @@ impl Policy {
     /// The slice's entities with what only the request knows; `None` if the slice's own are all there is.
     pub(super) fn request_entities(
         &self,
-        class: &Class,
-        slice: &Slice,
-        input: &Input<'_>,
-        request: Option<(&str, &Values)>,
+        at: &DecidedAt<'_>,
+        reading: &Reading<'_>,
+        values: &Values,
     ) -> Option<Entities> {
+        let DecidedAt {
+            class,
+            slice,
+            method,
+            ..
+        } = at;
         if slice.rules.is_empty() {
             return None;
         }
@@ -324,27 +279,26 @@ impl Policy {
         if !slice.has_host {
             added.push(if slice.reads.host {
                 let host = super::host::HostPattern {
-                    name: input.host.clone(),
+                    name: reading.host.clone().into_owned(),
                     below: false,
-                    port: input.port,
+                    port: reading.port,
                 };
                 entity::host(&host, &self.facts, &class.above)
             } else {
-                entity::bare_host(&input.host.id(input.port), &class.above)
+                entity::bare_host(&reading.host.id(reading.port), &class.above)
             });
         }
-        if let Some((_, values)) = request {
-            if !slice.reads.query.is_empty() {
-                added.push(entity::tags(entity::query_uid(), &values.query));
-            }
-            if !slice.reads.headers.is_empty() {
-                added.push(entity::tags(entity::headers_uid(), &values.headers));
-            }
+        let is_request = reading.path.is_some();
+        if is_request && !slice.reads.query.is_empty() {
+            added.push(entity::tags(entity::query_uid(), &values.query));
+        }
+        if is_request && !slice.reads.headers.is_empty() {
+            added.push(entity::tags(entity::headers_uid(), &values.headers));
         }
         if added.is_empty() {
             return None;
         }
-        if let Some((method, _)) = request.filter(|_| slice.in_group) {
+        if is_request && slice.in_group {
             let method = entity::method(method);
             added.extend(slice.few.get(&method.uid()).is_none().then_some(method));
         }
@@ -365,22 +319,4 @@ pub(super) fn shorthand<'p>(
         .into_iter()
         .filter(move |(_, allow)| allow.method.is_none_or(|only| only == method))
         .map(|(_, allow)| allow.id.as_str())
-}
-
-/// What the rules of the slice read of a request.
-pub(super) fn values(class: &Class, slice: &Slice, input: &Input<'_>) -> Result<Values, BodyFault> {
-    let Action::Request {
-        method,
-        path,
-        query,
-        headers,
-        ..
-    } = &input.action
-    else {
-        return Ok(Values::default());
-    };
-    let narrowed = input.context.narrows_by_scope();
-    let needed = class.requests.needed(&slice.reads, narrowed, method, path);
-    let needed = needed.map_err(BodyFault::ambiguous)?;
-    Values::read(&slice.reads, *query, headers, &needed, input.context)
 }

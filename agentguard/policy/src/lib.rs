@@ -35,7 +35,9 @@ mod parse;
 mod path;
 mod permissions;
 mod permit;
+mod prepare;
 mod question;
+mod reading;
 mod reads;
 mod refusal;
 pub mod replay;
@@ -43,6 +45,7 @@ mod requests;
 mod rules;
 mod schema;
 mod slice;
+mod spelling;
 mod task;
 #[cfg(test)]
 #[expect(

@@ -168,7 +168,7 @@ impl Lookup {
             ValueSource::Owner => Some(agent.owner.as_str().into()),
             ValueSource::Path(name) => self.segment(name, path.as_str()),
             ValueSource::Query(name) => {
-                let read = read_query(&only(name), query.unwrap_or_default());
+                let read = read_query(&only(name), query.unwrap_or_default(), false);
                 let mut read = read.map_err(BodyFault::ambiguous)?;
                 read.remove(name).map(Cow::Owned)
             }

@@ -8,9 +8,10 @@ use jiff::Timestamp;
 
 use super::context::AttributeName;
 use super::lookup::Lookup;
+use super::prepare::decided_at;
 use super::reads::Reads;
-use super::requests::NeededBody;
-use super::{Action, Input, Moment, Policy, schema};
+use super::requests::{NeededBody, needed};
+use super::{Input, Moment, Policy};
 
 /// What has to be gathered before a request can be decided.
 #[derive(Clone, Debug, Default)]
@@ -49,26 +50,24 @@ impl Policy {
         input: &Input<'_>,
     ) -> Needs<'_> {
         let mut needs = Needs::default();
-        let (action, path) = match &input.action {
-            Action::Connect => (Some(schema::CONNECT), None),
-            Action::Request { method, path, .. } => (schema::method(method), Some(*path)),
-        };
-        let Some(action) = action else {
-            return needs;
-        };
+        let readings = self.readings(input);
         for agent in agents {
-            let agent = self.agents.get(&agent);
-            let class = agent.and_then(|agent| agent.classes.lookup(input.host, input.port));
-            let Some(class) = class else {
+            let Some(agent) = self.agents.get(&agent) else {
                 continue;
             };
-            let reads = &class.slice(action).reads;
-            needs.reads.push(reads);
-            let narrowed = input.context.narrows_by_scope();
+            let mut requests = Vec::with_capacity(1);
+            for reading in readings.iter() {
+                let Ok(at) = decided_at(agent, reading) else {
+                    continue;
+                };
+                let reads = &at.slice.reads;
+                if needs.reads.iter().all(|known| !std::ptr::eq(*known, reads)) {
+                    needs.reads.push(reads);
+                }
+                requests.extend(at.request(reading));
+            }
             // What has two meanings is refused whatever else is known. What is declared of requests is the host's.
-            let needed =
-                path.and_then(|path| class.requests.needed(reads, narrowed, action, path).ok());
-            let needed = needed.unwrap_or_default();
+            let needed = needed(&requests, input.context.narrows_by_scope()).unwrap_or_default();
             needs.body = NeededBody::both(needs.body, needed.body);
             for lookup in needed.lookups {
                 if !needs.lookups.contains(&lookup) {

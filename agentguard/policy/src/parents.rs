@@ -10,13 +10,18 @@ use super::context::{Approvals, Context};
 use super::explain::why;
 use super::facts::bounded;
 use super::judge::{JudgeOutcome, Judgement};
+use super::reading::Readings;
 use super::refusal::PolicyRefusal;
 use super::{Input, Policy};
 
 impl Policy {
     /// What the agent may, and everyone it acts for.
-    pub(super) fn judge_with_parents(&self, input: &Input<'_>) -> Judgement<'_> {
-        let mut judgement = self.judge_on_its_tasks(input.agent, input);
+    pub(super) fn judge_with_parents(
+        &self,
+        input: &Input<'_>,
+        readings: &Readings<'_>,
+    ) -> Judgement<'_> {
+        let mut judgement = self.judge_on_its_tasks(input.agent, input, readings);
         let needs = LazyCell::new(|| self.needs(input));
         let read = |name| needs.has(name);
         input.context.facts(read, &mut judgement.facts);
@@ -34,11 +39,11 @@ impl Policy {
             if judgement.outcome.is_final() {
                 return judgement;
             }
-            let theirs = self.judge_on_its_tasks(*id, input);
+            let theirs = self.judge_on_its_tasks(*id, input, readings);
             self.take_in(&mut judgement, parent, input, &theirs);
         }
         if let JudgeOutcome::Refused(PolicyRefusal::Approval { ids, roles }) = &judgement.outcome
-            && !self.is_lifted_by(roles, above.iter().map(|(id, _)| *id), input)
+            && !self.is_lifted_by(roles, above.iter().map(|(id, _)| *id), input, readings)
         {
             judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::Forbidden(ids.clone()));
         }
@@ -57,6 +62,9 @@ impl Policy {
         for (name, value) in &theirs.facts {
             let known = judgement.facts.entry(name.clone());
             known.or_insert_with(|| value.clone());
+        }
+        if !matches!(theirs.outcome, JudgeOutcome::Permitted { .. }) {
+            judgement.read_as = theirs.read_as.clone();
         }
         match &theirs.outcome {
             JudgeOutcome::Permitted { charges: more, .. } => judgement.outcome.takes_too(more),
@@ -97,6 +105,7 @@ impl Policy {
         roles: &BTreeSet<String>,
         above: impl Iterator<Item = AgentId>,
         input: &Input<'_>,
+        readings: &Readings<'_>,
     ) -> bool {
         let given = input.context.approved_by();
         let context = Context {
@@ -110,7 +119,7 @@ impl Policy {
             ..*input
         };
         let permits = |id| {
-            let outcome = self.judge_on_its_tasks(id, &approved).outcome;
+            let outcome = self.judge_on_its_tasks(id, &approved, readings).outcome;
             matches!(outcome, JudgeOutcome::Permitted { .. })
         };
         above.chain([input.agent]).all(permits)

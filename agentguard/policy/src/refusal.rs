@@ -117,10 +117,14 @@ impl PolicyRefusal {
     }
 }
 
-/// Who, and what it tried, as sentences have them.
-pub(super) fn who_and_what(agent: Option<&CompiledAgent>, input: &Input<'_>) -> (String, String) {
+/// Who, and what it tried, as sentences have them. `read_as`: what it may be taken for, if that decides.
+pub(super) fn who_and_what(
+    agent: Option<&CompiledAgent>,
+    input: &Input<'_>,
+    read_as: Option<&str>,
+) -> (String, String) {
     let host = input.host.id(input.port);
-    let tried = match &input.action {
+    let mut tried = match &input.action {
         Action::Connect => format!("connect to `{host}`"),
         Action::Request { method, path, .. } => {
             format!(
@@ -130,6 +134,9 @@ pub(super) fn who_and_what(agent: Option<&CompiledAgent>, input: &Input<'_>) -> 
             )
         }
     };
+    if let Some(read_as) = read_as {
+        tried.push_str(&format!(", which some servers take for {read_as}"));
+    }
     let who = agent.map_or("this agent".to_owned(), |agent| {
         format!("agent `{}`", agent.agent.name)
     });
@@ -140,15 +147,19 @@ pub(super) fn who_and_what(agent: Option<&CompiledAgent>, input: &Input<'_>) -> 
 pub(super) fn detail(
     agent: Option<&CompiledAgent>,
     input: &Input<'_>,
+    read_as: Option<&str>,
     refusal: &PolicyRefusal,
 ) -> String {
     let host = input.host.id(input.port);
-    let (who, tried) = who_and_what(agent, input);
+    let (who, tried) = who_and_what(agent, input, read_as);
     match refusal {
         PolicyRefusal::UnknownAgent => {
             "This agent is not part of the policy in force, so nothing it asks for is allowed."
                 .to_owned()
         }
+        PolicyRefusal::NoReach if read_as.is_some() => format!(
+            "The policy of {who} permits {tried}, at no host like that; leave out the header that names it."
+        ),
         PolicyRefusal::NoReach => format!(
             "The policy of {who} does not include the host `{host}` at all, so no request to it will be allowed; do not retry, ask the agent's owner if it is needed."
         ),
@@ -160,7 +171,7 @@ pub(super) fn detail(
         }
         PolicyRefusal::Unknown(fault) => match fault.reason {
             DenyReason::BodyAmbiguous => format!(
-                "The request to {tried} can be read in more than one way: {}; send it with one value for each name.",
+                "The request to {tried} can be read in more than one way: {}; send it so that it has one.",
                 fault.why
             ),
             DenyReason::BodyTooLarge => format!(
@@ -169,6 +180,10 @@ pub(super) fn detail(
             ),
             DenyReason::AttributeUnavailable => format!(
                 "The policy of {who} decides {tried} by what another service knows, which cannot be had: {}; try again later.",
+                fault.why
+            ),
+            DenyReason::ProtocolRefused => format!(
+                "It cannot be told for what servers take {tried}: {}; send it without that.",
                 fault.why
             ),
             DenyReason::PolicyDenied
@@ -182,7 +197,6 @@ pub(super) fn detail(
             | DenyReason::OutsideTask
             | DenyReason::RateLimited
             | DenyReason::BodyUnreadable
-            | DenyReason::ProtocolRefused
             | DenyReason::PolicyStale
             | DenyReason::AuditUnavailable
             | DenyReason::UpstreamTls

@@ -12,6 +12,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 pub use self::recorded::{RecordedAct, Then};
 use super::context::AttributeName;
 use super::facts::MAX_VALUE;
+use super::reading::is_method_parameter;
 use super::reads::Reads;
 use super::{
     Action, CanonicalPath, Context, Decision, HostName, Input, KernelRule, Policy, Proto, TlsMode,
@@ -117,11 +118,12 @@ impl Policy {
     ) -> Result<ReplayedDecision, ReplayGap> {
         let host = HostName::parse(recorded.host).map_err(|_| ReplayGap::Request)?;
         let path = CanonicalPath::parse(recorded.path).map_err(|_| ReplayGap::Request)?;
-        let (mut query, mut headers) = (String::new(), HeaderMap::new());
+        // What leads to another reading is in the record whatever rules read.
+        let (mut query, mut headers) = recorded.overrides()?;
         // What a bundle does not have, it denies whatever else is said.
         let agent = self.id_of(recorded.agent).unwrap_or(AgentId::NONE);
         let nothing = Context::default();
-        let input = input(recorded, agent, &host, &path, "", &headers, &nothing);
+        let input = input(recorded, agent, &host, &path, &query, &headers, &nothing);
         if !self.takes_it_the_same_way(&input) {
             return Err(ReplayGap::Way);
         }
@@ -130,7 +132,7 @@ impl Policy {
         if above.into_iter().any(|agent| agent.tasks_required) {
             return Err(ReplayGap::Attribute(AttributeName::Task));
         }
-        let input = self::input(recorded, agent, &host, &path, "", &headers, &context);
+        let input = self::input(recorded, agent, &host, &path, &query, &headers, &context);
         let needs = self.needs(&input);
         let values = [
             AttributeName::Query,
@@ -162,7 +164,11 @@ impl Policy {
         context.recall_read(recorded, self.calendar.as_ref(), |name| needs.has(name))?;
         context.body = body.unwrap_or_default();
         headers.extend(lines);
+        let known = query.clone();
         for (name, value) in pairs {
+            if !known.is_empty() && is_method_parameter(name) {
+                continue;
+            }
             let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
             query.push_str(&format!("{}={}&", encode(name), encode(value)));
         }

@@ -17,6 +17,7 @@ use super::glob::PathPattern;
 use super::host::HostPattern;
 use super::lex::{self, CedarToken};
 use super::limit::Limit;
+use super::reading::LenientForbid;
 use super::reads::{Reads, reads_of};
 use super::schema;
 
@@ -33,6 +34,8 @@ pub(super) struct CedarRule {
     pub reason: Option<DenyReason>,
     /// Under its `@id`.
     pub policy: Policy,
+    /// Of a forbid by path: as it holds of lenient servers' readings.
+    pub lenient: Option<LenientForbid>,
     /// The agent its head names; `None`: every agent.
     pub agent: Option<String>,
     pub actions: Actions,
@@ -186,16 +189,22 @@ fn rule(
     let reason = reason_of(report, at, policy);
     let id = id.filter(|id| is_id(id))?;
     let limit = limit::limit(report, at, policy, tokens, &mut reads);
+    let limit = limit?;
+    let policy = policy.new_id(PolicyId::new(&id));
+    let forbids = policy.effect() == Effect::Forbid;
     Some(CedarRule {
-        approve: approve::role(report, at, policy)?,
-        limit: limit?,
+        approve: approve::role(report, at, &policy)?,
+        limit,
+        lenient: forbids
+            .then(|| LenientForbid::of(&policy, &reads))
+            .flatten(),
         reason,
         windows: windows.collect(),
         effect: policy.effect(),
         agent: agent_of(&policy.principal_constraint()),
         actions: actions_of(report, at, &policy.action_constraint())?,
         host: host_of(report, at, &policy.resource_constraint())?,
-        policy: policy.new_id(PolicyId::new(&id)),
+        policy,
         id,
         at,
         literals,

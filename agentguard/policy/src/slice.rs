@@ -9,7 +9,7 @@ use cedar_policy::{Entities, Entity, EntityUid, PolicySet};
 use super::bundle::ParsedBundle;
 use super::candidates::{Candidates, patterns_above};
 use super::entity::{self, HostFacts};
-use super::glob::RouteTable;
+use super::glob::{PathPattern, RouteTable};
 use super::host::{HostMap, HostPattern};
 use super::parse::AgentFile;
 use super::reads::Reads;
@@ -57,6 +57,18 @@ pub(super) struct Slice {
     pub has_host: bool,
     pub reads: Reads,
     pub routes: RouteTable<()>,
+    /// `None`: no forbid is by path.
+    pub lenient: Option<LenientSlice>,
+}
+
+/// The forbids of a slice that lenient servers' readings of a path can meet.
+#[derive(Debug)]
+pub(super) struct LenientSlice {
+    pub set: PolicySet,
+    pub routes: RouteTable<()>,
+    pub reads: Reads,
+    /// Something that they compare with is folded.
+    pub folds: bool,
 }
 
 /// Makes the classes of one agent.
@@ -80,6 +92,8 @@ impl Slicer<'_> {
             .map(|pattern| entity::host_uid(&pattern.id()))
             .collect();
         let rules = &self.bundle.rules;
+        let known = self.facts.covering(node);
+        let requests = known.map_or_else(Arc::default, |facts| facts.requests.clone());
         let mut made: HashMap<Vec<usize>, Arc<Slice>> = HashMap::new();
         let mut make = |fits: &dyn Fn(&CedarRule) -> bool| {
             let chosen: Vec<_> = fitting
@@ -88,7 +102,9 @@ impl Slicer<'_> {
                 .filter(|index| fits(&rules[*index]))
                 .collect();
             made.entry(chosen)
-                .or_insert_with_key(|chosen| Arc::new(self.slice(node, &above, chosen)))
+                .or_insert_with_key(|chosen| {
+                    Arc::new(self.slice(node, &above, chosen, requests.folds()))
+                })
                 .clone()
         };
         let mut by_action = HashMap::new();
@@ -108,19 +124,26 @@ impl Slicer<'_> {
                 make(&|_| false)
             }
         };
-        let known = self.facts.covering(node);
         Class {
             entry,
             above,
-            requests: known.map_or_else(Arc::default, |facts| facts.requests.clone()),
+            requests: requests.clone(),
             by_action,
             other_methods,
         }
     }
 
-    fn slice(&self, node: &HostPattern, above: &[EntityUid], chosen: &[usize]) -> Slice {
+    /// `folds`: whether the file about the hosts has patterns that fold.
+    fn slice(
+        &self,
+        node: &HostPattern,
+        above: &[EntityUid],
+        chosen: &[usize],
+        folds: bool,
+    ) -> Slice {
         let mut slice = Slice {
             rules: chosen.to_vec(),
+            lenient: self.lenient(chosen, folds),
             has_host: !node.below,
             ..Slice::default()
         };
@@ -163,6 +186,35 @@ impl Slicer<'_> {
         }
         slice.entities = entities.finish();
         slice
+    }
+
+    fn lenient(&self, chosen: &[usize], folds: bool) -> Option<LenientSlice> {
+        let rules = chosen.iter().map(|index| &self.bundle.rules[*index]);
+        let forbids = rules.filter_map(|rule| Some((rule, rule.lenient.as_ref()?)));
+        let mut found: Option<LenientSlice> = None;
+        let mut routes = BTreeMap::new();
+        for (rule, forbid) in forbids {
+            let slice = found.get_or_insert_with(|| LenientSlice {
+                set: PolicySet::default(),
+                routes: RouteTable::default(),
+                reads: Reads::default(),
+                folds,
+            });
+            slice
+                .set
+                .add(forbid.policy.clone())
+                .expect("ids of rules are checked to be different");
+            slice.reads.add(&rule.reads);
+            slice.folds |= forbid.folds;
+            let patterns = rule.routes.values().map(PathPattern::lenient);
+            routes.extend(patterns.map(|pattern| (pattern.as_str(), pattern)));
+        }
+        if let Some(slice) = &mut found {
+            for pattern in routes.into_values() {
+                slice.routes.insert(pattern.clone(), ());
+            }
+        }
+        found
     }
 }
 

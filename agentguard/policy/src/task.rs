@@ -12,7 +12,8 @@ use super::compile::CompiledAgent;
 use super::context::SCOPES;
 use super::glob::PathPattern;
 use super::host::{HostName, HostPattern, RESERVED, acts_on_terminal, show};
-use super::{Action, Input, schema};
+use super::reading::{Reading, Readings};
+use super::{Input, schema};
 
 /// Bytes of an intent.
 const MAX_INTENT: usize = 1024;
@@ -180,33 +181,26 @@ impl Task {
     }
 
     /// `does`: what the request does; empty where that is not known, as of a passed connection.
-    fn covers(&self, input: &Input<'_>, does: &BTreeSet<&str>) -> bool {
+    fn covers(&self, readings: &Readings<'_>, does: &BTreeSet<&str>) -> bool {
         let known = !does.is_empty() && does.iter().all(|it| self.scope.contains(it));
-        (self.scope.is_empty() || known) && (self.allow.is_empty() || self.allows(input))
+        (self.scope.is_empty() || known)
+            && (self.allow.is_empty() || readings.iter().all(|reading| self.allows(reading)))
     }
 
-    fn allows(&self, input: &Input<'_>) -> bool {
+    fn allows(&self, reading: &Reading<'_>) -> bool {
         let host = HostPattern {
-            name: input.host.clone(),
+            name: reading.host.clone().into_owned(),
             below: false,
-            port: input.port,
+            port: reading.port,
         };
         let mut here = self.allow.iter().filter(|entry| entry.host.covers(&host));
-        match &input.action {
-            Action::Connect => here.any(|entry| entry.what == What::Connect),
-            Action::Request { method, path, .. } => {
-                let here: Vec<_> = here.collect();
-                let fits = |path: &str| {
-                    here.iter().any(|entry| match &entry.what {
-                        What::Connect => false,
-                        What::Request(only, pattern) => {
-                            only.is_none_or(|only| only == *method) && pattern.matches(path)
-                        }
-                    })
-                };
-                path.readings().all(fits)
+        here.any(|entry| match (&entry.what, &reading.path) {
+            (What::Connect, None) => true,
+            (What::Request(only, pattern), Some(path)) => {
+                only.is_none_or(|only| only == reading.method) && pattern.matches(path)
             }
-        }
+            (What::Connect, Some(_)) | (What::Request(..), None) => false,
+        })
     }
 }
 
@@ -297,7 +291,12 @@ impl TaskSituation {
 
 impl TaskSituation {
     /// Those that cover the request, of the agent and of each above it that has tasks.
-    pub(super) fn covered(&self, input: &Input<'_>, does: &BTreeSet<&str>) -> Vec<CoveringTasks> {
+    pub(super) fn covered(
+        &self,
+        input: &Input<'_>,
+        readings: &Readings<'_>,
+        does: &BTreeSet<&str>,
+    ) -> Vec<CoveringTasks> {
         let own = match &self.own {
             OnTask::In(task) => std::slice::from_ref(task),
             OnTask::OneOf(open) => open,
@@ -306,7 +305,7 @@ impl TaskSituation {
         let above = self.above.iter().map(|(by, open)| (*by, &open[..]));
         let all = std::iter::once((input.agent, own)).chain(above);
         let covered = all.filter(|(_, open)| !open.is_empty()).map(|(by, open)| {
-            let covering = open.iter().filter(|task| task.covers(input, does));
+            let covering = open.iter().filter(|task| task.covers(readings, does));
             CoveringTasks {
                 by,
                 tasks: covering.map(|task| task.id).collect(),
@@ -322,11 +321,12 @@ pub(super) fn outside(
     id: AgentId,
     agent: &CompiledAgent,
     input: &Input<'_>,
+    readings: &Readings<'_>,
     does: &BTreeSet<&str>,
 ) -> Option<Outside> {
     let tasks = input.context.tasks.as_ref();
     let one_of = |open: &[Arc<Task>]| {
-        let covered = open.iter().any(|task| task.covers(input, does));
+        let covered = open.iter().any(|task| task.covers(readings, does));
         (!covered).then_some(Outside::EveryOne)
     };
     let none = || agent.agent.tasks_required.then_some(Outside::None);
@@ -339,7 +339,7 @@ pub(super) fn outside(
     match tasks.map(|tasks| &tasks.own) {
         None | Some(OnTask::None) => none(),
         Some(OnTask::In(task)) if task.opened_by == OpenedBy::Agent && none().is_some() => none(),
-        Some(OnTask::In(task)) => (!task.covers(input, does)).then_some(Outside::Task(task.id)),
+        Some(OnTask::In(task)) => (!task.covers(readings, does)).then_some(Outside::Task(task.id)),
         Some(OnTask::OneOf(open)) => one_of(open),
         Some(OnTask::Wrong(named)) => Some(Outside::Wrong(named.clone())),
     }

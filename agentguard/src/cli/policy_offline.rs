@@ -215,7 +215,19 @@ policies that can apply
             explain("https://h:8443/")
                 .contains("no [[reach]] of the agent covers `h:8443`; the nearest is `h`")
         );
-        assert!(explain("https://h/x%2Fy").contains("if the path is read as /x/y"));
+        let two = explain("https://h/x%2Fy");
+        assert!(
+            two.contains("\npolicies that can apply, as it is written\n")
+                && two.contains(
+                    "\npolicies that can apply, if it is read as GET `/x/y` (decoded once more)\n"
+                ),
+            "{two}"
+        );
+        let decided = explain("https://h/X/y;v=1");
+        assert!(
+            decided.contains("as it is written, which decides"),
+            "{decided}"
+        );
 
         let observed = agent.replace("owner = ", "mode = \"observe\"\nowner = ");
         let found = checked(&[

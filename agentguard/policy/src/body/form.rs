@@ -1,10 +1,11 @@
 //! `application/x-www-form-urlencoded` bodies, strictly: a declared field has one value and one name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BodyFault, BodyField, Value, folded, from_text};
-use crate::facts::decode_form;
+use super::{BodyFault, BodyField, METHOD_FIELD, Value, folded, from_text};
+use crate::facts::{decode_form, php_name};
 use crate::host::show;
+use crate::reading::is_method_parameter;
 
 pub(super) fn read(
     text: &str,
@@ -19,6 +20,9 @@ pub(super) fn read(
     for pair in text.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = decode_form(name).map_err(form_fault)?;
+        found.note_method(&name, || {
+            decode_form(value).unwrap_or_else(|_| value.to_owned())
+        });
         if found.wants(&name)? {
             found.add(&name, &decode_form(value).map_err(form_fault)?)?;
         }
@@ -53,14 +57,27 @@ impl<'f> FormFields<'f> {
         if declared.clone().any(|known| known == name) {
             return Ok(true);
         }
-        // `amount[]`, `amount.x`, ` amount` and `Amount` are all `amount` to some server.
-        let base = name.trim().split(['[', '.']).next().unwrap_or_default();
-        match declared.find(|known| folded(known) == folded(base)) {
+        // `amount[]`, `amount.x`, ` amount` and `Amount` are all `amount` to some server, and `a.b` is `a_b`.
+        let base = folded(name.trim().split(['[', '.']).next().unwrap_or_default());
+        let php = folded(&php_name(name));
+        match declared.find(|known| folded(known) == base || folded(&php_name(known)) == php) {
             Some(known) => Err(BodyFault::ambiguous(format!(
                 "the form's field `{}` can also be read as `{known}`",
                 show(name)
             ))),
             None => Ok(false),
+        }
+    }
+
+    /// Keeps the method that frameworks take from a form.
+    pub(super) fn note_method(&mut self, name: &str, text: impl FnOnce() -> String) {
+        if !is_method_parameter(name) {
+            return;
+        }
+        let noted = self.values.entry(METHOD_FIELD.to_owned());
+        match noted.or_insert_with(|| Value::Strings(BTreeSet::new())) {
+            Value::Strings(methods) => drop(methods.insert(text())),
+            Value::String(_) | Value::Decimal(_) | Value::Long(_) | Value::Bool(_) => {}
         }
     }
 

@@ -133,6 +133,9 @@ impl Fields {
     }
 }
 
+/// Where a form's `_method` is kept among its fields, under a name that none can have.
+pub(super) const METHOD_FIELD: &str = "_method=";
+
 /// Why a body's fields cannot be known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyFault {
@@ -158,6 +161,14 @@ impl BodyFault {
     pub fn too_large(why: impl Into<String>) -> Self {
         Self {
             reason: DenyReason::BodyTooLarge,
+            why: why.into(),
+        }
+    }
+
+    /// Of a request that can be read as others, of which not all can be judged.
+    pub(super) fn unjudgeable(why: impl Into<String>) -> Self {
+        Self {
+            reason: DenyReason::ProtocolRefused,
             why: why.into(),
         }
     }
@@ -294,7 +305,7 @@ fn unfit(name: &str, kind: FieldType) -> BodyFault {
 }
 
 /// A name as the most lenient servers compare names.
-fn folded(name: &str) -> String {
+pub(super) fn folded(name: &str) -> String {
     name.chars()
         .flat_map(char::to_uppercase)
         .flat_map(char::to_lowercase)

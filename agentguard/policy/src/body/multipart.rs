@@ -76,6 +76,7 @@ fn read_part(part: &[u8], found: &mut FormFields<'_>) -> Result<(), BodyFault> {
     if name == "_charset_" {
         return Err(fault("names its charset in a field"));
     }
+    found.note_method(&name, || String::from_utf8_lossy(content).into_owned());
     if !found.wants(&name)? {
         return Ok(());
     }

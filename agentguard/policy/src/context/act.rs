@@ -74,7 +74,7 @@ impl Attribute for RoutesAttribute {
 
     fn cedar(facts: &ActFacts<'_>) -> RestrictedExpression {
         let path = facts.path.unwrap_or_default();
-        let matching = facts.slice.routes.matching(path).into_iter();
+        let matching = facts.routes().matching(path).into_iter();
         set(matching.map(|(route, ())| route.as_str()))
     }
 }

@@ -24,8 +24,10 @@ use serde::{Deserialize, Serialize};
 use super::body::{Body, Value};
 use super::bundle::ParsedBundle;
 use super::diagnostic::Report;
+use super::glob::RouteTable;
 use super::lookup::{Lookup, LookupAnswer};
 use super::parse::{Located, Table};
+use super::reading::WRITTEN;
 use super::replay::{RecordedAct, ReplayGap};
 use super::slice::Slice;
 use super::time::{Calendar, Moment};
@@ -224,9 +226,17 @@ pub(crate) fn cedar(
     facts: &ActFacts<'_>,
     read: impl Fn(AttributeName) -> bool,
 ) -> cedar_policy::Context {
-    let read = entries(facts.path.is_none()).filter(|entry| read(entry.name));
-    let pairs = read.map(|entry| (entry.doc.name.to_owned(), (entry.cedar)(facts)));
-    cedar_policy::Context::from_pairs(pairs)
+    let read = || entries(facts.path.is_none()).filter(|entry| read(entry.name));
+    let pairs = read().map(|entry| (entry.doc.name.to_owned(), (entry.cedar)(facts)));
+    let as_written = facts.as_written();
+    let written = as_written.iter().flat_map(|facts| {
+        let of_paths = read().filter(|entry| entry.name.is_of_paths());
+        of_paths.map(move |entry| {
+            let name = format!("{}{WRITTEN}", entry.doc.name);
+            (name, (entry.cedar)(facts))
+        })
+    });
+    cedar_policy::Context::from_pairs(pairs.chain(written))
         .expect("the names are different and the values are plain")
 }
 
@@ -241,6 +251,14 @@ impl AttributeName {
         let mut entries = ATTRIBUTES.iter();
         let entry = entries.find(|entry| entry.doc.name == name)?;
         Some(entry.name)
+    }
+
+    /// Whether it follows from the path alone.
+    fn is_of_paths(self) -> bool {
+        matches!(
+            self,
+            Self::Path | Self::Segments | Self::Routes | Self::Scope
+        )
     }
 
     fn entry(self) -> &'static AttributeEntry {
@@ -307,6 +325,8 @@ pub(crate) struct ActFacts<'a> {
     pub scheme: &'a str,
     /// `None`: a connection whose bytes are passed.
     pub path: Option<&'a str>,
+    /// Of a lenient server's reading: what is written.
+    pub written: Option<WrittenPath<'a>>,
     /// Whose routes the path is compared with.
     pub slice: &'a Slice,
     pub body: &'a BTreeMap<String, Value>,
@@ -320,27 +340,29 @@ pub(crate) struct ActFacts<'a> {
     pub context: &'a Context,
 }
 
-/// The body of what has none, and what is looked up where nothing is.
-static NO_FIELDS: BTreeMap<String, Value> = BTreeMap::new();
+/// A path as it is written, and what it does.
+#[derive(Clone, Copy)]
+pub(crate) struct WrittenPath<'a> {
+    pub path: &'a str,
+    pub scope: &'a BTreeSet<&'static str>,
+}
 
 impl<'a> ActFacts<'a> {
-    /// A connection whose bytes are passed.
-    pub(crate) fn connection(
-        slice: &'a Slice,
-        context: &'a Context,
-        limits: &'a BTreeSet<String>,
-    ) -> Self {
-        Self {
-            action: schema::CONNECT,
-            scheme: "",
-            path: None,
-            slice,
-            body: &NO_FIELDS,
-            lookup: &NO_FIELDS,
-            scope: BTreeSet::new(),
-            approvals: context.approved_by(),
-            limits,
-            context,
+    /// The routes that the path is compared with.
+    pub(crate) fn routes(&self) -> &'a RouteTable<()> {
+        match (&self.written, &self.slice.lenient) {
+            (Some(_), Some(lenient)) => &lenient.routes,
+            (None, _) | (_, None) => &self.slice.routes,
         }
+    }
+
+    fn as_written(&self) -> Option<Self> {
+        let written = self.written?;
+        Some(Self {
+            path: Some(written.path),
+            scope: written.scope.clone(),
+            written: None,
+            ..self.clone()
+        })
     }
 }

@@ -104,7 +104,20 @@ fn read(name: AttributeName, context: &Context) -> String {
         .into_iter()
         .filter(|id| !context.is_exhausted(id))
         .collect();
-    let facts = ActFacts::connection(&slice, context, &limits);
+    let nothing = BTreeMap::new();
+    let facts = ActFacts {
+        action: schema::CONNECT,
+        scheme: "",
+        path: None,
+        written: None,
+        slice: &slice,
+        body: &nothing,
+        lookup: &nothing,
+        scope: BTreeSet::new(),
+        approvals: context.approved_by(),
+        limits: &limits,
+        context,
+    };
     let entry = name.entry();
     let schema = format!(
         "entity A; action \"a\" appliesTo {{ principal: A, resource: A, context: {{ {}: {} }} }};",

@@ -13,6 +13,7 @@ use crate::body::BodyBlock;
 use crate::diagnostic::{Place, Report};
 use crate::host::HostPattern;
 use crate::lookup::Lookup;
+use crate::reading::Exact;
 use crate::requests::ScopeEntry;
 
 /// `risk` of what no file describes.
@@ -31,6 +32,8 @@ pub(crate) struct HostFile {
     pub scope: Vec<ScopeEntry>,
     /// Its server reads each request's body to its end before it takes anything for another request.
     pub reads_bodies: bool,
+    /// How its server does not read requests.
+    pub exact: Exact,
 }
 
 const FILE: Keys = Keys {
@@ -38,7 +41,15 @@ const FILE: Keys = Keys {
     later: &[],
 };
 const HOST: Keys = Keys {
-    known: &["name", "risk", "data", "reads_bodies"],
+    known: &[
+        "name",
+        "risk",
+        "data",
+        "reads_bodies",
+        "paths",
+        "overrides",
+        "parameters",
+    ],
     later: &[],
 };
 
@@ -88,6 +99,15 @@ pub(crate) fn host_file(report: &mut Report<'_>, file: u32) -> Option<HostFile> 
     let reads_bodies = table
         .boolean(report, "reads_bodies")
         .is_some_and(|it| it.value);
+    let mut is = |key, choices: [&str; 2]| {
+        let chosen = table.choice(report, key, &choices);
+        chosen.is_some_and(|it| it.value == choices[0])
+    };
+    let exact = Exact {
+        paths: is("paths", ["exact", "lenient"]),
+        overrides: is("overrides", ["ignored", "heeded"]),
+        parameters: is("parameters", ["exact", "lenient"]),
+    };
     let name = table.required(report, "name")?;
     match HostPattern::parse(&name.value) {
         Ok(host) => Some(HostFile {
@@ -99,6 +119,7 @@ pub(crate) fn host_file(report: &mut Report<'_>, file: u32) -> Option<HostFile> 
             lookups,
             scope,
             reads_bodies,
+            exact,
         }),
         Err(why) => {
             report.error(name.at, why);

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::ReplayGap;
 use crate::body::{Body, BodyField, FieldType, Fields, Value, decimal};
 use crate::facts::{SECRET_HEADERS, SECRET_PARAMETERS, read_name};
 use crate::lookup::Lookup;
+use crate::reading::{METHOD_PARAMETER, is_override};
 use crate::reads::{Names, Reads};
 use crate::requests::NeededBody;
 use crate::{Input, Needs, Policy, schema};
@@ -67,6 +69,26 @@ impl RecordedAct<'_> {
             Then::Own => Ok(old.needs_of([agent], &input)),
             Then::Nobody => Err(ReplayGap::Ambiguous),
         }
+    }
+
+    /// The query and headers that lead to another reading, whatever rules read.
+    pub(super) fn overrides(&self) -> Result<(String, HeaderMap), ReplayGap> {
+        let (mut query, mut headers) = (String::new(), HeaderMap::new());
+        for (fact, value) in self.facts.iter().filter(|(fact, _)| is_override(fact)) {
+            ReplayGap::unless_whole(value)?;
+            match fact.strip_prefix("header.") {
+                Some(name) => {
+                    let name: HeaderName = name.parse().map_err(|_| ReplayGap::Request)?;
+                    let value: HeaderValue = value.parse().map_err(|_| ReplayGap::Request)?;
+                    headers.append(name, value);
+                }
+                None => {
+                    let value = utf8_percent_encode(value, NON_ALPHANUMERIC);
+                    query.push_str(&format!("{METHOD_PARAMETER}={value}&"));
+                }
+            }
+        }
+        Ok((query, headers))
     }
 
     pub(super) fn query(

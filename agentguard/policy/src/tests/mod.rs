@@ -7,6 +7,7 @@ mod differential;
 mod examples;
 mod limits;
 mod lookups;
+mod readings;
 mod refused;
 mod shorthand;
 mod tasks;

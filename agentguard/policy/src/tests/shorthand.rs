@@ -37,63 +37,84 @@ impl Atom {
         }
     }
 
-    /// In the canonical path; `strictly`: as a server has it that decodes no delimiter.
-    fn canonical(self, strictly: bool) -> String {
-        let plain = self.spelling == Spelling::Plain;
+    /// In the canonical path.
+    fn canonical(self) -> String {
         match self.char {
             'a' | 'b' | 'A' | '.' | '-' => self.char.to_string(),
-            ';' | '@' | '*' | '/' if plain || !strictly => self.char.to_string(),
+            ';' | '@' | '*' if self.spelling == Spelling::Plain => self.char.to_string(),
             _ => self.encoded(true),
         }
     }
 }
 
-/// Every path that a server may read; `None`: servers would not agree on where its dots lead.
+/// Every path that a server may read; `None`: servers would not agree on where its dots lead, or on what a `%` begins.
 fn readings(segments: &[Vec<Atom>]) -> Option<BTreeSet<String>> {
-    let text = |segment: &[Atom], strictly| -> String {
-        segment
-            .iter()
-            .map(|atom| atom.canonical(strictly))
-            .collect()
-    };
     let (mut kept, mut open) = (Vec::new(), true);
     for segment in segments {
-        let strict = text(segment, true);
-        open = true;
-        match strict.as_str() {
+        let text: String = segment.iter().map(|atom| atom.canonical()).collect();
+        open = matches!(text.as_str(), "" | "." | "..");
+        match text.as_str() {
             "" | "." => {}
             ".." => drop(kept.pop()?),
             _ => {
-                // Behind an encoded slash, or before a parameter.
-                let lenient = text(segment, false);
+                // However soon another segment takes it away.
+                let lenient = text.replace("%2F", "/").replace("%3B", ";");
                 let mut names = lenient
                     .split('/')
                     .map(|name| name.split(';').next().unwrap());
                 if names.any(|name| name == "." || name == "..") {
                     return None;
                 }
-                kept.push((strict, lenient));
-                open = false;
+                kept.push(text);
             }
         }
     }
-    let path = |of: &dyn Fn(&(String, String)) -> String| {
-        let mut path: String = kept.iter().map(|both| format!("/{}", of(both))).collect();
-        if open || path.is_empty() {
-            path.push('/');
-        }
-        while path.contains("//") {
-            path = path.replace("//", "/");
-        }
-        path
+    let mut path: String = kept.iter().map(|text| format!("/{text}")).collect();
+    if open || path.is_empty() {
+        path.push('/');
+    }
+    let one = |text: String| {
+        text.replace("///", "/")
+            .replace("//", "/")
+            .replace("//", "/")
     };
-    Some(
-        [
-            path(&|(strict, _)| strict.clone()),
-            path(&|(_, lenient)| lenient.clone()),
-        ]
-        .into(),
-    )
+    let decoded = |path: &str| {
+        let pairs = [("%2F", "/"), ("%3B", ";"), ("%40", "@"), ("%2A", "*")];
+        one(pairs
+            .iter()
+            .fold(path.to_owned(), |path, (from, to)| path.replace(from, to)))
+    };
+    let cut = |path: &str| {
+        let names: Vec<_> = path
+            .split('/')
+            .map(|name| name.split(';').next().unwrap())
+            .collect();
+        one(names.join("/"))
+    };
+    let mut found = BTreeSet::from([path]);
+    loop {
+        let more: BTreeSet<_> = found
+            .iter()
+            .flat_map(|path| [decoded(path), cut(path)])
+            .collect();
+        let hides = |path: &String| path.split('/').any(|name| name == "." || name == "..");
+        // Decoded again, two digits behind it would be a byte that begins no character.
+        let digits = |path: &String| {
+            let mut behind = path.split("%25").skip(1);
+            behind.any(|text| text.len() > 1 && text.bytes().take(2).all(|b| b"abA".contains(&b)))
+        };
+        if more
+            .iter()
+            .chain(&found)
+            .any(|path| hides(path) || digits(path))
+        {
+            return None;
+        }
+        if more.is_subset(&found) {
+            return Some(found);
+        }
+        found.extend(more);
+    }
 }
 
 /// The definition, by trying everything.

@@ -64,16 +64,28 @@ pub fn explanation_text(explained: &Explanation, colour: bool) -> String {
     for (name, value) in &explained.facts {
         row("read", &clip(&format!("{name} = {value}"), WIDTH - 10));
     }
+    let several = explained.readings.len() > 1;
+    let has_effect = |policy: &ApplicablePolicy| policy.verdict != RuleEffect::Silent;
     for reading in &explained.readings {
-        let other = explained.readings.len() > 1;
-        let of = reading.path.as_deref().filter(|_| other);
-        text.push_str(&match of {
-            Some(path) => format!(
-                "\npolicies that can apply, if the path is read as {}\n",
-                clip(&blanked(path), WIDTH - 50)
-            ),
-            None => "\npolicies that can apply\n".to_owned(),
-        });
+        // What only lenient servers make of it is of interest where it meets a forbid.
+        if reading.forbids_only && !reading.policies.iter().any(has_effect) {
+            continue;
+        }
+        let which = match reading.forbids_only {
+            true => "forbids",
+            false => "policies",
+        };
+        let of = match &reading.read_as {
+            Some(read_as) => format!(", if it is read as {}", blanked(read_as)),
+            None if several => ", as it is written".to_owned(),
+            None => String::new(),
+        };
+        let decides = match reading.decides && several {
+            true => ", which decides",
+            false => "",
+        };
+        let head = format!("{which} that can apply{of}");
+        let _ = writeln!(text, "\n{}{decides}", clip(&head, WIDTH - decides.len()));
         met_table(&mut text, &reading.policies);
     }
     text

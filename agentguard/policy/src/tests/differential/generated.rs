@@ -21,8 +21,9 @@ pub(super) const NAMES: [(&str, u16); 9] = [
     ("q.t", 443),
 ];
 const ROUTES: [&str; 7] = ["/**", "/p/*", "/p/**", "/p/q", "/*/q", "/p%2Fq", "/p/q*"];
-pub(super) const PATHS: [&str; 9] = [
-    "/", "/p", "/p/", "/p/q", "/p/q/r", "/x/q", "/p%2Fq", "/p/a%2Fq", "/p/q%40",
+pub(super) const PATHS: [&str; 14] = [
+    "/", "/p", "/p/", "/p/q", "/p/q/r", "/x/q", "/p%2Fq", "/p/a%2Fq", "/p/q%40", "/P/Q", "/p/q.r",
+    "/p;x/q", "/p/q%20", "/X/q/",
 ];
 pub(super) const BODIES: [&str; 5] = [
     "",
@@ -61,7 +62,7 @@ const SITUATIONS: [&str; 10] = [
     "context.network.trusted",
     "context.host.labels.contains(\"prod\")",
 ];
-const CONDITIONS: [&str; 24] = [
+const CONDITIONS: [&str; 28] = [
     "context.path == \"/p/q\"",
     "context.path like \"/p/*\"",
     "context.routes.contains(\"/p/**\")",
@@ -86,6 +87,10 @@ const CONDITIONS: [&str; 24] = [
     "context.scope.containsAny([\"read\", \"export\"])",
     "context.query.getTag(\"q\") == \"1\"",
     "!context.network.trusted && context.path like \"*q\"",
+    "context.path == \"/P/q\"",
+    "context.routes.contains(\"/X/**\")",
+    "context.path like \"/P/*\" && context.segments == 2",
+    "[\"/p\", \"/P/q\"].contains(context.path)",
 ];
 const BLOCKS: [&str; 4] = [
     "",

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use cedar_policy::{
     AuthorizationError, Authorizer, Context, Decision as Answer, Effect, Entities, Entity,
-    PolicySet, Request,
+    PolicySet, Request, Response,
 };
 use serde_json::{Value, json};
 
@@ -16,6 +16,8 @@ use crate::parse::{HostFile, Method};
 /// Everything that the bundle says.
 pub(super) struct Reference {
     set: PolicySet,
+    /// Its forbids, as they hold of lenient servers' readings.
+    lenient: PolicySet,
     /// Roles and reasons that forbids name.
     roles: BTreeMap<String, String>,
     reasons: BTreeMap<String, String>,
@@ -71,6 +73,7 @@ impl Reference {
         let bundle = bundle::read(&mut report, sources);
         let mut made = Self {
             set: PolicySet::new(),
+            lenient: lenient(sources),
             roles: BTreeMap::new(),
             reasons: BTreeMap::new(),
             patterns: HashSet::new(),
@@ -161,7 +164,10 @@ impl Reference {
     /// Whether the readings of the path have different blocks of fields.
     pub(super) fn has_two_bodies(&self, question: &Question<'_>) -> bool {
         let readings = question.asked.path.readings();
-        let mut blocks = readings.map(|path| self.block(question, path));
+        let readings =
+            readings.flat_map(|path| std::iter::once(path.to_owned()).chain(forms(path)));
+        let readings: Vec<_> = readings.collect();
+        let mut blocks = readings.iter().map(|path| self.block(question, path));
         let first = blocks.next().flatten();
         blocks.any(|other| other != first)
     }
@@ -196,39 +202,88 @@ impl Reference {
                 true => schema::CONNECT,
                 false => &question.asked.method,
             };
-            let request = Request::new(
-                entity::agent_uid(question.agent),
-                entity::action_uid(action),
-                entity::host_uid(&question.host.id()),
-                Context::from_json_value(context, None).unwrap(),
-                None,
-            );
-            let answer = Authorizer::new().is_authorized(&request.unwrap(), &self.set, &entities);
-            let failed = answer.diagnostics().errors().map(
-                |AuthorizationError::PolicyEvaluationError(error)| error.policy_id().to_string(),
-            );
-            let failed: BTreeSet<_> = failed.collect();
-            let decided: BTreeSet<_> = answer
-                .diagnostics()
-                .reason()
-                .map(ToString::to_string)
-                .collect();
-            if !failed.is_empty() {
-                return Said::Failed(failed);
-            }
-            match answer.decision() {
-                Answer::Allow => permits.extend(decided),
-                Answer::Deny if decided.is_empty() => return Said::Nothing,
-                Answer::Deny if decided.iter().all(|id| self.roles.contains_key(id)) => {
-                    forbids.extend(decided);
+            let mut asked = vec![(&self.set, context)];
+            let forms = path.into_iter().flat_map(forms);
+            asked.extend(forms.map(|form| {
+                let context = self.lenient_context(question, path.unwrap(), &form, approvals);
+                (&self.lenient, context)
+            }));
+            for (index, (set, context)) in asked.into_iter().enumerate() {
+                let answer = self.asks(question, action, set, context, &entities);
+                let failed = answer.diagnostics().errors().map(
+                    |AuthorizationError::PolicyEvaluationError(error)| {
+                        error.policy_id().to_string()
+                    },
+                );
+                let failed: BTreeSet<_> = failed.collect();
+                let decided: BTreeSet<_> = answer
+                    .diagnostics()
+                    .reason()
+                    .map(ToString::to_string)
+                    .collect();
+                if !failed.is_empty() {
+                    return Said::Failed(failed);
                 }
-                Answer::Deny => return Said::Forbidden(decided),
+                match answer.decision() {
+                    Answer::Allow => permits.extend(decided),
+                    Answer::Deny if decided.is_empty() && index > 0 => {}
+                    Answer::Deny if decided.is_empty() => return Said::Nothing,
+                    Answer::Deny if decided.iter().all(|id| self.roles.contains_key(id)) => {
+                        forbids.extend(decided);
+                    }
+                    Answer::Deny => return Said::Forbidden(decided),
+                }
             }
         }
         match forbids.is_empty() {
             true => Said::Permitted(permits),
             false => Said::Forbidden(forbids),
         }
+    }
+
+    fn asks(
+        &self,
+        question: &Question<'_>,
+        action: &str,
+        set: &PolicySet,
+        context: Value,
+        entities: &Entities,
+    ) -> Response {
+        let request = Request::new(
+            entity::agent_uid(question.agent),
+            entity::action_uid(action),
+            entity::host_uid(&question.host.id()),
+            Context::from_json_value(context, None).unwrap(),
+            None,
+        );
+        Authorizer::new().is_authorized(&request.unwrap(), set, entities)
+    }
+
+    /// The context of a path as a lenient server has it, with what is written beside it.
+    fn lenient_context(
+        &self,
+        question: &Question<'_>,
+        path: &str,
+        form: &str,
+        approvals: &BTreeSet<String>,
+    ) -> Value {
+        let written = self.context(question, Some(path), approvals);
+        let mut context = written.clone();
+        let body = self.body(question, path);
+        let routes = self.routes.iter().map(|route| lower(route.as_str()));
+        let routes = routes.filter(|route| {
+            let pattern = PathPattern::parse(route).unwrap();
+            pattern.matches(form)
+        });
+        context["path"] = form.into();
+        context["routes"] = routes.collect::<BTreeSet<_>>().into_iter().collect();
+        let segments = form.split('/').filter(|segment| !segment.is_empty());
+        context["segments"] = segments.count().into();
+        context["scope"] = self.scope(question, form, &body).into_iter().collect();
+        for name in ["path", "routes", "segments", "scope"] {
+            context[format!("written {name}")] = written[name].clone();
+        }
+        context
     }
 
     /// The most specific file about the host, by trying all.
@@ -383,4 +438,59 @@ fn actions() -> Vec<Value> {
     let others = [schema::REQUEST, schema::CONNECT];
     let others = others.map(|name| json!({ "uid": uid(name), "attrs": {}, "parents": [] }));
     methods.chain(others).collect()
+}
+
+/// The forbids: what they hold for with its letters folded, and what lifts them by what is written.
+fn lenient(sources: &Sources) -> PolicySet {
+    let mut set = PolicySet::new();
+    for (name, text) in &sources.files {
+        let Some((when, unless)) = text.split_once("} unless {").or(Some((text, ""))) else {
+            continue;
+        };
+        if !name.starts_with("rules/") || !text.contains("forbid (") {
+            continue;
+        }
+        let mut unless = unless.to_owned();
+        for name in ["path", "routes", "segments", "scope"] {
+            unless = unless.replace(
+                &format!("context.{name}"),
+                &format!("context[\"written {name}\"]"),
+            );
+        }
+        let when = when.replace("\"/P/", "\"/p/").replace("\"/X/", "\"/x/");
+        let text = match unless.is_empty() {
+            true => when,
+            false => format!("{when}}} unless {{{unless}"),
+        };
+        let policy = cedar_policy::Policy::parse(None, &text).unwrap();
+        let id = policy.annotation("id").unwrap().to_owned();
+        set.add(policy.new_id(cedar_policy::PolicyId::new(id)))
+            .unwrap();
+    }
+    set
+}
+
+/// The letters that the paths and patterns have in both cases.
+fn lower(text: &str) -> String {
+    text.replace("/P", "/p")
+        .replace("/Q", "/q")
+        .replace("/X", "/x")
+}
+
+/// Every form in which a lenient server may compare the path, by leaving out whatever can be left out.
+fn forms(path: &str) -> BTreeSet<String> {
+    let mut open = vec![(lower(path), false)];
+    let mut found = BTreeSet::new();
+    while let Some((form, cut)) = open.pop() {
+        open.extend(
+            form.strip_suffix("%20")
+                .map(|short| (short.to_owned(), cut)),
+        );
+        let short = form.strip_suffix('/').filter(|short| !short.is_empty());
+        open.extend(short.map(|short| (short.to_owned(), cut)));
+        let short = form.strip_suffix(".r").filter(|_| !cut);
+        open.extend(short.map(|short| (short.to_owned(), true)));
+        found.insert(form);
+    }
+    found
 }
