@@ -92,6 +92,7 @@ impl Policy {
             && !judgement.outcome.is_final()
             && let Some(why) = outside(agent, of, input, readings, &judgement.does)
         {
+            judgement.read_as = None;
             judgement.outcome = JudgeOutcome::Refused(PolicyRefusal::Outside(why));
         }
         judgement

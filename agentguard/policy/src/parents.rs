@@ -63,8 +63,11 @@ impl Policy {
             let known = judgement.facts.entry(name.clone());
             known.or_insert_with(|| value.clone());
         }
-        if !matches!(theirs.outcome, JudgeOutcome::Permitted { .. }) {
-            judgement.read_as = theirs.read_as.clone();
+        match &theirs.outcome {
+            JudgeOutcome::Permitted { .. } => {}
+            JudgeOutcome::Refused(PolicyRefusal::Approval { .. })
+                if judgement.read_as.is_some() => {}
+            JudgeOutcome::Refused(_) => judgement.read_as.clone_from(&theirs.read_as),
         }
         match &theirs.outcome {
             JudgeOutcome::Permitted { charges: more, .. } => judgement.outcome.takes_too(more),

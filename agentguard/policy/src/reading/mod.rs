@@ -18,7 +18,7 @@ pub(super) use self::path::{PathReading, fold, lenient, others, without_slash};
 use self::overrides::Overrides;
 
 /// Readings of one request at most. One that has more is refused.
-const MAX: usize = 64;
+const MAX: usize = 32;
 
 /// Which readings a host's file says its server never makes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

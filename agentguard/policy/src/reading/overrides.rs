@@ -118,7 +118,9 @@ impl<'i> Overrides<'i> {
                 values.for_each(|value| self.takes_method(name.into(), value, fact.clone()));
             }
             Says::Path => {
-                self.facts.push((fact, text.to_owned()));
+                // Its query may have what no record keeps.
+                let path = text.split('?').next().unwrap_or(text);
+                self.facts.push((fact, path.to_owned()));
                 let target = OtherTarget::parse(text.trim()).map_err(|why| {
                     unusable(&format!("names a path that cannot be judged ({why})"))
                 })?;

@@ -1,6 +1,7 @@
 //! The paths that servers read in one path: those that it may stand for, and how a lenient server compares it.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use crate::body::folded;
 use crate::path::{hex, hides_dots, is_delimiter, merge_slashes, normalise_encoding, push_encoded};
@@ -8,15 +9,19 @@ use crate::path::{hex, hides_dots, is_delimiter, merge_slashes, normalise_encodi
 /// Readings of one path at most. One that has more is refused.
 const MAX: usize = 16;
 
-/// Encoded space as it stands in a canonical path: what some servers trim off the ends of a segment.
-const SPACES: [&str; 6] = [
-    "%20",
-    "%C2%A0",
-    "%E3%80%80",
-    "%E2%80%8B",
-    "%EF%BB%BF",
-    "%C2%85",
-];
+/// White space as a canonical path has it: what some servers trim off the ends of a segment.
+static SPACES: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let spaces =
+        (' '..=char::MAX).filter(|c| c.is_whitespace() || matches!(c, '\u{200b}' | '\u{feff}'));
+    let encoded = spaces.map(|space| {
+        let mut text = String::new();
+        let mut buffer = [0; 4];
+        let bytes = space.encode_utf8(&mut buffer).bytes();
+        bytes.for_each(|byte| push_encoded(&mut text, byte));
+        text
+    });
+    encoded.collect()
+});
 
 /// A path, and what a server does to read it in the path that was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,14 +168,11 @@ fn trimmed(path: &str) -> String {
     let mut segments = Vec::new();
     for segment in path.split('/') {
         let mut rest = segment;
-        while let Some(behind) = SPACES.iter().find_map(|space| rest.strip_prefix(space)) {
+        while let Some(behind) = SPACES.iter().find_map(|space| rest.strip_prefix(&**space)) {
             rest = behind;
         }
-        while let Some(before) = SPACES
-            .iter()
-            .chain(&["."])
-            .find_map(|space| rest.strip_suffix(space))
-        {
+        let at_the_end = || SPACES.iter().map(|space| &**space).chain(["."]);
+        while let Some(before) = at_the_end().find_map(|odd| rest.strip_suffix(odd)) {
             rest = before;
         }
         segments.push(rest);
