@@ -1,6 +1,28 @@
-//! A path has one form, which stays what it is, and in which nothing is left that servers read differently.
+//! A path has one form, which stays what it is. However a server reads it, what is forbidden there stays forbidden.
 
-use agentguard_policy::CanonicalPath;
+use std::sync::LazyLock;
+
+use agentguard_policy::{CanonicalPath, Policy};
+use http::HeaderMap;
+
+use super::policy::{Request, ids, sources};
+
+/// What is forbidden is `/admin` and everything below it.
+static POLICY: LazyLock<Policy> = LazyLock::new(|| {
+    let files = [
+        ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+        (
+            "agents/a.toml",
+            "[agent]\nname = \"a\"\nowner = \"o\"\n[[reach]]\nhost = \"h\"\nallow = [\"ANY /**\"]\n",
+        ),
+        (
+            "rules/r.cedar",
+            "@id(\"no\") forbid (principal, action, resource) when { context.routes.contains(\"/Admin/**\") };",
+        ),
+    ];
+    let sources = sources(&files);
+    Policy::compile(&sources, &ids(&sources)).expect("a good bundle")
+});
 
 pub(crate) const SEEDS: &[&[u8]] = &[
     b"/",
@@ -9,11 +31,13 @@ pub(crate) const SEEDS: &[&[u8]] = &[
     b"/%7Euser/%41%2fb%2F..%3Bx",
     b"/b%C3%BCcher/a%20b;v=1/c@d",
     b"/..;/%2e%2e/%252e",
+    b"/x/../Admin%20;v=1/users.json",
+    b"/%2561dmin%3bx/%252fusers%3F",
 ];
 pub(crate) const WORDS: &[&str] = &[
     "/", "//", ".", "..", "/../", "/./", ";", "%2f", "%2F", "%2e", "%2E%2e", "%5c", "%00", "%0d",
     "%25", "%3b", "%3B", "%c0%ae", "%C3%BC", "%40", "%zz", "%", "\\", "?", "#", " ", "\u{fc}",
-    "\u{202e}", "a", "~",
+    "\u{202e}", "a", "~", "admin", "ADMIN", "%61", "%2561", "%3f", "%23", "%20", "%C2%A0", ".json",
 ];
 
 pub(crate) fn check(input: &[u8]) -> String {
@@ -52,9 +76,112 @@ pub(crate) fn check(input: &[u8]) -> String {
         Ok(path.clone()),
         "{letters:?}"
     );
+    let is_refused = is_refused(&path);
+    for how in 0..Server::ALL {
+        let read = Server(how).reads(text.as_bytes());
+        let below = read.strip_prefix("/admin");
+        if below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+            assert!(is_refused, "{raw:?} is {read:?} to {how:b}");
+        }
+    }
     format!(
-        "{} {}",
+        "{} {} {is_refused}",
         lenient.len() != text.len(),
         raw.len() == text.len()
     )
+}
+
+fn is_refused(path: &CanonicalPath) -> bool {
+    let request = Request {
+        method: "GET",
+        path,
+        headers: &HeaderMap::new(),
+        body: b"",
+    };
+    request.decide(&POLICY, 0).is_err()
+}
+
+/// A server that does some of what servers do to a path, a bit each.
+struct Server(u32);
+
+impl Server {
+    const ALL: u32 = 1 << 8;
+
+    fn does(&self, bit: u32) -> bool {
+        self.0 & 1 << bit != 0
+    }
+
+    fn reads(&self, path: &[u8]) -> String {
+        let mut path = path.to_vec();
+        if self.does(0) {
+            path = without_parameters(&path);
+        }
+        // Once to three times.
+        for _ in 0..=self.does(1) as u32 + self.does(2) as u32 {
+            path = decoded(&path);
+            if self.does(3) {
+                let end = path.iter().position(|byte| matches!(byte, b'?' | b'#'));
+                path.truncate(end.unwrap_or(path.len()));
+            }
+            if self.does(0) {
+                path = without_parameters(&path);
+            }
+        }
+        let text = String::from_utf8_lossy(&path).into_owned();
+        let mut kept: Vec<&str> = Vec::new();
+        for segment in text.split('/') {
+            match segment {
+                "" | "." => {}
+                ".." => drop(kept.pop()),
+                _ => kept.push(segment),
+            }
+        }
+        let spare = |c: char| c.is_whitespace() || c == '.';
+        if self.does(4) {
+            for segment in &mut kept {
+                *segment = segment.trim_start().trim_end_matches(spare);
+            }
+            kept.retain(|segment| !segment.is_empty());
+        }
+        let mut read: String = kept.iter().map(|segment| format!("/{segment}")).collect();
+        if self.does(5) {
+            let name = read.rfind('/').map_or(0, |at| at + 1);
+            let dot = read[name..].rfind('.').filter(|dot| *dot > 0);
+            read.truncate(dot.map_or(read.len(), |dot| name + dot));
+        }
+        if self.does(6) {
+            read = read.to_lowercase();
+        }
+        if self.does(7) && text.ends_with('/') {
+            read.push('/');
+        }
+        read
+    }
+}
+
+fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let segments = path.split(|byte| *byte == b'/');
+    let segments: Vec<_> = segments
+        .map(|it| it.split(|byte| *byte == b';').next().unwrap_or(it))
+        .collect();
+    segments.join(&b'/')
+}
+
+fn decoded(path: &[u8]) -> Vec<u8> {
+    let hex = |byte: Option<&u8>| char::from(*byte?).to_digit(16);
+    let (mut out, mut at) = (Vec::new(), 0);
+    while let Some(byte) = path.get(at) {
+        let digits = hex(path.get(at + 1)).zip(hex(path.get(at + 2)));
+        match digits.filter(|_| *byte == b'%') {
+            Some((high, low)) => {
+                out.push((high << 4 | low) as u8);
+                at += 3;
+            }
+            None => {
+                out.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    out
 }

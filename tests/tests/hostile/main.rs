@@ -4,6 +4,7 @@
 mod http;
 mod ledger;
 mod policy;
+mod readings;
 #[cfg(target_arch = "x86_64")]
 mod sandbox;
 mod tls;
