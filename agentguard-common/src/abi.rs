@@ -436,6 +436,14 @@ pub enum Tamper {
     Pins = 5,
     /// Reading or changing the daemon's files, or a whole disk that may hold them.
     Files = 6,
+    /// Limits, priority or scheduling of another process, which is `parent_tgid`.
+    Limits = 7,
+    /// A disk, whose number is `port` and `proto` (major and minor).
+    BlockDevice = 8,
+    /// The host's memory, or a disk by another way than as one: as [`Tamper::BlockDevice`].
+    CharDevice = 9,
+    /// Writing a parameter of the kernel's, whose name below `/proc/sys` is the path.
+    Sysctl = 10,
 }
 
 impl TryFrom<u32> for Tamper {
@@ -449,6 +457,10 @@ impl TryFrom<u32> for Tamper {
             4 => Self::Terminal,
             5 => Self::Pins,
             6 => Self::Files,
+            7 => Self::Limits,
+            8 => Self::BlockDevice,
+            9 => Self::CharDevice,
+            10 => Self::Sysctl,
             other => return Err(other),
         })
     }
@@ -506,7 +518,7 @@ pub struct Event {
     pub proto: u32,
     /// Bytes of `path` in use.
     pub path_len: u32,
-    /// The executed file, for `Exec` and `Enrol`; the [`UnixName`] for `Unix`.
+    /// The executed file, for `Exec` and `Enrol`; the [`UnixName`] for `Unix`; what a [`Tamper`] says.
     pub path: [u8; PATH_LEN],
 }
 

@@ -74,6 +74,9 @@ pub struct Layout {
     pub mnt_namespace_ns: u32,
     pub ns_common_inum: u32,
     pub mount_group_id: u32,
+    pub task_nsproxy: u32,
+    pub nsproxy_net_ns: u32,
+    pub net_ns: u32,
     /// Not an offset: which argument of the hook `inode_setattr` the entry is.
     pub setattr_dentry: u32,
 }
@@ -146,6 +149,9 @@ impl Layout {
         mnt_namespace_ns: 0,
         ns_common_inum: 0,
         mount_group_id: 0,
+        task_nsproxy: 0,
+        nsproxy_net_ns: 0,
+        net_ns: 0,
         setattr_dentry: 0,
     };
 }

@@ -11,6 +11,7 @@ use aya_ebpf::helpers::generated::{
     bpf_probe_read_kernel, bpf_probe_read_user,
 };
 
+use crate::hook::sysctl::Name;
 use crate::maps::{EVENTS, ExecDesk, Scratch, count};
 use crate::task::{Task, Unreadable, at, current_tgid, read};
 
@@ -100,6 +101,18 @@ pub fn tamper(finding: Finding, agent: AgentId, tried: Tamper, target: u32) {
     head_only(EventKind::Tamper, finding, agent, &who, &what);
 }
 
+/// A device that the current task, an agent's, tried to open or make.
+#[inline(always)]
+pub fn device(finding: Finding, agent: AgentId, tried: Tamper, major: u32, minor: u32) {
+    let what = What {
+        sock_type: tried as u32,
+        port: major as u16,
+        proto: minor,
+        ..What::default()
+    };
+    call(EventKind::Tamper, finding, agent, &what);
+}
+
 /// A packet: whose context it is sent in says nothing about who sent it.
 #[inline(always)]
 pub fn packet(kind: EventKind, finding: Finding, agent: AgentId, tgid: u32, what: &What) {
@@ -164,6 +177,29 @@ pub fn with_path(
 /// A call of the current task's that names a Unix socket.
 #[inline(always)]
 pub fn unix(finding: Finding, agent: AgentId, what: &What, name: &UnixName) {
+    named(EventKind::Unix, finding, agent, what, &name.bytes, name.len);
+}
+
+/// A parameter of the kernel's that the current task, an agent's, tried to write.
+#[inline(always)]
+pub fn sysctl(finding: Finding, agent: AgentId, name: &Name) {
+    let what = What {
+        sock_type: Tamper::Sysctl as u32,
+        ..What::default()
+    };
+    let len = name.len() as u32;
+    named(EventKind::Tamper, finding, agent, &what, name, len);
+}
+
+#[inline(always)]
+fn named(
+    kind: EventKind,
+    finding: Finding,
+    agent: AgentId,
+    what: &What,
+    name: &[u8; 128],
+    len: u32,
+) {
     let Some(mut bytes) = EVENTS.reserve_bytes(size_of::<Event>(), 0) else {
         count(Counter::RingFull);
         return;
@@ -173,16 +209,16 @@ pub fn unix(finding: Finding, agent: AgentId, what: &What, name: &UnixName) {
         tgid: current_tgid(),
         uid: current_uid(),
         cgroup: current_cgroup(),
-        path_len: name.len,
+        path_len: len,
         ..Who::default()
     };
-    fill(event, EventKind::Unix, finding, agent, &who, what);
+    fill(event, kind, finding, agent, &who, what);
     // SAFETY: the name is shorter than `path`, which the reservation covers. A failed read zeroes the destination.
     unsafe {
         bpf_probe_read_kernel(
             (&raw mut (*event).path).cast(),
-            size_of_val(&name.bytes) as u32,
-            name.bytes.as_ptr().cast(),
+            size_of_val(name) as u32,
+            name.as_ptr().cast(),
         )
     };
     bytes.submit(0);

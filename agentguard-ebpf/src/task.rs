@@ -115,6 +115,15 @@ impl Task {
         cgroup_id(cgroup)
     }
 
+    /// Number of its network namespace, as `/proc/PID/ns/net` has it.
+    #[inline(always)]
+    pub fn netns(self) -> Result<u32, Unreadable> {
+        let namespaces: u64 = read(self.0, at!(task_nsproxy))?;
+        let net: u64 = read(namespaces, at!(nsproxy_net_ns))?;
+        let common = net.wrapping_add(u64::from(at!(net_ns)));
+        read(common, at!(ns_common_inum))
+    }
+
     /// The daemon and the forwarder, its child, are never labelled.
     #[inline(always)]
     pub fn is_ours(self) -> Result<bool, Unreadable> {

@@ -8,7 +8,9 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 import socket
+import stat
 import struct
 import sys
 
@@ -18,7 +20,8 @@ NUMBERS = {
     "ptrace": 101, "mount": 165, "umount2": 166, "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272,
     "perf_event_open": 298, "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311,
     "bpf": 321, "userfaultfd": 323, "io_uring_setup": 425, "pidfd_open": 434, "pidfd_getfd": 438, "fsopen": 430,
-    "open_tree": 428, "fanotify_init": 300,
+    "open_tree": 428, "fanotify_init": 300, "tgkill": 234, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297,
+    "pidfd_send_signal": 424, "prlimit64": 302, "kcmp": 312,
 }
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWNS = 0x10000000, 0x40000000, 0x20000
 
@@ -76,6 +79,74 @@ def memory(pid):
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as file:
         file.seek(address)
         file.read(8)
+
+
+def mem_write(pid, address):
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as file:
+        file.seek(int(address, 16))
+        was = file.read(1)
+        file.seek(int(address, 16))
+        file.write(was)
+
+
+def queue(name, *target):
+    """SIGCONT with a value."""
+    info = struct.pack("iii", signal.SIGCONT, 0, -1) + bytes(116)
+    call(name, *[int(number) for number in target], signal.SIGCONT, info)
+
+
+def pidfd_signal(pid):
+    pidfd = call("pidfd_open", int(pid), 0)
+    try:
+        call("pidfd_send_signal", pidfd, signal.SIGCONT, None, 0)
+    finally:
+        os.close(pidfd)
+
+
+def prlimit(pid):
+    """What it has, once more."""
+    limit = ctypes.create_string_buffer(16)
+    call("prlimit64", int(pid), 7, None, limit)
+    call("prlimit64", int(pid), 7, limit, None)
+
+
+def child():
+    """One that waits, with a pipe of its own to read from, and ends with this process."""
+    reading, writing = os.pipe()
+    made = os.fork()
+    if made == 0:
+        os.dup2(reading, 0)
+        LIBC.prctl(1, signal.SIGKILL, 0, 0, 0)
+        while True:
+            signal.pause()
+    return made
+
+
+def stack(pid):
+    with open(f"/proc/{pid}/maps") as maps:
+        return next(line for line in maps if line.endswith("[stack]\n")).split("-")[0]
+
+
+def node(path, kind, major, minor):
+    os.mknod(path, (stat.S_IFBLK if kind == "b" else stat.S_IFCHR) | 0o600, os.makedev(int(major), int(minor)))
+    os.unlink(path)
+
+
+def rewrite(path):
+    """What is there already, by one write."""
+    file = os.open(path, os.O_RDWR)
+    try:
+        was = os.read(file, 4096)
+        os.pwrite(file, was, 0)
+    finally:
+        os.close(file)
+
+
+def rewrite_in_own_netns(path):
+    def attempt():
+        call("unshare", CLONE_NEWNET)
+        rewrite(path)
+    in_child(attempt)
 
 
 def getfd(pid):
@@ -182,12 +253,25 @@ CALLS = {
     "read": lambda path: open(path, "rb").close(),
     "list": lambda path: os.listdir(path)[0],
     "pid": os.getpid,
+    "child": child,
+    "stack": stack,
+    "mem_write": mem_write,
+    "open": lambda path: closing(os.open(path, os.O_RDONLY | os.O_NONBLOCK)),
+    "tgkill": lambda pid: call("tgkill", int(pid), int(pid), signal.SIGCONT),
+    "rt_sigqueueinfo": lambda pid: queue("rt_sigqueueinfo", pid),
+    "rt_tgsigqueueinfo": lambda pid: queue("rt_tgsigqueueinfo", pid, pid),
+    "pidfd_send_signal": pidfd_signal,
+    "kcmp": lambda pid: call("kcmp", os.getpid(), int(pid), 2, 0, 0),
+    "prlimit": prlimit,
+    "node": node,
+    "rewrite": rewrite,
+    "rewrite_in_own_netns": rewrite_in_own_netns,
 }
 
 for words in map(str.split, iter(sys.stdin.readline, "")):
     try:
         found = CALLS[words[0]](*words[1:])
-        print("said", "ok" if words[0] != "pid" else found, flush=True)
+        print("said", found if words[0] in ("pid", "child", "stack") else "ok", flush=True)
     except IndexError:
         print("said ENOENT", flush=True)
     except OSError as error:

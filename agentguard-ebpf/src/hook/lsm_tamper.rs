@@ -1,6 +1,6 @@
 //! What an agent's process may not do, whatever its user, to what holds it and to processes that are not its agent's.
 
-use agentguard_common::abi::{AgentId, ConfigSlot, Tamper};
+use agentguard_common::abi::{AgentId, Tamper};
 use agentguard_common::verdict::{Finding, Refusal};
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
@@ -8,7 +8,7 @@ use aya_ebpf::programs::LsmContext;
 use crate::emit;
 use crate::hook::guard::{Answer, Judged};
 use crate::hook::lsm::{self, Caller};
-use crate::maps::{config, label_of};
+use crate::maps::label_of;
 use crate::task::Task;
 
 const PTRACE_MODE_NOAUDIT: u32 = 0x04;
@@ -65,26 +65,58 @@ pub fn lsm_task_kill(ctx: LsmContext) -> i32 {
         |caller| match signal {
             // Asks whether it is there.
             0 => Ok(Answer::Allow),
-            _ => signals(caller, target),
+            _ => reaches(caller, target),
         },
         |caller, finding| report(caller, finding, Tamper::Signal, target),
     )
 }
 
-/// Not what holds it, and not another agent. For the rest the users' rights decide, as for everyone.
+/// Only a process of the same agent. One whose last thread has ended is nobody's by now, and may still be its child.
 #[inline(always)]
-fn signals(caller: &Caller, target: Task) -> Judged {
-    let tgid = target.tgid()?;
-    let label = label_of(tgid);
-    let is_ours = [ConfigSlot::Daemon, ConfigSlot::Forwarder]
-        .into_iter()
-        .any(|slot| config(slot) == u64::from(tgid));
+fn reaches(caller: &Caller, target: Task) -> Judged {
+    let label = label_of(target.tgid()?);
     Ok(
-        if is_ours || (label.agent != AgentId::NONE && label.agent != caller.agent) {
-            Answer::Deny(Refusal::Tamper)
-        } else {
+        if label.agent == caller.agent
+            || (label.agent == AgentId::NONE && target.group_is_dead()?)
+        {
             Answer::Allow
+        } else {
+            Answer::Deny(Refusal::Tamper)
         },
+    )
+}
+
+/// (task, resource, limit, answer of the program before): no other hook sees prlimit(2) and has the task.
+#[lsm(hook = "task_setrlimit")]
+pub fn lsm_task_setrlimit(ctx: LsmContext) -> i32 {
+    limits(&ctx, ctx.arg(3))
+}
+
+/// (task, nice, answer of the program before).
+#[lsm(hook = "task_setnice")]
+pub fn lsm_task_setnice(ctx: LsmContext) -> i32 {
+    limits(&ctx, ctx.arg(2))
+}
+
+/// (task, priority, answer of the program before).
+#[lsm(hook = "task_setioprio")]
+pub fn lsm_task_setioprio(ctx: LsmContext) -> i32 {
+    limits(&ctx, ctx.arg(2))
+}
+
+/// (task, answer of the program before): its policy, and the CPUs that it may run on.
+#[lsm(hook = "task_setscheduler")]
+pub fn lsm_task_setscheduler(ctx: LsmContext) -> i32 {
+    limits(&ctx, ctx.arg(1))
+}
+
+#[inline(always)]
+fn limits(ctx: &LsmContext, previous: i32) -> i32 {
+    let target = target(ctx);
+    lsm::answer(
+        previous,
+        |caller| reaches(caller, target),
+        |caller, finding| report(caller, finding, Tamper::Limits, target),
     )
 }
 

@@ -5,4 +5,4 @@ mod facts;
 mod judge;
 
 pub use self::facts::{CanaryState, Facts};
-pub use self::judge::judge;
+pub use self::judge::{SIGNAL_SCOPE, judge};

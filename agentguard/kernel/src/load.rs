@@ -43,7 +43,7 @@ pub(super) struct OfferedHelpers {
 
 /// Every program by its name in the object, in the order of attaching: sockets are marked before anything is judged, and
 /// processes are enrolled last.
-const PROGRAMS: [(&str, AttachPoint); 49] = [
+const PROGRAMS: [(&str, AttachPoint); 55] = [
     ("sock_create", AttachPoint::Cgroup(2)),
     ("sock_release", AttachPoint::Cgroup(34)),
     ("connected", AttachPoint::Cgroup(3)),
@@ -58,6 +58,8 @@ const PROGRAMS: [(&str, AttachPoint); 49] = [
     ("getpeername6", AttachPoint::Cgroup(30)),
     ("bind4", AttachPoint::Cgroup(8)),
     ("bind6", AttachPoint::Cgroup(9)),
+    ("device", AttachPoint::Cgroup(6)),
+    ("sysctl", AttachPoint::Cgroup(18)),
     ("exit", AttachPoint::RawTracepoint),
     ("exit_backstop", AttachPoint::Backstop),
     ("fork", AttachPoint::RawTracepoint),
@@ -74,6 +76,10 @@ const PROGRAMS: [(&str, AttachPoint); 49] = [
     ("lsm_bpf", AttachPoint::Lsm),
     ("lsm_ptrace_access_check", AttachPoint::Lsm),
     ("lsm_task_kill", AttachPoint::Lsm),
+    ("lsm_task_setrlimit", AttachPoint::Lsm),
+    ("lsm_task_setnice", AttachPoint::Lsm),
+    ("lsm_task_setioprio", AttachPoint::Lsm),
+    ("lsm_task_setscheduler", AttachPoint::Lsm),
     ("lsm_file_ioctl", AttachPoint::Lsm),
     ("lsm_file_receive", AttachPoint::Lsm),
     ("lsm_socket_sendmsg", AttachPoint::Lsm),
@@ -265,6 +271,10 @@ fn load_object(folders: &Folders, layout: &Layout, lsm: bool) -> Result<Ebpf, Ke
     loader.override_global("LAYOUT", GlobalData::from(layout), true);
     let lsm = u32::from(lsm);
     loader.override_global("LSM", GlobalData::from(&lsm), true);
+    let netns = probe::host_netns()?;
+    loader.override_global("HOST_NETNS", GlobalData::from(&netns), true);
+    let majors = probe::disk_majors();
+    loader.override_global("DISK_MAJORS", GlobalData::from(&majors), true);
     // TASK_SCRATCH, of whose type aya has no handle; nobody needs one.
     loader.allow_unsupported_maps();
     for spec in &SPECS {
@@ -304,6 +314,8 @@ fn load_program(
             let btf = btf.ok_or_else(|| KernelError::Object(format!("{name} without BTF")))?;
             program.load(lsm_hook(name), btf)
         }
+        Program::CgroupDevice(program) => program.load(),
+        Program::CgroupSysctl(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),

@@ -120,6 +120,33 @@ pub fn preempts_tracepoints() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(7, 0, 0))
 }
 
+/// The number of the namespace that the daemon is in.
+pub(super) fn host_netns() -> Result<u32, KernelError> {
+    let namespace = std::fs::metadata("/proc/self/ns/net").map_err(|source| KernelError::Call {
+        call: "stat",
+        source,
+    })?;
+    u32::try_from(namespace.ino())
+        .map_err(|_| KernelError::Unsupported("/proc/self/ns/net is no namespace".into()))
+}
+
+/// Majors of the character devices that carry commands to a disk, of those that the kernel gives as they come; 0 for what it
+/// does not have yet.
+pub(super) fn disk_majors() -> [u32; 4] {
+    let devices = std::fs::read_to_string("/proc/devices").unwrap_or_default();
+    ["bsg", "nvme", "nvme-generic", "dax"].map(|name| major(&devices, name).unwrap_or(0))
+}
+
+/// `devices`: as `/proc/devices` has them, block devices behind the others.
+fn major(devices: &str, name: &str) -> Option<u32> {
+    let lines = devices.lines().take_while(|line| *line != "Block devices:");
+    let mut fields = lines.map(str::split_whitespace);
+    fields.find_map(|mut fields| {
+        let number = fields.next()?;
+        (fields.next()? == name).then(|| number.parse().ok())?
+    })
+}
+
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
@@ -134,6 +161,14 @@ mod tests {
         assert_eq!(version("6.18.44-fc-v657"), Some((6, 18)));
         assert_eq!(version("5.10.0-28-cloud-amd64"), Some((5, 10)));
         assert_eq!(version("mainline"), None);
+    }
+
+    #[test]
+    fn majors_of_character_devices() {
+        let devices =
+            "Character devices:\n  1 mem\n 10 misc\n248 bsg\n\nBlock devices:\n259 nvme\n";
+        assert_eq!(major(devices, "bsg"), Some(248));
+        assert_eq!(major(devices, "nvme"), None);
     }
 
     #[test]

@@ -4,9 +4,11 @@
 mod dns;
 mod exec;
 mod forwarder;
+mod host;
 mod lineage;
 mod namespace;
 mod network;
+mod processes;
 mod sockets;
 mod tamper;
 mod unix;

@@ -116,7 +116,7 @@ os.kill(child, 9)",
     assert_eq!(control, "ok ok ok ok ok\nok ok ok ok ok\nok ok ok ok ok");
     assert_eq!(
         machine.run(&script),
-        "EPERM EPERM EACCES ok ok\nEPERM ok EPERM ok ok\nEPERM EPERM EPERM EPERM ok"
+        "EPERM EPERM EACCES ok ok\nEPERM ok EPERM EPERM ok\nEPERM EPERM EPERM EPERM ok"
     );
     let targets =
         |events: Vec<Event>| -> Vec<u32> { events.iter().map(|event| event.parent_tgid).collect() };
@@ -127,7 +127,7 @@ os.kill(child, 9)",
     );
     assert_eq!(
         targets(tampers(&mut machine, Tamper::Signal)),
-        [daemon, other.tgid()]
+        [daemon, other.tgid(), bystander_tgid]
     );
     assert_eq!(tampers(&mut machine, Tamper::Terminal).len(), 1);
     assert_eq!(machine.refused(EventKind::Socket, Refusal::Family), 3);

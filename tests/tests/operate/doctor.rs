@@ -8,7 +8,7 @@ use agentguard_tests::{Bundle, Guard, Nginx, Ran, Site};
 use serde_json::Value;
 
 /// In this order, for ever.
-const IDS: [&str; 21] = [
+const IDS: [&str; 25] = [
     "lineage",
     "tcp",
     "udp",
@@ -30,6 +30,10 @@ const IDS: [&str; 21] = [
     "namespaces",
     "forwarder-sandbox",
     "canary",
+    "process-memory",
+    "signals",
+    "devices",
+    "sysctl",
 ];
 
 #[test]
@@ -104,6 +108,7 @@ fn each_gap_of_this_host_has_its_row() {
     let or = |is: bool, other: &'static str| if is { "enforced" } else { other };
     let lsm = standings.has_lsm();
     let unix = release() >= (6, 7);
+    let landlock = agentguard_sys::privilege::landlock_abi();
     let expected = [
         ("lineage", "enforced"),
         ("tcp", "enforced"),
@@ -123,6 +128,16 @@ fn each_gap_of_this_host_has_its_row() {
         ),
         ("handed-over-sockets", or(lsm, "open")),
         ("tamper", or(lsm, "open")),
+        (
+            "process-memory",
+            or(lsm, if landlock >= 1 { "fallback" } else { "open" }),
+        ),
+        (
+            "signals",
+            or(lsm, if landlock >= 6 { "fallback" } else { "open" }),
+        ),
+        ("devices", "enforced"),
+        ("sysctl", "enforced"),
         (
             "terminal",
             or(

@@ -309,6 +309,7 @@ fn act(event: &Event, kind: EventKind) -> Option<(ActionName, String)> {
 
 fn tampering(event: &Event) -> (ActionName, String) {
     let process = || format!("process/{}", event.parent_tgid);
+    let device = |kind| format!("device/{kind}{}:{}", event.port, event.proto);
     match Tamper::try_from(event.sock_type) {
         Ok(Tamper::Bpf) => (ActionName::Bpf, "bpf".to_owned()),
         Ok(Tamper::Ptrace) => (ActionName::Ptrace, process()),
@@ -316,6 +317,10 @@ fn tampering(event: &Event) -> (ActionName, String) {
         Ok(Tamper::Terminal) => (ActionName::Ioctl, "terminal".to_owned()),
         Ok(Tamper::Pins) => (ActionName::Unlink, "bpffs".to_owned()),
         Ok(Tamper::Files) => (ActionName::File, "agentguard".to_owned()),
+        Ok(Tamper::Limits) => (ActionName::Tamper, process()),
+        Ok(Tamper::BlockDevice) => (ActionName::File, device('b')),
+        Ok(Tamper::CharDevice) => (ActionName::File, device('c')),
+        Ok(Tamper::Sysctl) => (ActionName::File, format!("/proc/sys/{}", path(event))),
         Err(_) => (ActionName::Tamper, "tamper".to_owned()),
     }
 }
@@ -366,7 +371,9 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::Internal => "a kernel map was full or a read failed",
         Refusal::Namespace => "no forwarder listens in this network namespace",
         Refusal::Family => "an address family that no rule can allow",
-        Refusal::Tamper => "it would reach what holds the agent, or a process that is not its own",
+        Refusal::Tamper => {
+            "it would reach what holds the agent, a process that is not its own, or the whole host"
+        }
         Refusal::HandedOver => "a network socket that the agent has not made itself",
         Refusal::Terminal => "it would type into a terminal",
         Refusal::UnixSocket => "no [[unix]] entry names this socket",

@@ -219,7 +219,7 @@ impl Installer {
             format!("the bundle requires `{gap}`, which this host lacks and `accept_gaps` accepts")
         }));
         warnings.extend(unknown_digests(
-            &enforce.guarantees(host, forwarder),
+            &enforce.guarantees(host, forwarder, Some(&new.policy)),
             &new.policy,
         ));
         let adopted = adoption::adopt(roster, &self.stopper.census, enforce, forwarder.tgid());

@@ -77,8 +77,13 @@ impl Enforce {
         lock(&census.activity).connected(&BTreeMap::new());
     }
 
-    /// What holds now.
-    pub fn guarantees(&self, host: &Host, forwarder: &ForwarderLink) -> Vec<Guarantee> {
+    /// What holds now, or would with `policy` in force.
+    pub fn guarantees(
+        &self,
+        host: &Host,
+        forwarder: &ForwarderLink,
+        policy: Option<&Policy>,
+    ) -> Vec<Guarantee> {
         let landlock_abi = match forwarder.status().0 {
             forwarder::Status::Up { sandbox, .. } => sandbox.landlock_abi,
             forwarder::Status::Starting | forwarder::Status::Down { .. } => host.facts.landlock_abi,
@@ -90,6 +95,7 @@ impl Enforce {
             landlock_abi,
             canary,
             unprotected: self.unprotected.clone(),
+            beside_run: policy.map(beside_run).unwrap_or_default(),
             ..host.facts.clone()
         })
     }
@@ -105,7 +111,7 @@ impl Enforce {
         require(
             policy.require(),
             accepted,
-            &self.guarantees(host, forwarder),
+            &self.guarantees(host, forwarder, Some(policy)),
         )
     }
 
@@ -123,6 +129,14 @@ impl Enforce {
     fn set_killed(&self, agent: AgentId, killed: bool) -> Result<(), KernelError> {
         lock(&self.kernel).set_killed(agent, killed || self.is_held())
     }
+}
+
+fn beside_run(policy: &Policy) -> Vec<String> {
+    policy
+        .agents()
+        .filter(|agent| agent.keep_privileges || !agent.identify.is_empty())
+        .map(|agent| agent.name.clone())
+        .collect()
 }
 
 /// Labels, the kernel locked for each call: a scan of all processes holds no kill up.

@@ -57,6 +57,11 @@ pub struct Facts {
     pub tiocsti_disabled: bool,
     /// What the kernel offers or, once it runs, what the forwarder has.
     pub landlock_abi: u32,
+    /// What the kernel offers to what `agentguard run` starts.
+    pub run_landlock: u32,
+    /// Agents of the bundle whose processes need not be held by `agentguard run`: they are the agent's by an `[[identify]]`
+    /// block, or keep their privileges.
+    pub beside_run: Vec<String>,
     pub canary: CanaryState,
 }
 
@@ -83,6 +88,8 @@ impl Facts {
             io_uring_disabled: parameter("/proc/sys/kernel/io_uring_disabled").trim() == "2",
             tiocsti_disabled: parameter("/proc/sys/dev/tty/legacy_tiocsti").trim() == "0",
             landlock_abi: sys::privilege::landlock_abi(),
+            run_landlock: sys::privilege::landlock_abi(),
+            beside_run: Vec::new(),
             canary: CanaryState::Absent,
         }
     }

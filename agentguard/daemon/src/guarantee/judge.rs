@@ -4,8 +4,8 @@ use agentguard_record::guarantee::{Guarantee, GuaranteeId, Holds};
 
 use super::{CanaryState, Facts};
 
-/// From which Landlock keeps signals and abstract sockets apart, too (Linux 6.12).
-const WHOLE_LANDLOCK: u32 = 6;
+/// The ABI from which Landlock keeps signals and abstract sockets apart, too (Linux 6.12).
+pub const SIGNAL_SCOPE: u32 = 6;
 
 /// Hooks by which files are opened, changed, moved and covered.
 const OWN_FILES: [&str; 14] = [
@@ -123,6 +123,10 @@ fn row(id: GuaranteeId, facts: &Facts) -> Row {
         ]),
         GuaranteeId::ForwarderSandbox => forwarder_sandbox(facts),
         GuaranteeId::Canary => canary(facts),
+        GuaranteeId::ProcessMemory => process_memory(facts),
+        GuaranteeId::Signals => signals(facts),
+        GuaranteeId::Devices => hooks(&["device"]),
+        GuaranteeId::Sysctl => hooks(&["sysctl"]),
     }
 }
 
@@ -195,6 +199,51 @@ fn lsm_remedy(facts: &Facts) -> Option<String> {
     (!facts.bpf_lsm).then(|| {
         "boot with lsm=…,bpf on a kernel with CONFIG_BPF_LSM=y that is not locked down".into()
     })
+}
+
+fn process_memory(facts: &Facts) -> Row {
+    by_domain(
+        facts,
+        &["ptrace_access_check"],
+        1,
+        "an agent reaches by /proc/PID into every process of its user",
+    )
+}
+
+fn signals(facts: &Facts) -> Row {
+    by_domain(
+        facts,
+        &["task_kill", "task_setrlimit"],
+        SIGNAL_SCOPE,
+        "an agent signals every process of its user",
+    )
+}
+
+/// By LSM hooks, else by the domain that each `agentguard run` makes from this version of Landlock on.
+fn by_domain(facts: &Facts, hooks: &[&str], abi: u32, without: &str) -> Row {
+    if has_lsm(facts, hooks) || !facts.run_filter || facts.run_landlock < abi {
+        let (holds, why, remedy) = by_lsm(facts, hooks, without);
+        let linux = if abi == SIGNAL_SCOPE { "6.12" } else { "6.1" };
+        let remedy = remedy.map(|remedy| {
+            format!("{remedy}; or Linux {linux} with landlock in lsm=…, for what `run` starts")
+        });
+        return (holds, why, remedy);
+    }
+    let domain = format!(
+        "the Landlock domain of each `run` (abi {})",
+        facts.run_landlock
+    );
+    if facts.beside_run.is_empty() {
+        let why = format!(
+            "{domain}; a process that is an agent's without `run`, or keeps its privileges, has none"
+        );
+        return (Holds::Fallback, why, lsm_remedy(facts));
+    }
+    let why = format!(
+        "{domain} does not hold {}, whose bundle has [[identify]] or privileges = \"keep\" for it; {without}",
+        facts.beside_run.join(", ")
+    );
+    (Holds::Open, why, lsm_remedy(facts))
 }
 
 fn lineage(facts: &Facts) -> Row {
@@ -361,12 +410,12 @@ fn forwarder_sandbox(facts: &Facts) -> Row {
             "a system call filter and no capabilities; this kernel has no Landlock".into(),
             Some(remedy()),
         ),
-        1..WHOLE_LANDLOCK => (
+        1..SIGNAL_SCOPE => (
             Holds::Fallback,
             format!("landlock abi {abi}, which lacks some rights, and a system call filter"),
             Some(remedy()),
         ),
-        WHOLE_LANDLOCK.. => (
+        SIGNAL_SCOPE.. => (
             Holds::Enforced,
             format!("landlock abi {abi} and a system call filter"),
             None,

@@ -38,7 +38,9 @@ pub fn status(parts: &Parts) -> Status {
         let kernel = lock(&enforce.kernel);
         (kernel.hooks(), kernel.counters())
     };
-    let guarantees = enforce.guarantees(host, forwarder);
+    let active = roster.active.load();
+    let policy = active.as_deref().map(|active| &active.policy);
+    let guarantees = enforce.guarantees(host, forwarder, policy);
     let audit = AuditView {
         path: crate::audit_dir(&host.config.paths.state),
         available: *books.records.available().borrow(),
@@ -46,7 +48,6 @@ pub fn status(parts: &Parts) -> Status {
         error: books.records.trouble(),
     };
     let forwarder = forwarder_view(forwarder, &parts.census);
-    let active = roster.active.load();
     let mut alarms = books.alarms.raised();
     alarms.extend(forwarder.error.clone().map(Alarm::NoForwarder));
     alarms.extend(audit.error.clone().map(Alarm::NoRecords));

@@ -10,7 +10,7 @@ use agentguard_control::api::Enrolment;
 use agentguard_daemon::upstream::SYSTEM_BUNDLES;
 use agentguard_sys::{SysError, mount, privilege, pty, signal};
 
-use super::{As, OWN_FAILURE, environment, floor};
+use super::{As, OWN_FAILURE, domain, environment, floor};
 use crate::cli::Failure;
 
 /// CMD is there and cannot be executed, or its exec was refused.
@@ -119,6 +119,7 @@ fn prepare(plan: &Plan<'_>, started: &Enrolment) -> Result<(), SysError> {
     signal::reset()?;
     privilege::close_on_exec_from(3)?;
     if !started.keep_privileges {
+        domain::enter()?;
         // Last: it refuses some of the calls above.
         floor::filter().install()?;
     }

@@ -15,7 +15,7 @@ pub(super) fn filter() -> SyscallFilter {
     SyscallFilter::refusing(&RULES)
 }
 
-const RULES: [SyscallRule; 45] = [
+const RULES: [SyscallRule; 46] = [
     // Its operations never pass a seccomp filter: a ring would open the sockets that are refused below.
     always(libc::SYS_io_uring_setup),
     always(libc::SYS_io_uring_enter),
@@ -28,6 +28,8 @@ const RULES: [SyscallRule; 45] = [
     always(libc::SYS_process_vm_writev),
     // Takes another process's connected socket.
     always(libc::SYS_pidfd_getfd),
+    // Limits of another process of the same user, which asks for no more than that. 0 is the caller.
+    only_if(libc::SYS_prlimit64, &[argument(0, Is::NoneOf(&[0]))]),
     // Families that no hook judges: packet, vsock, Bluetooth, XDP, crypto, …
     only_if(
         libc::SYS_socket,

@@ -1,6 +1,7 @@
 //! `agentguard run`: a command as an agent, labelled by the daemon before its first instruction.
 
 mod child;
+mod domain;
 mod environment;
 mod floor;
 mod relay;

@@ -2,7 +2,7 @@ use agentguard_kernel::{Hook, NoDigests};
 
 use super::*;
 
-const CGROUP_HOOKS: [&str; 16] = [
+const CGROUP_HOOKS: [&str; 18] = [
     "fork",
     "exec",
     "exit",
@@ -19,9 +19,11 @@ const CGROUP_HOOKS: [&str; 16] = [
     "bind4",
     "bind6",
     "getpeername4",
+    "device",
+    "sysctl",
 ];
 
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
     "lsm_digest",
     "lsm_bprm_check_security",
     "lsm_socket_create",
@@ -29,6 +31,7 @@ const PROGRAMS: [&str; 9] = [
     "lsm_unix_may_send",
     "lsm_bpf",
     "lsm_task_kill",
+    "lsm_task_setrlimit",
     "lsm_ptrace_access_check",
     "unix_connect",
 ];
@@ -54,6 +57,8 @@ fn facts(hooks: &[&'static str]) -> Facts {
         io_uring_disabled: false,
         tiocsti_disabled: false,
         landlock_abi: 7,
+        run_landlock: 7,
+        beside_run: Vec::new(),
         canary: CanaryState::Passed,
     }
 }
@@ -81,7 +86,9 @@ fn a_kernel_without_lsm_names_what_stays_open() {
             "unix-sockets",
             "handed-over-sockets",
             "tamper",
-            "own-files"
+            "own-files",
+            "process-memory",
+            "signals"
         ]
     );
     assert_eq!(by(Holds::Fallback), ["exec", "io-uring", "terminal"]);
@@ -141,6 +148,35 @@ fn each_fact_moves_its_row() {
         ..all
     };
     assert_eq!(holds(&failed, "canary"), Holds::Open);
+}
+
+#[test]
+fn what_run_alone_holds_is_open_for_who_need_not_be_below_it() {
+    let with = |run_landlock, beside_run: &[&str], hooks: &[&'static str]| Facts {
+        run_filter: true,
+        run_landlock,
+        beside_run: beside_run.iter().map(|name| (*name).to_owned()).collect(),
+        ..facts(&[&CGROUP_HOOKS, hooks].concat())
+    };
+    let lsm = [
+        "lsm_ptrace_access_check",
+        "lsm_task_kill",
+        "lsm_task_setrlimit",
+    ];
+    use Holds::{Enforced, Fallback, Open};
+    for (facts, memory, signals) in [
+        (with(0, &[], &[]), Open, Open),
+        (with(5, &[], &[]), Fallback, Open),
+        (with(6, &[], &[]), Fallback, Fallback),
+        (with(6, &["worker"], &[]), Open, Open),
+        (with(0, &["worker"], &lsm), Enforced, Enforced),
+    ] {
+        let found = ["process-memory", "signals"].map(|id| holds(&facts, id));
+        assert_eq!(found, [memory, signals], "{facts:?}");
+    }
+    let rows = judge(&with(6, &["worker"], &[]));
+    let row = rows.iter().find(|row| row.id == GuaranteeId::Signals);
+    assert!(row.unwrap().why.contains("does not hold worker"), "{row:?}");
 }
 
 #[test]

@@ -1,0 +1,163 @@
+//! Ways to the whole host that an agent of root's owns by its user: the kernel's parameters, disks, the memory. No agent has
+//! them, by whatever it became one, and whether the kernel has BPF LSM or not.
+
+use std::path::Path;
+
+use agentguard_tests::attempt::{AGENT, Attempt, KEEP, User, alone, prove, under};
+use agentguard_tests::tools::script;
+use agentguard_tests::{Bundle, Guard, Running, Site};
+
+const PYTHON: &str = "/usr/bin/python3";
+const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
+
+/// What programs open every day, where the host has it.
+const ORDINARY: [&str; 10] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/ptmx",
+    "/dev/fuse",
+    "/dev/kvm",
+    "/dev/net/tun",
+    "/proc/sys/kernel/osrelease",
+];
+
+/// Where the host has them.
+const WHOLE: [&str; 6] = [
+    "/dev/loop0",
+    "/dev/vda",
+    "/dev/loop-control",
+    "/dev/mem",
+    "/dev/btrfs-control",
+    "/dev/mapper/control",
+];
+
+fn tries(running: &mut Running, what: &str) -> String {
+    running.say(what);
+    running.after("said ")
+}
+
+fn words(program: &str) -> Vec<String> {
+    let script = script("tamper.py").display().to_string();
+    vec![program.to_owned(), script]
+}
+
+/// With every capability, and recorded.
+#[test]
+fn parameters_of_the_kernel_and_nodes_of_disks() {
+    let node = |name: &str, kind: &str, device: &str| {
+        let code = format!(
+            "import stat, tempfile
+path = tempfile.mkdtemp() + '/node'
+os.mknod(path, stat.{kind} | 0o600, os.makedev({device}))
+os.unlink(path)"
+        );
+        Attempt::python(name, code)
+    };
+    let parameter = |path: &str| {
+        let code =
+            format!("file = os.open('{path}', os.O_RDWR); os.pwrite(file, os.read(file, 4096), 0)");
+        Attempt::python(format!("writing {path}"), code)
+    };
+    let attempts = [
+        parameter(CORE_PATTERN),
+        parameter("/proc/sys/vm/overcommit_memory"),
+        parameter("/proc/sys/net/ipv4/ip_forward"),
+        node("a disk's node", "S_IFBLK", "259, 0"),
+        node("a node of the memory", "S_IFCHR", "1, 1"),
+        node("a node of the loop devices' control", "S_IFCHR", "10, 237"),
+    ]
+    .map(|attempt| {
+        attempt
+            .leaves("file", "policy-denied")
+            .sends_nothing()
+            .root_only()
+    });
+    prove(&attempts, |_| Bundle::new(1).agent(AGENT, KEEP));
+}
+
+/// Below plain `run`, by its file, and as nobody.
+#[test]
+fn what_root_owns_is_not_its_agents() {
+    let site = Site::new();
+    let program = site.path("agents-python");
+    std::fs::copy(std::fs::canonicalize(PYTHON).expect("there"), &program).expect("copied");
+    let program = program.display().to_string();
+    let mut control = alone(&words(PYTHON)).spawn();
+    let whole: Vec<&str> = WHOLE
+        .into_iter()
+        .filter(|path| {
+            Path::new(path).exists() && tries(&mut control, &format!("open {path}")) == "ok"
+        })
+        .collect();
+    let ordinary: Vec<&str> = ORDINARY
+        .into_iter()
+        .filter(|path| tries(&mut control, &format!("open {path}")) == "ok")
+        .collect();
+    assert!(ordinary.contains(&"/dev/null") && ordinary.contains(&"/dev/ptmx"));
+    let identify = format!("[[identify]]\nexe = \"{program}\"\n");
+    let bundle = Bundle::new(1).agent("probe", "").agent("named", &identify);
+    let guard = Guard::start(&site, &bundle);
+    let probe = guard.agent("probe").user(User::Root.name());
+    for (name, client) in [
+        ("probe", under(&probe, &words(PYTHON))),
+        ("named", alone(&words(&program))),
+    ] {
+        let mut agent = client.spawn();
+        let mut before = guard.audit().len();
+        let opened = whole.iter().map(|path| (format!("open {path}"), None));
+        let written = (format!("rewrite {CORE_PATTERN}"), Some(CORE_PATTERN));
+        for (attempt, resource) in opened.chain([written]) {
+            assert_eq!(tries(&mut agent, &attempt), "EPERM", "{attempt}, {name}");
+            let records = guard.audit().split_off(before);
+            before += records.len();
+            let [record] = &records[..] else {
+                panic!("{attempt}, {name}: not one record: {records:#?}");
+            };
+            let told = (record.agent(), record.action(), record.outcome());
+            assert_eq!(told, (name, "file", "deny"), "{record:?}");
+            match resource {
+                Some(resource) => assert_eq!(record.resource(), resource),
+                None => assert!(record.resource().starts_with("device/"), "{record:?}"),
+            }
+        }
+        for path in &ordinary {
+            assert_eq!(
+                tries(&mut agent, &format!("open {path}")),
+                "ok",
+                "{path}, {name}"
+            );
+        }
+        assert_eq!(guard.audit().len(), before, "nothing else is recorded");
+    }
+    for path in &whole {
+        assert_eq!(
+            tries(&mut control, &format!("open {path}")),
+            "ok",
+            "{path}, nobody's"
+        );
+    }
+    assert_eq!(
+        tries(&mut control, &format!("rewrite {CORE_PATTERN}")),
+        "ok"
+    );
+}
+
+/// A container runtime sets the network's parameters inside, as whoever the container is for.
+#[test]
+fn parameters_of_a_network_namespace_of_its_own_may_be_written() {
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", KEEP));
+    let agent = guard.agent("probe");
+    let mut agent = under(&agent, &words(PYTHON)).spawn();
+    let path = "/proc/sys/net/ipv4/ip_forward";
+    assert_eq!(
+        tries(&mut agent, &format!("rewrite_in_own_netns {path}")),
+        "ok"
+    );
+    assert_eq!(tries(&mut agent, &format!("rewrite {path}")), "EPERM");
+    let global = format!("rewrite_in_own_netns {CORE_PATTERN}");
+    assert_eq!(tries(&mut agent, &global), "EPERM");
+}
