@@ -142,6 +142,22 @@ def rewrite(path):
         os.close(file)
 
 
+def create(path):
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    os.unlink(path)
+
+
+def mkdir(path):
+    os.mkdir(path)
+    os.rmdir(path)
+
+
+def move(path):
+    """There and back."""
+    os.rename(path, path + ".moved")
+    os.rename(path + ".moved", path)
+
+
 def rewrite_in_own_netns(path):
     def attempt():
         call("unshare", CLONE_NEWNET)
@@ -264,6 +280,10 @@ CALLS = {
     "kcmp": lambda pid: call("kcmp", os.getpid(), int(pid), 2, 0, 0),
     "prlimit": prlimit,
     "node": node,
+    "append": lambda path: closing(os.open(path, os.O_WRONLY | os.O_APPEND)),
+    "create": create,
+    "mkdir": mkdir,
+    "move": move,
     "rewrite": rewrite,
     "rewrite_in_own_netns": rewrite_in_own_netns,
 }

@@ -46,6 +46,9 @@ pub struct Enrolment {
     /// Folders that it must not see: the daemon's files and the pins of the hooks, which root may read and unlink
     /// without any capability.
     pub hidden: Vec<PathBuf>,
+    /// Files and folders of the daemon's that it must not change as root.
+    #[serde(default)]
+    pub kept: Vec<PathBuf>,
     /// The task that was opened for it.
     #[serde(default)]
     pub task: Option<Uuid>,

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use agentguard_tests::attempt::{AGENT, Attempt, KEEP, User, alone, prove, under};
-use agentguard_tests::tools::script;
-use agentguard_tests::{Bundle, Guard, Running, Site};
+use agentguard_tests::tools::{self, script};
+use agentguard_tests::{Bundle, Client, Guard, Running, Site, names};
 
 const PYTHON: &str = "/usr/bin/python3";
 const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
@@ -78,7 +78,7 @@ os.unlink(path)"
     prove(&attempts, |_| Bundle::new(1).agent(AGENT, KEEP));
 }
 
-/// Below plain `run`, by its file, and as nobody.
+/// Below plain `run`, by its file, and as nobody. What the mount namespace of `run` refuses leaves no record.
 #[test]
 fn what_root_owns_is_not_its_agents() {
     let site = Site::new();
@@ -108,8 +108,12 @@ fn what_root_owns_is_not_its_agents() {
         let mut agent = client.spawn();
         let mut before = guard.audit().len();
         let opened = whole.iter().map(|path| (format!("open {path}"), None));
-        let written = (format!("rewrite {CORE_PATTERN}"), Some(CORE_PATTERN));
-        for (attempt, resource) in opened.chain([written]) {
+        let rewrite = format!("rewrite {CORE_PATTERN}");
+        if name == "probe" {
+            assert_eq!(tries(&mut agent, &rewrite), "EROFS");
+        }
+        let written = (name == "named").then_some((rewrite, Some(CORE_PATTERN)));
+        for (attempt, resource) in opened.chain(written) {
             assert_eq!(tries(&mut agent, &attempt), "EPERM", "{attempt}, {name}");
             let records = guard.audit().split_off(before);
             before += records.len();
@@ -160,4 +164,66 @@ fn parameters_of_a_network_namespace_of_its_own_may_be_written() {
     assert_eq!(tries(&mut agent, &format!("rewrite {path}")), "EPERM");
     let global = format!("rewrite_in_own_netns {CORE_PATTERN}");
     assert_eq!(tries(&mut agent, &global), "EPERM");
+}
+
+/// What the kernel and the daemon have of root's is read-only in the mount namespace of an agent that root has started.
+#[test]
+fn below_run_root_finds_nothing_of_the_kernels_or_the_daemons_to_write() {
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let cgroups = agentguard_kernel::cgroup_root().expect("it is mounted");
+    let at = |below: &str| site.path(below).display().to_string();
+    let attempts = [
+        (format!("append {CORE_PATTERN}"), "EROFS"),
+        ("append /proc/sysrq-trigger".to_owned(), "EROFS"),
+        (
+            format!("mkdir {}/{}", cgroups.display(), names::unique()),
+            "EROFS",
+        ),
+        (format!("create {}", at("run/x")), "EROFS"),
+        (format!("move {}", at("run/control.sock")), "EROFS"),
+        (format!("append {}", at("policies/bundle.toml")), "EROFS"),
+        (format!("create {}", at("policies/agents/x.toml")), "EROFS"),
+        (format!("append {}", site.config().display()), "EROFS"),
+        (format!("create {}", at("trust/x")), "EROFS"),
+        // The folders themselves, and one above them.
+        (format!("move {}", at("run")), "EBUSY"),
+        (format!("move {}", at("policies")), "EBUSY"),
+        (format!("move {}", site.dir().display()), "EBUSY"),
+        (format!("create {}", at("files/x")), "ok"),
+    ];
+    let mut control = alone(&words(PYTHON)).spawn();
+    let attempts: Vec<_> = attempts
+        .into_iter()
+        .filter(|(attempt, _)| {
+            let said = tries(&mut control, attempt);
+            let is_built = said != "ENOENT" || !attempt.contains("sysrq");
+            assert!(said == "ok" || !is_built, "nobody's, {attempt}: {said}");
+            is_built
+        })
+        .collect();
+    let probe = guard.agent("probe");
+    let mut agent = under(&probe, &words(PYTHON)).spawn();
+    for (attempt, expected) in &attempts {
+        assert_eq!(tries(&mut agent, attempt), *expected, "{attempt}");
+    }
+    // By a name that begins where it was started.
+    let folder = at("policies");
+    let (binary, config) = (tools::agentguard(), site.config());
+    let run = ["run", "--agent", "probe", "--config"];
+    let mut inside = Client::new("/usr/bin/env")
+        .args(["-C", &folder])
+        .arg(&binary)
+        .args(run)
+        .arg(&config)
+        .arg("--")
+        .args(words(PYTHON))
+        .spawn();
+    for attempt in ["create x", "append bundle.toml"] {
+        assert_eq!(tries(&mut inside, attempt), "EROFS", "{attempt}");
+    }
+    for (attempt, _) in &attempts {
+        assert_eq!(tries(&mut control, attempt), "ok", "nobody's, {attempt}");
+    }
+    guard.cli(["status"]).ok();
 }

@@ -37,6 +37,18 @@ fn no_privileges_and_a_session_of_its_own() {
 }
 
 #[test]
+fn the_forwarders_own_account_is_nobody_to_run_as() {
+    let site = Site::new();
+    let guard = Guard::start(&site, &bundle(443));
+    for name in ["nobody", "65534"] {
+        let ran = guard.cli(["run", "--agent", "probe", "--user", name, "--", "true"]);
+        assert_eq!(ran.code(), 125, "{ran:#?}");
+        let said = format!("--user {name}: the forwarder runs as this user");
+        assert!(ran.stderr.contains(&said), "{ran:#?}");
+    }
+}
+
+#[test]
 fn keep_keeps_them() {
     let site = Site::new();
     let guard = Guard::start(

@@ -1,6 +1,7 @@
 //! `run`: labels a child of the caller's that waits for it before it executes anything.
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use agentguard_common::abi::{AgentId, Label};
 use agentguard_control::api::{Enrolment, Run};
@@ -13,6 +14,8 @@ use super::Census;
 use crate::enforce::Enforce;
 use crate::enforce::kill::suggest;
 use crate::host::Host;
+use crate::host::config::Config;
+use crate::host::startup::own_files;
 use crate::lock::lock;
 use crate::roster::Roster;
 use crate::roster::stops::Stop;
@@ -119,6 +122,7 @@ pub(crate) fn run(
             host.config.paths.state.clone(),
             host.config.paths.pins.clone(),
         ],
+        kept: kept(&host.config),
         trust: crate::trust_bundle(runtime),
         wgetrc: crate::wgetrc(runtime),
         task: None,
@@ -168,6 +172,11 @@ fn label_child(
     drop(kernel);
     lock(&census.lineage).adopted(&child, id);
     Ok(())
+}
+
+fn kept(config: &Config) -> Vec<PathBuf> {
+    let files = own_files(config).into_iter().filter(|file| !file.secret);
+    files.map(|file| file.path).collect()
 }
 
 /// Root, or who `start_by` lists.

@@ -10,7 +10,7 @@ use agentguard_control::api::Enrolment;
 use agentguard_daemon::upstream::SYSTEM_BUNDLES;
 use agentguard_sys::{SysError, mount, privilege, pty, signal};
 
-use super::{As, OWN_FAILURE, domain, environment, floor};
+use super::{As, OWN_FAILURE, domain, environment, floor, host};
 use crate::cli::Failure;
 
 /// CMD is there and cannot be executed, or its exec was refused.
@@ -104,6 +104,10 @@ fn prepare(plan: &Plan<'_>, started: &Enrolment) -> Result<(), SysError> {
         }
         for folder in &started.hidden {
             mount::hide(folder)?;
+        }
+        let becomes_root = plan.user.is_none_or(|user| user.account.uid == 0);
+        if becomes_root && !started.keep_privileges {
+            host::make_read_only(&started.kept, &started.hidden)?;
         }
     }
     if !started.keep_privileges {

@@ -4,6 +4,7 @@ mod child;
 mod domain;
 mod environment;
 mod floor;
+mod host;
 mod relay;
 
 use std::ffi::OsString;
@@ -46,7 +47,10 @@ pub(super) struct RunArguments {
 
 pub(super) fn run(arguments: &RunArguments, config: &Config) -> Result<ExitCode, Failure> {
     let own = |e: &dyn std::fmt::Display| Failure::new(OWN_FAILURE, e);
-    let user = arguments.user.as_deref().map(other_user).transpose()?;
+    let user = match arguments.user.as_deref() {
+        Some(name) => Some(other_user(name, &config.forwarder.user)?),
+        None => None,
+    };
     refuse_sockets()?;
     let terminal = Terminal::of_this_process();
     let (master, slave) = match &terminal {
@@ -154,7 +158,8 @@ pub(super) struct As {
     groups: Vec<u32>,
 }
 
-fn other_user(name: &str) -> Result<As, Failure> {
+/// `forwarder`: whom the forwarder runs as, and no agent may.
+fn other_user(name: &str, forwarder: &str) -> Result<As, Failure> {
     let own = |message: String| Failure::new(OWN_FAILURE, message);
     if !nix::unistd::geteuid().is_root() {
         return Err(own(format!(
@@ -165,6 +170,12 @@ fn other_user(name: &str) -> Result<As, Failure> {
         .map_err(|e| own(format!("--user {name}: {e}")))?
         .or_else(|| Account::of_number(name))
         .ok_or_else(|| own(format!("--user {name}: there is no such user on this host")))?;
+    if user::uid(forwarder) == Some(account.uid) {
+        return Err(own(format!(
+            "--user {name}: the forwarder runs as this user, whose processes an agent could reach; name another, or set \
+             another `[forwarder] user`"
+        )));
+    }
     let groups = user::groups(&account).map_err(|e| own(format!("--user {name}: {e}")))?;
     Ok(As { account, groups })
 }
