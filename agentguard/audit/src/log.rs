@@ -140,6 +140,11 @@ impl Log {
         self.head.subscribe()
     }
 
+    /// Bytes that are chained and not written.
+    pub fn staged(&self) -> usize {
+        self.pending.len()
+    }
+
     /// One record: chained, written, and with [`Durability::Strict`] on disk. Gives its `seq`.
     ///
     /// # Errors

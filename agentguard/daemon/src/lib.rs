@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentguard_audit::Durability;
 use agentguard_kernel::Kernel;
 use agentguard_link::frame::{Start, Upstream};
 use agentguard_link::state::State;
@@ -43,7 +44,7 @@ pub use crate::enforce::canary::process as canary_process;
 pub use crate::enforce::kill::{KillError, suggest};
 pub use crate::enforce::orders::KillOrder;
 use crate::enforce::stop;
-use crate::forwarder::ForwarderLink;
+use crate::forwarder::{ForwarderLink, Spool};
 use crate::host::Host;
 use crate::host::config::Config;
 use crate::host::manifest::{self, LostState};
@@ -111,6 +112,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let (host, network) = Host::open(config, account, &cgroup_root)?;
     let (census, looks) = Census::open()?;
     let (forwarder, orders) = ForwarderLink::new();
+    let spool = open_spool(&host.config)?;
     let parts = Parts {
         host: Arc::new(host),
         roster: Arc::new(roster),
@@ -144,6 +146,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         looks,
         network,
         orders,
+        spool,
     };
     let services = Services::spawn(&parts, inboxes, start);
     // Answered when it listens or has failed: the daemon serves either way, agents stay closed until it does.
@@ -252,6 +255,17 @@ async fn install_first(
     Ok(accepted)
 }
 
+/// Where the forwarder's records are until they are in the log.
+fn open_spool(config: &Config) -> Result<Spool, StartError> {
+    let state = &config.paths.state;
+    Spool::open(
+        &state.join("spool"),
+        &audit_dir(state),
+        config.audit.durability,
+    )
+    .map_err(|error| StartError::Failed(format!("the spool of records: {error}")))
+}
+
 /// What the forwarder starts with.
 fn forwarder_start(parts: &Parts, upstream: Upstream, canary: &Canary) -> Start {
     let active = parts.roster.active.load();
@@ -263,6 +277,9 @@ fn forwarder_start(parts: &Parts, upstream: Upstream, canary: &Canary) -> Start 
         port: config.forwarder.port,
         limits: config.forwarder.limits(),
         upstream,
+        // Each forwarder is told anew.
+        spool: Vec::new(),
+        strict: config.audit.durability == Durability::Strict,
         canary: canary.origin(),
         state: State {
             policy: Box::new(policy),
@@ -349,7 +366,7 @@ async fn note(books: &Books, operation: Operation, detail: &str) {
         detail: detail.to_owned(),
         bundle: None,
     };
-    books.operated(done).await;
+    books.operated(done);
 }
 
 fn notify(states: &[NotifyState<'_>]) {

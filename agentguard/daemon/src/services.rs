@@ -14,7 +14,7 @@ use crate::census::namespaces::{Look, NamespaceServer};
 use crate::enforce::canary::{Canary, CanaryParts};
 use crate::enforce::expiry::Expiry;
 use crate::enforce::orders::OrderIntake;
-use crate::forwarder::{self, Order, SupervisorParts};
+use crate::forwarder::{self, Order, Spool, SupervisorParts};
 use crate::host::network;
 use crate::host::startup::StartError;
 use crate::roster::tasks::TaskClock;
@@ -27,6 +27,7 @@ pub(crate) struct Inboxes {
     pub looks: mpsc::Receiver<Look>,
     pub network: NetworkChanges,
     pub orders: mpsc::Receiver<Order>,
+    pub spool: Spool,
 }
 
 /// The services whose end the daemon waits for.
@@ -118,6 +119,7 @@ impl Services {
             supervisor.into(),
             inboxes.orders,
             start,
+            inboxes.spool,
         ));
         Self {
             events,

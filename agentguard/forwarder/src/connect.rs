@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 
 use super::protocol::{About, Protocol};
 use super::record::RecordEntry;
-use super::refusal::{QUEUE_FULL, Refusal};
+use super::refusal::{NO_ROOM, Refusal};
 use super::reply::Reply;
 use super::session::Session;
 use super::tunnel::{Connect, Tunnel};
@@ -32,7 +32,7 @@ pub(crate) fn answer(session: &Session, mut request: Request<Incoming>) -> Respo
         refusal => Err(refusal.to_owned()),
     };
     let Some(mut entry) = session.entry() else {
-        let refusal = Refusal::unrecorded(QUEUE_FULL);
+        let refusal = Refusal::unrecorded(NO_ROOM);
         return refuse(session, None, refusal);
     };
     match target {

@@ -22,7 +22,7 @@ use self::verdict::QueryVerdict;
 use self::wire::{encode, parse};
 use super::resolve::{Family, NameResolver};
 
-pub use serve::{DropCounters, Gate, Server};
+pub use serve::{DropCounters, Gate, Keep, Server};
 
 /// How a query came, which bounds its answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -51,7 +51,7 @@ pub(crate) async fn send(
     let client = client.filter(|_| upgrade);
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
-    let tasks = forwarder.situation.tasks.ends_of(permit.covered());
+    let tasks = forwarder.situation.tasks.ends_of(permit.permit().covered());
     let reads_bodies = exchange
         .docket
         .policy

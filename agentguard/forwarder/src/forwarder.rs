@@ -1,14 +1,16 @@
 //! What every connection is served with: the forwarder's parts, made from what the daemon says at start. The canary's
 //! requests take the way of every agent's, and nothing that is let through for them is there for an agent.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
 use agentguard_link::frame::{CanaryOrigin, Limits, Start, ToDaemon};
 use agentguard_link::state::State;
 use agentguard_policy::Policy;
-use agentguard_record::{DecidedBy, DenyReason, Draft};
+use agentguard_record::{DecidedBy, DenyReason};
 use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
 
 use super::body::BodyMemory;
@@ -18,9 +20,10 @@ use super::daemon::Daemon;
 use super::leaf::Leaves;
 use super::life::Lives;
 use super::lookup::Lookups;
-use super::record::{self, RecordSender};
+use super::record::RecordSender;
 use super::resolve::NameResolver;
 use super::situation::Situation;
+use super::spool::Spool;
 use super::upstream::{Tag, Upstreams};
 use super::{canary, dns};
 
@@ -47,25 +50,30 @@ pub(crate) struct Forwarder {
 
 /// What is on its way to the daemon.
 pub(crate) struct Inbox {
-    pub records: mpsc::Receiver<Draft>,
+    pub spool: Arc<Spool>,
     /// What is asked of the daemon, and what it need not answer.
     pub calls: mpsc::UnboundedReceiver<ToDaemon>,
 }
 
 impl Forwarder {
-    pub(crate) fn new(start: Start, tag: Tag) -> anyhow::Result<(Arc<Self>, Inbox)> {
+    /// `spool`: its files. Must be called in a tokio runtime.
+    pub(crate) fn new(
+        start: Start,
+        spool: Vec<File>,
+        tag: Tag,
+    ) -> anyhow::Result<(Arc<Self>, Inbox)> {
         let policy = Arc::new(ArcSwap::from_pointee(compile(&start.state.policy)?));
         let resolver = Arc::new(NameResolver::new(&start.upstream)?);
-        let (queue, records) = mpsc::channel(record::QUEUE);
+        let spool = Spool::start(spool, start.spool, start.strict)?;
         let (out, calls) = mpsc::unbounded_channel();
         let daemon = Arc::new(Daemon::new(out));
         let lives = Arc::new(Lives::default());
         // Nothing of theirs is there yet to wait for.
         drop(lives.kill(&start.state.stopped));
-        let book = Arc::new(RecordSender::new(queue.clone()));
+        let book = Arc::new(RecordSender::new(spool.clone()));
         book.set_available(start.state.audit_writable);
         let gate = gate(lives.clone(), book.clone());
-        let dns = dns::Server::new(policy.clone(), resolver.clone(), queue, gate);
+        let dns = dns::Server::new(policy.clone(), resolver.clone(), keep(book.clone()), gate);
         let roots = &start.upstream.roots;
         let upstreams = Upstreams::new(resolver, roots, &start.limits, tag)?;
         let mut forwarder = Self {
@@ -85,7 +93,7 @@ impl Forwarder {
             canary: None,
         };
         forwarder.canary = Some(Arc::new(forwarder.for_canary(&start.canary, tag)?));
-        Ok((Arc::new(forwarder), Inbox { records, calls }))
+        Ok((Arc::new(forwarder), Inbox { spool, calls }))
     }
 
     /// For the canary in the place of `self`.
@@ -137,5 +145,13 @@ fn gate(lives: Arc<Lives>, records: Arc<RecordSender>) -> dns::Gate {
         };
         let stop = lives.of(agent).why().map(|why| (DecidedBy::Stop, why));
         stop.or_else(no_record)
+    })
+}
+
+/// Where the resolver's records go.
+fn keep(records: Arc<RecordSender>) -> dns::Keep {
+    Box::new(move |draft| {
+        let records = records.clone();
+        async move { records.keep(&draft).await }.boxed()
     })
 }

@@ -16,7 +16,7 @@ use super::act::Act;
 use super::body::RequestBody;
 use super::forwarder::Forwarder;
 use super::life::Life;
-use super::record::{RecordEntry, micros};
+use super::record::{RecordEntry, Recorded, micros};
 use super::refusal::Refusal;
 use super::settle::{self, Claim};
 use super::tasks::NamedTask;
@@ -36,9 +36,9 @@ pub(crate) struct Docket {
     pub entry: RecordEntry,
 }
 
-/// What is permitted, and by what.
-pub(crate) struct Grant {
-    pub permit: Permit<Settled>,
+/// What is permitted, and by what; with [`Recorded`], it is in the spool.
+pub(crate) struct Grant<P = Recorded> {
+    pub permit: P,
     pub claim: Claim,
     /// What rules read of the last act; for what goes on after its decision, which is one act by itself.
     pub gathered: Context,
@@ -78,8 +78,9 @@ impl Docket {
 /// and owe nothing, or it is refused.
 ///
 /// Nothing is decided by a stale bundle, nor on tasks that have ended. Each pass takes the bundle and the tasks at its
-/// beginning. Three things in it wait: for the whole body, for look-ups, and for debts to be settled. After the first the
-/// pass always ends without a grant; after the others it does unless bundle and tasks are what they were. So a pass that
+/// beginning. Four things in it wait: for the whole body, for look-ups, for debts to be settled, and for the record to be
+/// kept. After the first the pass always ends without a grant; after the others it does unless bundle and tasks are what
+/// they were. So a pass that
 /// grants has seen no change after its last wait, and between that and the grant there is no wait. What a pass without a
 /// grant has taken of limits is given back, since its claims are dropped; its body and its look-ups' answers are kept, so
 /// that each is waited for once.
@@ -90,9 +91,17 @@ pub(crate) async fn judge(
     docket: &mut Docket,
 ) -> Result<Grant, Refusal> {
     loop {
-        if let Some(grant) = pass(subject, acts, body, docket).await? {
+        let tasks = subject.tasks(&docket.policy);
+        if let Some(grant) = pass(subject, acts, body, docket, &tasks).await? {
             docket.entry.permitted(&grant.permit);
-            return Ok(grant);
+            let waited = docket.entry.begin().await?;
+            if !waited || subject.is_unchanged(&docket.policy, &tasks) {
+                return Ok(Grant {
+                    permit: docket.entry.recorded(grant.permit)?,
+                    claim: grant.claim,
+                    gathered: grant.gathered,
+                });
+            }
         }
         docket.renew(subject.forwarder);
     }
@@ -125,13 +134,13 @@ async fn pass(
     acts: &[Act<'_>],
     body: &mut RequestBody,
     docket: &mut Docket,
-) -> Result<Option<Grant>, Refusal> {
+    tasks: &TaskSituation,
+) -> Result<Option<Grant<Permit<Settled>>>, Refusal> {
     let Docket { policy, entry } = docket;
-    let tasks = subject.tasks(policy);
-    let mut all: Option<Grant> = None;
+    let mut all: Option<Grant<Permit<Settled>>> = None;
     entry.latency.decide = 0;
     for act in acts {
-        let gathered = gather(subject, policy, act, &tasks, body, entry).await?;
+        let gathered = gather(subject, policy, act, tasks, body, entry).await?;
         let Some(mut gathered) = gathered else {
             return Ok(None);
         };
@@ -144,7 +153,7 @@ async fn pass(
             Decision::Owing(permit) => {
                 let settled =
                     settle::settle(subject.forwarder, subject.life.agent, *permit).await?;
-                if !subject.is_unchanged(policy, &tasks) {
+                if !subject.is_unchanged(policy, tasks) {
                     return Ok(None);
                 }
                 settled

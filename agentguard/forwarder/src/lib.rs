@@ -66,6 +66,7 @@ mod orders;
 mod outbox;
 pub mod resolve;
 mod sandbox;
+mod spool;
 #[cfg(test)]
 mod tests;
 
@@ -87,12 +88,12 @@ pub struct InheritedHandles {
 /// Runs until the daemon says stop or the link closes. To be called while there is no other thread: the sandbox is for
 /// those to come.
 pub fn run(inherited: InheritedHandles) -> anyhow::Result<()> {
-    let Some((start, listening)) = orders::begin(&inherited.link)? else {
+    let Some(first) = orders::begin(&inherited.link)? else {
         return Ok(());
     };
     let sandbox = sandbox::enter()?;
     let runtime = runtime(Builder::new_multi_thread())?;
-    runtime.block_on(orders::follow(inherited, start, listening, sandbox))
+    runtime.block_on(orders::follow(inherited, first, sandbox))
 }
 
 /// Without tokio's signal handling, which the forwarder has no use for and its sandbox no calls.

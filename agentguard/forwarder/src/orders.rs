@@ -1,5 +1,6 @@
 //! What the daemon says: the start, what is other since, its questions and its answers, one after another.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,33 +29,49 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long connections may take to be gone after a stop.
 const STOP: Duration = Duration::from_secs(2);
 
-/// The daemon's first word, and what it takes to listen as it says, which the sandbox would refuse. `None` if there is no
-/// daemon any more.
-pub(crate) fn begin(link: &OwnedFd) -> anyhow::Result<Option<(Start, BoundSockets)>> {
+/// The daemon's first word, and what came with it or follows from it that the sandbox would refuse.
+pub(crate) struct FirstWord {
+    pub start: Start,
+    pub bound: BoundSockets,
+    pub spool: Vec<File>,
+}
+
+/// `None` if there is no daemon any more.
+pub(crate) fn begin(link: &OwnedFd) -> anyhow::Result<Option<FirstWord>> {
     // Of one thread, and gone before there is another.
     let runtime = super::runtime(Builder::new_current_thread())?;
     let first = runtime.block_on(async {
         let (_, mut receiver) = channel::open::<ToDaemon, ToForwarder>(link.try_clone()?)?;
-        anyhow::Ok(receiver.receive().await?)
+        let first = receiver.receive().await?;
+        anyhow::Ok((first, receiver.take_descriptors()))
     });
-    let start = match first? {
+    let (first, descriptors) = first?;
+    let start = match first {
         Some(ToForwarder::Start(start)) => *start,
         Some(_) => bail!("the daemon did not begin with Start"),
         None => return Ok(None),
     };
     let bound = listen(start.port)
         .with_context(|| format!("listening on port {} of 127.0.0.1 and ::1", start.port))?;
-    Ok(Some((start, bound)))
+    Ok(Some(FirstWord {
+        start,
+        bound,
+        spool: descriptors.into_iter().map(File::from).collect(),
+    }))
 }
 
 /// Follows the daemon's orders until it says stop or is gone. Without a daemon there is nobody to record decisions: the
 /// forwarder ends, and the kernel refuses what agents connect.
 pub(crate) async fn follow(
     inherited: InheritedHandles,
-    start: Start,
-    bound: BoundSockets,
+    first: FirstWord,
     sandbox: Sandbox,
 ) -> anyhow::Result<()> {
+    let FirstWord {
+        start,
+        bound,
+        spool,
+    } = first;
     let (sender, mut receiver) = channel::open::<ToDaemon, ToForwarder>(inherited.link)?;
     let (listener4, listener6) = bound.cookies()?;
     let ready = ToDaemon::Ready {
@@ -63,7 +80,7 @@ pub(crate) async fn follow(
         listener6,
         sandbox,
     };
-    let (forwarder, inbox) = Forwarder::new(start, upstream::tag)?;
+    let (forwarder, inbox) = Forwarder::new(start, spool, upstream::tag)?;
     let outbox = Outbox::start(sender, inbox, forwarder.lives.clone());
     let mut doors = Doors::new(forwarder.clone(), inherited.origins, outbox.clone());
     doors.open(netns_cookie()?, bound)?;
@@ -126,6 +143,9 @@ impl Orders<'_> {
                     self.put_in_force(policy, token);
                     continue;
                 }
+                () = self.forwarder.records.breaks() => {
+                    bail!("the spool cannot be written");
+                }
                 order = receiver.receive() => order?,
             };
             match order {
@@ -143,6 +163,7 @@ impl Orders<'_> {
                     self.enter(netns, receiver.take_descriptors())?;
                 }
                 Some(ToForwarder::Leave { netns }) => self.doors.close(netns),
+                Some(ToForwarder::Clean(segment)) => self.forwarder.records.cleaned(segment),
             }
         }
     }

@@ -1,25 +1,24 @@
-//! Everything that goes to the daemon, from one task and in order: records in batches, and what is said in between.
+//! Everything that goes to the daemon, from one task and in order: how far the spool has been written, and what is said in
+//! between.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_link::channel::{LinkError, Sender};
-use agentguard_link::codec::CodecError;
 use agentguard_link::frame::ToDaemon;
-use agentguard_record::Draft;
+use agentguard_link::spool::SpoolEnd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::forwarder::Inbox;
 use super::life::Lives;
 
-/// Records go together when there are this many, or [`BATCH_TIME`] after the first of them.
-const BATCH: usize = 512;
+/// The daemon is told of records this long after the first of them.
 const BATCH_TIME: Duration = Duration::from_millis(5);
 /// Numbers of connections are told at most this often.
 const CONNECTIONS_EVERY: Duration = Duration::from_millis(200);
 
-/// Takes what is to be said to the daemon. Whatever is said goes after the records completed before.
+/// Takes what is to be said to the daemon. It learns of the records completed before first.
 #[derive(Clone)]
 pub(crate) struct Outbox {
     frames: mpsc::UnboundedSender<Said>,
@@ -37,11 +36,11 @@ impl Outbox {
             sender,
             inbox,
             lives,
-            batch: Vec::with_capacity(BATCH),
+            told: SpoolEnd::default(),
         };
         tokio::spawn(async move {
             if let Err(error) = post.run(said).await {
-                // Closing the queue is what makes agents be refused from here on.
+                // The daemon is gone, which ends the orders, too.
                 tracing::error!(%error, "nothing can be recorded any more");
             }
         });
@@ -67,7 +66,8 @@ struct Post {
     sender: Sender<ToDaemon>,
     inbox: Inbox,
     lives: Arc<Lives>,
-    batch: Vec<Draft>,
+    /// How far the daemon knows the spool to be written.
+    told: SpoolEnd,
 }
 
 impl Post {
@@ -95,14 +95,8 @@ impl Post {
                     self.records().await?;
                     records_due = None;
                 }
-                taken = self.inbox.records.recv_many(&mut self.batch, BATCH),
-                    if records_due.is_none() =>
-                {
-                    if taken == BATCH {
-                        self.records().await?;
-                    } else {
-                        records_due = Some(Instant::now() + BATCH_TIME);
-                    }
+                () = self.inbox.spool.grown.notified(), if records_due.is_none() => {
+                    records_due = Some(Instant::now() + BATCH_TIME);
                 }
                 () = at(connections_due), if connections_due.is_some() => {
                     connections_due = None;
@@ -117,43 +111,12 @@ impl Post {
         }
     }
 
-    /// Sends every record that is complete.
+    /// Tells of every record that is complete.
     async fn records(&mut self) -> Result<(), LinkError> {
-        loop {
-            while self.batch.len() < BATCH
-                && let Ok(draft) = self.inbox.records.try_recv()
-            {
-                self.batch.push(draft);
-            }
-            if self.batch.is_empty() {
-                return Ok(());
-            }
-            let drafts = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
-            self.send(drafts).await?;
-        }
-    }
-
-    /// In one frame, or in as many as their size takes.
-    async fn send(&mut self, drafts: Vec<Draft>) -> Result<(), LinkError> {
-        let mut rest = vec![drafts];
-        while let Some(drafts) = rest.pop() {
-            let frame = ToDaemon::Records(drafts);
-            match self.sender.send(&frame).await {
-                Err(LinkError::Codec(CodecError::TooLarge { .. })) => {}
-                sent => {
-                    sent?;
-                    continue;
-                }
-            }
-            let ToDaemon::Records(mut drafts) = frame else {
-                continue;
-            };
-            if drafts.len() < 2 {
-                return Err(LinkError::Codec(CodecError::Broken));
-            }
-            let second = drafts.split_off(drafts.len() / 2);
-            rest.push(second);
-            rest.push(drafts);
+        let end = self.inbox.spool.end();
+        if end != self.told {
+            self.sender.send(&ToDaemon::Spooled(end)).await?;
+            self.told = end;
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ pub(crate) async fn pass(
             return over;
         }
     };
-    let tasks = forwarder.situation.tasks.ends_of(permit.covered());
+    let tasks = forwarder.situation.tasks.ends_of(permit.permit().covered());
     claim.goes_out();
     let dialled = forwarder.upstreams.connect(&arrival.life, permit).await;
     let (mut upstream, addr) = match dialled {

@@ -121,6 +121,7 @@ async fn request(
     // Server name, `Host` and `:authority` agree; one framing; within bounds; it can be recorded.
     let target = admit::head(exchange, &parts, head)?;
     if is_reserved(&target.host) {
+        exchange.docket.entry.begin().await?;
         return own::answer(exchange, &parts, body).await.map(Return::Own);
     }
     // A request has a body where its method means something by it: no other request hides in one.
@@ -133,7 +134,7 @@ async fn request(
     let (subject, docket) = exchange.subject(&message.task);
     let grant = judge::judge(subject, acts.as_ref(), body, docket).await?;
     drop(acts);
-    // The permit is spent.
+    // The permit is spent, its act recorded.
     let forwarded = forward::send(exchange, message, grant, body).await?;
     Ok(Return::Upstream(forwarded))
 }

@@ -1,35 +1,45 @@
-//! The record of one decision on its way to the daemon: a place in the queue is taken before the decision, so that no
-//! decision is taken that cannot be recorded, and none is forgotten.
+//! The record of one decision: begun in the spool before anything of what is permitted leaves, ended there before the last
+//! byte of its answer does. [`Recorded`] is what upstream takes, and there is no other way to one.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use agentguard_common::abi::Origin;
+use agentguard_common::abi::{AgentId, Origin};
+use agentguard_link::spool::{Beginning, CleanSegment, Promise, SpoolError};
 use agentguard_policy::{Context, Permit, TaskSituation};
 use agentguard_record::{
     ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, TaskInfo,
 };
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::life::Life;
-use super::refusal::{Cause, Refusal};
-
-/// Decisions that may be open or waiting to be sent at once; over it agents are refused with `audit-unavailable`.
-pub(crate) const QUEUE: usize = 65_536;
+use super::refusal::{Cause, NO_ROOM, Refusal};
+use super::spool::{Begun, Spool};
 
 /// Where entries are opened.
 pub(crate) struct RecordSender {
-    queue: mpsc::Sender<Draft>,
+    spool: Arc<Spool>,
     available: AtomicBool,
-    /// Refusals that could not be recorded because nothing could.
-    pub unrecorded: AtomicU64,
+    /// Refusals that had no room for a record each, by agent.
+    crowded_out: Mutex<BTreeMap<AgentId, CrowdedOut>>,
 }
+
+/// Refusals that share one record.
+struct CrowdedOut {
+    count: u64,
+    first_us: i64,
+    last_us: i64,
+}
+
+/// A permit whose act is in the spool.
+#[derive(Debug)]
+#[must_use = "a permit is spent by sending what it permits"]
+pub(crate) struct Recorded(Permit);
 
 /// Bytes of bodies or tunnels that have passed, while they pass.
 #[derive(Debug, Default)]
@@ -40,7 +50,9 @@ pub(crate) struct PassedBytes {
 
 /// An open record. Completing it sends it; dropping it sends it as aborted, so no early return loses it.
 pub(crate) struct RecordEntry {
-    place: Option<mpsc::OwnedPermit<Draft>>,
+    records: Arc<RecordSender>,
+    /// The room for its end, once it has begun.
+    begun: Option<Promise>,
     draft: Option<Box<Draft>>,
     pub passed: Arc<PassedBytes>,
     observed: bool,
@@ -53,11 +65,11 @@ pub(crate) struct RecordEntry {
 pub(crate) struct ConnectionOver;
 
 impl RecordSender {
-    pub(crate) fn new(queue: mpsc::Sender<Draft>) -> Self {
+    pub(crate) fn new(spool: Arc<Spool>) -> Self {
         Self {
-            queue,
+            spool,
             available: AtomicBool::new(true),
-            unrecorded: AtomicU64::new(0),
+            crowded_out: Mutex::default(),
         }
     }
 
@@ -68,42 +80,33 @@ impl RecordSender {
 
     /// Whether a decision can be recorded now.
     pub(crate) fn available(&self) -> bool {
-        self.available.load(Ordering::Relaxed)
+        self.available.load(Ordering::Relaxed) && !self.spool.is_broken()
     }
 
-    /// Opens the record of something `origin` is about to do. `None`: there is no place for it, refuse.
-    pub(crate) fn open(&self, life: &Arc<Life>, origin: &Origin) -> Option<RecordEntry> {
-        let Ok(place) = self.queue.clone().try_reserve_owned() else {
-            self.unrecorded.fetch_add(1, Ordering::Relaxed);
-            return None;
-        };
+    /// Resolves when nothing can be recorded any more.
+    pub(crate) async fn breaks(&self) {
+        self.spool.breaks().await;
+    }
+
+    /// Opens the record of something `origin` is about to do. `None`: there is no room for it, refuse.
+    pub(crate) fn open(self: &Arc<Self>, life: &Arc<Life>, origin: &Origin) -> Option<RecordEntry> {
         let now = now();
+        let time_us = micros_of(now);
+        if !self.spool.has_room() {
+            self.crowd_out(origin.agent, time_us);
+            return None;
+        }
         let draft = Draft {
-            time_us: i64::try_from(now.as_micros()).unwrap_or(i64::MAX),
+            time_us,
             decision: decision_id(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
-            agent: origin.agent,
             tgid: origin.tgid,
-            action: ActionName::Connect,
-            resource: String::new(),
-            request: None,
-            task: DraftTask::None,
-            facts: BTreeMap::new(),
-            outcome: Outcome::Error,
-            decided_by: DecidedBy::Undecided,
             // Unless it is completed.
             ended: Ended::Aborted,
-            policies: Vec::new(),
-            reason: None,
-            detail: None,
-            bundle: None,
-            approval: Vec::new(),
-            upstream: None,
-            bytes_up: 0,
-            bytes_down: 0,
-            latency: Latency::default(),
+            ..blank(origin.agent)
         };
         Some(RecordEntry {
-            place: Some(place),
+            records: self.clone(),
+            begun: None,
             draft: Some(Box::new(draft)),
             passed: Arc::default(),
             observed: false,
@@ -111,13 +114,120 @@ impl RecordSender {
             life: life.clone(),
         })
     }
+
+    /// Keeps the record of something that is done or refused at once, after this. False: there is no room for it, refuse.
+    pub(crate) async fn keep(&self, draft: &Draft) -> bool {
+        let kept = match is_done(draft) {
+            true => self.spool.note_done(draft).await,
+            false => self.spool.note(draft),
+        };
+        self.took(draft, kept)
+    }
+
+    /// A segment may be written to again: what had no room is recorded first.
+    pub(crate) fn cleaned(&self, segment: CleanSegment) {
+        let crowded_out = std::mem::take(&mut *self.crowded_out.lock().expect(UNPOISONED));
+        self.spool.clean(segment);
+        for (
+            agent,
+            CrowdedOut {
+                count,
+                first_us,
+                last_us,
+            },
+        ) in crowded_out
+        {
+            let draft = Draft {
+                time_us: last_us,
+                decision: decision_id(u64::try_from(last_us / 1000).unwrap_or(0)),
+                outcome: Outcome::Deny,
+                decided_by: DecidedBy::Host,
+                ended: Ended::Refused,
+                reason: Some(DenyReason::AuditUnavailable),
+                detail: Some(format!(
+                    "{count} refusals within {} ms that had no room for a record each",
+                    (last_us - first_us) / 1000
+                )),
+                facts: BTreeMap::from([("count".to_owned(), count.to_string())]),
+                ..blank(agent)
+            };
+            if let Err(error) = self.spool.note(&draft) {
+                tracing::error!(%error, count, agent = agent.0, "refusals without a record");
+            }
+        }
+    }
+
+    fn took(&self, draft: &Draft, kept: Result<(), SpoolError>) -> bool {
+        match kept {
+            Ok(()) => return true,
+            Err(SpoolError::Full) if !is_done(draft) => {
+                self.crowd_out(draft.agent, draft.time_us);
+            }
+            Err(error) => tracing::error!(%error, decision = %draft.decision, "no record"),
+        }
+        false
+    }
+
+    fn crowd_out(&self, agent: AgentId, time_us: i64) {
+        let mut all = self.crowded_out.lock().expect(UNPOISONED);
+        let those = all.entry(agent).or_insert(CrowdedOut {
+            count: 0,
+            first_us: time_us,
+            last_us: time_us,
+        });
+        those.count += 1;
+        those.last_us = time_us;
+    }
+}
+
+impl Recorded {
+    pub(crate) fn permit(&self) -> &Permit {
+        &self.0
+    }
 }
 
 impl RecordEntry {
     /// Begins its clock anew: the wait for a request's head is not part of the request.
     pub(crate) fn restart(&mut self) {
         self.started = Instant::now();
-        self.time_us = i64::try_from(now().as_micros()).unwrap_or(i64::MAX);
+        self.time_us = micros_of(now());
+    }
+
+    /// Keeps what is about to be done: from here on it has its record, whoever dies. Whether this had to wait.
+    ///
+    /// # Errors
+    /// It cannot be recorded, and must not be done.
+    pub(crate) async fn begin(&mut self) -> Result<bool, Refusal> {
+        if self.begun.is_some() {
+            return Ok(false);
+        }
+        let (outcome, ended) = (self.outcome, self.ended);
+        // As it stands if nobody sees its end.
+        self.outcome = match self.observed {
+            true => Outcome::Observed,
+            false => Outcome::Allow,
+        };
+        self.ended = Ended::Unfinished;
+        let beginning = Beginning::of(self);
+        (self.outcome, self.ended) = (outcome, ended);
+        let begun = match beginning {
+            Ok(beginning) => self.records.spool.begin(beginning).await,
+            Err(error) => Err(error),
+        };
+        let Begun { promise, waited } = begun.map_err(|error| {
+            tracing::warn!(%error, "a permitted act is refused");
+            Refusal::unrecorded(NO_ROOM)
+        })?;
+        self.begun = Some(promise);
+        Ok(waited)
+    }
+
+    /// What it permits can be done: it is recorded.
+    pub(crate) fn recorded(&self, permit: Permit) -> Result<Recorded, Refusal> {
+        match self.begun {
+            Some(_) => Ok(Recorded(permit)),
+            None => Err(Refusal::unrecorded(NO_ROOM)),
+        }
     }
 
     /// The task that a decision is taken on.
@@ -184,12 +294,12 @@ impl RecordEntry {
 
     /// Another will record what there is to record. The only way out without a record.
     pub(crate) fn hand_over(mut self) -> ConnectionOver {
-        self.place = None;
+        self.draft = None;
         ConnectionOver
     }
 
     fn send(&mut self, outcome: Outcome, ended: Ended) {
-        let (Some(place), Some(mut draft)) = (self.place.take(), self.draft.take()) else {
+        let Some(mut draft) = self.draft.take() else {
             return;
         };
         (draft.outcome, draft.ended) = match outcome {
@@ -207,13 +317,18 @@ impl RecordEntry {
         draft.bytes_up = self.passed.up.load(Ordering::Relaxed);
         draft.bytes_down = self.passed.down.load(Ordering::Relaxed);
         draft.latency.total = micros(self.started);
-        place.send(*draft);
+        let spool = &self.records.spool;
+        let kept = match self.begun.take() {
+            Some(promise) => spool.end_of(promise, &draft),
+            None => spool.note(&draft),
+        };
+        self.records.took(&draft, kept);
     }
 }
 
 impl Drop for RecordEntry {
     fn drop(&mut self) {
-        if self.place.is_none() {
+        if self.draft.is_none() {
             return;
         }
         if let Some(why) = self.life.why() {
@@ -250,6 +365,44 @@ impl DerefMut for RecordEntry {
     }
 }
 
+/// Whether it lets something through.
+fn is_done(draft: &Draft) -> bool {
+    match draft.outcome {
+        Outcome::Allow | Outcome::Observed | Outcome::Killed => true,
+        Outcome::Deny | Outcome::ApprovalRequired | Outcome::Error => false,
+    }
+}
+
+fn blank(agent: AgentId) -> Draft {
+    Draft {
+        time_us: 0,
+        decision: Uuid::nil(),
+        agent,
+        tgid: 0,
+        action: ActionName::Connect,
+        resource: String::new(),
+        request: None,
+        task: DraftTask::None,
+        facts: BTreeMap::new(),
+        outcome: Outcome::Error,
+        decided_by: DecidedBy::Undecided,
+        ended: Ended::Aborted,
+        policies: Vec::new(),
+        reason: None,
+        detail: None,
+        bundle: None,
+        approval: Vec::new(),
+        upstream: None,
+        bytes_up: 0,
+        bytes_down: 0,
+        latency: Latency::default(),
+    }
+}
+
+fn micros_of(since_epoch: Duration) -> i64 {
+    i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
+}
+
 fn now() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -274,3 +427,5 @@ fn decision_id(unix_ms: u64) -> Uuid {
     random[8..].copy_from_slice(&low.to_ne_bytes()[..2]);
     uuid::Builder::from_unix_timestamp_millis(unix_ms, &random).into_uuid()
 }
+
+const UNPOISONED: &str = "nothing panics with the lock held";

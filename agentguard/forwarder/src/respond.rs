@@ -12,7 +12,7 @@ use super::io::{ClientStream, PeekedStream};
 use super::origin;
 use super::protocol::{About, Protocol};
 use super::record::{ConnectionOver, RecordEntry};
-use super::refusal::{QUEUE_FULL, Refusal};
+use super::refusal::{NO_ROOM, Refusal};
 use super::reply::Reply;
 use super::session::Session;
 use super::sniff::SniffError;
@@ -23,7 +23,7 @@ pub(crate) fn unrecorded(session: &Session, request: &Request<Incoming>) -> Resp
     let policy = session.forwarder.policy.load();
     let protocol = Protocol::of(request.headers());
     let close = request.version() < Version::HTTP_2;
-    let refusal = Refusal::unrecorded(QUEUE_FULL);
+    let refusal = Refusal::unrecorded(NO_ROOM);
     let about = About {
         decision: Uuid::nil(),
         agent: &name(&policy, session.life.agent),

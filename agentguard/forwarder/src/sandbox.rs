@@ -5,6 +5,7 @@ mod calls;
 mod objects;
 
 use agentguard_link::frame::Sandbox;
+use agentguard_link::spool::SEGMENT_BYTES;
 use agentguard_sys as sys;
 use agentguard_sys::SysError;
 use nix::sys::resource::{Resource, setrlimit};
@@ -28,8 +29,12 @@ pub(crate) enum SandboxError {
 pub(crate) fn enter() -> Result<Sandbox, SandboxError> {
     // Leaf keys and agents' bytes are in this memory: no core dump, no ptrace by processes of the same user.
     sys::privilege::forbid_dumps()?;
-    for resource in [Resource::RLIMIT_CORE, Resource::RLIMIT_FSIZE] {
-        setrlimit(resource, 0, 0).map_err(SysError::of("setrlimit"))?;
+    // The spool's segments are as long as they will ever be.
+    for (resource, limit) in [
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_FSIZE, SEGMENT_BYTES),
+    ] {
+        setrlimit(resource, limit, limit).map_err(SysError::of("setrlimit"))?;
     }
     let landlock_abi = objects::restrict()?;
     sys::signal::tell_of_refused_calls()?;

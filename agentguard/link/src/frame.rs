@@ -5,19 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 
 use agentguard_common::abi::AgentId;
 use agentguard_policy::Settlement;
-use agentguard_record::Draft;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::calls::Token;
 use crate::calls::to_daemon::{DaemonAnswer, DaemonCall};
 use crate::calls::to_forwarder::{ForwarderAnswer, ForwarderCall};
+use crate::spool::{CleanSegment, SpoolEnd};
 use crate::state::{Delta, State};
 
 /// Daemon to forwarder.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToForwarder {
-    /// Once, first. The forwarder answers [`ToDaemon::Ready`] when it listens.
+    /// Once, first, with the descriptors of the spool's files. The forwarder answers [`ToDaemon::Ready`] when it listens.
     Start(Box<Start>),
     /// What is other now in the state that the forwarder holds.
     Delta(Delta),
@@ -30,6 +30,8 @@ pub enum ToForwarder {
     Enter { netns: u64 },
     /// Close that namespace's listeners. Its connections go on.
     Leave { netns: u64 },
+    /// What this segment of the spool held has been taken up.
+    Clean(CleanSegment),
     /// Finish: close the listeners, drop the connections, send what records there are, exit.
     Stop,
 }
@@ -55,8 +57,8 @@ pub enum ToDaemon {
     },
     /// What has become of the request that [`DaemonCall::Charge`] with this token has charged.
     Settle { token: Token, settled: Settlement },
-    /// One draft per decision, in the order they were completed.
-    Records(Vec<Draft>),
+    /// The spool has been written up to here.
+    Spooled(SpoolEnd),
     /// Live client connections per agent, sent when they change and at most once per 200 ms.
     Connections(BTreeMap<AgentId, u32>),
 }
@@ -68,6 +70,10 @@ pub struct Start {
     pub port: u16,
     pub limits: Limits,
     pub upstream: Upstream,
+    /// What may be written to of the spool.
+    pub spool: Vec<CleanSegment>,
+    /// What begins is on disk before anything of it leaves.
+    pub strict: bool,
     /// Where the canary's permitted request ends.
     pub canary: CanaryOrigin,
     pub state: State,

@@ -12,4 +12,5 @@ pub mod codec;
 pub mod frame;
 pub mod listen;
 pub mod presence;
+pub mod spool;
 pub mod state;

@@ -91,10 +91,11 @@ pub enum Ended {
     BrokeOff,
     HostFailed,
     Aborted,
+    Unfinished,
 }
 
 impl Ended {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Whole,
         Self::Refused,
         Self::Stopped,
@@ -105,6 +106,7 @@ impl Ended {
         Self::BrokeOff,
         Self::HostFailed,
         Self::Aborted,
+        Self::Unfinished,
     ];
 
     /// As records have it.
@@ -120,6 +122,7 @@ impl Ended {
             Self::BrokeOff => "broke-off",
             Self::HostFailed => "host-failed",
             Self::Aborted => "aborted",
+            Self::Unfinished => "unfinished",
         }
     }
 
@@ -136,6 +139,9 @@ impl Ended {
             Self::BrokeOff => "a connection broke off, the client's or upstream's",
             Self::HostFailed => "the host had no room, or no certificate, for it",
             Self::Aborted => "the forwarder dropped it",
+            Self::Unfinished => {
+                "the forwarder was gone before its end: it may have been done, or not"
+            }
         }
     }
 }

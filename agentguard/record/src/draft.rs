@@ -176,7 +176,7 @@ pub enum Operation {
     PolicyExpire,
     Start,
     Stop,
-    /// The log had a torn tail, or could not be written for a while.
+    /// The log had a torn tail, could not be written for a while, or kernel events were lost.
     AuditRecover,
     Unload,
     /// The daemon's own attempts at what must be refused went otherwise, or go right again.

@@ -11,6 +11,7 @@ mod forced_reads;
 mod kill;
 mod non_agent;
 mod own_tasks;
+mod records;
 mod restart;
 mod run;
 mod tasks;

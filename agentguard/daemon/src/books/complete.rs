@@ -7,7 +7,7 @@ use agentguard_sys::process;
 use jiff::Timestamp;
 
 use super::Books;
-use super::records::{self, DecisionEntry, Item};
+use super::records::{self, DecisionEntry};
 use crate::census::Census;
 use crate::lock::lock;
 use crate::roster::Roster;
@@ -29,7 +29,7 @@ fn complete(
     roster: &Roster,
     census: &Census,
     mut drafts: Vec<(Draft, Option<Process>)>,
-) -> Vec<Item> {
+) -> Vec<DecisionEntry> {
     // What the canary does is the daemon's own doing, and told when it goes wrong.
     drafts.retain(|(draft, _)| !draft.agent.is_canary());
     let names: Vec<String> = {
@@ -51,7 +51,7 @@ fn complete(
     let mut lineage = lock(&census.lineage);
     let decided = |(agent, (draft, process)): (String, (Draft, Option<Process>))| {
         let at = clock.boottime_of(draft.time_us);
-        Item::Decision(Box::new(DecisionEntry {
+        DecisionEntry {
             agent,
             owner: active
                 .as_ref()
@@ -68,7 +68,7 @@ fn complete(
                 .as_ref()
                 .and_then(|digest| roster.recall(digest)),
             draft,
-        }))
+        }
     };
     names.into_iter().zip(drafts).map(decided).collect()
 }

@@ -3,20 +3,24 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentguard_common::abi::{Event, EventKind, Tamper};
 use agentguard_common::counter::Counter;
 use agentguard_common::verdict::{Finding, Refusal};
 use agentguard_kernel::{Events, JudgedExec, RingEvent};
 use agentguard_record::{
-    ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, Process,
+    ActionName, Actor, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Operation, Outcome,
+    Process,
 };
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::alarms::{Alarm, Concern};
 use super::complete::Clock;
+use super::records::OperatorEntry;
 use super::{Books, unix};
 use crate::census::Census;
 use crate::census::lineage::Exec;
@@ -27,6 +31,9 @@ use crate::roster::Roster;
 
 /// A full ring holds more events than these, whatever their kind: with fewer nothing can have been lost.
 const MAY_HAVE_LOST: usize = 256;
+
+/// Lost events are recorded together, at most this often.
+const LOST_EVERY: Duration = Duration::from_secs(1);
 
 /// Reads the kernel's ring.
 pub(crate) struct EventReader {
@@ -47,6 +54,7 @@ impl EventReader {
     ) {
         let mut lost = Lost::before(&self.enforce);
         loop {
+            let due = lost.due;
             let ask = tokio::select! {
                 ready = events.readable() => {
                     if let Err(error) = ready {
@@ -58,6 +66,12 @@ impl EventReader {
                     None
                 }
                 Some(ask) = asks.recv() => Some(ask),
+                () = async { tokio::time::sleep_until(due.expect("checked")).await },
+                    if due.is_some() =>
+                {
+                    self.books.operated(lost.record());
+                    continue;
+                }
                 () = self.stop.cancelled() => return,
             };
             let mut taken = Vec::new();
@@ -144,12 +158,35 @@ impl EventReader {
 /// What the ring has lost, by the kernel's own count.
 struct Lost {
     known: u64,
+    /// When the log is to say so, and of how many.
+    due: Option<Instant>,
+    unrecorded: u64,
 }
 
 impl Lost {
     fn before(enforce: &Enforce) -> Self {
         Self {
             known: count(enforce),
+            due: None,
+            unrecorded: 0,
+        }
+    }
+
+    /// What stands in the log for what is not there.
+    fn record(&mut self) -> OperatorEntry {
+        self.due = None;
+        let lost = std::mem::take(&mut self.unrecorded);
+        OperatorEntry {
+            by: Actor::Daemon,
+            operation: Operation::AuditRecover,
+            agent: None,
+            resource: "kernel events".to_owned(),
+            outcome: Outcome::Error,
+            detail: format!(
+                "{lost} kernel events were lost in the {} s before: the kernel's ring was full",
+                LOST_EVERY.as_secs()
+            ),
+            bundle: None,
         }
     }
 
@@ -160,6 +197,8 @@ impl Lost {
         }
         let lost = now - self.known;
         self.known = now;
+        self.unrecorded += lost;
+        self.due.get_or_insert_with(|| Instant::now() + LOST_EVERY);
         tracing::error!(lost, "kernel events were lost: the audit log lacks them");
         Some(Alarm::EventsLost(now))
     }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::alarms::Alarms;
 use self::limits::Ledger;
-use self::records::{Item, OperatorEntry, Records};
+use self::records::{OperatorEntry, Records};
 use crate::forwarder::ForwarderLink;
 use crate::host::config::Config;
 use crate::host::startup::StartError;
@@ -54,8 +54,8 @@ impl Books {
     }
 
     /// Writes what somebody has done to the guard, or the daemon by itself.
-    pub async fn operated(&self, done: OperatorEntry) {
-        self.records.append(vec![Item::Operator(done)]).await;
+    pub fn operated(&self, done: OperatorEntry) {
+        self.records.operated(done);
     }
 
     /// Everything decided before this was called can be read from the log when it returns.

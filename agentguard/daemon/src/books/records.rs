@@ -15,14 +15,12 @@ use crate::lock::lock;
 
 /// Batches waiting for the writer at most; then their senders wait.
 const QUEUE: usize = 256;
+/// What is staged goes to the log at the latest with so many bytes.
+const BATCH_BYTES: usize = 1 << 20;
+/// While the log cannot be written, decisions wait with their senders once so many bytes do. What operators do does not.
+const WAITING_BYTES: usize = 32 << 20;
 /// Between attempts while the log cannot be written.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// A record without what only the writer knows.
-pub enum Item {
-    Decision(Box<DecisionEntry>),
-    Operator(OperatorEntry),
-}
 
 /// A draft, and what the daemon knows besides.
 pub struct DecisionEntry {
@@ -46,15 +44,18 @@ pub struct OperatorEntry {
 }
 
 enum Job {
-    Append(Vec<Item>),
-    /// Answered when everything before it can be read.
+    Append(Vec<DecisionEntry>),
+    /// Answered when everything before it can be read, or the log could not be written.
     Barrier(oneshot::Sender<()>),
+    /// Answered when everything before it is in the log.
+    Written(oneshot::Sender<()>),
 }
 
 /// Where records are handed in; cheap to clone.
 #[derive(Clone)]
 pub struct Records {
     jobs: mpsc::Sender<Job>,
+    operators: mpsc::UnboundedSender<OperatorEntry>,
     head: watch::Receiver<Head>,
     available: watch::Receiver<bool>,
     trouble: Arc<Mutex<Option<String>>>,
@@ -64,17 +65,21 @@ impl Records {
     /// Takes the log over. Must be called within a runtime.
     pub fn start(log: Log) -> std::io::Result<Self> {
         let (jobs, taken) = mpsc::channel(QUEUE);
+        let (operators, done) = mpsc::unbounded_channel();
         let (available, seen) = watch::channel(true);
         let handle = Self {
             jobs,
+            operators,
             head: log.head(),
             available: seen,
             trouble: Arc::default(),
         };
         let writer = Writer {
             log,
+            operators: done,
             available,
             trouble: handle.trouble.clone(),
+            unwritten: Vec::new(),
         };
         let runtime = tokio::runtime::Handle::current();
         std::thread::Builder::new()
@@ -83,18 +88,38 @@ impl Records {
         Ok(handle)
     }
 
-    /// Waits while the writer has too much to do.
-    pub async fn append(&self, items: Vec<Item>) {
-        if !items.is_empty() {
+    /// Waits while the writer has too much to do, or cannot write.
+    pub async fn append(&self, decisions: Vec<DecisionEntry>) {
+        if !decisions.is_empty() {
             // The writer ends only when the daemon does.
-            let _ = self.jobs.send(Job::Append(items)).await;
+            let _ = self.jobs.send(Job::Append(decisions)).await;
         }
     }
 
-    /// Waits until what was appended before can be read.
+    /// Never waits: whatever the log is like, an agent can be killed.
+    pub fn operated(&self, done: OperatorEntry) {
+        let _ = self.operators.send(done);
+    }
+
+    /// Waits until what was appended before can be read, or the log cannot be written.
     pub async fn settled(&self) {
         let (reply, done) = oneshot::channel();
-        if self.jobs.send(Job::Barrier(reply)).await.is_ok() {
+        let settled = async {
+            if self.jobs.send(Job::Barrier(reply)).await.is_ok() {
+                let _ = done.await;
+            }
+        };
+        let mut available = self.available.clone();
+        tokio::select! {
+            () = settled => {}
+            _ = available.wait_for(|available| !available) => {}
+        }
+    }
+
+    /// Waits until what was appended before is in the log, however long that takes.
+    pub async fn written(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.jobs.send(Job::Written(reply)).await.is_ok() {
             let _ = done.await;
         }
     }
@@ -115,45 +140,64 @@ impl Records {
     }
 }
 
+enum Next {
+    Operated(OperatorEntry),
+    Job(Job),
+}
+
 struct Writer {
     log: Log,
+    operators: mpsc::UnboundedReceiver<OperatorEntry>,
     available: watch::Sender<bool>,
     trouble: Arc<Mutex<Option<String>>>,
+    /// Who waits until the log can be written.
+    unwritten: Vec<oneshot::Sender<()>>,
 }
 
 impl Writer {
     fn run(mut self, runtime: &tokio::runtime::Handle, mut jobs: mpsc::Receiver<Job>) {
         loop {
-            let next = if !*self.available.borrow() {
-                let next = async { tokio::time::timeout(RETRY, jobs.recv()).await };
-                match runtime.block_on(next) {
-                    Ok(next) => next,
-                    Err(_) => {
-                        let result = self.log.commit();
-                        self.settle(result);
-                        continue;
-                    }
+            let is_failing = !*self.available.borrow();
+            let takes_decisions = !is_failing || self.log.staged() < WAITING_BYTES;
+            let next = async {
+                tokio::select! {
+                    biased;
+                    Some(done) = self.operators.recv() => Some(Next::Operated(done)),
+                    job = jobs.recv(), if takes_decisions => job.map(Next::Job),
                 }
-            } else {
-                jobs.blocking_recv()
             };
-            let Some(mut job) = next else { break };
+            let next = match is_failing {
+                true => runtime.block_on(async { tokio::time::timeout(RETRY, next).await }),
+                false => Ok(runtime.block_on(next)),
+            };
             let mut barriers = Vec::new();
             let mut staged = Ok(());
-            loop {
-                match job {
-                    Job::Append(items) => {
-                        for item in &items {
-                            let result = self.stage(item);
-                            staged = staged.and(result);
+            match next {
+                Err(_) => {}
+                Ok(None) => break,
+                Ok(Some(Next::Operated(done))) => staged = self.operated(&done),
+                Ok(Some(Next::Job(mut job))) => loop {
+                    match job {
+                        Job::Append(decisions) => {
+                            for decided in decisions {
+                                let result = self.decided(&decided);
+                                staged = staged.and(result);
+                            }
                         }
+                        Job::Barrier(reply) => barriers.push(reply),
+                        Job::Written(reply) => self.unwritten.push(reply),
                     }
-                    Job::Barrier(reply) => barriers.push(reply),
-                }
-                match jobs.try_recv() {
-                    Ok(more) => job = more,
-                    Err(_) => break,
-                }
+                    if self.log.staged() >= BATCH_BYTES {
+                        break;
+                    }
+                    match jobs.try_recv() {
+                        Ok(more) => job = more,
+                        Err(_) => break,
+                    }
+                },
+            }
+            while let Ok(done) = self.operators.try_recv() {
+                staged = staged.and(self.operated(&done));
             }
             let result = self.log.commit();
             self.settle(staged.and(result));
@@ -163,41 +207,44 @@ impl Writer {
         }
     }
 
-    fn stage(&mut self, item: &Item) -> Result<(), LogError> {
-        match item {
-            Item::Decision(decided) => self.log.stage(Record::Decision(
-                &decided.draft,
-                &Context {
-                    agent: &decided.agent,
-                    owner: decided.owner.as_deref(),
-                    task: decided.task.as_deref(),
-                    process: decided.process.as_ref(),
-                    bundle: decided.bundle.as_deref(),
-                },
-            )),
-            Item::Operator(done) => {
-                let uid = done.by.uid();
-                let user = match done.by.user() {
-                    Some(user) => user.to_owned(),
-                    None => agentguard_sys::user::name(uid),
-                };
-                self.log.stage(Record::Operator(&Operator {
-                    uid,
-                    user: Some(&user),
-                    operation: done.operation,
-                    agent: done.agent.as_deref(),
-                    resource: &done.resource,
-                    outcome: done.outcome,
-                    detail: &done.detail,
-                    bundle: done.bundle.as_deref(),
-                }))
-            }
-        }
-        .map(drop)
+    fn decided(&mut self, decided: &DecisionEntry) -> Result<(), LogError> {
+        let context = Context {
+            agent: &decided.agent,
+            owner: decided.owner.as_deref(),
+            task: decided.task.as_deref(),
+            process: decided.process.as_ref(),
+            bundle: decided.bundle.as_deref(),
+        };
+        let staged = self.log.stage(Record::Decision(&decided.draft, &context));
+        staged.map(drop)
+    }
+
+    fn operated(&mut self, done: &OperatorEntry) -> Result<(), LogError> {
+        let uid = done.by.uid();
+        let user = match done.by.user() {
+            Some(user) => user.to_owned(),
+            None => agentguard_sys::user::name(uid),
+        };
+        let staged = self.log.stage(Record::Operator(&Operator {
+            uid,
+            user: Some(&user),
+            operation: done.operation,
+            agent: done.agent.as_deref(),
+            resource: &done.resource,
+            outcome: done.outcome,
+            detail: &done.detail,
+            bundle: done.bundle.as_deref(),
+        }));
+        staged.map(drop)
     }
 
     /// Notes whether the log could be written, and says so when that changes.
     fn settle(&mut self, result: Result<(), LogError>) {
+        if result.is_ok() {
+            for reply in self.unwritten.drain(..) {
+                let _ = reply.send(());
+            }
+        }
         let was_failing = !*self.available.borrow();
         *lock(&self.trouble) = result.as_ref().err().map(ToString::to_string);
         match result {

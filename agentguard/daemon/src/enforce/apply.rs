@@ -130,7 +130,7 @@ impl Installer {
             detail: why,
             bundle: self.stopper.roster.meta(),
         };
-        self.books.operated(refused).await;
+        self.books.operated(refused);
         result
     }
 
@@ -197,7 +197,7 @@ impl Installer {
             detail,
             bundle: in_force.map(|active| active.meta.clone()),
         };
-        self.books.operated(record).await;
+        self.books.operated(record);
         result.map_err(ApplyError::Failed)?;
         tracing::info!(
             bundle = new.meta.name,

@@ -179,7 +179,7 @@ impl Canary {
             detail,
             bundle: self.roster.meta(),
         };
-        books.operated(record).await;
+        books.operated(record);
     }
 }
 

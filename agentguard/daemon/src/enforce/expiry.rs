@@ -108,7 +108,7 @@ impl Expiry {
             detail,
             bundle: Some(active.meta.clone()),
         };
-        self.books.operated(record).await;
+        self.books.operated(record);
     }
 }
 

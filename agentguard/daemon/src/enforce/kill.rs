@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::stop::Stopper;
 use crate::books::Books;
-use crate::books::records::{Item, OperatorEntry};
+use crate::books::records::OperatorEntry;
 use crate::lock::lock;
 use crate::roster::Roster;
 use crate::roster::change::Changes;
@@ -220,8 +220,8 @@ pub(crate) async fn record(
         [] => (Outcome::Allow, detail.to_owned()),
         failures => (Outcome::Error, failures.join("; ")),
     };
-    let item = |name: &String| {
-        Item::Operator(OperatorEntry {
+    for name in names {
+        books.operated(OperatorEntry {
             by: by.clone(),
             operation,
             agent: Some(name.clone()),
@@ -229,9 +229,8 @@ pub(crate) async fn record(
             outcome,
             detail: detail.clone(),
             bundle: bundle.clone(),
-        })
-    };
-    books.records.append(names.iter().map(item).collect()).await;
+        });
+    }
     books.records.settled().await;
 }
 

@@ -1,6 +1,7 @@
 //! Keeps one forwarder process running and talks to it. While none runs, agents' connects are refused in the kernel.
 
 mod session;
+mod spool;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(crate) use agentguard_link::calls::to_forwarder::DroppedConnections;
 
 use self::session::{PendingCall, Session, SessionEnd};
+pub(crate) use self::spool::Spool;
 use crate::books::Books;
 use crate::census::Census;
 use crate::census::namespaces::NewNamespace;
@@ -283,13 +285,14 @@ pub(crate) async fn supervise(
     parts: Arc<SupervisorParts>,
     mut orders: mpsc::Receiver<Order>,
     mut start: Start,
+    mut spool: Spool,
 ) {
     let link = &parts.forwarder;
     let telling = tokio::spawn(tell_of_audit(link.clone(), parts.books.records.available()));
     let mut delay = BACKOFF.0;
     loop {
         let begun = tokio::time::Instant::now();
-        let ended = match Session::start(&parts, start.clone()).await {
+        let ended = match Session::start(&parts, start.clone(), &mut spool).await {
             Ok(session) => session.serve(&parts, &mut orders, &mut start.state).await,
             Err(error) => SessionEnd::Failed(error),
         };

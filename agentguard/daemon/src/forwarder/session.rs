@@ -13,13 +13,19 @@ use agentguard_link::calls::to_daemon::{DaemonAnswer, DaemonCall, TaskChange, Ta
 use agentguard_link::calls::to_forwarder::ForwarderCall;
 use agentguard_link::channel::{self, Receiver};
 use agentguard_link::frame::{Start, ToDaemon, ToForwarder};
+use agentguard_link::spool::{CleanSegment, SpoolEnd};
 use agentguard_link::state::State;
 use agentguard_policy::{Charge, Room};
+use agentguard_record::Draft;
 use agentguard_sys as sys;
+use futures_util::future::OptionFuture;
 use jiff::Timestamp;
 use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::spool::{Spool, TakeUpError};
 use super::{ForwarderLink, Order, Reply, Status, SupervisorParts};
 use crate::books::limits;
 use crate::census::namespaces::NewNamespace;
@@ -30,6 +36,10 @@ use crate::roster::tasks;
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// What may wait for the forwarder to take it.
 const QUEUE: usize = 65_536;
+/// How long it may take until everything that an earlier forwarder has left is in the log.
+const RECOVER_LIMIT: Duration = Duration::from_secs(5);
+/// How often a spool that is still in use is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long one that was told to stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
@@ -73,8 +83,16 @@ impl PendingCall {
     }
 }
 
-pub(super) struct Session {
+pub(super) struct Session<'s> {
     child: ChildGuard,
+    spool: &'s mut Spool,
+    /// How far the forwarder has written it.
+    spooled: SpoolEnd,
+    /// Whether the log can be written: while it cannot, records stay in the spool.
+    writable: watch::Receiver<bool>,
+    /// Segments that can be written to again once everything taken up from them is in the log.
+    left: Vec<u8>,
+    logged: Option<JoinHandle<()>>,
     out: OutQueue,
     frames: Receiver<ToDaemon>,
     asked: Asked,
@@ -103,9 +121,20 @@ impl Drop for ChildGuard {
     }
 }
 
-impl Session {
+impl<'s> Session<'s> {
     /// Starts a process and waits until it listens.
-    pub(super) async fn start(parts: &Arc<SupervisorParts>, start: Start) -> Result<Self, String> {
+    pub(super) async fn start(
+        parts: &Arc<SupervisorParts>,
+        mut start: Start,
+        spool: &'s mut Spool,
+    ) -> Result<Self, String> {
+        let (spool_files, clean) = tokio::time::timeout(RECOVER_LIMIT, recover(parts, spool))
+            .await
+            .map_err(|_| {
+                format!("the spool was not taken up into the log within {RECOVER_LIMIT:?}: an earlier forwarder still has it, or the disk is slow")
+            })?
+            .map_err(|error| error.to_string())?;
+        start.spool = clean;
         let (ours, theirs) = channel::pair().map_err(|e| e.to_string())?;
         let maps = lock(&parts.enforce.kernel)
             .forwarder_maps()
@@ -130,7 +159,7 @@ impl Session {
                 }
             }
         });
-        out.send(ToForwarder::Start(Box::new(start)));
+        out.send_with(ToForwarder::Start(Box::new(start)), spool_files);
         let ready = tokio::time::timeout(START_LIMIT, frames.receive());
         let ready = match ready.await {
             Ok(Ok(Some(ready))) => ready,
@@ -179,6 +208,11 @@ impl Session {
         );
         Ok(Self {
             child,
+            spool,
+            spooled: SpoolEnd::default(),
+            writable: parts.books.records.available(),
+            left: Vec::new(),
+            logged: None,
             out,
             frames,
             asked: Asked {
@@ -202,10 +236,21 @@ impl Session {
                     Ok(Some(ToDaemon::Lost { netns })) if netns == parts.enforce.netns_cookie => {
                         return SessionEnd::Failed("its listener was destroyed".into());
                     }
-                    Ok(Some(frame)) => self.received(parts, frame).await,
+                    Ok(Some(frame)) => if let Err(error) = self.received(parts, frame).await {
+                        return SessionEnd::Failed(error.to_string());
+                    },
                     Ok(None) => return SessionEnd::Failed(self.how_it_ended()),
                     Err(error) => return SessionEnd::Failed(error.to_string()),
                 },
+                Ok(()) = self.writable.changed() => if let Err(error) = self.take_up(parts).await {
+                    return SessionEnd::Failed(error.to_string());
+                },
+                Some(_) = OptionFuture::from(self.logged.as_mut()) => {
+                    self.logged = None;
+                    if let Err(error) = self.clean(parts) {
+                        return SessionEnd::Failed(error.to_string());
+                    }
+                }
                 () = self.out.stuck.cancelled() => {
                     return SessionEnd::Failed("it does not take what it is told".into());
                 }
@@ -262,14 +307,15 @@ impl Session {
         Ok(())
     }
 
-    async fn received(&mut self, parts: &Arc<SupervisorParts>, frame: ToDaemon) {
+    async fn received(
+        &mut self,
+        parts: &Arc<SupervisorParts>,
+        frame: ToDaemon,
+    ) -> Result<(), TakeUpError> {
         match frame {
-            ToDaemon::Records(drafts) => {
-                let drafts = drafts.into_iter().map(|draft| (draft, None));
-                parts
-                    .books
-                    .record(&parts.roster, &parts.census, drafts.collect())
-                    .await;
+            ToDaemon::Spooled(end) => {
+                self.spooled = end;
+                self.take_up(parts).await?;
             }
             ToDaemon::Call { token, call } => {
                 let out = self.out.clone();
@@ -287,6 +333,32 @@ impl Session {
             ToDaemon::Lost { netns } => parts.census.namespaces.lost(netns),
             ToDaemon::Ready { .. } => tracing::warn!("the forwarder said `Ready` twice"),
         }
+        Ok(())
+    }
+
+    /// Has what is in the spool written to the log, while it can be.
+    async fn take_up(&mut self, parts: &SupervisorParts) -> Result<(), TakeUpError> {
+        if self.spooled == SpoolEnd::default() || !*self.writable.borrow_and_update() {
+            return Ok(());
+        }
+        let taken = self.spool.take_up(self.spooled)?;
+        write(parts, taken.drafts).await;
+        if !taken.left.is_empty() {
+            self.left.extend(taken.left);
+            let records = parts.books.records.clone();
+            self.logged = Some(tokio::spawn(async move { records.written().await }));
+        }
+        Ok(())
+    }
+
+    /// Gives the forwarder back what it has left of the spool.
+    fn clean(&mut self, parts: &SupervisorParts) -> Result<(), TakeUpError> {
+        let seq = parts.books.records.head().borrow().seq;
+        for index in self.left.drain(..) {
+            let clean = self.spool.clean(index, seq)?;
+            self.out.send(ToForwarder::Clean(clean));
+        }
+        Ok(())
     }
 
     async fn called(&mut self, parts: &Arc<SupervisorParts>, asked: PendingCall, call: DaemonCall) {
@@ -318,11 +390,23 @@ impl Session {
     async fn finish(&mut self, parts: &Arc<SupervisorParts>) {
         let rest = async {
             while let Ok(Some(frame)) = self.frames.receive().await {
-                self.received(parts, frame).await;
+                self.received(parts, frame).await?;
             }
+            if self.spool.is_over() && *self.writable.borrow() {
+                parts.books.records.written().await;
+                let seq = parts.books.records.head().borrow().seq;
+                self.spool.empty(seq)?;
+            }
+            Ok::<_, TakeUpError>(())
         };
-        if tokio::time::timeout(STOP_LIMIT, rest).await.is_err() {
-            tracing::warn!("the forwarder did not stop within {STOP_LIMIT:?} and is ended");
+        match tokio::time::timeout(STOP_LIMIT, rest).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the next forwarder's start takes up what is left");
+            }
+            Err(_) => {
+                tracing::warn!("the forwarder did not stop within {STOP_LIMIT:?} and is ended");
+            }
         }
     }
 
@@ -334,6 +418,41 @@ impl Session {
             Err(error) => format!("the forwarder ended ({error})"),
         }
     }
+}
+
+/// Has the log written what a forwarder has left, and empties the spool for the next one.
+async fn recover(
+    parts: &SupervisorParts,
+    spool: &mut Spool,
+) -> Result<(Vec<OwnedFd>, Vec<CleanSegment>), TakeUpError> {
+    let records = &parts.books.records;
+    // Nobody else's orders wait for a log that cannot be written.
+    if !*records.available().borrow() {
+        return Err(TakeUpError::NoLog);
+    }
+    records.written().await;
+    let left = loop {
+        match spool.leftovers() {
+            // It ends when it finds the link closed.
+            Err(TakeUpError::InUse(_)) => tokio::time::sleep(LOOK_EVERY).await,
+            left => break left?,
+        }
+    };
+    if !left.is_empty() {
+        tracing::warn!(records = left.len(), "taken up from the spool");
+    }
+    write(parts, left).await;
+    records.written().await;
+    let seq = records.head().borrow().seq;
+    spool.renew(seq)
+}
+
+async fn write(parts: &SupervisorParts, drafts: Vec<Draft>) {
+    let drafts = drafts.into_iter().map(|draft| (draft, None)).collect();
+    parts
+        .books
+        .record(&parts.roster, &parts.census, drafts)
+        .await;
 }
 
 fn change_task(

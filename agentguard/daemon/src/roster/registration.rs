@@ -336,5 +336,5 @@ async fn record_owner(
         detail: detail.to_owned(),
         bundle: roster.meta(),
     };
-    books.operated(done).await;
+    books.operated(done);
 }

@@ -448,7 +448,7 @@ async fn record(
         detail,
         bundle: roster.meta(),
     };
-    books.operated(done).await;
+    books.operated(done);
 }
 
 #[cfg(test)]

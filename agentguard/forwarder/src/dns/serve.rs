@@ -12,9 +12,10 @@ use agentguard_common::net::Addr;
 use agentguard_policy::Policy;
 use agentguard_record::{DecidedBy, DenyReason, Draft};
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UdpSocket;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::{DnsAnswer, Transport, answer};
@@ -30,6 +31,9 @@ const DATAGRAM_BYTES: usize = 4096;
 /// Why an agent may do nothing at all now, if it may not: it is stopped, or nothing can be recorded.
 pub type Gate = Box<dyn Fn(AgentId) -> Option<(DecidedBy, DenyReason)> + Send + Sync>;
 
+/// Keeps a record before its answer leaves. False: there is no room for it.
+pub type Keep = Box<dyn Fn(Draft) -> BoxFuture<'static, bool> + Send + Sync>;
+
 /// Datagrams that were dropped without an answer.
 #[derive(Debug, Default)]
 pub struct DropCounters {
@@ -43,7 +47,7 @@ pub struct DropCounters {
 pub struct Server {
     pub policy: Arc<ArcSwap<Policy>>,
     pub resolver: Arc<NameResolver>,
-    pub records: mpsc::Sender<Draft>,
+    pub keep: Keep,
     pub gate: Gate,
     pub counters: DropCounters,
     pending: Mutex<HashMap<AgentId, Arc<Semaphore>>>,
@@ -53,13 +57,13 @@ impl Server {
     pub fn new(
         policy: Arc<ArcSwap<Policy>>,
         resolver: Arc<NameResolver>,
-        records: mpsc::Sender<Draft>,
+        keep: Keep,
         gate: Gate,
     ) -> Self {
         Self {
             policy,
             resolver,
-            records,
+            keep,
             gate,
             counters: DropCounters::default(),
             pending: Mutex::default(),
@@ -136,14 +140,16 @@ impl Server {
         }
     }
 
-    /// The answer, after its record is on its way: what cannot be recorded is not answered.
+    /// The answer, after its record is kept: what cannot be recorded is not answered.
     async fn judge(&self, query: &[u8], transport: Transport, origin: &Origin) -> Option<Vec<u8>> {
         let policy = self.policy.load_full();
         let refused = (self.gate)(origin.agent);
         let DnsAnswer { bytes, record } =
             answer(query, transport, origin, refused, &policy, &self.resolver).await;
-        self.records.send(record).await.ok()?;
-        bytes
+        match (self.keep)(record).await {
+            true => bytes,
+            false => None,
+        }
     }
 
     fn slot(&self, agent: AgentId) -> Option<OwnedSemaphorePermit> {

@@ -72,6 +72,9 @@ const PLAIN: &[c_long] = &[
     libc::SYS_shutdown,
     libc::SYS_write,
     libc::SYS_writev,
+    // The spool.
+    libc::SYS_fdatasync,
+    libc::SYS_pwrite64,
     // Agents' connections in.
     libc::SYS_accept4,
     libc::SYS_getpeername,

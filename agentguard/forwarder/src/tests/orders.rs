@@ -15,9 +15,9 @@ use agentguard_record::DenyReason;
 use tokio::time::timeout;
 
 use super::origin::TestOrigin;
-use super::rig::{AGENT, Setup};
+use super::rig::{AGENT, ReadSpool, Setup};
 use crate::InheritedHandles;
-use crate::orders::follow;
+use crate::orders::{FirstWord, follow};
 use crate::origin::OriginSource;
 
 /// Nobody connects.
@@ -54,6 +54,8 @@ async fn calls_are_answered_and_a_daemon_that_is_gone_ends_it() {
             port: origin.port,
             certificate: origin.root.clone(),
         },
+        spool: ReadSpool::clean(),
+        strict: false,
         state: State::default(),
     };
     let (near, far) = channel::pair().unwrap();
@@ -63,7 +65,13 @@ async fn calls_are_answered_and_a_daemon_that_is_gone_ends_it() {
         origins: Arc::new(Nobody),
     };
     let sandbox = Sandbox { landlock_abi: 0 };
-    let following = tokio::spawn(follow(inherited, start, listen(0).unwrap(), sandbox));
+    let (spool, _records) = ReadSpool::new();
+    let first = FirstWord {
+        start,
+        bound: listen(0).unwrap(),
+        spool,
+    };
+    let following = tokio::spawn(follow(inherited, first, sandbox));
     let ready = next(&mut heard).await;
     assert!(matches!(ready, Some(ToDaemon::Ready { .. })), "{ready:?}");
     let take = |token, delta| ToForwarder::Call {

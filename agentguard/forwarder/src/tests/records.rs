@@ -8,28 +8,32 @@ use agentguard_link::calls::to_daemon::DaemonCall;
 use agentguard_link::calls::to_forwarder::ForwarderAnswer;
 use agentguard_link::channel;
 use agentguard_link::frame::{ToDaemon, ToForwarder};
-use agentguard_record::{ActionName, DecidedBy, DenyReason, Draft, Ended, Outcome};
+use agentguard_link::spool::{CleanSegment, SpoolEnd};
+use agentguard_record::{ActionName, DecidedBy, DenyReason, Ended, Outcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::rig::{AGENT, Rig, ask};
+use super::rig::{AGENT, ReadSpool, Rig, ask};
 use crate::forwarder::Inbox;
 use crate::life::Lives;
 use crate::outbox::Outbox;
 use crate::record::RecordSender;
+use crate::spool::Spool;
 
-fn book(places: usize) -> (RecordSender, Arc<Lives>, mpsc::Receiver<Draft>) {
-    let (queue, drafts) = mpsc::channel(places);
-    (RecordSender::new(queue), Arc::default(), drafts)
+fn book(strict: bool) -> (Arc<RecordSender>, Arc<Spool>, Arc<Lives>, ReadSpool) {
+    let (files, read) = ReadSpool::new();
+    let spool = Spool::start(files, ReadSpool::clean(), strict).unwrap();
+    let records = Arc::new(RecordSender::new(spool.clone()));
+    (records, spool, Arc::default(), read)
 }
 
 #[tokio::test]
 async fn an_entry_that_is_dropped_is_recorded_as_aborted_or_killed() {
-    let (records, lives, mut drafts) = book(4);
+    let (records, _spool, lives, mut drafts) = book(false);
     let life = lives.of(AGENT);
     drop(records.open(&life, &Origin::default()));
-    let draft = drafts.try_recv().unwrap();
+    let draft = drafts.next().unwrap();
     assert_eq!(
         (draft.outcome, draft.detail.as_deref()),
         (Outcome::Error, Some("aborted"))
@@ -43,7 +47,7 @@ async fn an_entry_that_is_dropped_is_recorded_as_aborted_or_killed() {
         .kill(&[(AGENT, DenyReason::AgentOrphaned)].into())
         .await;
     drop(entry);
-    let draft = drafts.try_recv().unwrap();
+    let draft = drafts.next().unwrap();
     assert_eq!(
         (draft.outcome, draft.reason),
         (Outcome::Killed, Some(DenyReason::AgentOrphaned))
@@ -52,22 +56,64 @@ async fn an_entry_that_is_dropped_is_recorded_as_aborted_or_killed() {
 }
 
 #[tokio::test]
-async fn decisions_without_a_place_are_not_taken() {
-    let (records, lives, mut drafts) = book(2);
+async fn what_begins_is_in_the_spool_before_it_does_and_has_one_end() {
+    for strict in [false, true] {
+        let (records, _spool, lives, mut drafts) = book(strict);
+        let mut entry = records.open(&lives.of(AGENT), &Origin::default()).unwrap();
+        let decision = entry.decision;
+        entry.begin().await.unwrap();
+        assert!(drafts.next().is_none(), "it is not over");
+        let begun = &drafts.begun[&decision];
+        assert_eq!(
+            (begun.outcome, begun.ended),
+            (Outcome::Allow, Ended::Unfinished)
+        );
+        assert!(!entry.begin().await.unwrap(), "once");
+        entry.complete(Outcome::Allow, Ended::Whole);
+        let over = drafts.next().unwrap();
+        assert_eq!((over.decision, over.ended), (decision, Ended::Whole));
+        assert!(drafts.begun.is_empty() && drafts.next().is_none());
+    }
+}
+
+#[tokio::test]
+async fn nothing_begins_in_a_full_spool_and_refusals_are_counted() {
+    let (records, _spool, lives, mut drafts) = book(false);
     let life = lives.of(AGENT);
-    let open = || records.open(&life, &Origin::default());
-    let (first, second) = (open().unwrap(), open().unwrap());
-    assert!(
-        open().is_none(),
-        "places are taken when the decision is, not when it ends"
-    );
-    assert_ne!(first.decision, second.decision);
-    first.complete(Outcome::Allow, Ended::Whole);
-    assert!(open().is_none());
-    drafts.try_recv().unwrap();
-    assert!(open().is_some());
-    drop(drafts);
-    assert!(open().is_none(), "nobody listens");
+    let mut begun = Vec::new();
+    let mut refused = 0;
+    while let Some(mut entry) = records.open(
+        &life,
+        &Origin {
+            agent: AGENT,
+            ..Origin::default()
+        },
+    ) {
+        entry.resource = "x".repeat(30_000);
+        match entry.begin().await {
+            Ok(_) => begun.push(entry),
+            Err(refusal) => {
+                assert_eq!(refusal.reason, DenyReason::AuditUnavailable);
+                entry.refuse(refusal);
+                refused += 1;
+                break;
+            }
+        }
+    }
+    assert!(begun.len() > 100, "{}", begun.len());
+    let count = begun.len();
+    for entry in begun {
+        entry.complete(Outcome::Allow, Ended::Whole);
+    }
+    let ends = drafts.by_ref().filter(|draft| draft.ended == Ended::Whole);
+    assert_eq!(ends.count(), count, "each has its end");
+    records.cleaned(CleanSegment {
+        index: 0,
+        generation: 3,
+    });
+    let told = drafts.next().expect("a record for what had no room");
+    assert_eq!((told.agent, told.outcome), (AGENT, Outcome::Deny));
+    assert_eq!(told.facts.get("count"), Some(&refused.to_string()));
 }
 
 #[tokio::test]
@@ -75,47 +121,36 @@ async fn everything_said_goes_after_the_records_completed_before() {
     let (near, far) = channel::pair().unwrap();
     let (sender, _orders) = channel::open::<ToDaemon, ToForwarder>(near).unwrap();
     let (_daemon, mut heard) = channel::open::<ToForwarder, ToDaemon>(far).unwrap();
-    let (records, lives, drafts) = book(10_000);
+    let (records, spool, lives, _drafts) = book(false);
     let (wanted, calls) = mpsc::unbounded_channel();
     let inbox = Inbox {
-        records: drafts,
+        spool: spool.clone(),
         calls,
     };
     let outbox = Outbox::start(sender, inbox, lives.clone());
     let life = lives.of(AgentId(9));
-    for index in 0..2_000 {
-        let mut entry = records.open(&life, &Origin::default()).unwrap();
-        // Half of them too long to fit into one frame together.
-        entry.resource = format!(
-            "{index}:{}",
-            "x".repeat(if index % 2 == 0 { 20_000 } else { 10 })
-        );
-        entry.complete(Outcome::Allow, Ended::Whole);
+    for _ in 0..2_000 {
+        let entry = records.open(&life, &Origin::default()).unwrap();
+        entry.complete(Outcome::Deny, Ended::Refused);
     }
+    let end = spool.end();
     outbox.say(ToDaemon::Answer {
         token: 5,
         answer: ForwarderAnswer::Done,
     });
     let call = DaemonCall::Leaf("origin.test".into());
     wanted.send(ToDaemon::Call { token: 1, call }).unwrap();
-    let (mut got, mut frames, mut flushed) = (0, 0, false);
+    let mut hear = async || {
+        let frame = timeout(Duration::from_secs(20), heard.receive()).await;
+        frame.unwrap().unwrap().unwrap()
+    };
+    let (mut told, mut frames, mut flushed) = (SpoolEnd::default(), 0, false);
     let mut asked = false;
     while !(flushed && asked) {
-        match timeout(Duration::from_secs(20), heard.receive())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap()
-        {
-            ToDaemon::Records(drafts) => {
-                frames += 1;
-                for draft in drafts {
-                    assert!(draft.resource.starts_with(&format!("{got}:")), "in order");
-                    got += 1;
-                }
-            }
+        match hear().await {
+            ToDaemon::Spooled(end) => (told, frames) = (end, frames + 1),
             ToDaemon::Answer { token: 5, .. } => {
-                assert_eq!(got, 2_000);
+                assert_eq!(told, end);
                 flushed = true;
             }
             ToDaemon::Call {
@@ -127,24 +162,15 @@ async fn everything_said_goes_after_the_records_completed_before() {
     }
     assert!(frames < 100, "{frames} frames for 2,000 records");
     // Without being asked to, soon.
-    records
-        .open(&life, &Origin::default())
-        .unwrap()
-        .complete(Outcome::Deny, Ended::Refused);
-    let frame = timeout(Duration::from_secs(5), heard.receive())
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(matches!(frame, Some(ToDaemon::Records(drafts)) if drafts.len() == 1));
+    let entry = records.open(&life, &Origin::default()).unwrap();
+    entry.complete(Outcome::Deny, Ended::Refused);
+    let frame = hear().await;
+    assert!(matches!(frame, ToDaemon::Spooled(end) if end == spool.end()));
     let counted = lives.count(&life);
-    let frame = timeout(Duration::from_secs(5), heard.receive())
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(matches!(frame, Some(ToDaemon::Connections(it)) if it[&AgentId(9)] == 1));
+    let frame = hear().await;
+    assert!(matches!(frame, ToDaemon::Connections(it) if it[&AgentId(9)] == 1));
     drop(counted);
     outbox.finish().await;
-    drop(heard);
 }
 
 #[tokio::test]

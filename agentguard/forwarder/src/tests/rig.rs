@@ -1,6 +1,7 @@
 //! A forwarder with a bundle, a CA and one origin server behind it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use agentguard_common::abi::{AgentId, FlowKey, Origin};
 use agentguard_common::net::Addr;
 use agentguard_link::calls::to_daemon::{DaemonAnswer, DaemonCall, Leaf};
 use agentguard_link::frame::{CanaryOrigin, Limits, Start, ToDaemon, Upstream};
+use agentguard_link::spool::{self, CleanSegment, HEADER_BYTES, SEGMENT_BYTES, SEGMENTS, Stage};
 use agentguard_link::state::{PolicyUpdate, State};
 use agentguard_policy::Sources;
 use agentguard_record::Draft;
@@ -27,12 +29,14 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::super::accept;
 use super::super::admit::Door;
 use super::super::compile::compile;
 use super::super::forwarder::Forwarder;
 use super::super::origin::OriginSource;
+use super::super::spool::Spool;
 use super::origin::TestOrigin;
 
 pub(super) const AGENT: AgentId = AgentId(2);
@@ -41,10 +45,11 @@ pub(super) const HOST: &str = "origin.test";
 pub(super) struct Rig {
     pub forwarder: Arc<Forwarder>,
     pub origin: TestOrigin,
-    records: Mutex<tokio::sync::mpsc::Receiver<Draft>>,
+    records: Mutex<ReadSpool>,
     roots: Arc<RootCertStore>,
     places: Arc<Semaphore>,
     issued: Arc<AtomicU64>,
+    spool: Arc<Spool>,
 }
 
 /// What a rig is made with.
@@ -59,6 +64,8 @@ pub(super) struct Setup {
     pub max_connections: usize,
     /// The origin's certificate has had its time.
     pub expired: bool,
+    /// What begins is on disk first.
+    pub strict: bool,
 }
 
 impl Default for Setup {
@@ -80,6 +87,7 @@ impl Default for Setup {
             host: None,
             max_connections: 64,
             expired: false,
+            strict: false,
         }
     }
 }
@@ -130,13 +138,16 @@ impl Rig {
                 port: origin.port,
                 certificate: origin.root.clone(),
             },
+            spool: ReadSpool::clean(),
+            strict: setup.strict,
             state: State {
                 policy: Box::new(bundle(&origin, setup.agent, setup.rules, setup.host)),
                 audit_writable: true,
                 ..State::default()
             },
         };
-        let (forwarder, mut inbox) = Forwarder::new(start, |_, _, _| Ok(())).unwrap();
+        let (files, records) = ReadSpool::new();
+        let (forwarder, mut inbox) = Forwarder::new(start, files, |_, _, _| Ok(())).unwrap();
         let weak = Arc::downgrade(&forwarder);
         let issued = Arc::new(AtomicU64::new(0));
         let count = issued.clone();
@@ -160,7 +171,8 @@ impl Rig {
         Self {
             forwarder,
             origin,
-            records: Mutex::new(inbox.records),
+            records: Mutex::new(records),
+            spool: inbox.spool,
             roots: Arc::new(roots),
             places: Arc::new(Semaphore::new(setup.max_connections)),
             issued,
@@ -271,17 +283,97 @@ impl Rig {
 
     /// The next record; every test knows how many there must be.
     pub(super) async fn record(&self) -> Draft {
-        let next = std::future::poll_fn(|cx| self.records.lock().unwrap().poll_recv(cx));
+        let next = async {
+            loop {
+                if let Some(draft) = self.records.lock().unwrap().next() {
+                    return draft;
+                }
+                self.spool.grown.notified().await;
+            }
+        };
         tokio::time::timeout(Duration::from_secs(20), next)
             .await
             .expect("a record")
-            .unwrap()
     }
 
     /// What has been recorded up to now.
     pub(super) fn records(&self) -> Vec<Draft> {
-        let mut records = self.records.lock().unwrap();
-        std::iter::from_fn(|| records.try_recv().ok()).collect()
+        self.records.lock().unwrap().by_ref().collect()
+    }
+}
+
+/// The spool as the daemon reads it; each file is written to once.
+pub(super) struct ReadSpool {
+    files: Vec<File>,
+    at: (usize, u64),
+    pub begun: BTreeMap<Uuid, Draft>,
+    over: VecDeque<Draft>,
+}
+
+impl ReadSpool {
+    pub(super) fn new() -> (Vec<File>, Self) {
+        let files: Vec<File> = (0..SEGMENTS)
+            .map(|_| tempfile::tempfile().unwrap())
+            .collect();
+        for file in &files {
+            file.set_len(SEGMENT_BYTES).unwrap();
+        }
+        let copies = files.iter().map(|file| file.try_clone().unwrap()).collect();
+        let read = Self {
+            files,
+            at: (0, HEADER_BYTES),
+            begun: BTreeMap::new(),
+            over: VecDeque::new(),
+        };
+        (copies, read)
+    }
+
+    pub(super) fn clean() -> Vec<CleanSegment> {
+        let clean = |index| CleanSegment {
+            index,
+            generation: u64::from(index) + 1,
+        };
+        (0..SEGMENTS as u8).map(clean).collect()
+    }
+
+    fn take_up(&mut self) {
+        while self.at.0 < self.files.len() {
+            let (index, from) = self.at;
+            let generation = index as u64 + 1;
+            let read = spool::read(&self.files[index], generation, from, SEGMENT_BYTES);
+            let (frames, at) = read.unwrap();
+            self.at.1 = at;
+            for frame in frames {
+                let draft = frame.draft().unwrap();
+                match frame.stage {
+                    Stage::Begun => drop(self.begun.insert(frame.decision, draft)),
+                    Stage::Over => {
+                        self.begun.remove(&frame.decision);
+                        self.over.push_back(draft);
+                    }
+                }
+            }
+            let next = self.files.get(index + 1);
+            let begins = |file| {
+                let read = spool::read(file, generation + 1, HEADER_BYTES, SEGMENT_BYTES);
+                !read.unwrap().0.is_empty()
+            };
+            match next.is_some_and(begins) {
+                true => self.at = (index + 1, HEADER_BYTES),
+                false => return,
+            }
+        }
+    }
+}
+
+impl Iterator for ReadSpool {
+    type Item = Draft;
+
+    fn next(&mut self) -> Option<Draft> {
+        if self.over.is_empty() {
+            self.take_up();
+        }
+        self.over.pop_front()
     }
 }
 

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_link::frame::Limits;
-use agentguard_policy::{Permit, Settled};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body::Body as _;
@@ -34,6 +33,7 @@ use self::exchange::Lease;
 use self::pool::{ConnectionFacts, Pool, PoolKey, Pools, SessionPools};
 use super::io::Leg;
 use super::life::Life;
+use super::record::Recorded;
 use super::resolve::NameResolver;
 use super::upload::Upload;
 
@@ -121,14 +121,15 @@ impl Upstreams {
         self.pools.sweep();
     }
 
-    /// Spends `permit`: sends `call` for its agent to its host, over a connection of that agent's alone, and returns at the
+    /// Spends the permit: sends `call` for its agent to its host, over a connection of that agent's alone, and returns at the
     /// head of the answer.
     pub(crate) async fn send(
         &self,
         pools: &SessionPools,
-        permit: Permit<Settled>,
+        recorded: Recorded,
         mut call: UpstreamCall,
     ) -> Result<UpstreamAnswer, UpstreamFault> {
+        let permit = recorded.permit();
         let mut key = PoolKey {
             tls: call.scheme == Scheme::HTTPS,
             host: permit.host().clone(),
@@ -166,12 +167,13 @@ impl Upstreams {
         ))
     }
 
-    /// A connection to `permit`'s host for bytes that are passed on as they are.
+    /// A connection to the permit's host for bytes that are passed on as they are.
     pub(crate) async fn connect(
         &self,
         life: &Arc<Life>,
-        permit: Permit<Settled>,
+        recorded: Recorded,
     ) -> Result<(Leg, SocketAddr), UpstreamFault> {
+        let permit = recorded.permit();
         self.dialer
             .connect(life, permit.host(), permit.port())
             .await

@@ -216,7 +216,7 @@ pub const KEYS: [ConfigKey; 29] = [
         "[audit]",
         "durability",
         "\"batched\"",
-        "`batched`: a record is written at once and on disk soon after; `strict`: on disk before it counts as written",
+        "`batched`: a record is written at once and on disk soon after; `strict`: on disk before what it permits begins",
     ),
     key(
         "[canary]",

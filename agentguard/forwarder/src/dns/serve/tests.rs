@@ -5,7 +5,7 @@ use agentguard_record::{DecidedBy, Outcome};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::DuplexStream;
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::{self, Receiver};
 
 use super::*;
 use crate::resolve::stub::{Script, Stub};
@@ -42,7 +42,11 @@ async fn server() -> (Arc<Server>, Receiver<Draft>, Stub) {
     let killed = (DecidedBy::Stop, DenyReason::AgentKilled);
     let gate: Gate = Box::new(move |agent| (agent == AgentId(3)).then_some(killed));
     let policy = Arc::new(ArcSwap::from_pointee(policy()));
-    let server = Server::new(policy, Arc::new(resolver), sender, gate);
+    let keep: Keep = Box::new(move |draft| {
+        let kept = sender.try_send(draft).is_ok();
+        Box::pin(std::future::ready(kept))
+    });
+    let server = Server::new(policy, Arc::new(resolver), keep, gate);
     (Arc::new(server), records, stub)
 }
 

@@ -1,0 +1,207 @@
+use agentguard_audit::Log;
+use agentguard_common::abi::AgentId;
+use agentguard_link::spool::{Beginning, Promise, Writer};
+use agentguard_record::{
+    ActionName, Context, DecidedBy, DraftTask, Ended, Latency, Outcome, Record,
+};
+use tempfile::TempDir;
+
+use super::*;
+
+/// A spool, a log, and who stands for the forwarder.
+struct Rig {
+    dir: TempDir,
+    spool: Spool,
+    writer: Writer,
+}
+
+fn draft(resource: &str) -> Draft {
+    Draft {
+        time_us: 1,
+        decision: Uuid::now_v7(),
+        agent: AgentId(2),
+        tgid: 7,
+        action: ActionName::Connect,
+        resource: resource.to_owned(),
+        request: None,
+        task: DraftTask::None,
+        facts: BTreeMap::new(),
+        outcome: Outcome::Allow,
+        decided_by: DecidedBy::Rules,
+        ended: Ended::Unfinished,
+        policies: Vec::new(),
+        reason: None,
+        detail: None,
+        bundle: None,
+        approval: Vec::new(),
+        upstream: None,
+        bytes_up: 0,
+        bytes_down: 0,
+        latency: Latency::default(),
+    }
+}
+
+fn open(dir: &TempDir) -> Spool {
+    let (spool, audit) = (dir.path().join("spool"), dir.path().join("audit"));
+    Spool::open(&spool, &audit, Durability::Batched).unwrap()
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("audit")).unwrap();
+        let mut spool = open(&dir);
+        let writer = Self::next_forwarder(&mut spool, 0);
+        Self { dir, spool, writer }
+    }
+
+    fn next_forwarder(spool: &mut Spool, seq: u64) -> Writer {
+        let (descriptors, clean) = spool.renew(seq).unwrap();
+        let files = descriptors.into_iter().map(File::from).collect();
+        let mut writer = Writer::new(files, SEGMENT_BYTES);
+        clean.into_iter().for_each(|segment| writer.add(segment));
+        writer
+    }
+
+    fn log(&self, drafts: &[Draft]) -> u64 {
+        let mut log = Log::open(&self.dir.path().join("audit"), Durability::Batched).unwrap();
+        let context = Context {
+            agent: "a",
+            ..Context::default()
+        };
+        let append = |draft| log.append(Record::Decision(draft, &context)).unwrap();
+        drafts.iter().map(append).last().unwrap_or(0)
+    }
+
+    fn begin(&mut self, draft: &Draft) -> Promise {
+        let mut beginning = Beginning::of(draft).unwrap();
+        self.writer.begin(&mut beginning).unwrap()
+    }
+
+    fn end(&mut self, promise: Promise, draft: &Draft) {
+        let draft = Draft {
+            ended: Ended::Whole,
+            ..draft.clone()
+        };
+        self.writer.end_of(promise, &draft).unwrap();
+    }
+
+    /// What the next daemon finds when the forwarder is gone.
+    fn found(self) -> (TempDir, Vec<(String, Ended)>) {
+        let Self { dir, spool, writer } = self;
+        drop((spool, writer));
+        let left = open(&dir).leftovers().unwrap();
+        let shown = |draft: Draft| (draft.resource, draft.ended);
+        (dir, left.into_iter().map(shown).collect())
+    }
+}
+
+#[test]
+fn what_was_left_is_found_once_and_what_the_log_has_is_not() {
+    let mut rig = Rig::new();
+    let (logged, over, open) = (draft("logged"), draft("over"), draft("open"));
+    let promise = rig.begin(&logged);
+    rig.end(promise, &logged);
+    let taken = rig.spool.take_up(rig.writer.end()).unwrap();
+    rig.log(&taken.drafts);
+    let promise = rig.begin(&over);
+    rig.end(promise, &over);
+    let _never = rig.begin(&open);
+    rig.writer.note(&draft("refused")).unwrap();
+    let (_, found) = rig.found();
+    let expected = [
+        ("over", Ended::Whole),
+        ("refused", Ended::Unfinished),
+        ("open", Ended::Unfinished),
+    ];
+    assert_eq!(
+        found,
+        expected.map(|(name, ended)| (name.to_owned(), ended))
+    );
+}
+
+#[test]
+fn what_began_long_ago_outlives_its_segment() {
+    let mut rig = Rig::new();
+    let old = draft("old");
+    let promise = rig.begin(&old);
+    let long = "x".repeat(100_000);
+    for round in 0..3 {
+        let mut left = Vec::new();
+        while left.is_empty() {
+            let draft = draft(&long);
+            let promise = rig.begin(&draft);
+            rig.end(promise, &draft);
+            let taken = rig.spool.take_up(rig.writer.end()).unwrap();
+            rig.log(&taken.drafts);
+            left = taken.left;
+        }
+        let seq = decisions_after(&rig.spool.audit, 0);
+        let seq = seq.unwrap().len() as u64;
+        for index in left {
+            let clean = rig.spool.clean(index, seq).unwrap();
+            rig.writer.add(clean);
+        }
+        assert!(!rig.spool.is_over(), "round {round}");
+    }
+    let later = rig.dir.path().join("copy");
+    fs::create_dir(&later).unwrap();
+    for file in fs::read_dir(rig.dir.path().join("spool")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), later.join(file.file_name())).unwrap();
+    }
+    let mut copy = Spool::open(&later, &rig.spool.audit, Durability::Batched).unwrap();
+    let left = copy.leftovers().unwrap();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].decision, old.decision);
+    rig.end(promise, &old);
+    let taken = rig.spool.take_up(rig.writer.end()).unwrap();
+    assert_eq!(taken.drafts.len(), 1);
+    assert!(rig.spool.is_over());
+}
+
+#[test]
+fn a_spool_that_a_forwarder_may_still_write_to_is_not_taken() {
+    let rig = Rig::new();
+    let mut next = open(&rig.dir);
+    assert!(matches!(next.leftovers(), Err(TakeUpError::InUse(_))));
+    assert!(matches!(next.renew(0), Err(TakeUpError::InUse(_))));
+    drop(rig.writer);
+    assert!(next.leftovers().unwrap().is_empty());
+    next.renew(0).unwrap();
+}
+
+#[test]
+fn a_forwarder_that_says_more_than_it_wrote_is_found_out() {
+    let mut rig = Rig::new();
+    rig.writer.note(&draft("a")).unwrap();
+    let end = rig.writer.end();
+    for said in [
+        SpoolEnd {
+            offset: end.offset + 9,
+            ..end
+        },
+        SpoolEnd {
+            generation: 99,
+            ..end
+        },
+    ] {
+        let mut spool = Rig::new().spool;
+        assert!(matches!(spool.take_up(said), Err(TakeUpError::Short)));
+    }
+    assert_eq!(rig.spool.take_up(end).unwrap().drafts.len(), 1);
+}
+
+#[test]
+fn nothing_of_an_earlier_forwarder_is_found_twice() {
+    let mut rig = Rig::new();
+    let first = draft("first");
+    let promise = rig.begin(&first);
+    rig.end(promise, &first);
+    rig.writer = Writer::new(Vec::new(), SEGMENT_BYTES);
+    let left = rig.spool.leftovers().unwrap();
+    assert_eq!(left.len(), 1);
+    let seq = rig.log(&left);
+    drop(Rig::next_forwarder(&mut rig.spool, seq));
+    assert!(rig.spool.leftovers().unwrap().is_empty());
+}
