@@ -1,5 +1,6 @@
 //! The audit log's one writer, on a thread of its own: batches what comes, retries what could not be written.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -80,6 +81,7 @@ impl Records {
             available,
             trouble: handle.trouble.clone(),
             unwritten: Vec::new(),
+            held: VecDeque::new(),
         };
         let runtime = tokio::runtime::Handle::current();
         std::thread::Builder::new()
@@ -143,6 +145,8 @@ impl Records {
 enum Next {
     Operated(OperatorEntry),
     Job(Job),
+    /// There are more decisions of the job before.
+    Held,
 }
 
 struct Writer {
@@ -152,18 +156,23 @@ struct Writer {
     trouble: Arc<Mutex<Option<String>>>,
     /// Who waits until the log can be written.
     unwritten: Vec<oneshot::Sender<()>>,
+    /// Taken, and not staged yet: no job is too long for what can be.
+    held: VecDeque<DecisionEntry>,
 }
 
 impl Writer {
     fn run(mut self, runtime: &tokio::runtime::Handle, mut jobs: mpsc::Receiver<Job>) {
         loop {
             let is_failing = !*self.available.borrow();
+            let is_holding = !self.held.is_empty();
             let takes_decisions = !is_failing || self.log.staged() < WAITING_BYTES;
             let next = async {
                 tokio::select! {
                     biased;
                     Some(done) = self.operators.recv() => Some(Next::Operated(done)),
-                    job = jobs.recv(), if takes_decisions => job.map(Next::Job),
+                    () = std::future::ready(()), if is_holding && takes_decisions => Some(Next::Held),
+                    job = jobs.recv(), if !is_holding && takes_decisions => job.map(Next::Job),
+                    else => None,
                 }
             };
             let next = match is_failing {
@@ -176,18 +185,18 @@ impl Writer {
                 Err(_) => {}
                 Ok(None) => break,
                 Ok(Some(Next::Operated(done))) => staged = self.operated(&done),
+                Ok(Some(Next::Held)) => staged = self.stage(),
                 Ok(Some(Next::Job(mut job))) => loop {
                     match job {
                         Job::Append(decisions) => {
-                            for decided in decisions {
-                                let result = self.decided(&decided);
-                                staged = staged.and(result);
-                            }
+                            self.held.extend(decisions);
+                            let result = self.stage();
+                            staged = staged.and(result);
                         }
                         Job::Barrier(reply) => barriers.push(reply),
                         Job::Written(reply) => self.unwritten.push(reply),
                     }
-                    if self.log.staged() >= BATCH_BYTES {
+                    if !self.held.is_empty() || self.log.staged() >= BATCH_BYTES {
                         break;
                     }
                     match jobs.try_recv() {
@@ -205,6 +214,21 @@ impl Writer {
                 let _ = reply.send(());
             }
         }
+    }
+
+    /// As many of those that are held as go to the log at once.
+    fn stage(&mut self) -> Result<(), LogError> {
+        let limit = match *self.available.borrow() {
+            true => BATCH_BYTES,
+            false => WAITING_BYTES,
+        };
+        let mut staged = Ok(());
+        while self.log.staged() < limit
+            && let Some(decided) = self.held.pop_front()
+        {
+            staged = staged.and(self.decided(&decided));
+        }
+        staged
     }
 
     fn decided(&mut self, decided: &DecisionEntry) -> Result<(), LogError> {
