@@ -268,6 +268,7 @@ CALLS = {
     "kill": lambda pid, signal: os.kill(int(pid), int(signal)),
     "read": lambda path: open(path, "rb").close(),
     "list": lambda path: os.listdir(path)[0],
+    "look": os.listdir,
     "pid": os.getpid,
     "child": child,
     "stack": stack,

@@ -18,8 +18,8 @@ const INTO: [&str; 8] = [
     "read /proc/PID/environ",
     "read /proc/PID/maps",
     "read /proc/PID/auxv",
-    "list /proc/PID/root",
-    "list /proc/PID/cwd",
+    "look /proc/PID/root",
+    "look /proc/PID/cwd",
     "kcmp PID",
 ];
 
