@@ -141,7 +141,7 @@ def listening(host='127.0.0.1'):
     u = udp(host); u.bind((host, port)); return u
 ";
     let attempt = |name: &'static str, code: &str| {
-        Attempt::python(name, &format!("{listening}{code}")).leaves("sendmsg", "policy-denied")
+        Attempt::python(name, format!("{listening}{code}")).leaves("sendmsg", "policy-denied")
     };
     prove(
         &[
