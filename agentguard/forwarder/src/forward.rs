@@ -66,7 +66,9 @@ pub(crate) async fn send(
         tasks,
     );
     let body = std::mem::replace(body, RequestBody::Spent);
-    let upload = Upload::new(body, &exchange.docket.entry.passed, standing.over());
+    let reader = (session.life.clone(), session.clock.busy());
+    let passed = &exchange.docket.entry.passed;
+    let upload = Upload::new(body, passed, standing.over(), reader);
     let uploaded = upload.state();
     let uploads = !upload.is_empty();
     let call = UpstreamCall {

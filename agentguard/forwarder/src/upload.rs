@@ -30,6 +30,8 @@ pub(crate) struct Upload {
     state: UploadState,
     /// The end of the tasks that it is permitted on.
     over: Option<BoxFuture<'static, ()>>,
+    /// Who reads the rest of a client's body when upstream wants no more of it.
+    reader: Option<(Arc<Life>, Busy)>,
 }
 
 enum UploadSource {
@@ -59,6 +61,7 @@ impl Upload {
             inner: UploadSource::Empty,
             state: UploadState::finished(),
             over: None,
+            reader: None,
         }
     }
 
@@ -67,6 +70,7 @@ impl Upload {
             inner: UploadSource::Lost,
             state: UploadState::finished(),
             over: None,
+            reader: None,
         }
     }
 
@@ -74,6 +78,7 @@ impl Upload {
         body: RequestBody,
         passed: &Arc<PassedBytes>,
         over: Option<BoxFuture<'static, ()>>,
+        reader: (Arc<Life>, Busy),
     ) -> Self {
         let inner = match body {
             RequestBody::Streamed(body) if !body.is_end_stream() => UploadSource::Client(body),
@@ -89,6 +94,7 @@ impl Upload {
                 end: Arc::default(),
             },
             over,
+            reader: Some(reader),
         }
     }
 
@@ -123,6 +129,21 @@ impl UploadState {
 
     pub(crate) fn error(&self) -> Option<&UploadError> {
         self.end.error.get()
+    }
+}
+
+/// Upstream has answered before it had read everything, or is gone: the client gets its answer all the same.
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let inner = std::mem::replace(&mut self.inner, UploadSource::Lost);
+        if let (UploadSource::Client(body), Some((life, busy))) = (inner, self.reader.take())
+            && !body.is_end_stream()
+            && self.state.error().is_none()
+            // The forwarder does not end just now.
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            drain(&life, body, busy);
+        }
     }
 }
 
@@ -202,7 +223,7 @@ impl Body for Upload {
     }
 }
 
-/// Reads on, within bounds, what a refused client is sending: closed at once, many would only see a reset.
+/// Reads on, within bounds, what a client is sending that nobody wants: closed at once, many would only see a reset.
 pub(crate) fn drain(life: &Arc<Life>, mut body: Incoming, busy: Busy) {
     life.spawn(async move {
         let _busy = busy;

@@ -276,7 +276,8 @@ fn a_body_is_no_request_to_a_server_that_does_not_read_it() {
                 assert_eq!(
                     seen,
                     format!("{expected}200"),
-                    "{version} {method} {chunked:?}"
+                    "{version} {method} {chunked:?}: {:#?}",
+                    guard.requests()
                 );
                 origin
                     .talk()

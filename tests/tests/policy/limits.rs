@@ -257,6 +257,7 @@ fn what_was_under_way_when_the_forwarder_died_stays_spent() {
     guard.stop();
     fs::remove_file(&journal).expect("there");
     guard.restart();
+    guard.cli(["revive", "probe"]).ok();
     assert_eq!(order(&guard, "probe", server.port, "", small).0, "201");
 }
 

@@ -19,7 +19,7 @@ const SECONDS: u64 = 3600;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BookError {
-    #[error("cannot read the open tasks `{}`: {reason}; restore the file from a backup, or remove it: then no task is open", path.display())]
+    #[error("cannot read the open tasks `{}`: {reason}; restore the file from a backup, or remove it: then no task is open, and every agent is killed until it is revived", path.display())]
     Unreadable { path: PathBuf, reason: String },
     #[error("cannot write the open tasks `{}`: {source}", path.display())]
     Write { path: PathBuf, source: SysError },

@@ -54,7 +54,7 @@ guarantees! {
     Namespaces = "namespaces": "another network namespace is no way around",
     ForwarderSandbox = "forwarder-sandbox": "a forwarder that is taken over gets at no file and no privilege",
     Canary = "canary": "the guard tries for itself, again and again, what must be refused",
-    ProcessMemory = "process-memory": "an agent reads and changes the memory, files and environment of its own processes alone",
+    ProcessMemory = "process-memory": "an agent reaches into the memory and files of its own processes alone",
     Signals = "signals": "an agent's signals, and limits that it sets, reach its own processes alone",
     Devices = "devices": "an agent opens no disk, and no memory of the host's, as a whole",
     Sysctl = "sysctl": "an agent changes no parameter of the kernel's (sysctl)",

@@ -125,7 +125,7 @@ impl AlarmKind {
             Self::NothingCounted => Line {
                 begins: "nothing is counted, requests that have limits are refused: …",
                 raised_when: "`limits.log` cannot be written, or is damaged",
-                what_to_do: "Where the text says so, restore the file, or move it away to count from nothing, and restart the daemon. Else make room on the disk.",
+                what_to_do: "Where the text says so, restore the file, or move it away to count from nothing, and restart the daemon, which then kills every agent until it is revived. Else make room on the disk.",
             },
             Self::HookDetached => Line {
                 begins: "hook `NAME` is not attached",

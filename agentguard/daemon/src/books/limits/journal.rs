@@ -26,7 +26,7 @@ pub(super) enum JournalError {
     },
     #[error("cannot write what limits have counted, `{}`: {source}", path.display())]
     Write { path: PathBuf, source: SysError },
-    #[error("what limits have counted, `{}`, is damaged in line {line}: restore it, or move it away to count from nothing, and restart the daemon", path.display())]
+    #[error("what limits have counted, `{}`, is damaged in line {line}: restore it, or move it away to count from nothing, and restart the daemon, which then kills every agent until it is revived", path.display())]
     Damaged { path: PathBuf, line: usize },
     /// What it was when the daemon started, which alone opens it.
     #[error("{0}; mend that, and restart the daemon")]
