@@ -26,7 +26,7 @@ const MSR: u32 = 202;
 /// Majors that the kernel gives as they come, of devices that carry commands to a disk: filled in by the loader, 0 if unused,
 /// and read volatile.
 #[unsafe(no_mangle)]
-pub static DISK_MAJORS: [u32; 4] = [0; 4];
+pub static DISK_MAJORS: [u32; 6] = [0; 6];
 
 #[cgroup_device]
 pub fn device(ctx: DeviceContext) -> i32 {
@@ -64,10 +64,10 @@ fn leads_to_all(major: u32, minor: u32) -> bool {
     match (major, minor) {
         // mem, kmem, port.
         (MEM, 1 | 2 | 4) => true,
-        // vfio, nvram, snapshot (of a hibernation), btrfs-control, mapper/control, loop-control.
-        (MISC, 144 | 196 | 231 | 234 | 236 | 237) => true,
+        // vfio, nvram, mptctl, mpt2ctl, mpt3ctl, snapshot (of a hibernation), btrfs-control, mapper/control, loop-control.
+        (MISC, 144 | 196 | 220 | 221 | 222 | 231 | 234 | 236 | 237) => true,
         (SCSI_GENERIC | MTD | RAW | MSR, _) => true,
-        _ => (0..4).any(|n| {
+        _ => (0..DISK_MAJORS.len()).any(|n| {
             // SAFETY: a read-only global, aligned.
             major != 0 && major == unsafe { (&raw const DISK_MAJORS[n]).read_volatile() }
         }),

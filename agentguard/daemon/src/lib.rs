@@ -104,7 +104,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
         .map_err(|e| StartError::Failed(e.to_string()))?;
     write_trust(&config.paths.runtime, &system_roots, &authority)
         .map_err(|e| StartError::Failed(format!("cannot write the trust bundle: {e}")))?;
-    let lost = manifest::lost(&config.paths);
+    let lost = manifest::lost(&config.paths)
+        .map_err(|e| StartError::Failed(format!("cannot write what the state has lost: {e}")))?;
     let (books, drains) = Books::open(&config)?;
     let (roster, first, unusable) = Roster::open(&config)?;
     let cgroup_root = start::cgroup_root(&config)?;

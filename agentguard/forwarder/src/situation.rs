@@ -58,7 +58,7 @@ impl Situation {
         })
     }
 
-    /// Adds to what has been gathered for an act of the agent's what rules need of it.
+    /// Of the moment, what has been gathered for an act of the agent's is what rules need now.
     pub(crate) fn gather(
         &self,
         policy: &Policy,
@@ -66,20 +66,15 @@ impl Situation {
         needs: &Needs<'_>,
         gathered: &mut Context,
     ) {
-        if needs.has(AttributeName::Time) {
-            gathered.time = policy.moment(Timestamp::now());
-        }
-        if needs.has(AttributeName::Network) {
-            let trusted = self.state.borrow().trusted_network;
-            gathered.network = Some(NetworkTrust { trusted });
-        }
-        if needs.has(AttributeName::Host) {
-            let labels = self.state.borrow().host_labels.clone();
-            gathered.host = Some(HostLabels { labels });
-        }
-        if needs.has(AttributeName::Agent) {
-            gathered.agent = Some(self.of(agent));
-        }
+        let timed = needs.has(AttributeName::Time);
+        gathered.time = timed.then(|| policy.moment(Timestamp::now())).flatten();
+        gathered.network = needs.has(AttributeName::Network).then(|| NetworkTrust {
+            trusted: self.state.borrow().trusted_network,
+        });
+        gathered.host = needs.has(AttributeName::Host).then(|| HostLabels {
+            labels: self.state.borrow().host_labels.clone(),
+        });
+        gathered.agent = needs.has(AttributeName::Agent).then(|| self.of(agent));
     }
 
     /// For what goes on after a decision that read this of the moment; `None` if it read nothing of it.

@@ -185,6 +185,7 @@ impl Standing {
         let act = Act { target, action };
         self.gathered.tasks = Some(subject.tasks(judged));
         let decision = judge::judge_now(subject, judged, &act, &mut self.gathered);
+        self.moments = forwarder.situation.moments(&self.gathered);
         let tasks = &forwarder.situation.tasks;
         match decision {
             Ok(Decision::Permit(permit)) => {

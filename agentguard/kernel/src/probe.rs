@@ -132,9 +132,17 @@ pub(super) fn host_netns() -> Result<u32, KernelError> {
 
 /// Majors of the character devices that carry commands to a disk, of those that the kernel gives as they come; 0 for what it
 /// does not have yet.
-pub(super) fn disk_majors() -> [u32; 4] {
+pub(super) fn disk_majors() -> [u32; 6] {
     let devices = std::fs::read_to_string("/proc/devices").unwrap_or_default();
-    ["bsg", "nvme", "nvme-generic", "dax"].map(|name| major(&devices, name).unwrap_or(0))
+    let names = [
+        "bsg",
+        "nvme",
+        "nvme-generic",
+        "dax",
+        "megaraid_sas_ioctl",
+        "aac",
+    ];
+    names.map(|name| major(&devices, name).unwrap_or(0))
 }
 
 /// `devices`: as `/proc/devices` has them, block devices behind the others.

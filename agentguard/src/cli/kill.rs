@@ -128,9 +128,11 @@ async fn complete(
         }
     };
     let uid = nix::unistd::getuid().as_raw();
+    let below = order.hold_below();
     let noted = order.note(target.reason.clone(), uid);
     let (killed, mut failures) = order.cut();
-    if let Err(error) = noted {
+    failures.extend(below.err());
+    if let Err(error) = &noted {
         failures.push(format!(
             "it holds until the host restarts, and cannot be noted for the daemon ({error}): kill again when it can be written"
         ));
@@ -140,6 +142,8 @@ async fn complete(
         return Err(Failure::new(1, format!("{unanswered}; {failures}")));
     }
     if may_answer && let Ok(Ok(done)) = tokio::time::timeout(PATIENCE, asked).await {
+        // If it has not been taken in already, it is not needed.
+        let _ = noted.map(std::fs::remove_file);
         return Ok(done);
     }
     Ok(Killed {

@@ -303,6 +303,22 @@ fn it_holds_without_a_daemon_and_over_its_start() {
 }
 
 #[test]
+fn what_is_noted_holds_when_the_maps_that_held_it_are_gone() {
+    let site = Site::new();
+    let mut guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    guard.agent("probe").client("true".as_ref()).run().ok();
+    guard.crash();
+    guard.cli(["kill", "probe", "--reason", "noted"]).ok();
+    // As a restart of the host.
+    guard.cli(["unload", "--yes"]).ok();
+    guard.restart();
+    assert_ne!(guard.agent("probe").client("true".as_ref()).run().code(), 0);
+    await_kill(&guard, "noted");
+    guard.cli(["revive", "probe"]).ok();
+    guard.agent("probe").client("true".as_ref()).run().ok();
+}
+
+#[test]
 fn another_process_at_the_daemons_socket_is_not_believed() {
     let site = Site::new();
     let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));

@@ -140,7 +140,8 @@ impl KillSwitch {
             .revive(&names)
             .map_err(|error| KillError::Failed(error.to_string()))?;
         let ids: Vec<AgentId> = agents.iter().map(|(_, id)| *id).collect();
-        let mut failures = stopper.enforce.clear_orders(&agents);
+        // Those that act for them were held by such an order, too.
+        let mut failures = stopper.enforce.clear_orders(&roster.line_below(&ids));
         let (_, more) = stopper.reconcile(&change, &before, &ids).await;
         failures.extend(more);
         let detail = reason.as_deref().unwrap_or("");

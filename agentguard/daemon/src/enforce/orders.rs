@@ -16,7 +16,7 @@ use agentguard_policy::Policy;
 use agentguard_record::Actor;
 use agentguard_sys::netns::{self, Namespace};
 use agentguard_sys::watch::FolderWatch;
-use agentguard_sys::{SysError, file};
+use agentguard_sys::{SysError, file, user};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use super::kill::{KillError, KillSwitch, named};
 use super::stop::everywhere;
 use crate::host::config::Config;
 use crate::lock::lock;
-use crate::roster::registry::Registry;
+use crate::roster::registry::{Intervention, Registry};
 
 /// Who ordered a kill past the daemon, and why.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,6 +35,41 @@ struct KillNote {
     reason: Option<String>,
     uid: u32,
     at: Timestamp,
+}
+
+impl KillNote {
+    fn reason(&self) -> String {
+        let why = format!(
+            "ordered at {} past the daemon, which did not answer",
+            self.at
+        );
+        match &self.reason {
+            Some(reason) => format!("{reason} ({why})"),
+            None => why,
+        }
+    }
+
+    /// Of the agents, those that this host knows.
+    fn known(&self, registry: &Registry) -> Vec<String> {
+        let known = |name: &&String| registry.id(name).is_some();
+        self.agents.iter().filter(known).cloned().collect()
+    }
+}
+
+/// At the start, before anything is let through: what is noted holds, whether the maps that held it are still there or not.
+/// The intake records it.
+pub(crate) fn hold_noted(state: &Path, registry: &mut Registry) {
+    for (path, note) in notes(&folder(state)) {
+        let killed = Intervention {
+            reason: Some(note.reason()),
+            by: user::name(note.uid),
+            at: note.at,
+        };
+        let known = note.known(registry);
+        if let Err(error) = registry.kill(&known, &killed) {
+            tracing::error!(%error, path = %path.display(), "a kill order holds, and not over the next start");
+        }
+    }
 }
 
 fn folder(state: &Path) -> PathBuf {
@@ -85,11 +120,11 @@ impl KillOrder {
         held.into_iter().collect()
     }
 
-    /// Writes down for the daemon what has been ordered.
+    /// Writes down for the daemon what has been ordered, which may be at once; where is answered.
     ///
     /// # Errors
     /// The order holds until the host restarts, and nothing says whose it is.
-    pub fn note(&self, reason: Option<String>, uid: u32) -> Result<(), SysError> {
+    pub fn note(&self, reason: Option<String>, uid: u32) -> Result<PathBuf, SysError> {
         let at = Timestamp::now();
         let killed = self.agents.iter().filter(|(.., state)| *state == "killed");
         let note = KillNote {
@@ -102,20 +137,27 @@ impl KillOrder {
         let folder = folder(&self.state);
         file::ensure_folder(&folder, 0o700)?;
         let name = format!("{}-{}.json", at.as_nanosecond(), std::process::id());
-        file::write_atomically(&folder.join(name), &json, 0o600)
+        let path = folder.join(name);
+        file::write_atomically(&path, &json, 0o600)?;
+        Ok(path)
     }
 
-    /// Holds those that act for one of the agents, and resets what all of them have open; what went wrong is told besides.
-    pub fn cut(&mut self) -> (Vec<Cut>, Vec<String>) {
-        let mut failures = Vec::new();
-        let below = self
+    /// Holds those that act for one of the agents. Before the note: a daemon that takes it in lets go what it holds itself.
+    ///
+    /// # Errors
+    /// Not all could be held.
+    pub fn hold_below(&mut self) -> Result<(), String> {
+        let held = self
             .below()
             .and_then(|below| self.hold(below, "held").map_err(|error| error.to_string()));
-        if let Err(error) = below {
-            failures.push(format!(
-                "agents that act for these could not all be held: kill them by name ({error})"
-            ));
-        }
+        held.map_err(|error| {
+            format!("agents that act for these could not all be held: kill them by name ({error})")
+        })
+    }
+
+    /// Resets what all of them have open; what went wrong is told besides.
+    pub fn cut(&self) -> (Vec<Cut>, Vec<String>) {
+        let mut failures = Vec::new();
         let cuts = self.agents.iter().map(|(name, id, state)| {
             let (processes, sockets) = self.reset(*id).unwrap_or_else(|error| {
                 failures.push(format!(
@@ -217,27 +259,19 @@ impl OrderIntake {
 
     async fn take_in(&self, folder: &Path) {
         for (path, note) in notes(folder) {
-            let KillNote {
-                agents,
-                reason,
-                uid,
-                at,
-            } = note;
-            let ordered: Vec<String> = agents
-                .into_iter()
-                .filter(|name| self.is_ordered(name))
-                .collect();
-            let why = format!("ordered at {at} past the daemon, which did not answer");
-            let reason = match reason {
-                Some(reason) => format!("{reason} ({why})"),
-                None => why,
+            let reason = note.reason();
+            let by = Actor::Peer {
+                uid: note.uid,
+                user: None,
             };
-            let by = Actor::Peer { uid, user: None };
-            if !ordered.is_empty() && !self.kill(ordered, reason, by).await {
+            let known = note.known(&lock(&self.kill_switch.stopper.roster.registry));
+            if known.is_empty() || !self.kill(known, reason, by).await {
                 // It holds, and is taken in again.
                 continue;
             }
-            if let Err(error) = fs::remove_file(&path) {
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != ErrorKind::NotFound
+            {
                 tracing::warn!(%error, path = %path.display(), "a kill order that was taken in cannot be removed");
             }
         }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use agentguard_kernel as kernel;
-use agentguard_sys::{Result, file};
+use agentguard_sys::{Result, SysError, file};
 use serde::{Deserialize, Serialize};
 
 use super::config::PathsSection;
@@ -14,6 +14,9 @@ use super::config::PathsSection;
 /// Without one of these an agent may do more than it could: who is killed, what tasks narrow, what limits have counted.
 const HOLDING: [&str; 3] = ["agents.json", "tasks.json", "limits.log"];
 const AUDIT: &str = "audit";
+
+/// A start that has found a loss and has not dealt with it yet leaves this behind, with what is lost.
+const UNSETTLED: &str = "lost.json";
 
 /// What there has been and is not any more.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -33,15 +36,26 @@ fn copies(state: &Path) -> [PathBuf; 2] {
     ["manifest.json", "policy/manifest.json"].map(|name| state.join(name))
 }
 
-pub(crate) fn lost(paths: &PathsSection) -> LostState {
+/// It is remembered until [`keep`]: what is gone is made anew before that.
+pub(crate) fn lost(paths: &PathsSection) -> Result<LostState> {
     // Programs that an earlier daemon has left hold agents by its registry.
     let pinned = kernel::hooks(&paths.pins).iter().any(|hook| hook.attached);
-    lost_of(&paths.state, pinned)
+    let lost = lost_of(&paths.state, pinned);
+    let mut files: BTreeSet<String> = lost.holding.iter().map(|name| (*name).to_owned()).collect();
+    if lost.audit {
+        files.insert(AUDIT.to_owned());
+    }
+    if !files.is_empty() {
+        write(&paths.state.join(UNSETTLED), files)?;
+    }
+    Ok(lost)
 }
 
 fn lost_of(state: &Path, pinned: bool) -> LostState {
     let known: BTreeSet<String> = copies(state).iter().flat_map(|path| read(path)).collect();
-    let is_lost = |name: &str| known.contains(name) && !is_there(state, name);
+    let unsettled = read(&state.join(UNSETTLED));
+    let is_lost =
+        |name: &str| unsettled.contains(name) || (known.contains(name) && !is_there(state, name));
     LostState {
         holding: HOLDING
             .into_iter()
@@ -80,13 +94,21 @@ pub(crate) fn keep(state: &Path) -> Result<()> {
     let files = names
         .filter(|name| is_there(state, name))
         .map(str::to_owned);
-    let manifest = Manifest {
-        files: files.collect(),
-    };
-    let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
-    copies(state)
-        .iter()
-        .try_for_each(|path| file::write_atomically(path, &json, 0o600))
+    let files: BTreeSet<String> = files.collect();
+    for path in copies(state) {
+        write(&path, files.clone())?;
+    }
+    match fs::remove_file(state.join(UNSETTLED)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(SysError::io("unlink")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write(path: &Path, files: BTreeSet<String>) -> Result<()> {
+    let json = serde_json::to_vec_pretty(&Manifest { files }).expect("a manifest is plain data");
+    file::write_atomically(path, &json, 0o600)
 }
 
 #[cfg(test)]
@@ -132,6 +154,27 @@ mod tests {
             expected,
             "one that cannot be read"
         );
+    }
+
+    #[test]
+    fn a_loss_is_remembered_until_it_has_been_dealt_with() {
+        let dir = state();
+        for name in HOLDING {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        keep(dir.path()).unwrap();
+        let paths = PathsSection {
+            state: dir.path().to_owned(),
+            pins: dir.path().join("pins"),
+            ..PathsSection::default()
+        };
+        fs::remove_file(dir.path().join("agents.json")).unwrap();
+        assert_eq!(lost(&paths).unwrap().holding, ["agents.json"]);
+        // A start that made it anew, and came no further.
+        fs::write(dir.path().join("agents.json"), "x").unwrap();
+        assert_eq!(lost(&paths).unwrap().holding, ["agents.json"]);
+        keep(dir.path()).unwrap();
+        assert_eq!(lost(&paths).unwrap(), LostState::default());
     }
 
     #[test]

@@ -27,6 +27,7 @@ use self::stops::{Stops, stops};
 use self::tasks::Tasks;
 use crate::books::alarms::Alarm;
 use crate::books::records;
+use crate::enforce::orders;
 use crate::host::config::Config;
 use crate::host::startup::{self, StartError};
 use crate::lock::lock;
@@ -52,6 +53,7 @@ impl Roster {
         let mut registry = Registry::open(&state.join("agents.json")).map_err(|e| failed(&e))?;
         let given = highest_label(&config.paths.pins).map_err(|e| failed(&e))?;
         registry.begin(given).map_err(|e| failed(&e))?;
+        orders::hold_noted(state, &mut registry);
         let mut tasks = Book::open(&state.join("tasks.json")).map_err(|e| failed(&e))?;
         tasks.begin().map_err(|e| failed(&e))?;
         let (history, lost) = History::open(state).map_err(|e| failed(&e))?;
@@ -90,6 +92,19 @@ impl Roster {
         let active = self.active.load();
         let policy = active.as_ref().map(|active| &active.policy);
         stops(&lock(&self.registry), policy)
+    }
+
+    /// These agents, and those that act for one of them.
+    pub fn line_below(&self, agents: &[AgentId]) -> Vec<(String, AgentId)> {
+        let active = self.active.load();
+        let acts_for_one = |id: AgentId| {
+            let above = active.as_ref().map(|active| active.policy.above(id));
+            above.is_some_and(|line| line.iter().any(|one| agents.contains(one)))
+        };
+        let known = self.known().into_iter();
+        known
+            .filter(|(_, id)| agents.contains(id) || acts_for_one(*id))
+            .collect()
     }
 
     /// Every agent that is stopped now.

@@ -62,8 +62,14 @@ fn fly(parts: &CanaryParts, targets: &Targets, mut bird: Bird<'_>) -> Result<(),
     kernel.retain(|(trial, _)| trial.attempt != Attempt::Exec || targets.has_its_program());
     bird.label(AgentId::CANARY_HOSTS)?;
     kernel.extend(bird.tries(vec![forbidden("exec", Attempt::Exec)])?);
-    judge_all(&kernel)?;
-    requests(parts, targets, &mut bird)
+    match judge_all(&kernel) {
+        Err(open @ Trouble::Surprise(_)) => Err(open),
+        // What is shut may be an agent's doing, and hides nothing that is open.
+        shut => match requests(parts, targets, &mut bird) {
+            Err(open @ Trouble::Surprise(_)) => Err(open),
+            other => shut.and(other),
+        },
+    }
 }
 
 fn requests(parts: &CanaryParts, targets: &Targets, bird: &mut Bird<'_>) -> Result<(), Trouble> {
