@@ -184,7 +184,8 @@ impl Task {
     fn covers(&self, readings: &Readings<'_>, does: &BTreeSet<&str>) -> bool {
         let known = !does.is_empty() && does.iter().all(|it| self.scope.contains(it));
         (self.scope.is_empty() || known)
-            && (self.allow.is_empty() || readings.iter().all(|reading| self.allows(reading)))
+            && (self.allow.is_empty()
+                || readings.fault.is_none() && readings.iter().all(|reading| self.allows(reading)))
     }
 
     fn allows(&self, reading: &Reading<'_>) -> bool {

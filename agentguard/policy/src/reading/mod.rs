@@ -13,7 +13,7 @@ use super::{Action, CanonicalPath, HostName, Input, schema};
 
 pub(super) use self::forbid::{LenientForbid, WRITTEN};
 pub(super) use self::overrides::{METHOD_PARAMETER, is_method_parameter, is_override};
-pub(super) use self::path::{PathReading, fold, lenient, others, without_slash};
+pub(super) use self::path::{PathReading, fold, lenient, others, without_slash, without_space};
 
 use self::overrides::Overrides;
 
@@ -86,7 +86,7 @@ impl<'i> Readings<'i> {
             steps: Vec::new(),
         });
         let overrides = Overrides::of(query, headers, &input.context.body, input.port);
-        let plain = path.others().is_empty();
+        let plain = path.others().is_ok_and(<[_]>::is_empty);
         if plain && overrides.as_ref().is_ok_and(Overrides::is_empty) {
             return found;
         }
@@ -133,7 +133,7 @@ impl<'i> Readings<'i> {
             (method, Some(by.clone()))
         }));
         for (host, port, by_host) in hosts {
-            let targets = targets(&written, path, overrides, exact(&host, port).paths);
+            let targets = targets(&written, path, overrides, exact(&host, port).paths)?;
             for (method, by_method) in &methods {
                 for target in &targets {
                     let by = by_host.iter().chain(by_method).chain(&target.steps);
@@ -176,9 +176,9 @@ fn targets<'i>(
     path: &'i CanonicalPath,
     overrides: &Overrides<'i>,
     exact: bool,
-) -> Vec<Reading<'i>> {
+) -> Result<Vec<Reading<'i>>, String> {
     let mut found = vec![written.clone()];
-    found.extend(others_of(path, exact).map(|other| {
+    found.extend(others_of(path, exact)?.iter().map(|other| {
         Reading {
             path: Some(Cow::Borrowed(&*other.path)),
             steps: other
@@ -199,7 +199,9 @@ fn targets<'i>(
             steps: vec![by.clone()],
             ..written.clone()
         };
-        found.extend(others_of(&target.path, exact).map(|other| {
+        let others = others_of(&target.path, exact)
+            .map_err(|why| format!("header `{by}` names a path that cannot be judged ({why})"))?;
+        found.extend(others.iter().map(|other| {
             let steps = other.steps.iter().map(|step| Cow::Borrowed(*step));
             Reading {
                 path: Some(Cow::Owned(other.path.clone())),
@@ -209,11 +211,14 @@ fn targets<'i>(
         }));
         found.push(named);
     }
-    found
+    Ok(found)
 }
 
-fn others_of(path: &CanonicalPath, exact: bool) -> impl Iterator<Item = &PathReading> {
-    path.others().iter().filter(move |_| !exact)
+fn others_of(path: &CanonicalPath, exact: bool) -> Result<&[PathReading], &str> {
+    match exact {
+        true => Ok(&[]),
+        false => path.others(),
+    }
 }
 
 impl Reading<'_> {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use http::HeaderMap;
 use http::header::HeaderName;
+use percent_encoding::percent_decode_str;
 
 use crate::body::{Body, Fields};
 use crate::facts::{decode_form, php_name};
@@ -211,9 +212,12 @@ fn method_parameters(query: &str) -> impl Iterator<Item = String> {
     let pairs =
         pairs.filter(|(name, _)| name.len() == METHOD_PARAMETER.len() || name.contains(['%', '+']));
     pairs.filter_map(|(name, value)| {
-        let name = decode_form(name).ok()?;
+        let name = name.replace('+', " ");
+        let name = percent_decode_str(&name).decode_utf8_lossy();
+        // PHP takes a name up to its NUL.
+        let name = name.split('\0').next().unwrap_or(&name);
         let value = || decode_form(value).unwrap_or_else(|_| show(value));
-        is_method_parameter(&name).then(value)
+        is_method_parameter(name).then(value)
     })
 }
 

@@ -34,8 +34,8 @@ pub(crate) struct PathReading {
 /// a `;`, and where it takes an encoded `?` or `#` for the end.
 ///
 /// # Errors
-/// Says why the readings cannot be told: control characters, backslashes, what is not UTF-8 or dot segments in one of
-/// them, or too many.
+/// Says why the readings cannot be told: control characters, backslashes, overlong UTF-8 or dot segments in one of them, or
+/// too many.
 pub(crate) fn others(canonical: &str) -> Result<Vec<PathReading>, String> {
     if !canonical.contains(['%', ';']) {
         return Ok(Vec::new());
@@ -75,13 +75,20 @@ pub(crate) fn others(canonical: &str) -> Result<Vec<PathReading>, String> {
     Ok(readings)
 }
 
-/// Delimiters and percent signs decoded, which makes of `%2561` an `a`. `None`: nothing changes.
+/// Delimiters and percent signs decoded, which makes of `%2561` an `a`; not those before what is no UTF-8. `None`: nothing
+/// changes.
 fn decode(path: &str) -> Result<Option<String>, String> {
     let mut out = String::with_capacity(path.len());
     let mut rest = path;
     while let Some(at) = rest.find('%') {
         let (before, triple) = rest.split_at(at);
         out.push_str(before);
+        let run = doubled(triple);
+        if !run.is_empty() {
+            decode_doubled(run, &mut out)?;
+            rest = &triple[run.len()..];
+            continue;
+        }
         let (triple, behind) = triple.split_at(3);
         rest = behind;
         match byte(triple) {
@@ -99,6 +106,48 @@ fn decode(path: &str) -> Result<Option<String>, String> {
     let normal =
         normalise_encoding(&out).map_err(|why| format!("{why} once it is decoded again"))?;
     Ok(Some(merge_slashes(&normal)))
+}
+
+/// The `%25XX` in front that stand for bytes beyond ASCII once they are decoded again.
+fn doubled(text: &str) -> &str {
+    let mut length = 0;
+    while let Some(five) = text.get(length..length + 5)
+        && doubled_byte(five).is_some_and(|byte| !byte.is_ascii())
+    {
+        length += 5;
+    }
+    &text[..length]
+}
+
+/// The byte that `%25XX` stands for.
+fn doubled_byte(five: &str) -> Option<u8> {
+    byte(&format!("%{}", five.strip_prefix("%25")?))
+}
+
+/// # Errors
+/// Overlong sequences are another way to write dots and slashes.
+fn decode_doubled(run: &str, out: &mut String) -> Result<(), String> {
+    let fives = run.as_bytes().chunks(5).map(String::from_utf8_lossy);
+    let bytes: Vec<u8> = fives.filter_map(|five| doubled_byte(&five)).collect();
+    let is_overlong = |two: &[u8]| {
+        matches!(
+            two,
+            [0xc0 | 0xc1, 0x80..=0xbf] | [0xe0, 0x80..=0x9f] | [0xf0, 0x80..=0x8f]
+        )
+    };
+    if bytes.windows(2).any(is_overlong) {
+        return Err("the path is not UTF-8 once it is decoded again".into());
+    }
+    let mut rest = run;
+    for chunk in bytes.utf8_chunks() {
+        let valid = chunk.valid().bytes();
+        valid.for_each(|byte| push_encoded(out, byte));
+        rest = &rest[chunk.valid().len() * 5..];
+        let (kept, behind) = rest.split_at(chunk.invalid().len() * 5);
+        out.push_str(kept);
+        rest = behind;
+    }
+    Ok(())
 }
 
 fn without_parameters(path: &str) -> Option<String> {
@@ -167,10 +216,7 @@ pub(crate) fn lenient(path: &str, folds: bool) -> Vec<PathReading> {
 fn trimmed(path: &str) -> String {
     let mut segments = Vec::new();
     for segment in path.split('/') {
-        let mut rest = segment;
-        while let Some(behind) = SPACES.iter().find_map(|space| rest.strip_prefix(&**space)) {
-            rest = behind;
-        }
+        let mut rest = without_space(segment);
         let at_the_end = || SPACES.iter().map(|space| &**space).chain(["."]);
         while let Some(before) = at_the_end().find_map(|odd| rest.strip_suffix(odd)) {
             rest = before;
@@ -178,6 +224,18 @@ fn trimmed(path: &str) -> String {
         segments.push(rest);
     }
     merge_slashes(&segments.join("/"))
+}
+
+/// A segment, or a piece of one, without encoded white space around it.
+pub(crate) fn without_space(segment: &str) -> &str {
+    let mut rest = segment;
+    while let Some(behind) = SPACES.iter().find_map(|space| rest.strip_prefix(&**space)) {
+        rest = behind;
+    }
+    while let Some(before) = SPACES.iter().find_map(|space| rest.strip_suffix(&**space)) {
+        rest = before;
+    }
+    rest
 }
 
 pub(crate) fn without_slash(path: &str) -> String {
@@ -251,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_path_stands_for_others() {
-        let cases: [(&str, &[&str]); 13] = [
+        let cases: [(&str, &[&str]); 17] = [
             ("/a/b", &[]),
             ("/a%20b/%C3%BC", &[]),
             ("/a%2Fb", &["/a/b"]),
@@ -264,6 +322,10 @@ mod tests {
             ("/a%3Fx/b", &["/a"]),
             ("/a%23/b;c", &["/a%23/b", "/a"]),
             ("/50%25off", &[]),
+            ("/50%25ab", &[]),
+            ("/%25C3%25bc", &["/%C3%BC"]),
+            ("/%25AB%25C3%25BC/%2561", &["/%25AB%C3%BC/a"]),
+            ("/%25C0/%252F", &["/%25C0/%2F", "/%25C0/"]),
             ("/u/a%40b", &["/u/a@b"]),
         ];
         for (path, expected) in cases {
@@ -282,6 +344,9 @@ mod tests {
             "/a/%252e/b",
             "/a/..%3Fx",
             "/%25c0%25ae/",
+            "/%25ab%25e0%2580%25ae",
+            "/%25c0%2525ae",
+            "/a/..%2520/b",
             "/%2525252525252525252525252525252525252525252561",
             "/%2525252525252525252525252525252525252525252525252561",
         ] {

@@ -84,14 +84,26 @@ fn no_spelling_of_a_path_passes_a_forbid() {
     for path in [
         "/admin\\",
         "/admin%5c",
-        "/admin%255c",
         "/admin%09",
         "/admin%00",
         "/x/..;/admin",
-        "/x/%252e%252e/admin",
+        "/public/..%20/admin/x",
+        "/public/%20../admin/x",
+        "/x%20/..%20/..%20/admin/x",
+        "/public/..%C2%A0;x/admin/x",
+        "/public%2F..%20/admin/x",
     ] {
         let said = said(&policy, &format!("GET https://h{path}"), &[]);
         assert_eq!(said, Err("no path".into()), "{path}");
+    }
+    for path in [
+        "/admin%255c",
+        "/x/%252e%252e/admin",
+        "/public/..%2520/admin/x",
+        "/public/%25c0%25ae%25c0%25ae/admin/x",
+    ] {
+        let said = said(&policy, &format!("GET https://h{path}"), &[]);
+        assert_eq!(said, Err("protocol-refused".into()), "{path}");
     }
     for path in [
         "/v1/orders/",
@@ -117,6 +129,8 @@ fn no_spelling_of_a_path_passes_a_forbid() {
         "/v1/models/m:generate",
         "/odata/Orders('x')",
         "/100%25",
+        "/x/50%25ab",
+        "/x/100%25ad.txt",
         "/w/%C3%9Cber",
         "/.env",
     ] {
@@ -187,7 +201,7 @@ fn a_permit_needs_every_request_that_it_stands_for() {
     let agent = "[[reach]]\nhost = \"h\"\nallow = [\"GET /a/**\", \"POST /a/*\", \"GET /m;v=1/x\", \"GET /m/x\", \"GET /only;v=1\"]\n[[reach]]\nhost = \"i\"\nallow = [\"GET /a/x\"]\n[[reach]]\nhost = \"p\"\ntls = \"passthrough\"\nallow = [\"connect\"]\n";
     let policy = compile(&bundle(agent, ""));
     type Headers = &'static [(&'static str, &'static str)];
-    let cases: [(&str, Headers, bool); 32] = [
+    let cases: [(&str, Headers, bool); 36] = [
         ("GET https://h/a/b;v=1", &[], true),
         ("GET https://h/m;v=1/x", &[], true),
         ("GET https://h/only;v=1", &[], false),
@@ -229,6 +243,10 @@ fn a_permit_needs_every_request_that_it_stands_for() {
         ("POST https://h/a/b?_method=DELETE", &[], false),
         ("POST https://h/a/b?%5Fmethod=DELETE", &[], false),
         ("POST https://h/a/b?x=1&.method=DELETE", &[], false),
+        ("POST https://h/a/b?_method%00=DELETE", &[], false),
+        ("POST https://h/a/b?_method%00x=DELETE", &[], false),
+        ("POST https://h/a/b?_method%00%ff=DELETE", &[], false),
+        ("POST https://h/a/b?x%00_method=DELETE", &[], true),
         ("POST https://h/a/b?method=DELETE", &[], true),
         ("GET https://h/a/b", &[("x-original-url", "/a/c?x=1")], true),
         ("GET https://h/a/b", &[("x-original-url", "/c")], false),
@@ -307,7 +325,14 @@ fn overrides_meet_forbids_with_everything_else() {
 #[test]
 fn a_hosts_file_says_what_its_server_never_does() {
     let strict = compile(&with_host(HOST, NO_ADMIN, "paths = \"exact\"\n"));
-    for path in ["/admin;x", "/Admin", "/admin.json", "/admin%2fx"] {
+    for path in [
+        "/admin;x",
+        "/Admin",
+        "/admin.json",
+        "/admin%2fx",
+        "/x/a%252Fb%255C",
+        "/x/%252e%252e",
+    ] {
         assert_eq!(
             said(&strict, &format!("GET https://h{path}"), &[]),
             Ok(()),
@@ -321,6 +346,12 @@ fn a_hosts_file_says_what_its_server_never_does() {
     assert_eq!(
         said(&strict, "GET https://h/x", &[("x-original-url", "/admin")]),
         Err("no-admin".into())
+    );
+    let elsewhere = [("x-host", "i")];
+    assert_eq!(
+        said(&strict, "GET https://h/x/%252e%252e", &elsewhere),
+        Err("protocol-refused".into()),
+        "the other host's file says nothing of the kind"
     );
     let deaf = compile(&with_host(HOST, NO_ADMIN, "overrides = \"ignored\"\n"));
     let headers = [("x-original-url", "/admin"), ("x-host", "elsewhere")];

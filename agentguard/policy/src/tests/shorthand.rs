@@ -47,7 +47,7 @@ impl Atom {
     }
 }
 
-/// Every path that a server may read; `None`: servers would not agree on where its dots lead, or on what a `%` begins.
+/// Every path that a server may read; `None`: servers would not agree on where its dots lead.
 fn readings(segments: &[Vec<Atom>]) -> Option<BTreeSet<String>> {
     let (mut kept, mut open) = (Vec::new(), true);
     for segment in segments {
@@ -62,7 +62,7 @@ fn readings(segments: &[Vec<Atom>]) -> Option<BTreeSet<String>> {
                 let mut names = lenient
                     .split('/')
                     .map(|name| name.split(';').next().unwrap());
-                if names.any(|name| name == "." || name == "..") {
+                if names.any(is_dots) {
                     return None;
                 }
                 kept.push(text);
@@ -97,16 +97,10 @@ fn readings(segments: &[Vec<Atom>]) -> Option<BTreeSet<String>> {
             .iter()
             .flat_map(|path| [decoded(path), cut(path)])
             .collect();
-        let hides = |path: &String| path.split('/').any(|name| name == "." || name == "..");
-        // Decoded again, two digits behind it would be a byte that begins no character.
-        let digits = |path: &String| {
-            let mut behind = path.split("%25").skip(1);
-            behind.any(|text| text.len() > 1 && text.bytes().take(2).all(|b| b"abA".contains(&b)))
-        };
         if more
             .iter()
             .chain(&found)
-            .any(|path| hides(path) || digits(path))
+            .any(|path| path.split('/').any(is_dots))
         {
             return None;
         }
@@ -115,6 +109,11 @@ fn readings(segments: &[Vec<Atom>]) -> Option<BTreeSet<String>> {
         }
         found.extend(more);
     }
+}
+
+fn is_dots(name: &str) -> bool {
+    let name = name.trim_start_matches("%20").trim_end_matches("%20");
+    name == "." || name == ".."
 }
 
 /// The definition, by trying everything.
@@ -229,12 +228,13 @@ proptest! {
             }).collect();
             let parsed = CanonicalPath::parse(&raw);
             let Some(readings) = readings(&segments) else {
-                prop_assert!(parsed.is_err(), "{} is {:?}", raw, parsed);
+                let told = parsed.is_ok_and(|path| path.readings().is_ok());
+                prop_assert!(!told, "{} can be told", raw);
                 continue;
             };
             prop_assert!(parsed.is_ok(), "{}: {:?}", raw, parsed);
             let parsed = parsed.unwrap();
-            prop_assert_eq!(parsed.readings().map(str::to_owned).collect::<BTreeSet<_>>(), readings.clone(), "{}", raw);
+            prop_assert_eq!(parsed.readings().map(|all| all.into_iter().map(str::to_owned).collect()), Ok(readings.clone()), "{}", raw);
             let of = |path: &String| {
                 let permitting = entries.iter().enumerate().filter(|(_, entry)| is_permitted(entry, method, path));
                 permitting.map(|(index, _)| first + index).collect::<BTreeSet<_>>()

@@ -266,6 +266,19 @@ fn an_observed_agent_is_held_to_a_supervisors_task_all_the_same() {
             "outside-task",
         ),
         ("GET https://evil/", &[], &[], "allow"),
+        // As which paths that server reads it cannot be told.
+        (
+            "POST https://evil/v1/%252e%252e/x",
+            &["POST evil/v1/**"],
+            &[],
+            "outside-task",
+        ),
+        (
+            "GET https://h/%252e%252e",
+            &["GET h/**"],
+            &[],
+            "protocol-refused",
+        ),
     ] {
         let said = decided(&policy, a, request, supervisors(allow, scope));
         assert_eq!(said, expected, "{request} {allow:?} {scope:?}");

@@ -163,7 +163,8 @@ impl Reference {
 
     /// Whether the readings of the path have different blocks of fields.
     pub(super) fn has_two_bodies(&self, question: &Question<'_>) -> bool {
-        let readings = question.asked.path.readings();
+        let readings = question.asked.path.readings().unwrap();
+        let readings = readings.into_iter();
         let readings =
             readings.flat_map(|path| std::iter::once(path.to_owned()).chain(forms(path)));
         let readings: Vec<_> = readings.collect();
@@ -193,7 +194,10 @@ impl Reference {
         let (mut permits, mut forbids) = (BTreeSet::new(), BTreeSet::new());
         let readings: Vec<_> = match question.connects {
             true => vec![None],
-            false => question.asked.path.readings().map(Some).collect(),
+            false => {
+                let readings = question.asked.path.readings().unwrap();
+                readings.into_iter().map(Some).collect()
+            }
         };
         let entities = self.entities_for(question);
         for path in readings {
