@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agentguard_common::abi::{AgentId, Origin};
-use agentguard_link::spool::{Beginning, CleanSegment, Promise, SpoolError};
+use agentguard_link::spool::{Beginning, CleanSegment, SpoolError};
 use agentguard_policy::{Context, Permit, TaskSituation};
 use agentguard_record::{
     ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, TaskInfo,
@@ -18,7 +18,7 @@ use agentguard_record::{
 use uuid::Uuid;
 
 use super::life::Life;
-use super::refusal::{Cause, NO_ROOM, Refusal};
+use super::refusal::{Cause, NO_ROOM, NO_ROOM_OF_ITS_OWN, Refusal};
 use super::spool::{Begun, Spool};
 
 /// Where entries are opened.
@@ -51,8 +51,8 @@ pub(crate) struct PassedBytes {
 /// An open record. Completing it sends it; dropping it sends it as aborted, so no early return loses it.
 pub(crate) struct RecordEntry {
     records: Arc<RecordSender>,
-    /// The room for its end, once it has begun.
-    begun: Option<Promise>,
+    /// With the room for its end, from when its beginning is written: also while that is not on disk yet.
+    begun: Option<Begun>,
     draft: Option<Box<Draft>>,
     pub passed: Arc<PassedBytes>,
     observed: bool,
@@ -198,9 +198,30 @@ impl RecordEntry {
     /// # Errors
     /// It cannot be recorded, and must not be done.
     pub(crate) async fn begin(&mut self) -> Result<bool, Refusal> {
-        if self.begun.is_some() {
-            return Ok(false);
+        let refused = |error: SpoolError| {
+            tracing::warn!(%error, "a permitted act is refused");
+            Refusal::unrecorded(match error {
+                SpoolError::OwnShare => NO_ROOM_OF_ITS_OWN,
+                SpoolError::Full
+                | SpoolError::TooLarge(_)
+                | SpoolError::Io(_)
+                | SpoolError::Encode(_)
+                | SpoolError::Decode(_) => NO_ROOM,
+            })
+        };
+        let mut waited = false;
+        if self.begun.is_none() {
+            let begun = self.write_beginning().await.map_err(refused)?;
+            waited = begun.waited;
+            self.begun = Some(begun);
         }
+        if let Some(begun) = &self.begun {
+            waited |= self.records.spool.kept(begun).await.map_err(refused)?;
+        }
+        Ok(waited)
+    }
+
+    async fn write_beginning(&mut self) -> Result<Begun, SpoolError> {
         let (outcome, ended) = (self.outcome, self.ended);
         // As it stands if nobody sees its end.
         self.outcome = match self.observed {
@@ -210,23 +231,14 @@ impl RecordEntry {
         self.ended = Ended::Unfinished;
         let beginning = Beginning::of(self);
         (self.outcome, self.ended) = (outcome, ended);
-        let begun = match beginning {
-            Ok(beginning) => self.records.spool.begin(beginning).await,
-            Err(error) => Err(error),
-        };
-        let Begun { promise, waited } = begun.map_err(|error| {
-            tracing::warn!(%error, "a permitted act is refused");
-            Refusal::unrecorded(NO_ROOM)
-        })?;
-        self.begun = Some(promise);
-        Ok(waited)
+        self.records.spool.begin(beginning?).await
     }
 
     /// What it permits can be done: it is recorded.
     pub(crate) fn recorded(&self, permit: Permit) -> Result<Recorded, Refusal> {
-        match self.begun {
-            Some(_) => Ok(Recorded(permit)),
-            None => Err(Refusal::unrecorded(NO_ROOM)),
+        match &self.begun {
+            Some(begun) if self.records.spool.is_kept(begun) => Ok(Recorded(permit)),
+            Some(_) | None => Err(Refusal::unrecorded(NO_ROOM)),
         }
     }
 
@@ -319,7 +331,7 @@ impl RecordEntry {
         draft.latency.total = micros(self.started);
         let spool = &self.records.spool;
         let kept = match self.begun.take() {
-            Some(promise) => spool.end_of(promise, &draft),
+            Some(begun) => spool.end_of(begun, &draft),
             None => spool.note(&draft),
         };
         self.records.took(&draft, kept);

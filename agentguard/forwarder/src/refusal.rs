@@ -10,6 +10,7 @@ use http::StatusCode;
 pub(crate) const NO_AUDIT: &str = "decisions cannot be recorded on this host at the moment";
 pub(crate) const STALE: &str = "The policy of this host has expired, so nothing is allowed until its operators apply a newer one; do not retry.";
 pub(crate) const NO_ROOM: &str = "too many decisions wait to be recorded on this host";
+pub(crate) const NO_ROOM_OF_ITS_OWN: &str = "this agent has as much open at once as may wait to be recorded of one agent; wait until some of its requests are over";
 /// Said of what a new bundle ends, or the time.
 pub(crate) const CUT: &str = "permitted, and cut when the policy did not any more";
 /// Said of what has not been answered when its task ends.

@@ -42,7 +42,7 @@ struct Disk {
 }
 
 impl Spool {
-    /// `strict`: what begins is on disk before [`Self::begin`] returns. Must be called in a tokio runtime.
+    /// `strict`: what begins is on disk before [`Self::kept`] returns. Must be called in a tokio runtime.
     pub(crate) fn start(
         files: Vec<File>,
         clean: Vec<CleanSegment>,
@@ -75,7 +75,7 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Keeps what is about to begin. It waits where there is no room, and with `strict` for the disk.
+    /// Writes what is about to begin, which waits where there is no room. It may begin once it is [`Self::kept`].
     pub(crate) async fn begin(&self, mut beginning: Beginning) -> Result<Begun, SpoolError> {
         let deadline = Instant::now() + ROOM_LIMIT;
         let mut waited = false;
@@ -91,13 +91,30 @@ impl Spool {
                 begun => break begun?,
             }
         };
-        waited |= self.disk.is_some();
-        self.on_disk(frames).await?;
-        Ok(Begun { promise, waited })
+        Ok(Begun {
+            promise,
+            frames,
+            waited,
+        })
     }
 
-    pub(crate) fn end_of(&self, promise: Promise, draft: &Draft) -> Result<(), SpoolError> {
-        self.write(|writer| writer.end_of(promise, draft)).map(drop)
+    /// Waits until what has begun is where it has to be: with `strict` on disk. Whether there was anything to wait for.
+    pub(crate) async fn kept(&self, begun: &Begun) -> Result<bool, SpoolError> {
+        if self.is_kept(begun) {
+            return Ok(false);
+        }
+        self.on_disk(begun.frames).await?;
+        Ok(true)
+    }
+
+    pub(crate) fn is_kept(&self, begun: &Begun) -> bool {
+        let there = |disk: &Arc<Disk>| disk.frames.borrow().is_some_and(|it| it >= begun.frames);
+        self.disk.as_ref().is_none_or(there)
+    }
+
+    pub(crate) fn end_of(&self, begun: Begun, draft: &Draft) -> Result<(), SpoolError> {
+        self.write(|writer| writer.end_of(begun.promise, draft))
+            .map(drop)
     }
 
     /// What is refused.
@@ -177,10 +194,13 @@ impl Spool {
     }
 }
 
-/// What is kept of something that is about to begin.
+/// Something whose beginning is written, and whose end has its room.
+#[must_use = "the room is kept until the end is written"]
 pub(crate) struct Begun {
-    pub promise: Promise,
-    /// Things may have changed meanwhile.
+    promise: Promise,
+    /// So many must be on disk for it to be there.
+    frames: u64,
+    /// There was no room at first: things may have changed meanwhile.
     pub waited: bool,
 }
 

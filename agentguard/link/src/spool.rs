@@ -21,6 +21,8 @@ use std::io;
 pub enum SpoolError {
     #[error("the spool is full: the daemon has not taken up what is in it")]
     Full,
+    #[error("the agent has its share of the spool for what has begun and is not over")]
+    OwnShare,
     #[error("a record of {0} bytes is longer than the spool takes")]
     TooLarge(usize),
     #[error("cannot write to the spool: {0}")]

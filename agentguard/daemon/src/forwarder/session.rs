@@ -36,7 +36,7 @@ use crate::roster::tasks;
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// What may wait for the forwarder to take it.
 const QUEUE: usize = 65_536;
-/// How long it may take until everything that an earlier forwarder has left is in the log.
+/// How long it may take until an earlier forwarder has left the spool, and then until what it has left is in the log.
 const RECOVER_LIMIT: Duration = Duration::from_secs(5);
 /// How often a spool that is still in use is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -128,12 +128,7 @@ impl<'s> Session<'s> {
         mut start: Start,
         spool: &'s mut Spool,
     ) -> Result<Self, String> {
-        let (spool_files, clean) = tokio::time::timeout(RECOVER_LIMIT, recover(parts, spool))
-            .await
-            .map_err(|_| {
-                format!("the spool was not taken up into the log within {RECOVER_LIMIT:?}: an earlier forwarder still has it, or the disk is slow")
-            })?
-            .map_err(|error| error.to_string())?;
+        let (spool_files, clean) = recover(parts, spool).await.map_err(|e| e.to_string())?;
         start.spool = clean;
         let (ours, theirs) = channel::pair().map_err(|e| e.to_string())?;
         let maps = lock(&parts.enforce.kernel)
@@ -430,21 +425,35 @@ async fn recover(
     if !*records.available().borrow() {
         return Err(TakeUpError::NoLog);
     }
-    records.written().await;
-    let left = loop {
-        match spool.leftovers() {
-            // It ends when it finds the link closed.
-            Err(TakeUpError::InUse(_)) => tokio::time::sleep(LOOK_EVERY).await,
-            left => break left?,
+    let left = in_time(async {
+        records.written().await;
+        loop {
+            match spool.leftovers() {
+                // It ends when it finds the link closed.
+                Err(TakeUpError::InUse(_)) => tokio::time::sleep(LOOK_EVERY).await,
+                left => break left,
+            }
         }
-    };
-    if !left.is_empty() {
-        tracing::warn!(records = left.len(), "taken up from the spool");
-    }
-    write(parts, left).await;
-    records.written().await;
-    let seq = records.head().borrow().seq;
-    spool.renew(seq)
+    });
+    // No limit over this: a log that takes longer to read would do so at each start.
+    let left = left.await?.unlogged().await?;
+    in_time(async {
+        if !left.is_empty() {
+            tracing::warn!(records = left.len(), "taken up from the spool");
+        }
+        write(parts, left).await;
+        records.written().await;
+        let seq = records.head().borrow().seq;
+        spool.renew(seq)
+    })
+    .await
+}
+
+async fn in_time<T>(
+    recovery: impl Future<Output = Result<T, TakeUpError>>,
+) -> Result<T, TakeUpError> {
+    let in_time = tokio::time::timeout(RECOVER_LIMIT, recovery).await;
+    in_time.unwrap_or(Err(TakeUpError::Late(RECOVER_LIMIT)))
 }
 
 async fn write(parts: &SupervisorParts, drafts: Vec<Draft>) {

@@ -1,12 +1,13 @@
 //! The daemon's side of the spool: what the forwarder has written there is taken up into the log, each record once, also what
 //! a forwarder or a daemon left that did not come to its end.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use agentguard_audit::Durability;
 use agentguard_audit::decisions::decisions_after;
@@ -31,6 +32,10 @@ pub(crate) enum TakeUpError {
     },
     #[error("the forwarder before has not ended, and may still write to {}", .0.display())]
     InUse(PathBuf),
+    #[error(
+        "the spool was not taken up into the log within {0:?}: an earlier forwarder still has it, or the disk is slow"
+    )]
+    Late(Duration),
     #[error("the log cannot be written, and the spool not be taken up into it")]
     NoLog,
     #[error("the forwarder says that the spool is written further than it is")]
@@ -62,6 +67,14 @@ pub(crate) struct TakenUp {
     pub drafts: Vec<Draft>,
     /// Segments that the forwarder has left for the next.
     pub left: Vec<u8>,
+}
+
+/// What a forwarder that is gone has left, some of which the log may have.
+pub(crate) struct Leftovers {
+    frames: Vec<Frame>,
+    audit: PathBuf,
+    /// The log has none of it up to this record.
+    after_seq: u64,
 }
 
 impl Spool {
@@ -96,9 +109,8 @@ impl Spool {
         })
     }
 
-    /// What a forwarder that is gone has left and the log does not have. What has begun and has no end is among it as it
-    /// stands. Everything that was taken up before must be in the log.
-    pub(crate) fn leftovers(&mut self) -> Result<Vec<Draft>, TakeUpError> {
+    /// What a forwarder that is gone has left. What has begun and has no end is among it as it stands.
+    pub(crate) fn leftovers(&self) -> Result<Leftovers, TakeUpError> {
         let mut begun: BTreeMap<Uuid, Frame> = BTreeMap::new();
         for frame in self.carried()? {
             begun.insert(frame.decision, frame);
@@ -128,13 +140,12 @@ impl Spool {
                 }
             }
         }
-        if over.is_empty() && begun.is_empty() {
-            return Ok(Vec::new());
-        }
-        let logged = self.logged()?;
-        let left = over.into_iter().chain(begun.into_values());
-        let left = left.filter(|frame| !logged.contains(&frame.decision));
-        Ok(left.filter_map(|frame| decode(&frame)).collect())
+        let headers = self.segments.iter().filter_map(|segment| segment.header);
+        Ok(Leftovers {
+            frames: over.into_iter().chain(begun.into_values()).collect(),
+            audit: self.audit.clone(),
+            after_seq: headers.map(|header| header.after_seq).min().unwrap_or(0),
+        })
     }
 
     /// Empties it for the next forwarder, which gets these descriptors. `seq`: the log's last record.
@@ -239,13 +250,6 @@ impl Spool {
         segments.find(|(_, segment)| segment.generation() == generation)
     }
 
-    /// The decisions that the log has of what is in the segments.
-    fn logged(&self) -> Result<HashSet<Uuid>, TakeUpError> {
-        let headers = self.segments.iter().filter_map(|segment| segment.header);
-        let after = headers.map(|header| header.after_seq).min().unwrap_or(0);
-        decisions_after(&self.audit, after).map_err(failed("read", &self.audit))
-    }
-
     fn carried_path(&self) -> PathBuf {
         self.dir.join("begun")
     }
@@ -291,6 +295,36 @@ impl Spool {
             file.sync_all().map_err(failed("sync", &next))?;
         }
         fs::rename(&next, &path).map_err(failed("rename", &next))
+    }
+}
+
+impl Leftovers {
+    /// Those that the log does not have. Everything that was taken up before must be in the log.
+    ///
+    /// The log may be of any length, and is read on a thread of its own.
+    pub(crate) async fn unlogged(self) -> Result<Vec<Draft>, TakeUpError> {
+        if self.frames.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Self {
+            frames,
+            audit,
+            after_seq,
+        } = self;
+        let since = Instant::now();
+        let dir = audit.clone();
+        let reading = tokio::task::spawn_blocking(move || decisions_after(&dir, after_seq));
+        let logged = reading
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(failed("read", &audit))?;
+        tracing::info!(
+            records = logged.len(),
+            ms = since.elapsed().as_millis(),
+            "the log was read for what an earlier forwarder left in the spool"
+        );
+        let left = frames.iter().filter(|it| !logged.contains(&it.decision));
+        Ok(left.filter_map(decode).collect())
     }
 }
 

@@ -10,6 +10,7 @@ use agentguard_link::channel;
 use agentguard_link::frame::{ToDaemon, ToForwarder};
 use agentguard_link::spool::{CleanSegment, SpoolEnd};
 use agentguard_record::{ActionName, DecidedBy, DenyReason, Ended, Outcome};
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -79,23 +80,22 @@ async fn what_begins_is_in_the_spool_before_it_does_and_has_one_end() {
 #[tokio::test]
 async fn nothing_begins_in_a_full_spool_and_refusals_are_counted() {
     let (records, _spool, lives, mut drafts) = book(false);
-    let life = lives.of(AGENT);
     let mut begun = Vec::new();
-    let mut refused = 0;
-    while let Some(mut entry) = records.open(
-        &life,
-        &Origin {
-            agent: AGENT,
+    let mut refused = Vec::new();
+    let agents = (1..).flat_map(|agent| [AgentId(agent); 20]);
+    for agent in agents {
+        let origin = Origin {
+            agent,
             ..Origin::default()
-        },
-    ) {
+        };
+        let mut entry = records.open(&lives.of(agent), &origin).unwrap();
         entry.resource = "x".repeat(30_000);
         match entry.begin().await {
             Ok(_) => begun.push(entry),
             Err(refusal) => {
                 assert_eq!(refusal.reason, DenyReason::AuditUnavailable);
                 entry.refuse(refusal);
-                refused += 1;
+                refused.push(agent);
                 break;
             }
         }
@@ -112,8 +112,54 @@ async fn nothing_begins_in_a_full_spool_and_refusals_are_counted() {
         generation: 3,
     });
     let told = drafts.next().expect("a record for what had no room");
-    assert_eq!((told.agent, told.outcome), (AGENT, Outcome::Deny));
-    assert_eq!(told.facts.get("count"), Some(&refused.to_string()));
+    assert_eq!((told.agent, told.outcome), (refused[0], Outcome::Deny));
+    assert_eq!(told.facts.get("count").map(String::as_str), Some("1"));
+}
+
+#[tokio::test]
+async fn what_is_given_up_while_it_waits_for_the_disk_keeps_no_room() {
+    let (records, _spool, lives, mut drafts) = book(true);
+    let life = lives.of(AGENT);
+    let open = || {
+        let mut entry = records.open(&life, &Origin::default()).unwrap();
+        entry.resource = "x".repeat(100_000);
+        entry
+    };
+    for _ in 0..55 {
+        let mut entry = open();
+        assert!(entry.begin().now_or_never().is_none(), "it is on disk");
+        drop(entry);
+    }
+    open().begin().await.unwrap();
+    assert_eq!(drafts.by_ref().count(), 56, "each has its end");
+    assert!(drafts.begun.is_empty());
+}
+
+#[tokio::test]
+async fn an_agent_with_its_share_open_is_told_so_and_others_go_on() {
+    let (records, _spool, lives, _drafts) = book(false);
+    let open = |agent| {
+        let origin = Origin {
+            agent,
+            ..Origin::default()
+        };
+        let mut entry = records.open(&lives.of(agent), &origin).unwrap();
+        entry.resource = "x".repeat(100_000);
+        entry
+    };
+    let mut begun = Vec::new();
+    let refusal = loop {
+        let mut entry = open(AGENT);
+        match entry.begin().await {
+            Ok(_) => begun.push(entry),
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!(refusal.reason, DenyReason::AuditUnavailable);
+    assert!(refusal.detail.contains("this agent"), "{}", refusal.detail);
+    open(AgentId(99)).begin().await.unwrap();
+    begun.pop();
+    open(AGENT).begin().await.unwrap();
 }
 
 #[tokio::test]

@@ -109,8 +109,19 @@ fn a_frame_that_is_cut_anywhere_or_of_another_use_is_none() {
 fn what_has_begun_finds_room_for_its_end_in_a_full_spool() {
     let (files, mut writer) = spool();
     let mut begun = Vec::new();
-    while let Ok(promise) = begin(&mut writer, &draft("begun")) {
-        begun.push(promise);
+    let agents = (1..).flat_map(|agent| [AgentId(agent); 20]);
+    for agent in agents {
+        let draft = Draft {
+            agent,
+            ..draft("begun")
+        };
+        match begin(&mut writer, &draft) {
+            Ok(promise) => begun.push(promise),
+            Err(error) => {
+                assert!(matches!(error, SpoolError::Full), "{error}");
+                break;
+            }
+        }
     }
     assert!(begun.len() > 100, "{}", begun.len());
     assert!(matches!(
@@ -133,6 +144,28 @@ fn what_has_begun_finds_room_for_its_end_in_a_full_spool() {
     writer.end_of(promise, &draft("next")).unwrap();
     let all = stages(&files[0], 1).len() + stages(&files[1], 2).len();
     assert_eq!(all, count + 2);
+}
+
+#[test]
+fn one_agents_open_acts_leave_the_spool_to_others() {
+    let (_files, mut writer) = spool();
+    let long = draft(&"x".repeat(10_000));
+    let mut begun = Vec::new();
+    let error = loop {
+        match begin(&mut writer, &long) {
+            Ok(promise) => begun.push(promise),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, SpoolError::OwnShare), "{error}");
+    let other = Draft {
+        agent: AgentId(3),
+        ..draft("other")
+    };
+    let promise = begin(&mut writer, &other).unwrap();
+    writer.end_of(promise, &other).unwrap();
+    writer.end_of(begun.pop().unwrap(), &long).unwrap();
+    let _again = begin(&mut writer, &long).unwrap();
 }
 
 #[test]

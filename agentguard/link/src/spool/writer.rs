@@ -1,9 +1,10 @@
 //! Appends frames. What has begun has the room that its end takes, whatever comes between.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use agentguard_common::abi::AgentId;
 use agentguard_record::Draft;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,8 @@ use super::{CleanSegment, SpoolError};
 
 /// An end may say so many bytes more than its beginning: why it ended, where upstream was.
 const END_BYTES: u64 = 1024;
+/// One agent's ends may take the spool's bytes divided by this.
+const SHARES: u64 = 8;
 
 /// The one who appends to the spool.
 pub struct Writer {
@@ -21,17 +24,23 @@ pub struct Writer {
     /// To be written to next, in this order.
     clean: VecDeque<CleanSegment>,
     current: Option<(CleanSegment, u64)>,
-    /// Bytes that the ends of what has begun take.
-    promised: u64,
+    /// Bytes that the ends of what has begun take, by whose they are.
+    promised: BTreeMap<AgentId, u64>,
 }
 
 /// What is about to begin, as it is written.
-pub struct Beginning(Vec<u8>);
+pub struct Beginning {
+    agent: AgentId,
+    frame: Vec<u8>,
+}
 
 /// The room for the end of something that has begun.
 #[derive(Debug)]
 #[must_use = "the room is kept until the end is written"]
-pub struct Promise(u64);
+pub struct Promise {
+    agent: AgentId,
+    bytes: u64,
+}
 
 /// How far the spool has been written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -42,7 +51,10 @@ pub struct SpoolEnd {
 
 impl Beginning {
     pub fn of(draft: &Draft) -> Result<Self, SpoolError> {
-        frame::encode(Stage::Begun, draft).map(Self)
+        Ok(Self {
+            agent: draft.agent,
+            frame: frame::encode(Stage::Begun, draft)?,
+        })
     }
 }
 
@@ -54,7 +66,7 @@ impl Writer {
             segment_bytes,
             clean: VecDeque::new(),
             current: None,
-            promised: 0,
+            promised: BTreeMap::new(),
         }
     }
 
@@ -76,18 +88,36 @@ impl Writer {
     }
 
     /// What is permitted is about to begin.
+    ///
+    /// # Errors
+    /// [`SpoolError::OwnShare`]: an eighth of the spool is promised to this agent. What others begin goes on.
     pub fn begin(&mut self, beginning: &mut Beginning) -> Result<Promise, SpoolError> {
-        let length = beginning.0.len() as u64;
-        let promise = length + END_BYTES;
-        self.admit(length + promise)?;
-        self.append(&mut beginning.0)?;
-        self.promised += promise;
-        Ok(Promise(promise))
+        let Beginning { agent, frame } = beginning;
+        let agent = *agent;
+        let length = frame.len() as u64;
+        let bytes = length + END_BYTES;
+        let its_own = self.promised.get(&agent).unwrap_or(&0) + bytes;
+        if its_own > self.segment_bytes * self.files.len() as u64 / SHARES {
+            return Err(SpoolError::OwnShare);
+        }
+        self.admit(length + bytes)?;
+        self.append(frame)?;
+        self.promised.insert(agent, its_own);
+        Ok(Promise { agent, bytes })
     }
 
     /// It is over.
     pub fn end_of(&mut self, promise: Promise, draft: &Draft) -> Result<(), SpoolError> {
-        self.promised = self.promised.saturating_sub(promise.0);
+        let Promise { agent, bytes } = promise;
+        let left = self
+            .promised
+            .get(&agent)
+            .unwrap_or(&0)
+            .saturating_sub(bytes);
+        match left {
+            0 => self.promised.remove(&agent),
+            left => self.promised.insert(agent, left),
+        };
         self.append(&mut frame::encode(Stage::Over, draft)?)
     }
 
@@ -116,7 +146,8 @@ impl Writer {
         // No frame is in two segments: the last of each may not be filled.
         let each = self.segment_bytes - HEADER_BYTES - MAX_FRAME as u64;
         let room = here + each * self.clean.len() as u64;
-        match bytes + self.promised <= room {
+        let promised: u64 = self.promised.values().sum();
+        match bytes + promised <= room {
             true => Ok(()),
             false => Err(SpoolError::Full),
         }

@@ -46,6 +46,14 @@ fn open(dir: &TempDir) -> Spool {
     Spool::open(&spool, &audit, Durability::Batched).unwrap()
 }
 
+fn unlogged(spool: &Spool) -> Vec<Draft> {
+    let left = spool.leftovers().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(left.unlogged()).unwrap()
+}
+
 impl Rig {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -90,7 +98,7 @@ impl Rig {
     fn found(self) -> (TempDir, Vec<(String, Ended)>) {
         let Self { dir, spool, writer } = self;
         drop((spool, writer));
-        let left = open(&dir).leftovers().unwrap();
+        let left = unlogged(&open(&dir));
         let shown = |draft: Draft| (draft.resource, draft.ended);
         (dir, left.into_iter().map(shown).collect())
     }
@@ -150,8 +158,8 @@ fn what_began_long_ago_outlives_its_segment() {
         let file = file.unwrap();
         fs::copy(file.path(), later.join(file.file_name())).unwrap();
     }
-    let mut copy = Spool::open(&later, &rig.spool.audit, Durability::Batched).unwrap();
-    let left = copy.leftovers().unwrap();
+    let copy = Spool::open(&later, &rig.spool.audit, Durability::Batched).unwrap();
+    let left = unlogged(&copy);
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].decision, old.decision);
     rig.end(promise, &old);
@@ -167,7 +175,7 @@ fn a_spool_that_a_forwarder_may_still_write_to_is_not_taken() {
     assert!(matches!(next.leftovers(), Err(TakeUpError::InUse(_))));
     assert!(matches!(next.renew(0), Err(TakeUpError::InUse(_))));
     drop(rig.writer);
-    assert!(next.leftovers().unwrap().is_empty());
+    assert!(unlogged(&next).is_empty());
     next.renew(0).unwrap();
 }
 
@@ -199,9 +207,28 @@ fn nothing_of_an_earlier_forwarder_is_found_twice() {
     let promise = rig.begin(&first);
     rig.end(promise, &first);
     rig.writer = Writer::new(Vec::new(), SEGMENT_BYTES);
-    let left = rig.spool.leftovers().unwrap();
+    let left = unlogged(&rig.spool);
     assert_eq!(left.len(), 1);
     let seq = rig.log(&left);
     drop(Rig::next_forwarder(&mut rig.spool, seq));
-    assert!(rig.spool.leftovers().unwrap().is_empty());
+    assert!(unlogged(&rig.spool).is_empty());
+}
+
+#[tokio::test]
+async fn a_log_that_is_read_for_long_keeps_nobody_else_waiting() {
+    let mut rig = Rig::new();
+    rig.writer.note(&draft("left")).unwrap();
+    rig.writer = Writer::new(Vec::new(), SEGMENT_BYTES);
+    // Who opens it to read waits for one who writes.
+    let segment = rig.spool.audit.join("audit-00000000000000000001.jsonl");
+    rig.log(&[draft("logged")]);
+    assert!(segment.exists(), "{:?}", fs::read_dir(&rig.spool.audit));
+    fs::remove_file(&segment).unwrap();
+    nix::unistd::mkfifo(&segment, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let reading = tokio::spawn(rig.spool.leftovers().unwrap().unlogged());
+    tokio::task::yield_now().await;
+    assert!(!reading.is_finished());
+    let _writer = tokio::task::spawn_blocking(move || OpenOptions::new().write(true).open(segment));
+    let left = reading.await.unwrap().unwrap();
+    assert_eq!(left.len(), 1);
 }
