@@ -1,13 +1,10 @@
 //! Records and logs for this module's tests.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use agentguard_common::abi::AgentId;
-use agentguard_record::{
-    ActionName, Context, DecidedBy, Draft, DraftTask, Ended, Latency, Outcome, Record,
-};
+use agentguard_record::{ActionName, Context, DecidedBy, Draft, Ended, Outcome, Record};
 use uuid::Uuid;
 
 use super::Log;
@@ -18,25 +15,14 @@ pub(super) fn draft(resource: &str) -> Draft {
     Draft {
         time_us: 1_767_225_600_123_456,
         decision: Uuid::now_v7(),
-        agent: AgentId(2),
         tgid: 4711,
         action: ActionName::Method("GET".into()),
         resource: resource.into(),
-        request: None,
-        task: DraftTask::None,
-        facts: BTreeMap::new(),
         outcome: Outcome::Allow,
         decided_by: DecidedBy::Rules,
         ended: Ended::Whole,
         policies: vec!["catalog".into()],
-        reason: None,
-        detail: None,
-        bundle: None,
-        approval: Vec::new(),
-        upstream: None,
-        bytes_up: 0,
-        bytes_down: 0,
-        latency: Latency::default(),
+        ..Draft::blank(AgentId(2))
     }
 }
 

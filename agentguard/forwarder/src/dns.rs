@@ -5,13 +5,12 @@ mod serve;
 mod verdict;
 mod wire;
 
-use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use agentguard_common::abi::Origin;
 use agentguard_policy::{HostName, Policy, is_reserved};
 use agentguard_record::{
-    ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, RequestInfo,
+    ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Outcome, RequestInfo,
 };
 use hickory_proto::op::Query;
 use hickory_proto::rr::RecordType;
@@ -159,25 +158,12 @@ fn blank(origin: &Origin) -> Draft {
     Draft {
         time_us: now_us(),
         decision: Uuid::now_v7(),
-        agent: origin.agent,
         tgid: origin.tgid,
         action: ActionName::Dns,
-        resource: String::new(),
-        request: None,
         task: DraftTask::OfProcess,
-        facts: BTreeMap::new(),
         outcome: Outcome::Deny,
-        decided_by: DecidedBy::Undecided,
         ended: Ended::Refused,
-        policies: Vec::new(),
-        reason: None,
-        detail: None,
-        bundle: None,
-        approval: Vec::new(),
-        upstream: None,
-        bytes_up: 0,
-        bytes_down: 0,
-        latency: Latency::default(),
+        ..Draft::blank(origin.agent)
     }
 }
 

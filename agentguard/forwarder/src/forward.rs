@@ -1,6 +1,7 @@
 //! A permitted request on its way out, up to the head of the answer.
 
 use agentguard_record::Ended;
+use futures_util::FutureExt as _;
 use futures_util::future::OptionFuture;
 use http::{Request, Version};
 use hyper::upgrade::OnUpgrade;
@@ -82,9 +83,11 @@ pub(crate) async fn send(
     };
     claim.goes_out();
     let over = standing.over();
+    // Only what is still being sent can be stopped; and on the heap, most requests send nothing.
+    let lost = OptionFuture::from(uploads.then(|| standing.lost().boxed()));
     let sent = tokio::select! {
         sent = forwarder.upstreams.send(&session.pools, permit, call) => sent,
-        () = standing.lost(), if uploads => return Err(Refusal::cut(standing.reason())),
+        Some(()) = lost => return Err(Refusal::cut(standing.reason())),
         Some(()) = OptionFuture::from(over), if !uploads => return Err(Refusal::over()),
     };
     match sent {

@@ -80,10 +80,9 @@ impl Docket {
 /// Nothing is decided by a stale bundle, nor on tasks that have ended. Each pass takes the bundle and the tasks at its
 /// beginning. Four things in it wait: for the whole body, for look-ups, for debts to be settled, and for the record to be
 /// kept. After the first the pass always ends without a grant; after the others it does unless bundle and tasks are what
-/// they were. So a pass that
-/// grants has seen no change after its last wait, and between that and the grant there is no wait. What a pass without a
-/// grant has taken of limits is given back, since its claims are dropped; its body and its look-ups' answers are kept, so
-/// that each is waited for once.
+/// they were. So a pass that grants has seen no change after its last wait, and between that and the grant there is no wait.
+/// What a pass without a grant has taken of limits is given back, since its claims are dropped; its body and its look-ups'
+/// answers are kept, so that each is waited for once.
 pub(crate) async fn judge(
     subject: Subject<'_>,
     acts: &[Act<'_>],

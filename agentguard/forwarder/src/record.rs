@@ -12,9 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use agentguard_common::abi::{AgentId, Origin};
 use agentguard_link::spool::{Beginning, CleanSegment, SpoolError};
 use agentguard_policy::{Context, Permit, TaskSituation};
-use agentguard_record::{
-    ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Outcome, TaskInfo,
-};
+use agentguard_record::{DecidedBy, DenyReason, Draft, DraftTask, Ended, Outcome, TaskInfo};
 use uuid::Uuid;
 
 use super::life::Life;
@@ -102,7 +100,7 @@ impl RecordSender {
             tgid: origin.tgid,
             // Unless it is completed.
             ended: Ended::Aborted,
-            ..blank(origin.agent)
+            ..Draft::blank(origin.agent)
         };
         Some(RecordEntry {
             records: self.clone(),
@@ -149,7 +147,7 @@ impl RecordSender {
                     (last_us - first_us) / 1000
                 )),
                 facts: BTreeMap::from([("count".to_owned(), count.to_string())]),
-                ..blank(agent)
+                ..Draft::blank(agent)
             };
             if let Err(error) = self.spool.note(&draft) {
                 tracing::error!(%error, count, agent = agent.0, "refusals without a record");
@@ -382,32 +380,6 @@ fn is_done(draft: &Draft) -> bool {
     match draft.outcome {
         Outcome::Allow | Outcome::Observed | Outcome::Killed => true,
         Outcome::Deny | Outcome::ApprovalRequired | Outcome::Error => false,
-    }
-}
-
-fn blank(agent: AgentId) -> Draft {
-    Draft {
-        time_us: 0,
-        decision: Uuid::nil(),
-        agent,
-        tgid: 0,
-        action: ActionName::Connect,
-        resource: String::new(),
-        request: None,
-        task: DraftTask::None,
-        facts: BTreeMap::new(),
-        outcome: Outcome::Error,
-        decided_by: DecidedBy::Undecided,
-        ended: Ended::Aborted,
-        policies: Vec::new(),
-        reason: None,
-        detail: None,
-        bundle: None,
-        approval: Vec::new(),
-        upstream: None,
-        bytes_up: 0,
-        bytes_down: 0,
-        latency: Latency::default(),
     }
 }
 

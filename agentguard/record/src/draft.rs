@@ -58,6 +58,35 @@ pub struct Draft {
     pub latency: Latency,
 }
 
+impl Draft {
+    /// Of something of the agent's that nothing is known of yet.
+    pub fn blank(agent: AgentId) -> Self {
+        Self {
+            time_us: 0,
+            decision: Uuid::nil(),
+            agent,
+            tgid: 0,
+            action: ActionName::Connect,
+            resource: String::new(),
+            request: None,
+            task: DraftTask::None,
+            facts: BTreeMap::new(),
+            outcome: Outcome::Error,
+            decided_by: DecidedBy::Undecided,
+            ended: Ended::Aborted,
+            policies: Vec::new(),
+            reason: None,
+            detail: None,
+            bundle: None,
+            approval: Vec::new(),
+            upstream: None,
+            bytes_up: 0,
+            bytes_down: 0,
+            latency: Latency::default(),
+        }
+    }
+}
+
 /// What the decider knows of the task that its decision was on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DraftTask {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, TcpListener};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::{Dialer, dialer};
@@ -44,17 +44,18 @@ fn killed(site: &Site, durability: &str) {
         .map(|_| dialer(&guard.agent("probe")))
         .collect();
     let (base, stop) = (&origin.url(""), &AtomicBool::new(false));
+    let calls = &AtomicUsize::new(0);
     let answered: Vec<String> = thread::scope(|scope| {
         let calling: Vec<_> = (0..)
             .zip(&mut clients)
-            .map(|(client, dialer)| scope.spawn(move || call(dialer, client, base, stop)))
+            .map(|(client, dialer)| scope.spawn(move || call(dialer, client, base, stop, calls)))
             .collect();
         let mut probe = dialer(&guard.agent("probe"));
         for round in 0..kills {
             for victim in [Killed::Daemon, Killed::Forwarder, Killed::Both] {
                 let forwarder = guard.forwarder_tgid();
                 // At another moment of what is under way each time.
-                thread::sleep(Duration::from_millis(150 + 7 * round as u64));
+                await_calls(calls, 20 + round);
                 if !matches!(victim, Killed::Daemon) {
                     kill(pid(forwarder), Signal::SIGKILL).expect("it runs");
                 }
@@ -126,6 +127,7 @@ fn a_daemon_that_stands_still_loses_nothing_when_it_is_killed() {
             guard.crash();
             guard.restart();
         }
+        assert!(!answered.is_empty(), "nothing is answered while it stands");
         let records = by_path(&guard.requests());
         let without = answered
             .iter()
@@ -176,7 +178,13 @@ fn what_was_under_way_when_its_forwarder_died_is_recorded_as_unfinished() {
 }
 
 /// Paths of requests that were answered, each asked for once.
-fn call(dialer: &mut Dialer, client: usize, base: &str, stop: &AtomicBool) -> Vec<String> {
+fn call(
+    dialer: &mut Dialer,
+    client: usize,
+    base: &str,
+    stop: &AtomicBool,
+    calls: &AtomicUsize,
+) -> Vec<String> {
     let mut answered = Vec::new();
     for n in 0.. {
         if stop.load(Ordering::Relaxed) {
@@ -185,9 +193,19 @@ fn call(dialer: &mut Dialer, client: usize, base: &str, stop: &AtomicBool) -> Ve
         let path = format!("/v1/{client}-{n}");
         if dialer.tries(&format!("get {base}{path}")) == "ok 200" {
             answered.push(path);
+            calls.fetch_add(1, Ordering::Relaxed);
         }
     }
     answered
+}
+
+/// Until so many more have been answered.
+fn await_calls(calls: &AtomicUsize, more: usize) {
+    let (before, deadline) = (calls.load(Ordering::Relaxed), Instant::now() + PATIENCE);
+    while calls.load(Ordering::Relaxed) < before + more {
+        assert!(Instant::now() < deadline, "nobody is answered any more");
+        thread::yield_now();
+    }
 }
 
 fn await_answers(probe: &mut Dialer, origin: &Nginx, path: &str) {

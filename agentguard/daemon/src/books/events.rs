@@ -10,8 +10,7 @@ use agentguard_common::counter::Counter;
 use agentguard_common::verdict::{Finding, Refusal};
 use agentguard_kernel::{Events, JudgedExec, RingEvent};
 use agentguard_record::{
-    ActionName, Actor, DecidedBy, DenyReason, Draft, DraftTask, Ended, Latency, Operation, Outcome,
-    Process,
+    ActionName, Actor, DecidedBy, DenyReason, Draft, DraftTask, Ended, Operation, Outcome, Process,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -299,29 +298,21 @@ fn draft(event: &Event, kind: EventKind, is_judged: bool, clock: &Clock) -> Opti
     Some(Draft {
         time_us: clock.wall_of(event.time_ns),
         decision: Uuid::now_v7(),
-        agent: event.agent,
         tgid: event.tgid,
         action,
         resource,
-        request: None,
         task: DraftTask::OfProcess,
         facts,
         outcome,
         decided_by: DecidedBy::Kernel,
         ended,
-        policies: Vec::new(),
         reason: (!allowed).then(|| refusal.map_or(DenyReason::ProtocolRefused, reason)),
         detail: (!allowed).then(|| match refusal {
             Some(Refusal::UnixSocket) => unix::detail(event),
             Some(refusal) => detail(refusal).to_owned(),
             None => "refused".to_owned(),
         }),
-        bundle: None,
-        approval: Vec::new(),
-        upstream: None,
-        bytes_up: 0,
-        bytes_down: 0,
-        latency: Latency::default(),
+        ..Draft::blank(event.agent)
     })
 }
 

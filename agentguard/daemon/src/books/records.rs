@@ -292,3 +292,33 @@ pub(crate) fn unnamed(agent: AgentId) -> String {
         AgentId(id) => format!("(id {id})"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use agentguard_audit::Durability;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_job_of_any_length_is_written_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(dir.path(), Durability::Batched).unwrap();
+        let records = Records::start(log).unwrap();
+        let decided = |n: usize| DecisionEntry {
+            draft: Draft {
+                // Together more than a log stages at once.
+                detail: Some(format!("{n} {}", "x".repeat(100_000))),
+                ..Draft::blank(AgentId(2))
+            },
+            agent: "probe".to_owned(),
+            owner: None,
+            task: None,
+            process: None,
+            bundle: None,
+        };
+        records.append((1..=1000).map(decided).collect()).await;
+        records.written().await;
+        assert_eq!(records.head().borrow().seq, 1000);
+        assert_eq!(records.trouble(), None);
+    }
+}

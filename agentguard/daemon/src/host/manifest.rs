@@ -108,7 +108,11 @@ pub(crate) fn keep(state: &Path) -> Result<()> {
 
 fn write(path: &Path, files: BTreeSet<String>) -> Result<()> {
     let json = serde_json::to_vec_pretty(&Manifest { files }).expect("a manifest is plain data");
-    file::write_atomically(path, &json, 0o600)
+    // A full disk keeps no daemon from starting that has nothing new to say.
+    match fs::read(path).is_ok_and(|now| now == json) {
+        true => Ok(()),
+        false => file::write_atomically(path, &json, 0o600),
+    }
 }
 
 #[cfg(test)]

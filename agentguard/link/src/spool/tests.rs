@@ -1,9 +1,8 @@
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use agentguard_common::abi::AgentId;
-use agentguard_record::{ActionName, DecidedBy, Draft, DraftTask, Ended, Latency, Outcome};
+use agentguard_record::{DecidedBy, Draft, Ended, Outcome};
 use uuid::Uuid;
 
 use super::frame::MAX_FRAME;
@@ -15,25 +14,12 @@ fn draft(resource: &str) -> Draft {
     Draft {
         time_us: 1,
         decision: Uuid::now_v7(),
-        agent: AgentId(2),
         tgid: 7,
-        action: ActionName::Connect,
         resource: resource.to_owned(),
-        request: None,
-        task: DraftTask::None,
-        facts: BTreeMap::new(),
         outcome: Outcome::Allow,
         decided_by: DecidedBy::Rules,
         ended: Ended::Whole,
-        policies: Vec::new(),
-        reason: None,
-        detail: None,
-        bundle: None,
-        approval: Vec::new(),
-        upstream: None,
-        bytes_up: 0,
-        bytes_down: 0,
-        latency: Latency::default(),
+        ..Draft::blank(AgentId(2))
     }
 }
 

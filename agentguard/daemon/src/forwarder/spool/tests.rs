@@ -1,9 +1,7 @@
 use agentguard_audit::Log;
 use agentguard_common::abi::AgentId;
 use agentguard_link::spool::{Beginning, Promise, Writer};
-use agentguard_record::{
-    ActionName, Context, DecidedBy, DraftTask, Ended, Latency, Outcome, Record,
-};
+use agentguard_record::{Context, DecidedBy, Ended, Outcome, Record};
 use tempfile::TempDir;
 
 use super::*;
@@ -19,25 +17,12 @@ fn draft(resource: &str) -> Draft {
     Draft {
         time_us: 1,
         decision: Uuid::now_v7(),
-        agent: AgentId(2),
         tgid: 7,
-        action: ActionName::Connect,
         resource: resource.to_owned(),
-        request: None,
-        task: DraftTask::None,
-        facts: BTreeMap::new(),
         outcome: Outcome::Allow,
         decided_by: DecidedBy::Rules,
         ended: Ended::Unfinished,
-        policies: Vec::new(),
-        reason: None,
-        detail: None,
-        bundle: None,
-        approval: Vec::new(),
-        upstream: None,
-        bytes_up: 0,
-        bytes_down: 0,
-        latency: Latency::default(),
+        ..Draft::blank(AgentId(2))
     }
 }
 
