@@ -1,7 +1,6 @@
 //! A permitted request on its way out, up to the head of the answer.
 
 use agentguard_record::Ended;
-use futures_util::FutureExt as _;
 use futures_util::future::OptionFuture;
 use http::{Request, Version};
 use hyper::upgrade::OnUpgrade;
@@ -10,9 +9,11 @@ use super::act::Message;
 use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::judge::Grant;
+use super::record::Recorded;
 use super::refusal::Refusal;
+use super::settle::Claim;
 use super::standing::{OngoingAct, PermittedRequest, Standing};
-use super::upload::Upload;
+use super::upload::{Upload, UploadState};
 use super::upstream::{self, UpstreamCall};
 
 /// Upstream's answer, and what is known of what it answers.
@@ -24,6 +25,18 @@ pub(crate) struct ForwardedAnswer {
     pub websocket: Option<OnUpgrade>,
 }
 
+/// A permitted request as it leaves, and what is watched while it does.
+struct Outgoing {
+    permit: Recorded,
+    claim: Claim,
+    call: UpstreamCall,
+    standing: Standing,
+    uploaded: UploadState,
+    /// Whether it has a body that is still to be sent.
+    uploads: bool,
+    websocket: Option<OnUpgrade>,
+}
+
 /// Spends the permit: sends the request and its body, and tells its claim what became of it.
 pub(crate) async fn send(
     exchange: &mut Exchange,
@@ -31,62 +44,21 @@ pub(crate) async fn send(
     grant: Grant,
     body: &mut RequestBody,
 ) -> Result<ForwardedAnswer, Refusal> {
-    let session = exchange.session.clone();
-    let forwarder = &session.forwarder;
-    let Grant {
+    let Outgoing {
         permit,
         mut claim,
-        gathered,
-    } = grant;
-    let ongoing = OngoingAct::Request(Box::new(PermittedRequest::of(&message)));
-    let Message {
-        mut parts,
-        target,
-        scheme,
-        authority,
-        line,
-        websocket: upgrade,
-        ..
-    } = message;
-    let client = parts.extensions.remove::<OnUpgrade>();
-    let client = client.filter(|_| upgrade);
-    parts.version = Version::HTTP_11;
-    parts.extensions.clear();
-    let tasks = forwarder.situation.tasks.ends_of(permit.permit().covered());
-    let reads_bodies = exchange
-        .docket
-        .policy
-        .reads_bodies(&target.host, target.port);
-    let mut standing = Standing::new(
-        forwarder.clone(),
-        exchange.docket.policy.clone(),
-        session.life.clone(),
-        target,
-        ongoing,
-        gathered,
-        tasks,
-    );
-    let body = std::mem::replace(body, RequestBody::Spent);
-    let reader = (session.life.clone(), session.clock.busy());
-    let passed = &exchange.docket.entry.passed;
-    let upload = Upload::new(body, passed, standing.over(), reader);
-    let uploaded = upload.state();
-    let uploads = !upload.is_empty();
-    let call = UpstreamCall {
-        request: Request::from_parts(parts, upload),
-        scheme,
-        authority,
-        target: line,
-        http2: session.entrance.http2,
-        websocket: upgrade,
-        reads_bodies,
-    };
+        call,
+        mut standing,
+        uploaded,
+        uploads,
+        websocket,
+    } = outgoing(exchange, message, grant, body);
+    let session = exchange.session.clone();
     claim.goes_out();
     let over = standing.over();
-    // Only what is still being sent can be stopped; and on the heap, most requests send nothing.
-    let lost = OptionFuture::from(uploads.then(|| standing.lost().boxed()));
+    let lost = OptionFuture::from(uploads.then(|| standing.lost()));
     let sent = tokio::select! {
-        sent = forwarder.upstreams.send(&session.pools, permit, call) => sent,
+        sent = session.forwarder.upstreams.send(&session.pools, permit, call) => sent,
         Some(()) = lost => return Err(Refusal::cut(standing.reason())),
         Some(()) = OptionFuture::from(over), if !uploads => return Err(Refusal::over()),
     };
@@ -96,7 +68,7 @@ pub(crate) async fn send(
             Ok(ForwardedAnswer {
                 answer,
                 standing,
-                websocket: client,
+                websocket,
             })
         }
         Err(fault) => {
@@ -112,5 +84,60 @@ pub(crate) async fn send(
                 }
             })
         }
+    }
+}
+
+/// Not a part of [`send`], whose future would keep what this takes apart for as long as the request is under way.
+fn outgoing(
+    exchange: &Exchange,
+    message: Message,
+    grant: Grant,
+    body: &mut RequestBody,
+) -> Outgoing {
+    let session = &exchange.session;
+    let ongoing = OngoingAct::Request(Box::new(PermittedRequest::of(&message)));
+    let Message {
+        mut parts,
+        target,
+        scheme,
+        authority,
+        line,
+        websocket: upgrade,
+        ..
+    } = message;
+    let client = parts.extensions.remove::<OnUpgrade>();
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    let tasks = &session.forwarder.situation.tasks;
+    let policy = &exchange.docket.policy;
+    let reads_bodies = policy.reads_bodies(&target.host, target.port);
+    let standing = Standing::new(
+        session.forwarder.clone(),
+        policy.clone(),
+        session.life.clone(),
+        target,
+        ongoing,
+        grant.gathered,
+        tasks.ends_of(grant.permit.permit().covered()),
+    );
+    let body = std::mem::replace(body, RequestBody::Spent);
+    let reader = (session.life.clone(), session.clock.busy());
+    let upload = Upload::new(body, &exchange.docket.entry.passed, standing.over(), reader);
+    Outgoing {
+        permit: grant.permit,
+        claim: grant.claim,
+        standing,
+        uploaded: upload.state(),
+        uploads: !upload.is_empty(),
+        websocket: client.filter(|_| upgrade),
+        call: UpstreamCall {
+            request: Request::from_parts(parts, upload),
+            scheme,
+            authority,
+            target: line,
+            http2: session.entrance.http2,
+            websocket: upgrade,
+            reads_bodies,
+        },
     }
 }

@@ -1,11 +1,13 @@
 //! An agent's life in the forwarder, from its first connection until it is stopped: everything opened for it hangs on it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use agentguard_common::abi::AgentId;
 use agentguard_record::DenyReason;
+use futures_util::FutureExt as _;
 use hyper::rt::Executor;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -70,8 +72,9 @@ impl Life {
         self.cut.is_cancelled()
     }
 
-    /// Runs `task` until it ends or the agent is killed, whichever is first; the kill waits for it to be gone.
-    pub(crate) async fn hold<T>(&self, task: impl Future<Output = T>) -> Option<T> {
+    /// Runs `task` until it ends or the agent is killed, whichever is first; the kill waits for it to be gone. It is pinned
+    /// by its caller, as the future of this would have it twice.
+    pub(crate) async fn hold<T>(&self, task: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         let _tracked = self.tasks.token();
         tokio::select! {
             biased;
@@ -83,7 +86,8 @@ impl Life {
     /// [`Self::hold`] on a task of its own.
     pub(crate) fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         let life = self.clone();
-        tokio::spawn(async move { life.hold(task).await });
+        let mut task = Box::pin(task);
+        tokio::spawn(async move { life.hold(task.as_mut()).await });
     }
 
     /// Calls `hook` when it ends, which it may have already: what is kept for the agent beside its tasks is dropped with
@@ -122,9 +126,7 @@ where
     F: Future + Send + 'static,
 {
     fn execute(&self, task: F) {
-        self.0.spawn(async move {
-            task.await;
-        });
+        self.0.spawn(task.map(drop));
     }
 }
 

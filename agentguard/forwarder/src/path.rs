@@ -4,6 +4,7 @@
 //! request, which [`answer`] alone answers. An answer that is to be rewritten on its way back is rewritten in
 //! [`relay::back`], where its body is made of upstream's.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use agentguard_policy::is_reserved;
@@ -44,7 +45,8 @@ pub(crate) async fn connection(
     let life = arrival.life.clone();
     let _counted = arrival.forwarder.lives.count(&life);
     let client = ClientStream::Socket(Leg::new(socket, life.clone()));
-    let served = life.hold(opened(arrival, client, entry)).await;
+    let served = pin!(opened(arrival, client, entry));
+    let served = life.hold(served).await;
     served.unwrap_or(Err(ConnectionOver))
 }
 

@@ -9,7 +9,7 @@ use crate::path;
 
 /// Bytes of a connection's future, at most. There may be tens of thousands, most of them idle: what is needed only once, as
 /// a handshake, and what a request needs is on the heap and gone with it.
-const MOST: usize = 14 * 1024;
+const MOST: usize = 8 * 1024;
 
 #[tokio::test]
 async fn an_idle_connection_is_small() {
