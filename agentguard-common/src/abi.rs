@@ -3,12 +3,15 @@
 
 mod event;
 
-pub use self::event::{Event, EventKind, ExecEvent, Tamper};
+pub use self::event::{
+    Event, EventKind, ExecEvent, Noted, REFUSAL_EVERY_NS, REFUSALS_IN_A_ROW, RING_FOR_REFUSALS,
+    RING_LEN, RING_SHARE, Tamper, Told,
+};
 use crate::exec::Sha256;
 use crate::net::Addr;
 
 /// Grows with every change to a type in this module or to a map's key, value, type or meaning.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// `pid_max`'s limit on 64-bit kernels (`PID_MAX_LIMIT` in `include/linux/threads.h`).
 pub const MAX_TGID: u32 = 4_194_304;
@@ -413,6 +416,8 @@ const _: () = {
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<ExecHead>() == 16);
     assert!(size_of::<ExecRule>() == 40 + PATH_LEN);
+    assert!(size_of::<Told>() == 16 + 12 * Told::SLOTS);
+    assert!(size_of::<Noted>() == 8 + 8 * Told::SLOTS);
     assert!(offset_of!(ExecEvent, arguments) == ExecEvent::HEAD_LEN);
     assert!(size_of::<ExecEvent>() == ExecEvent::HEAD_LEN + ARGUMENTS_LEN);
     assert!(size_of::<Event>() == 80 + PATH_LEN && offset_of!(Event, path) == Event::HEAD_LEN);
@@ -444,6 +449,8 @@ mod bytes {
         UnixName,
         FileKey,
         Event,
+        Told,
+        Noted,
         ExecHead,
         ExecRule,
         ExecEvent,

@@ -4,7 +4,7 @@
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Counter {
-    /// Events lost because the ring was full.
+    /// Events about processes lost because the ring, or an agent's share of it, was full. Verdicts are never lost.
     RingFull = 0,
     /// Flows refused because the flow map was full.
     FlowMapFull = 1,
@@ -20,10 +20,12 @@ pub enum Counter {
     Refused = 6,
     /// Tasks whose lethal signal could not be sent.
     SignalFailed = 7,
+    /// Refusals told by their number, not one by one.
+    RefusalsCounted = 8,
 }
 
 impl Counter {
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 9] = [
         (Self::RingFull, "ring_full"),
         (Self::FlowMapFull, "flow_map_full"),
         (Self::StorageFull, "storage_full"),
@@ -32,6 +34,7 @@ impl Counter {
         (Self::PacketsDropped, "packets_dropped"),
         (Self::Refused, "refused"),
         (Self::SignalFailed, "signal_failed"),
+        (Self::RefusalsCounted, "refusals_counted"),
     ];
 
     /// As operators see it.

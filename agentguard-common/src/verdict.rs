@@ -103,6 +103,8 @@ pub enum Refusal {
     HandedOver = 18,
     /// Typing into a terminal.
     Terminal = 19,
+    /// Permitted, and there is no place for its record.
+    Unrecorded = 20,
 }
 
 impl Refusal {
@@ -127,7 +129,8 @@ impl Refusal {
             | Self::Family
             | Self::Tamper
             | Self::HandedOver
-            | Self::Terminal => false,
+            | Self::Terminal
+            | Self::Unrecorded => false,
         }
     }
 }
@@ -156,6 +159,7 @@ impl TryFrom<u32> for Refusal {
             17 => Self::Tamper,
             18 => Self::HandedOver,
             19 => Self::Terminal,
+            20 => Self::Unrecorded,
             other => return Err(other),
         })
     }

@@ -1,9 +1,8 @@
-//! Records for the daemon: one layout, written in place in the ring. A full ring is counted, and never changes a verdict.
+//! Events for the daemon: one layout, written in place in the ring. What tells of a verdict answers what it comes to.
 
 use agentguard_common::abi::{
     ARGUMENTS_LEN, AgentId, Event, EventKind, ExecEvent, PATH_LEN, Tamper, UnixName,
 };
-use agentguard_common::counter::Counter;
 use agentguard_common::net::Addr;
 use agentguard_common::verdict::Finding;
 use aya_ebpf::helpers::generated::{
@@ -12,8 +11,9 @@ use aya_ebpf::helpers::generated::{
 };
 
 use crate::hook::sysctl::Name;
-use crate::maps::{EVENTS, ExecDesk, Scratch, count};
+use crate::maps::{ExecDesk, Scratch};
 use crate::task::{Task, Unreadable, at, current_tgid, read};
+use crate::told;
 
 /// What a socket event is about.
 #[derive(Clone, Copy, Default)]
@@ -74,19 +74,19 @@ fn current_cgroup() -> u64 {
 
 /// A call of the current task's.
 #[inline(always)]
-pub fn call(kind: EventKind, finding: Finding, agent: AgentId, what: &What) {
+pub fn call(kind: EventKind, finding: Finding, agent: AgentId, what: &What) -> Finding {
     let who = Who {
         tgid: current_tgid(),
         uid: current_uid(),
         cgroup: current_cgroup(),
         ..Who::default()
     };
-    head_only(kind, finding, agent, &who, what);
+    head_only(kind, finding, agent, &who, what)
 }
 
 /// What the current task, an agent's, tried against `target`.
 #[inline(always)]
-pub fn tamper(finding: Finding, agent: AgentId, tried: Tamper, target: u32) {
+pub fn tamper(finding: Finding, agent: AgentId, tried: Tamper, target: u32) -> Finding {
     let who = Who {
         tgid: current_tgid(),
         parent_tgid: target,
@@ -98,34 +98,55 @@ pub fn tamper(finding: Finding, agent: AgentId, tried: Tamper, target: u32) {
         sock_type: tried as u32,
         ..What::default()
     };
-    head_only(EventKind::Tamper, finding, agent, &who, &what);
+    head_only(EventKind::Tamper, finding, agent, &who, &what)
 }
 
 /// A device that the current task, an agent's, tried to open or make.
 #[inline(always)]
-pub fn device(finding: Finding, agent: AgentId, tried: Tamper, major: u32, minor: u32) {
+pub fn device(finding: Finding, agent: AgentId, tried: Tamper, major: u32, minor: u32) -> Finding {
     let what = What {
         sock_type: tried as u32,
         port: major as u16,
         proto: minor,
         ..What::default()
     };
-    call(EventKind::Tamper, finding, agent, &what);
+    call(EventKind::Tamper, finding, agent, &what)
 }
 
 /// A packet: whose context it is sent in says nothing about who sent it.
 #[inline(always)]
-pub fn packet(kind: EventKind, finding: Finding, agent: AgentId, tgid: u32, what: &What) {
+pub fn packet(
+    kind: EventKind,
+    finding: Finding,
+    agent: AgentId,
+    tgid: u32,
+    what: &What,
+) -> Finding {
     let who = Who {
         tgid,
         ..Who::default()
     };
-    head_only(kind, finding, agent, &who, what);
+    head_only(kind, finding, agent, &who, what)
 }
 
 #[inline(always)]
 pub fn process(kind: EventKind, agent: AgentId, who: &Who) {
-    head_only(kind, Finding::Allowed, agent, who, &What::default());
+    told::process(kind, Finding::Allowed, agent, Event::HEAD_LEN, |event| {
+        fill(
+            event.cast(),
+            kind,
+            Finding::Allowed,
+            agent,
+            who,
+            &What::default(),
+        );
+    });
+}
+
+/// No forwarder listens any more.
+#[inline(always)]
+pub fn forwarder_down() {
+    process(EventKind::ForwarderDown, AgentId::NONE, &Who::default());
 }
 
 /// Whose the process is could not be told. 0: of which process is not known either.
@@ -139,56 +160,44 @@ pub fn unread(tgid: u32) {
 }
 
 #[inline(always)]
-fn head_only(kind: EventKind, finding: Finding, agent: AgentId, who: &Who, what: &What) {
-    let Some(mut bytes) = EVENTS.reserve_bytes(Event::HEAD_LEN, 0) else {
-        count(Counter::RingFull);
-        return;
-    };
-    fill(bytes.as_mut_ptr().cast(), kind, finding, agent, who, what);
-    bytes.submit(0);
+fn head_only(kind: EventKind, finding: Finding, agent: AgentId, who: &Who, what: &What) -> Finding {
+    told::verdict(kind, finding, agent, Event::HEAD_LEN, |event| {
+        fill(event.cast(), kind, finding, agent, who, what);
+    })
 }
 
-/// An event with the path that is in the scratch.
+/// What a process has become, with the path that is in the scratch.
 #[inline(always)]
-pub fn with_path(
-    scratch: *mut Scratch,
-    kind: EventKind,
-    finding: Finding,
-    agent: AgentId,
-    who: &Who,
-) {
-    let Some(mut bytes) = EVENTS.reserve_bytes(size_of::<Event>(), 0) else {
-        count(Counter::RingFull);
-        return;
-    };
-    let event: *mut Event = bytes.as_mut_ptr().cast();
-    fill(event, kind, finding, agent, who, &What::default());
-    // SAFETY: both are PATH_LEN bytes long. A failed read zeroes the destination.
-    unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut (*event).path).cast(),
-            PATH_LEN as u32,
-            (&raw const (*scratch).path).cast(),
-        )
-    };
-    bytes.submit(0);
+pub fn image(scratch: *mut Scratch, kind: EventKind, finding: Finding, agent: AgentId, who: &Who) {
+    told::process(kind, finding, agent, size_of::<Event>(), |event| {
+        let event: *mut Event = event.cast();
+        fill(event, kind, finding, agent, who, &What::default());
+        // SAFETY: both are PATH_LEN bytes long. A failed read zeroes the destination.
+        unsafe {
+            bpf_probe_read_kernel(
+                (&raw mut (*event).path).cast(),
+                PATH_LEN as u32,
+                (&raw const (*scratch).path).cast(),
+            )
+        };
+    });
 }
 
 /// A call of the current task's that names a Unix socket.
 #[inline(always)]
-pub fn unix(finding: Finding, agent: AgentId, what: &What, name: &UnixName) {
-    named(EventKind::Unix, finding, agent, what, &name.bytes, name.len);
+pub fn unix(finding: Finding, agent: AgentId, what: &What, name: &UnixName) -> Finding {
+    named(EventKind::Unix, finding, agent, what, &name.bytes, name.len)
 }
 
 /// A parameter of the kernel's that the current task, an agent's, tried to write.
 #[inline(always)]
-pub fn sysctl(finding: Finding, agent: AgentId, name: &Name) {
+pub fn sysctl(finding: Finding, agent: AgentId, name: &Name) -> Finding {
     let what = What {
         sock_type: Tamper::Sysctl as u32,
         ..What::default()
     };
     let len = name.len() as u32;
-    named(EventKind::Tamper, finding, agent, &what, name, len);
+    named(EventKind::Tamper, finding, agent, &what, name, len)
 }
 
 #[inline(always)]
@@ -199,12 +208,7 @@ fn named(
     what: &What,
     name: &[u8; 128],
     len: u32,
-) {
-    let Some(mut bytes) = EVENTS.reserve_bytes(size_of::<Event>(), 0) else {
-        count(Counter::RingFull);
-        return;
-    };
-    let event: *mut Event = bytes.as_mut_ptr().cast();
+) -> Finding {
     let who = Who {
         tgid: current_tgid(),
         uid: current_uid(),
@@ -212,16 +216,18 @@ fn named(
         path_len: len,
         ..Who::default()
     };
-    fill(event, kind, finding, agent, &who, what);
-    // SAFETY: the name is shorter than `path`, which the reservation covers. A failed read zeroes the destination.
-    unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut (*event).path).cast(),
-            size_of_val(name) as u32,
-            name.as_ptr().cast(),
-        )
-    };
-    bytes.submit(0);
+    told::verdict(kind, finding, agent, size_of::<Event>(), |event| {
+        let event: *mut Event = event.cast();
+        fill(event, kind, finding, agent, &who, what);
+        // SAFETY: the name is shorter than `path`, which the reservation covers. A failed read zeroes the destination.
+        unsafe {
+            bpf_probe_read_kernel(
+                (&raw mut (*event).path).cast(),
+                size_of_val(name) as u32,
+                name.as_ptr().cast(),
+            )
+        };
+    })
 }
 
 /// An exec that has been judged, with the path and the working folder that are in the desk's scratch, and the arguments of
@@ -235,7 +241,7 @@ pub fn judged_exec(
     cwd_len: u32,
     private: bool,
     before: bool,
-) {
+) -> Finding {
     // SAFETY: a member of a map's value.
     let (scratch, event) = unsafe { (&raw mut (*desk).scratch, &raw mut (*desk).event) };
     fill_exec(event, Some(scratch), finding, agent, who, cwd_len);
@@ -252,9 +258,7 @@ pub fn judged_exec(
     let len = ExecEvent::HEAD_LEN + (len as usize & (ARGUMENTS_LEN - 1));
     // SAFETY: `len` is at most the event's size.
     let bytes = unsafe { core::slice::from_raw_parts(event.cast_const().cast::<u8>(), len) };
-    if EVENTS.output_untyped::<[u8]>(bytes, 0).is_err() {
-        count(Counter::RingFull);
-    }
+    told::whole(EventKind::Exec, finding, agent, bytes)
 }
 
 /// An exec that was refused before there was a new image, whose arguments nobody has seen.
@@ -265,14 +269,14 @@ pub fn refused_exec(
     agent: AgentId,
     who: &Who,
     cwd_len: u32,
-) {
-    let Some(mut bytes) = EVENTS.reserve_bytes(ExecEvent::HEAD_LEN, 0) else {
-        count(Counter::RingFull);
-        return;
-    };
-    let event: *mut ExecEvent = bytes.as_mut_ptr().cast();
-    fill_exec(event, scratch, finding, agent, who, cwd_len);
-    bytes.submit(0);
+) -> Finding {
+    told::verdict(
+        EventKind::Exec,
+        finding,
+        agent,
+        ExecEvent::HEAD_LEN,
+        |event| fill_exec(event.cast(), scratch, finding, agent, who, cwd_len),
+    )
 }
 
 /// Everything but the arguments, which are called unseen.

@@ -2,6 +2,7 @@
 //! `hook::guard` turns errors into denials for agents and into nothing for everyone else.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![allow(
     unsafe_code,
     reason = "the helpers of eBPF and the memory that they hand over"
@@ -17,6 +18,7 @@ mod protected;
 mod rules;
 mod sock_addr;
 mod task;
+mod told;
 
 /// A surviving panic is an endless loop, which the verifier refuses: no undefined behaviour at run time.
 #[panic_handler]

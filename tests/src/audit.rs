@@ -30,6 +30,14 @@ impl Record {
             .unwrap_or_else(|| panic!("no number at {pointer}: {self:?}"))
     }
 
+    /// How many acts it stands for.
+    pub fn count(&self) -> u64 {
+        self.0
+            .pointer("/count")
+            .and_then(Value::as_u64)
+            .unwrap_or(1)
+    }
+
     pub fn agent(&self) -> &str {
         self.text("/agent")
     }

@@ -3,6 +3,79 @@
 use super::{ARGUMENTS_LEN, AgentId, PATH_LEN};
 use crate::net::Addr;
 
+/// Bytes of the ring.
+pub const RING_LEN: u32 = 4 << 20;
+/// Of these one agent's events that the daemon has not recorded yet may take so many: what one agent does keeps no other's
+/// permits from being recorded.
+pub const RING_SHARE: u64 = RING_LEN as u64 / 4;
+/// While events take more of the ring than this, refusals are told by their number: the rest is for permits.
+pub const RING_FOR_REFUSALS: u64 = RING_LEN as u64 / 2;
+/// Between two refusals of an agent's that are told one by one, on average, ns.
+pub const REFUSAL_EVERY_NS: u64 = 5_000_000;
+/// So many are told one by one in a row.
+pub const REFUSALS_IN_A_ROW: u64 = 1000;
+
+/// What the programs have told of an agent, by its id; only they write it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    /// Bytes of events that went into the ring, each with what the ring adds.
+    pub sent: u64,
+    /// `CLOCK_BOOTTIME`, ns, at which as many refusals were due to be told one by one as have been: the theoretical arrival
+    /// time of the generic cell rate algorithm.
+    pub due_ns: u64,
+    /// Findings that were told by their number, by [`Told::slot`].
+    pub counts: [u64; Told::SLOTS],
+    /// The last [`crate::verdict::Finding`] of each.
+    pub last: [u32; Told::SLOTS],
+}
+
+impl Told {
+    pub const SLOTS: usize = 32;
+    const OBSERVED: usize = Self::SLOTS / 2;
+
+    /// Where a kind of call is counted, of an agent that is only observed or is not.
+    #[inline(always)]
+    pub fn slot(kind: EventKind, observed: bool) -> usize {
+        (kind as usize & (Self::OBSERVED - 1)) | if observed { Self::OBSERVED } else { 0 }
+    }
+
+    /// What is counted in a slot.
+    pub fn kind(slot: usize) -> Option<EventKind> {
+        let number = slot % Self::OBSERVED;
+        u32::try_from(number).ok()?.try_into().ok()
+    }
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self {
+            sent: 0,
+            due_ns: 0,
+            counts: [0; Self::SLOTS],
+            last: [0; Self::SLOTS],
+        }
+    }
+}
+
+/// What of [`Told`] is recorded; only the daemon writes it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Noted {
+    /// As [`Told::sent`].
+    pub sent: u64,
+    pub counts: [u64; Told::SLOTS],
+}
+
+impl Default for Noted {
+    fn default() -> Self {
+        Self {
+            sent: 0,
+            counts: [0; Told::SLOTS],
+        }
+    }
+}
+
 /// What an [`Event`] reports. Unknown numbers are counted and dropped by userspace.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -50,8 +50,7 @@ pub fn device(ctx: DeviceContext) -> i32 {
     let Some(finding) = finding(Ok(Answer::Deny(Refusal::Tamper))) else {
         return ALLOW;
     };
-    emit::device(finding, label.agent, tried, major, minor);
-    match finding {
+    match emit::device(finding, label.agent, tried, major, minor) {
         Finding::Refused(_) => DENY,
         Finding::Allowed | Finding::Observed(_) => ALLOW,
     }

@@ -13,7 +13,7 @@ use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 
 use crate::emit::{self, What};
-use crate::hook::heard::answers;
+use crate::hook::heard::{self, answers};
 use crate::hook::redirect::{forwarder, is_redirected_to, is_up, publish};
 use crate::maps::{MARKS, count, is_forwarder_port, is_killed};
 use crate::rules;
@@ -56,8 +56,11 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
         },
         Err(refusal) => (Finding::Refused(refusal), What::default()),
     };
-    report(mark, &what, finding);
-    match finding {
+    match report(mark, &what, finding) {
+        Finding::Refused(Refusal::Unrecorded) => {
+            heard::unanswered(skb, &what);
+            DROP
+        }
         Finding::Refused(_) => {
             count(Counter::PacketsDropped);
             DROP
@@ -176,25 +179,29 @@ fn to_resolver(mark: &mut SocketMark, packet: &Packet) -> Result<Option<Finding>
     Ok(None)
 }
 
-/// One event for a stream of packets that are judged alike.
+/// One event for a stream of packets that are judged alike; what they come to.
 #[inline(always)]
-fn report(mut mark: NonNull<SocketMark>, what: &What, finding: Finding) {
+fn report(mut mark: NonNull<SocketMark>, what: &What, finding: Finding) -> Finding {
     // SAFETY: as in `judge`.
     let mark = unsafe { mark.as_mut() };
     let number = finding.number();
     let judged = (1 + (number & 0xff) as u16) | (number >> 16) as u16;
     if mark.reported_as == judged && mark.reported_port == what.port && mark.reported == what.addr {
-        return;
+        return finding;
     }
-    mark.reported_as = judged;
-    mark.reported_port = what.port;
-    mark.reported = what.addr;
     let kind = if what.proto == IPPROTO_UDP {
         EventKind::Send
     } else {
         EventKind::Packet
     };
-    emit::packet(kind, finding, mark.agent, mark.origin.tgid, what);
+    let told = emit::packet(kind, finding, mark.agent, mark.origin.tgid, what);
+    // The next packet asks again for what could not be recorded.
+    if told == finding {
+        mark.reported_as = judged;
+        mark.reported_port = what.port;
+        mark.reported = what.addr;
+    }
+    told
 }
 
 impl Packet {

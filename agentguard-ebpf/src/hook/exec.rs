@@ -99,7 +99,7 @@ fn unlabelled(tgid: u32, head: IdentifyHead, scratch: *mut Scratch) -> Result<()
         kill(tgid, label);
     }
     let who = Who::current(task, path_len);
-    emit::with_path(scratch, EventKind::Exec, held(label), label.agent, &who);
+    emit::image(scratch, EventKind::Exec, held(label), label.agent, &who);
     Ok(())
 }
 
@@ -121,7 +121,7 @@ fn unjudged(
     });
     let label = moved(task, before, head, path_len, scratch)?;
     let who = Who::current(task, path_len);
-    emit::with_path(scratch, EventKind::Exec, held(label), label.agent, &who);
+    emit::image(scratch, EventKind::Exec, held(label), label.agent, &who);
     Ok(())
 }
 
@@ -171,11 +171,11 @@ fn judged(
     };
     if let Some((refusal, from)) = kept {
         // Of the image; what follows is of the file that it came by.
-        emit::with_path(scratch, EventKind::Exec, finding, label.agent, &who);
+        emit::image(scratch, EventKind::Exec, finding, label.agent, &who);
         who.path_len = take_path(scratch, from);
         finding = Finding::Observed(refusal);
     }
-    emit::judged_exec(
+    let told = emit::judged_exec(
         desk,
         finding,
         label.agent,
@@ -184,6 +184,9 @@ fn judged(
         rules.private(),
         kept.is_some(),
     );
+    if let (Finding::Allowed, Finding::Refused(_)) = (finding, told) {
+        kill(tgid, label);
+    }
     Ok(())
 }
 

@@ -90,14 +90,13 @@ impl Subject {
     }
 }
 
-/// Answers for `subject`: its event, its counter, and a denial if judging failed.
+/// Answers for `subject`: its event, its counter, and a denial if judging failed or a permit cannot be recorded.
 #[inline(always)]
 pub fn answer(subject: &Subject, kind: EventKind, what: &What, judged: Judged) -> i32 {
     let Some(finding) = finding(judged) else {
         return ALLOW;
     };
-    emit::call(kind, finding, subject.agent, what);
-    match finding {
+    match emit::call(kind, finding, subject.agent, what) {
         Finding::Refused(_) => DENY,
         Finding::Allowed | Finding::Observed(_) => ALLOW,
     }

@@ -6,6 +6,7 @@ use agentguard_common::verdict::Verdict;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 
+use crate::emit::What;
 use crate::maps::HEARD;
 use crate::rules;
 use crate::sock_addr::{IPPROTO_UDP, SockAddr};
@@ -43,4 +44,15 @@ pub fn answers(skb: *mut __sk_buff, to: Addr, port: u16) -> Option<bool> {
         unsafe { answered.write_volatile(1) };
     }
     Some(is_first)
+}
+
+/// Takes it back that the packet's receiver was answered: the first answer could not be recorded, and is not sent.
+#[inline(always)]
+pub fn unanswered(skb: *mut __sk_buff, what: &What) {
+    // SAFETY: the hook's own context.
+    let socket = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    if let Some(answered) = HEARD.get_ptr_mut(Heard::new(socket, what.addr, what.port)) {
+        // SAFETY: as in `answers`.
+        unsafe { answered.write_volatile(0) };
+    }
 }

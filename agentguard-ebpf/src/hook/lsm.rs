@@ -1,6 +1,8 @@
 //! Whose call an LSM hook judges, and where its errors become a verdict: a denial for an agent, nothing for everyone else.
 //! Unlike tracepoints these programs can be preempted by one another: a per-CPU map is no place to keep anything.
 
+use core::ops::ControlFlow;
+
 use agentguard_common::abi::{AgentId, Label};
 use agentguard_common::verdict::Finding;
 
@@ -34,23 +36,40 @@ impl Caller {
 }
 
 /// The hook's return value: what a program before this one refused stays refused, what `judge` makes of an agent's call is
-/// counted and handed to `report`, and a failure to judge is a denial.
+/// counted and handed to `report`, whose answer is the verdict, and a failure to judge is a denial.
 #[inline(always)]
 pub fn answer(
     previous: i32,
     judge: impl FnOnce(&Caller) -> Judged,
-    report: impl FnOnce(&Caller, Finding),
+    report: impl FnOnce(&Caller, Finding) -> Finding,
 ) -> i32 {
+    match found(previous, judge) {
+        ControlFlow::Break(answer) => answer,
+        ControlFlow::Continue((caller, finding)) => verdict(report(&caller, finding)),
+    }
+}
+
+/// [`answer`] up to what there is to report, for who reports in two programs alike: LLVM makes a function of such a closure,
+/// which has more arguments than a function may have.
+#[inline(always)]
+pub fn found(
+    previous: i32,
+    judge: impl FnOnce(&Caller) -> Judged,
+) -> ControlFlow<i32, (Caller, Finding)> {
     if previous != ALLOW {
-        return previous;
+        return ControlFlow::Break(previous);
     }
     let Some(caller) = Caller::current() else {
-        return ALLOW;
+        return ControlFlow::Break(ALLOW);
     };
-    let Some(finding) = finding(judge(&caller)) else {
-        return ALLOW;
-    };
-    report(&caller, finding);
+    match finding(judge(&caller)) {
+        Some(finding) => ControlFlow::Continue((caller, finding)),
+        None => ControlFlow::Break(ALLOW),
+    }
+}
+
+#[inline(always)]
+pub fn verdict(finding: Finding) -> i32 {
     match finding {
         Finding::Refused(_) => -EPERM,
         Finding::Allowed | Finding::Observed(_) => ALLOW,

@@ -99,7 +99,7 @@ fn keep(scratch: *mut Scratch, refusal: Refusal, path_len: u32) {
 }
 
 #[inline(always)]
-fn report(caller: &Caller, finding: Finding, seen: &Seen) {
+fn report(caller: &Caller, finding: Finding, seen: &Seen) -> Finding {
     let who = Who::current(Task::current(), seen.path_len.get());
     emit::refused_exec(
         task_scratch(),
@@ -107,5 +107,5 @@ fn report(caller: &Caller, finding: Finding, seen: &Seen) {
         caller.agent,
         &who,
         seen.cwd_len.get(),
-    );
+    )
 }

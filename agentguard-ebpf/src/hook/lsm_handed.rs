@@ -83,7 +83,7 @@ fn answer(previous: i32, judged: Judged) -> i32 {
                 finding,
                 caller.agent,
                 &What::default(),
-            );
+            )
         },
     )
 }

@@ -43,7 +43,7 @@ pub fn lsm_socket_create(ctx: LsmContext) -> i32 {
                 proto: protocol as u32,
                 ..What::default()
             };
-            emit::call(EventKind::Socket, finding, caller.agent, &what);
+            emit::call(EventKind::Socket, finding, caller.agent, &what)
         },
     )
 }

@@ -35,9 +35,10 @@ pub fn lsm_ptrace_access_check(ctx: LsmContext) -> i32 {
         ctx.arg(2),
         |caller| into(caller, target),
         |caller, finding| {
-            if mode & PTRACE_MODE_NOAUDIT == 0 {
-                report(caller, finding, Tamper::Ptrace, target);
+            if mode & PTRACE_MODE_NOAUDIT != 0 {
+                return finding;
             }
+            report(caller, finding, Tamper::Ptrace, target)
         },
     )
 }
@@ -141,6 +142,6 @@ fn target(ctx: &LsmContext) -> Task {
 }
 
 #[inline(always)]
-fn report(caller: &Caller, finding: Finding, tried: Tamper, target: Task) {
-    emit::tamper(finding, caller.agent, tried, target.tgid().unwrap_or(0));
+fn report(caller: &Caller, finding: Finding, tried: Tamper, target: Task) -> Finding {
+    emit::tamper(finding, caller.agent, tried, target.tgid().unwrap_or(0))
 }

@@ -1,6 +1,8 @@
 //! Unix sockets by the name that their owner has bound: whatever link, mount or spelling the agent came by, it is the socket
 //! that answers which is judged.
 
+use core::ops::ControlFlow;
+
 use agentguard_common::abi::{Event, UnixName};
 use agentguard_common::verdict::Verdict;
 use aya_ebpf::macros::lsm;
@@ -76,9 +78,10 @@ fn answer(previous: i32, judged: Judged, name: &UnixName, sock_type: u32, call: 
         proto: call,
         ..What::default()
     };
-    lsm::answer(
-        previous,
-        |_| judged,
-        |caller, finding| emit::unix(finding, caller.agent, &what, name),
-    )
+    match lsm::found(previous, |_| judged) {
+        ControlFlow::Break(answer) => answer,
+        ControlFlow::Continue((caller, finding)) => {
+            lsm::verdict(emit::unix(finding, caller.agent, &what, name))
+        }
+    }
 }

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 
-use crate::emit::{self, What, Who};
+use crate::emit::{self, Who};
 use crate::identify::{identify, in_force, mask_of, path_for};
 use crate::maps::{CGROUPS, clear_config, config, count, label_of, scratch, set_label};
 use crate::task::{Task, Unreadable, cgroup_id, current_tgid, is_cgroup2};
@@ -129,13 +129,7 @@ fn on_exit() -> Result<(), Unreadable> {
     }
     if is_forwarder {
         clear_config(ConfigSlot::Forwarder);
-        let what = What::default();
-        emit::call(
-            EventKind::ForwarderDown,
-            Finding::Allowed,
-            AgentId::NONE,
-            &what,
-        );
+        emit::forwarder_down();
     }
     if label.agent != AgentId::NONE {
         set_label(tgid, Label::default());
@@ -194,7 +188,7 @@ fn enrol(task: Task, cgroup: u64) -> Result<(), Unreadable> {
         path_len,
     };
     let finding = Finding::Allowed;
-    emit::with_path(scratch, EventKind::Enrol, finding, label.agent, &who);
+    emit::image(scratch, EventKind::Enrol, finding, label.agent, &who);
     Ok(())
 }
 

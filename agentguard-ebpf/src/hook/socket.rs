@@ -1,7 +1,7 @@
 //! A socket's first and last moment: marked with its agent when it is made, its flow forgotten when it is closed.
 
 use agentguard_common::abi::{AgentId, ConfigSlot, EventKind};
-use agentguard_common::verdict::{Finding, Refusal};
+use agentguard_common::verdict::Refusal;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::macros::cgroup_sock;
@@ -85,11 +85,6 @@ fn forwarders(sk: *mut bpf_sock, tgid: u32) {
     let is_listener = cookie == forwarder.listener4 || cookie == forwarder.listener6;
     if forwarder.tgid == tgid && forwarder.up != 0 && is_listener {
         forwarder.up = 0;
-        emit::call(
-            EventKind::ForwarderDown,
-            Finding::Allowed,
-            AgentId::NONE,
-            &What::default(),
-        );
+        emit::forwarder_down();
     }
 }

@@ -33,8 +33,7 @@ pub fn sysctl(ctx: SysctlContext) -> i32 {
     let Some(finding) = finding(judge(&name)) else {
         return ALLOW;
     };
-    emit::sysctl(finding, label.agent, &name);
-    match finding {
+    match emit::sysctl(finding, label.agent, &name) {
         Finding::Refused(_) => DENY,
         Finding::Allowed | Finding::Observed(_) => ALLOW,
     }

@@ -58,8 +58,7 @@ fn called(ctx: &SockAddrContext, call: u32) -> i32 {
         proto: call,
         ..What::default()
     };
-    emit::unix(finding, subject.agent, &what, &name);
-    match finding {
+    match emit::unix(finding, subject.agent, &what, &name) {
         Finding::Refused(_) => DENY,
         Finding::Allowed | Finding::Observed(_) => ALLOW,
     }

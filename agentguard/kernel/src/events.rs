@@ -1,13 +1,18 @@
-//! The event ring as an async source.
+//! What the programs tell, as an async source: events from their ring, and refusals by their number.
 
-use std::os::fd::OwnedFd;
+use std::collections::HashMap;
+use std::path::Path;
 
-use agentguard_common::abi::{Event, EventKind, ExecEvent};
-use aya::maps::{Map, MapData, RingBuf};
+use agentguard_common::abi::{
+    AgentId, Event, EventKind, ExecEvent, MAX_AGENTS, Noted, RING_LEN, Told,
+};
+use agentguard_common::verdict::Finding;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::KernelError;
+use super::maps::{self, Map};
+use super::ring::{Ring, footprint};
 
 /// One record of the ring.
 #[derive(Clone, Debug)]
@@ -30,51 +35,174 @@ pub struct JudgedExec {
     pub before: bool,
 }
 
+/// What was read together, and keeps its place in the ring until it is released.
+#[derive(Debug, Default)]
+#[must_use = "what is not released fills the ring"]
+pub struct Batch {
+    end: u64,
+    /// Bytes of the ring, by agent.
+    bytes: HashMap<AgentId, u64>,
+}
+
+impl Batch {
+    fn add(&mut self, record: &[u8]) {
+        // Of what no program of this version can have written nobody's share is known.
+        let agent = record
+            .get(std::mem::offset_of!(Event, agent)..)
+            .and_then(|bytes| bytes.first_chunk())
+            .map_or(AgentId::NONE, |id| AgentId(u32::from_ne_bytes(*id)));
+        *self.bytes.entry(agent).or_default() += footprint(record.len());
+    }
+}
+
+/// Calls that were told by their number alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    pub agent: AgentId,
+    pub kind: EventKind,
+    /// Of the last of them.
+    pub finding: Finding,
+    pub count: u64,
+    slot: usize,
+}
+
 /// To be read by one task.
 pub struct Events {
-    ring: AsyncFd<RingBuf<MapData>>,
+    ring: AsyncFd<Ring>,
+    told: Map<u32, Told>,
+    noted: Map<u32, Noted>,
     malformed: u64,
 }
 
 impl Events {
     /// # Errors
-    /// If the ring cannot be mapped.
+    /// If the ring cannot be mapped, or the maps beside it cannot be read.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub(super) fn new(map: OwnedFd) -> Result<Self, KernelError> {
-        let unusable = |error: aya::maps::MapError| {
-            KernelError::Object(format!("the event ring cannot be read: {error}"))
-        };
-        let map = MapData::from_fd(map)
-            .and_then(Map::from_map_data)
-            .map_err(unusable)?;
-        let ring = RingBuf::try_from(map).map_err(unusable)?;
-        // SAFETY: a `RingBuf` keeps its one descriptor open until it is dropped.
+    pub(super) fn open(folder: &Path) -> Result<Self, KernelError> {
+        let ring = Ring::new(maps::open(folder, "EVENTS", 0)?, RING_LEN)?;
+        // SAFETY: a `Ring` keeps its one descriptor open until it is dropped.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
         let ring = ring.map_err(|error| KernelError::Call {
             call: "epoll_ctl",
             source: error.into(),
         })?;
-        Ok(Self { ring, malformed: 0 })
+        let mut events = Self {
+            ring,
+            told: Map::open(folder, "TOLD", 0)?,
+            noted: Map::open(folder, "NOTED", 0)?,
+            malformed: 0,
+        };
+        events.settle()?;
+        Ok(events)
     }
 
-    /// Waits until the ring has something new; then call [`Self::drain`] to the end, or the next call may wait although
-    /// there is something left.
+    /// Sets what each agent has in the ring by what is there: who read it before may have died between giving a place back
+    /// and noting whose it was.
+    fn settle(&mut self) -> Result<(), KernelError> {
+        let ring = self.ring.get_mut();
+        let start = ring.position();
+        let mut left = Batch::default();
+        while let Some(record) = ring.read() {
+            left.add(record);
+        }
+        ring.rewind(start);
+        for id in 0..MAX_AGENTS {
+            let told = self.told.lookup(&id)?.unwrap_or_default();
+            let mut noted = self.noted.lookup(&id)?.unwrap_or_default();
+            let left = left.bytes.get(&AgentId(id)).copied().unwrap_or(0);
+            let sent = told.sent.saturating_sub(left);
+            if noted.sent != sent {
+                noted.sent = sent;
+                self.noted.update(&id, &noted)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the ring has something new; then call [`Self::read`], or the next call may wait although there is
+    /// something left.
     pub async fn readable(&mut self) -> std::io::Result<()> {
-        // Cleared before draining: what arrives meanwhile wakes the next call.
+        // Cleared before reading: what arrives meanwhile wakes the next call.
         self.ring.readable().await?.clear_ready();
         Ok(())
     }
 
-    /// Hands over what is in the ring now, without waiting.
-    pub fn drain(&mut self, mut each: impl FnMut(RingEvent)) {
-        while let Some(record) = self.ring.get_mut().next() {
-            match decode(&record) {
+    /// Hands over what is new, without waiting.
+    pub fn read(&mut self, mut each: impl FnMut(RingEvent)) -> Batch {
+        let mut batch = Batch::default();
+        while let Some(record) = self.ring.get_mut().read() {
+            batch.add(record);
+            match decode(record) {
                 Some(seen) => each(seen),
                 None => self.malformed += 1,
             }
         }
+        batch.end = self.ring.get_ref().position();
+        batch
+    }
+
+    /// Gives back the room of `batch` and of all before it. [`Self::read`] after it: nobody is woken for what came meanwhile.
+    ///
+    /// # Errors
+    /// If what it took of its agents' shares cannot be noted.
+    pub fn release(&mut self, batch: Batch) -> Result<(), KernelError> {
+        self.ring.get_mut().release(batch.end);
+        for (agent, bytes) in batch.bytes {
+            let Some(mut noted) = self.noted.lookup(&agent.0)? else {
+                continue;
+            };
+            noted.sent = noted.sent.wrapping_add(bytes);
+            self.noted.update(&agent.0, &noted)?;
+        }
+        Ok(())
+    }
+
+    /// What these agents' programs have told by its number, and is not noted yet.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn counted(
+        &self,
+        agents: impl Iterator<Item = AgentId>,
+    ) -> Result<Vec<Counted>, KernelError> {
+        let mut counted = Vec::new();
+        for agent in agents {
+            let (Some(told), Some(noted)) =
+                (self.told.lookup(&agent.0)?, self.noted.lookup(&agent.0)?)
+            else {
+                continue;
+            };
+            for slot in 0..Told::SLOTS {
+                let count = told.counts[slot].wrapping_sub(noted.counts[slot]);
+                if let (1.., Some(kind), Ok(finding)) =
+                    (count, Told::kind(slot), Finding::try_from(told.last[slot]))
+                {
+                    counted.push(Counted {
+                        agent,
+                        kind,
+                        finding,
+                        count,
+                        slot,
+                    });
+                }
+            }
+        }
+        Ok(counted)
+    }
+
+    /// These are recorded.
+    ///
+    /// # Errors
+    /// If a map cannot be written: they are counted again.
+    pub fn note(&mut self, counted: &[Counted]) -> Result<(), KernelError> {
+        for counted in counted {
+            let mut noted = self.noted.lookup(&counted.agent.0)?.unwrap_or_default();
+            noted.counts[counted.slot] = noted.counts[counted.slot].wrapping_add(counted.count);
+            self.noted.update(&counted.agent.0, &noted)?;
+        }
+        Ok(())
     }
 
     /// Records that no program of this version can have written.

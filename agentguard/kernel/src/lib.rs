@@ -14,6 +14,7 @@ mod origin;
 mod pin;
 mod probe;
 mod protected;
+mod ring;
 mod rules;
 mod sockets;
 mod switch;
@@ -33,7 +34,7 @@ use nix::fcntl::Flock;
 
 pub use btf::layout;
 pub use content::{NoDigests, digests};
-pub use events::{Events, JudgedExec, RingEvent};
+pub use events::{Batch, Counted, Events, JudgedExec, RingEvent};
 pub use exec::{ExecFile, ExecRules};
 pub use load::OBJECT;
 pub use origin::OriginMaps;
@@ -376,17 +377,9 @@ impl Kernel {
         self.lsm.as_ref().err().map(String::as_str)
     }
 
-    /// The event ring, to be read by one task. Must be called in a tokio runtime.
+    /// What the programs tell, to be read by one task. Must be called in a tokio runtime.
     pub fn take_events(&mut self) -> Result<Events, KernelError> {
-        let ring = self
-            .maps
-            .events
-            .try_clone()
-            .map_err(|source| KernelError::Call {
-                call: "fcntl",
-                source,
-            })?;
-        Events::new(ring)
+        Events::open(&self.folders.maps)
     }
 }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use agentguard_common::abi::{
     AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, ExecHead, ExecRule, FileKey, FlowKey,
-    Forwarder, Heard, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_TGID, Origin,
-    PORT_WORDS, RuleKey, SocketMark,
+    Forwarder, Heard, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_TGID, Noted,
+    Origin, PORT_WORDS, RING_LEN, RuleKey, SocketMark, Told,
 };
 use agentguard_common::counter::Counter;
 
@@ -35,7 +35,7 @@ const RINGBUF: u32 = 27;
 const CLONED: u32 = 0x201;
 
 /// Every pinned map, as `agentguard-ebpf/src/maps.rs` defines it. Those that hold nothing between two calls are not pinned.
-pub(super) const SPECS: [Spec; 19] = [
+pub(super) const SPECS: [Spec; 21] = [
     array::<Label>("LABELS", MAX_TGID),
     array::<AgentState>("AGENTS", MAX_AGENTS),
     array::<u32>("KILL_ORDERS", MAX_AGENTS),
@@ -52,7 +52,9 @@ pub(super) const SPECS: [Spec; 19] = [
     array::<ExecRule>("EXEC_RULES", 2 * MAX_EXEC_RULES),
     hash::<FileKey, u32>("PROTECTED", 1024),
     hash::<u64, CgroupMask>("CGROUPS", 16384),
-    spec("EVENTS", RINGBUF, 0, 0, 2 << 20, 0),
+    spec("EVENTS", RINGBUF, 0, 0, RING_LEN, 0),
+    array::<Told>("TOLD", MAX_AGENTS),
+    array::<Noted>("NOTED", MAX_AGENTS),
     spec("COUNTERS", PERCPU_ARRAY, 4, 8, Counter::ALL.len() as u32, 0),
     spec("MARKS", SK_STORAGE, 4, size_of::<SocketMark>(), 0, CLONED),
 ];
@@ -185,7 +187,6 @@ pub(super) struct Maps {
     pub(super) cgroups: Map<u64, CgroupMask>,
     pub(super) counters: OwnedFd,
     pub(super) marks: OwnedFd,
-    pub(super) events: OwnedFd,
 }
 
 impl Maps {
@@ -209,7 +210,6 @@ impl Maps {
             cgroups: Map::open(folder, "CGROUPS", 0)?,
             counters: open(folder, "COUNTERS", 0)?,
             marks: open(folder, "MARKS", 0)?,
-            events: open(folder, "EVENTS", 0)?,
         })
     }
 

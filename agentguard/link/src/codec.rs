@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::frame::{ToDaemon, ToForwarder};
 
 /// Grows with every change to a frame: daemon and forwarder are one binary, so another version is a mistake.
-pub const VERSION: u8 = 6;
+pub const VERSION: u8 = 7;
 /// Bytes of the longest datagram sent or taken.
 pub const MAX_DATAGRAM: usize = 64 * 1024;
 

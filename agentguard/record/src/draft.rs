@@ -55,6 +55,8 @@ pub struct Draft {
     pub upstream: Option<UpstreamInfo>,
     pub bytes_up: u64,
     pub bytes_down: u64,
+    /// How many acts it stands for; more than 1 where the kernel has told of refusals by their number.
+    pub count: u64,
     pub latency: Latency,
 }
 
@@ -82,6 +84,7 @@ impl Draft {
             upstream: None,
             bytes_up: 0,
             bytes_down: 0,
+            count: 1,
             latency: Latency::default(),
         }
     }

@@ -85,24 +85,6 @@ fn without_room_for_an_accepted_connection_it_has_no_origin() {
 }
 
 #[test]
-fn with_a_full_ring_the_verdicts_stay() {
-    let mut machine = Machine::new();
-    let (_server, port) = server("127.0.0.1");
-    // Nobody reads: 2 MiB take fewer than 30,000 events.
-    let said = machine.run(&format!(
-        "said = set()
-for _ in range(30000): said.add(attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1))
-say(*said); say(connect('127.0.0.1', {port}))"
-    ));
-    assert_eq!(said, "EPERM\nEPERM");
-    assert!(machine.counter("ring_full") > 0);
-    assert_eq!(
-        bystander(&format!("say(connect('127.0.0.1', {port}))")),
-        "ok"
-    );
-}
-
-#[test]
 fn without_room_for_a_mark_an_agent_has_no_socket() {
     let name = "a namespace without room for socket storage";
     let standing = Standings::of_this_kernel().of_attempt(name, User::Root);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use agentguard_common::abi::{AgentId, Event, EventKind, Forwarder, Label};
 use agentguard_common::verdict::Refusal;
-use agentguard_kernel::{Events, Kernel, OriginMaps, Rule, cgroup_root};
+use agentguard_kernel::{Counted, Events, Kernel, OriginMaps, Rule, cgroup_root};
 pub(crate) use agentguard_sys::socket::cookie;
 use agentguard_sys::socket::netns_cookie;
 pub(crate) use agentguard_tests::Cgroup;
@@ -77,14 +77,36 @@ impl Machine {
         self.kernel().set_rules(AGENT, rules).unwrap();
     }
 
-    /// Everything in the ring up to now.
+    /// Everything in the ring up to now, which gives its room back.
     pub(crate) fn events(&mut self) -> &[Event] {
-        let seen = &mut self.seen;
-        self.events
+        let events = self.events.as_mut().unwrap();
+        loop {
+            let before = self.seen.len();
+            let batch = events.read(|found| self.seen.push(found.event));
+            events.release(batch).unwrap();
+            if self.seen.len() == before {
+                return &self.seen;
+            }
+        }
+    }
+
+    /// What is in the ring and stays there.
+    pub(crate) fn read_unrecorded(&mut self) -> Vec<Event> {
+        let mut read = Vec::new();
+        let _unreleased = self
+            .events
             .as_mut()
             .unwrap()
-            .drain(|found| seen.push(found.event));
-        &self.seen
+            .read(|found| read.push(found.event));
+        read
+    }
+
+    /// What the programs have told of the agent by its number, since this was last asked.
+    pub(crate) fn counted(&mut self, agent: AgentId) -> Vec<Counted> {
+        let events = self.events.as_mut().unwrap();
+        let counted = events.counted(std::iter::once(agent)).unwrap();
+        events.note(&counted).unwrap();
+        counted
     }
 
     /// Waits until an event is in the ring that `matches`.

@@ -21,4 +21,5 @@ mod restart;
 mod shapes;
 mod socket;
 mod tamper;
+mod told;
 mod unix;

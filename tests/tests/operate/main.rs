@@ -14,4 +14,5 @@ mod own_tasks;
 mod records;
 mod restart;
 mod run;
+mod storm;
 mod tasks;

@@ -32,7 +32,7 @@ const fn field(
 }
 
 #[rustfmt::skip]
-const FIELDS: [Field; 54] = [
+const FIELDS: [Field; 55] = [
     field("time", "text", "always",
         "when the decision was taken: RFC 3339, UTC, microseconds"),
     field("seq", "number", "always",
@@ -133,6 +133,8 @@ const FIELDS: [Field; 54] = [
         "bytes of bodies or tunnels that the agent sent"),
     field("bytes_down", "number", "always",
         "bytes of bodies or tunnels that it got"),
+    field("count", "number", "the kernel has told of refusals by their number",
+        "how many the record stands for; elsewhere it is 1"),
     field("latency_us", "object", "a decision",
         "how long it took, in microseconds"),
     field("latency_us.decide", "number", "always in `latency_us`",

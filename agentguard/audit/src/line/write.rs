@@ -60,6 +60,8 @@ struct Columns<'a> {
     upstream: Option<UpstreamLine<'a>>,
     bytes_up: u64,
     bytes_down: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<u64>,
     latency_us: Option<Latency>,
 }
 
@@ -132,6 +134,7 @@ fn decision<'a>(place: ChainPlace<'a>, draft: &'a Draft, context: &'a Context<'a
         }),
         bytes_up: draft.bytes_up,
         bytes_down: draft.bytes_down,
+        count: (draft.count != 1).then_some(draft.count),
         latency_us: Some(draft.latency),
     }
 }
@@ -168,6 +171,7 @@ fn operation<'a>(place: ChainPlace<'a>, done: &'a Operator<'a>) -> Columns<'a> {
         upstream: None,
         bytes_up: 0,
         bytes_down: 0,
+        count: None,
         latency_us: None,
     }
 }

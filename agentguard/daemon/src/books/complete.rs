@@ -43,7 +43,7 @@ fn complete(
     {
         let mut activity = lock(&census.activity);
         for (draft, _) in &drafts {
-            activity.decided(draft.agent, draft.outcome, draft.time_us);
+            activity.decided(draft.agent, draft.outcome, draft.count, draft.time_us);
         }
     }
     let active = roster.active.load();

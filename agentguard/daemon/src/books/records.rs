@@ -120,10 +120,14 @@ impl Records {
 
     /// Waits until what was appended before is in the log, however long that takes.
     pub async fn written(&self) {
+        let _ = self.when_written().await.await;
+    }
+
+    /// Answers once what was appended before is in the log; an error if the writer has ended without.
+    pub async fn when_written(&self) -> oneshot::Receiver<()> {
         let (reply, done) = oneshot::channel();
-        if self.jobs.send(Job::Written(reply)).await.is_ok() {
-            let _ = done.await;
-        }
+        let _ = self.jobs.send(Job::Written(reply)).await;
+        done
     }
 
     /// Changes when readers can see more.

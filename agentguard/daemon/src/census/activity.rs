@@ -24,12 +24,12 @@ impl Activities {
         self.0.get(&agent).copied().unwrap_or_default()
     }
 
-    pub fn decided(&mut self, agent: AgentId, outcome: Outcome, time_us: i64) {
+    pub fn decided(&mut self, agent: AgentId, outcome: Outcome, count: u64, time_us: i64) {
         let activity = self.0.entry(agent).or_default();
         match outcome {
-            Outcome::Deny | Outcome::ApprovalRequired => activity.denied += 1,
+            Outcome::Deny | Outcome::ApprovalRequired => activity.denied += count,
             Outcome::Allow | Outcome::Observed | Outcome::Killed | Outcome::Error => {
-                activity.allowed += 1
+                activity.allowed += count;
             }
         }
         let time = Timestamp::from_microsecond(time_us).ok();
@@ -55,8 +55,8 @@ mod tests {
     fn decisions_and_connections_are_counted_per_agent() {
         let mut all = Activities::default();
         let (a, b) = (AgentId(2), AgentId(3));
-        all.decided(a, Outcome::Allow, 2_000_000);
-        all.decided(a, Outcome::Deny, 1_000_000);
+        all.decided(a, Outcome::Allow, 1, 2_000_000);
+        all.decided(a, Outcome::Deny, 1, 1_000_000);
         all.connected(&BTreeMap::from([(a, 2), (b, 1)]));
         all.connected(&BTreeMap::from([(b, 4)]));
         let seen = all.of(a);

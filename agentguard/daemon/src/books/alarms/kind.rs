@@ -23,6 +23,7 @@ pub enum AlarmKind {
     NamespaceClosed,
     EventsUnreadable,
     EventsLost,
+    RefusalStorm,
     ExecsMissed,
     MissedUncounted,
     ProcessesUnread,
@@ -39,7 +40,7 @@ struct Line {
 
 impl AlarmKind {
     /// In the order of the book's page.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::NoForwarder,
         Self::NoRecords,
         Self::NothingCounted,
@@ -58,6 +59,7 @@ impl AlarmKind {
         Self::NamespaceClosed,
         Self::EventsUnreadable,
         Self::EventsLost,
+        Self::RefusalStorm,
         Self::ExecsMissed,
         Self::MissedUncounted,
         Self::ProcessesUnread,
@@ -86,6 +88,7 @@ impl AlarmKind {
         match self {
             Self::EventsUnreadable
             | Self::EventsLost
+            | Self::RefusalStorm
             | Self::ExecsMissed
             | Self::MissedUncounted
             | Self::ProcessesUnread
@@ -198,9 +201,14 @@ impl AlarmKind {
                 what_to_do: "Restart the daemon.",
             },
             Self::EventsLost => Line {
-                begins: "N kernel events were lost, and the audit log lacks them",
-                raised_when: "the ring was full: more was refused or permitted in the kernel than could be read. The daemon looks at every process then",
-                what_to_do: "Find the agent whose refusals fill it (`agentguard audit tail -f`, `agentguard agents`), and kill it. Note the time: records of that time are incomplete.",
+                begins: "N events about processes were lost, and records may lack what a process runs",
+                raised_when: "an agent started and ended more processes than could be read: its share of the ring was full. The daemon looks at every process then. Verdicts are never lost",
+                what_to_do: "Find the agent that starts so many (`agentguard audit tail -f`, `agentguard agents`), and kill it.",
+            },
+            Self::RefusalStorm => Line {
+                begins: "N refusals of agent … and perhaps of others are told by their number, not one by one",
+                raised_when: "an agent was refused more than 200 calls a second in the kernel, after the first 1000. Each second a record says how many more there were; when there are none, the alarm ends",
+                what_to_do: "Look at what the agent tries (`agentguard audit search --agent NAME`), and kill it if it should not.",
             },
             Self::ExecsMissed => Line {
                 begins: "up to N execs and ends of processes were not seen: the audit log may lack execs",
@@ -252,6 +260,7 @@ impl Alarm {
             Self::NamespaceClosed(_) => AlarmKind::NamespaceClosed,
             Self::EventsUnreadable(_) => AlarmKind::EventsUnreadable,
             Self::EventsLost(_) => AlarmKind::EventsLost,
+            Self::RefusalStorm { .. } => AlarmKind::RefusalStorm,
             Self::ExecsMissed(_) => AlarmKind::ExecsMissed,
             Self::MissedUncounted(_) => AlarmKind::MissedUncounted,
             Self::ProcessesUnread(_) => AlarmKind::ProcessesUnread,

@@ -59,8 +59,13 @@ pub enum Alarm {
     NamespaceClosed(String),
     #[error("kernel events cannot be read: {0}")]
     EventsUnreadable(String),
-    #[error("{0} kernel events were lost, and the audit log lacks them")]
+    #[error("{0} events about processes were lost, and records may lack what a process runs")]
     EventsLost(u64),
+    /// Whose most are, and how many in the last second.
+    #[error(
+        "{count} refusals of agent {agent} and perhaps of others are told by their number, not one by one"
+    )]
+    RefusalStorm { agent: String, count: u64 },
     #[error("up to {0} execs and ends of processes were not seen: the audit log may lack execs")]
     ExecsMissed(u64),
     #[error("what the kernel has missed cannot be told: {0}")]
@@ -98,6 +103,7 @@ pub enum Concern {
     LostEvents,
     Missed,
     Namespaces,
+    Refusals,
     State,
     Unread,
 }
