@@ -27,10 +27,15 @@ pub(super) struct KeyCount {
 }
 
 impl Count {
-    pub(super) fn used(&self) -> u64 {
-        self.entries
-            .values()
-            .fold(0, |sum, amount| sum.saturating_add(*amount))
+    pub(super) fn used(&self, now: i64) -> u64 {
+        self.counting(now)
+            .fold(0, |sum, (_, amount)| sum.saturating_add(amount))
+    }
+
+    /// What counts, and until when; what stops first comes first.
+    pub(super) fn counting(&self, now: i64) -> impl Iterator<Item = (i64, u64)> + Clone {
+        let counting = self.entries.range(now.saturating_add(1)..);
+        counting.map(|(until, amount)| (*until, *amount))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -47,12 +52,12 @@ impl Count {
         self.keys.insert(value, keyed).is_none()
     }
 
-    /// Drops what does not count any more. What would count beyond `far` was charged by a clock that has been set back
+    /// Drops what has stopped to count by `past`. What would count beyond `far` was charged by a clock that has been set back
     /// since: it counts to `until`, as if it were charged now. Whether there was any.
-    pub(super) fn settle(&mut self, now: i64, far: i64, until: i64) -> bool {
+    pub(super) fn settle(&mut self, past: i64, far: i64, until: i64) -> bool {
         let first = self.entries.first_key_value();
-        if first.is_some_and(|(first, _)| *first <= now) {
-            self.entries = self.entries.split_off(&now.saturating_add(1));
+        if first.is_some_and(|(first, _)| *first <= past) {
+            self.entries = self.entries.split_off(&past.saturating_add(1));
         }
         let last = self.entries.last_key_value().map(|(last, _)| *last);
         if far == i64::MAX || last.is_none_or(|last| last < far) {

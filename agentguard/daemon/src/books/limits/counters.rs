@@ -125,7 +125,7 @@ impl Counters {
                     until
                 }
             };
-            used.push(count.used());
+            used.push(count.used(now));
             parts.push(Part {
                 counter: charge.counter.clone(),
                 until,
@@ -166,7 +166,9 @@ impl Counters {
         }
         if let Some(count) = self.all.get_mut(&charge.counter) {
             let far = now.saturating_add(charge.longest().saturating_mul(2));
-            if count.settle(now, far, until)
+            // A clock that has been ahead and is set back finds again what had stopped to count meanwhile.
+            let past = now.saturating_sub(charge.longest());
+            if count.settle(past, far, until)
                 && let Some(share) = self.of.get_mut(agent)
             {
                 share.counter_over = share.counter_over.min(until);
@@ -185,7 +187,10 @@ impl Counters {
                 self.forget_what_is_over(agent, now);
             }
             if self.has(agent).1 + before >= MAX_KEYS {
-                let used = self.all.get(&charge.counter).map_or(0, Count::used);
+                let used = self
+                    .all
+                    .get(&charge.counter)
+                    .map_or(0, |count| count.used(now));
                 let first = self.of.get(agent).map(|share| share.key_over);
                 return Err(full(used, first));
             }
@@ -196,14 +201,14 @@ impl Counters {
                 false => Ok(until),
             };
         };
-        let used = count.used();
+        let used = count.used(now);
         if used.saturating_add(charge.amount) <= charge.most {
             return Ok(until);
         }
         let mut left = used;
-        let again = count.entries.iter().find_map(|(until, amount)| {
-            left = left.saturating_sub(*amount);
-            (left.saturating_add(charge.amount) <= charge.most).then_some(*until)
+        let again = count.counting(now).find_map(|(until, amount)| {
+            left = left.saturating_sub(amount);
+            (left.saturating_add(charge.amount) <= charge.most).then_some(until)
         });
         Err(full(used, again))
     }
@@ -385,11 +390,10 @@ impl Counters {
             of.is_none_or(|of| of == agent)
         });
         let used = its.filter_map(|(counter, count)| {
-            let counts = count.entries.range(now.saturating_add(1)..);
-            let next = *counts.clone().next()?.0;
+            let (next, _) = count.counting(now).next()?;
             Some(Usage {
                 counter: counter.clone(),
-                used: counts.fold(0, |sum, (_, amount)| sum.saturating_add(*amount)),
+                used: count.used(now),
                 next,
             })
         });

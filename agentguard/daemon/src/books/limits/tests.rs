@@ -141,6 +141,24 @@ fn what_a_clock_that_was_wrong_has_charged_counts_for_one_time_more() {
 }
 
 #[test]
+fn a_clock_that_goes_forth_and_back_gives_no_day_twice() {
+    let mut counters = Counters::default();
+    let midnight = budget(0, None).until(NOW).unwrap();
+    let tenth = budget(10_000, None);
+    for _ in 0..10 {
+        taken(&mut counters, NOW, &tenth).unwrap();
+    }
+    assert!(taken(&mut counters, NOW, &tenth).is_err());
+    // The next day has its own.
+    taken(&mut counters, midnight + 1000, &tenth).unwrap();
+    assert!(taken(&mut counters, NOW, &tenth).is_err());
+    for _ in 1..10 {
+        taken(&mut counters, midnight + 2000, &tenth).unwrap();
+    }
+    assert!(taken(&mut counters, midnight + 2000, &tenth).is_err());
+}
+
+#[test]
 fn memory_is_bounded_and_closed_when_it_is_full() {
     let mut counters = Counters::default();
     let at = |host: usize| {
