@@ -103,9 +103,15 @@ fn cgroup(tgid: u32) -> String {
 
 /// Real uid, as `bpf_get_current_uid_gid` has it.
 pub fn uid(tgid: u32) -> Option<u32> {
+    uids(tgid).map(|[real, ..]| real)
+}
+
+/// Real, effective, saved and file system uid.
+pub fn uids(tgid: u32) -> Option<[u32; 4]> {
     let status = fs::read_to_string(format!("/proc/{tgid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("Uid:"))?;
-    line.split_whitespace().next()?.parse().ok()
+    let uids = line.split_whitespace().map_while(|uid| uid.parse().ok());
+    uids.collect::<Vec<u32>>().try_into().ok()
 }
 
 /// Whether a signal or a tracer has stopped it.

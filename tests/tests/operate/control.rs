@@ -1,5 +1,7 @@
 //! The control socket: an agent gets nothing from it, whatever its user; others get what is theirs, and clear errors.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::{Client, Subject, dialer};
 use agentguard_tests::process::pid;
@@ -112,6 +114,46 @@ fn an_agent_cannot_start_another() {
         .env("AGENTGUARD_CONFIG", site.config())
         .run();
     assert_eq!(ran.code(), 125, "{ran:#?}");
+}
+
+/// Whoever may start an agent makes children of its own user's into one, and no program that acts for another user.
+#[test]
+fn a_set_user_id_child_is_not_labelled() {
+    const ASK: &str = r#"
+import json, socket, subprocess, sys
+def label(pid):
+    s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])
+    body = json.dumps({"agent": "probe", "pid": pid})
+    s.sendall(f"POST /v1/run HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode())
+    answer = s.makefile().read()
+    return answer.split()[1], "does not run as the caller's user" in answer
+def effective(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return next(line.split()[2] for line in status if line.startswith("Uid:"))
+for program in sys.argv[2:]:
+    # It says something once it runs.
+    child = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdin.write(b"x"); child.stdin.flush(); child.stdout.read(1)
+    print(effective(child.pid), *label(child.pid), flush=True)
+    child.stdin.close(); child.wait()
+"#;
+    let site = Site::new();
+    let bundle = Bundle::new(1).agent("probe", "start_by = [\"user:nobody\"]\n");
+    let _guard = Guard::start(&site, &bundle);
+    let programs = [("plain", 0o755), ("raised", 0o4755)].map(|(name, mode)| {
+        let program = site.path(name);
+        std::fs::copy("/usr/bin/cat", &program).expect("copied");
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&program, mode).expect("set");
+        program
+    });
+    let asking = Client::new(python()).args(["-c", ASK]).user(65534);
+    let asked = asking.arg(site.path("run/control.sock")).args(programs);
+    assert_eq!(
+        asked.run().ok().stdout,
+        "65534 200 False\n0 403 True",
+        "effective user, status, and whether that is why"
+    );
 }
 
 #[test]

@@ -146,10 +146,12 @@ fn label_child(
             "process {tgid} is not a child of the caller's"
         )));
     }
-    if peer.uid != 0 && child.uid != peer.uid {
-        return Err(RunError::Forbidden(format!(
-            "process {tgid} is another user's"
-        )));
+    // Of a set-user-id program the real uid is its caller's, and what it does its owner's.
+    let is_callers = || peer.uid == 0 || process::uids(tgid) == Some([peer.uid; 4]);
+    let not_callers =
+        || RunError::Forbidden(format!("process {tgid} does not run as the caller's user"));
+    if !is_callers() {
+        return Err(not_callers());
     }
     let mut kernel = lock(&enforce.kernel);
     let call = |e: agentguard_kernel::KernelError| RunError::Failed(e.to_string());
@@ -164,10 +166,12 @@ fn label_child(
         flags: 0,
     };
     kernel.set_label(tgid, label).map_err(call)?;
-    if !process::pidfd_alive(pidfd.as_fd()) {
-        // The label must not wait for the next process that gets the tgid.
+    // From here on its execs are judged as the agent's.
+    let alive = process::pidfd_alive(pidfd.as_fd());
+    if !alive || !is_callers() {
+        // The label must not wait for the next process that gets the tgid, nor stay on what it has become meanwhile.
         kernel.set_label(tgid, Label::default()).map_err(call)?;
-        return Err(gone());
+        return Err(if alive { not_callers() } else { gone() });
     }
     drop(kernel);
     lock(&census.lineage).adopted(&child, id);
