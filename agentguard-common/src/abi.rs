@@ -205,6 +205,14 @@ pub struct Origin {
     pub time_ns: u64,
 }
 
+/// A datagram on its way to the resolver; `QUESTIONS` value.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Question {
+    pub flow: FlowKey,
+    pub origin: Origin,
+}
+
 /// Who has written to a listening UDP socket; `HEARD` key.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -234,7 +242,7 @@ impl Heard {
 pub struct SocketMark {
     /// Valid while `origin.port` is not 0, but for `tgid`, which is set with `agent`.
     pub origin: Origin,
-    /// Where the socket was redirected to. It has been put into `FLOWS` under this key if `flow.proto` is not 0.
+    /// Where the socket was redirected to. A TCP socket has been put into `FLOWS` under this key if `flow.proto` is not 0.
     pub flow: FlowKey,
     pub agent: AgentId,
     /// [`SocketMark::UPSTREAM`] and later bits.
@@ -409,6 +417,7 @@ const _: () = {
     assert!(size_of::<Heard>() == 32);
     assert!(size_of::<FlowKey>() == 48 && offset_of!(FlowKey, local_port) == 40);
     assert!(size_of::<Origin>() == 40 && offset_of!(Origin, addr) == 16);
+    assert!(size_of::<Question>() == 88 && offset_of!(Question, origin) == 48);
     assert!(size_of::<SocketMark>() == 120 && offset_of!(SocketMark, reported) == 96);
     assert!(size_of::<UnixName>() == 132);
     assert!(size_of::<CgroupMask>() == 16);
@@ -443,6 +452,8 @@ mod bytes {
         Forwarder,
         FlowKey,
         Origin,
+        Question,
+        Heard,
         SocketMark,
         Identify,
         CgroupMask,

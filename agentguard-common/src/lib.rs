@@ -13,4 +13,5 @@ pub mod exec;
 pub mod glob;
 pub mod layout;
 pub mod net;
+pub mod share;
 pub mod verdict;

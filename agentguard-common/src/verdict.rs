@@ -105,6 +105,8 @@ pub enum Refusal {
     Terminal = 19,
     /// Permitted, and there is no place for its record.
     Unrecorded = 20,
+    /// More than the agent's share of a table that all agents fill.
+    Share = 21,
 }
 
 impl Refusal {
@@ -130,7 +132,8 @@ impl Refusal {
             | Self::Tamper
             | Self::HandedOver
             | Self::Terminal
-            | Self::Unrecorded => false,
+            | Self::Unrecorded
+            | Self::Share => false,
         }
     }
 }
@@ -160,6 +163,7 @@ impl TryFrom<u32> for Refusal {
             18 => Self::HandedOver,
             19 => Self::Terminal,
             20 => Self::Unrecorded,
+            21 => Self::Share,
             other => return Err(other),
         })
     }

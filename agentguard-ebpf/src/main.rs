@@ -7,6 +7,11 @@
     unsafe_code,
     reason = "the helpers of eBPF and the memory that they hand over"
 )]
+#![feature(core_intrinsics)]
+#![allow(
+    internal_features,
+    reason = "the target has no atomic addition but the intrinsic"
+)]
 
 mod emit;
 mod exec_rules;

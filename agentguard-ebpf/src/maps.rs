@@ -1,15 +1,17 @@
 //! Every map, and what a program may do with it. Sizes and types are part of `abi::VERSION`.
 
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use core::ptr::NonNull;
 
 use agentguard_common::abi::{
     AgentId, AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, Event, ExecEvent, ExecHead, ExecRule,
     FileKey, FlowKey, Forwarder, Heard, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY,
-    MAX_RULES, MAX_TGID, Noted, Origin, PATH_LEN, PORT_WORDS, RING_LEN, RuleKey, SocketMark, Told,
-    UnixName,
+    MAX_RULES, MAX_TGID, Noted, Origin, PATH_LEN, PORT_WORDS, Question, RING_LEN, RuleKey,
+    SocketMark, Told, UnixName,
 };
 use agentguard_common::counter::Counter;
-use agentguard_common::exec;
+use agentguard_common::share::QuestionMark;
+use agentguard_common::{exec, share};
 use aya_ebpf::bindings::bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_TASK_STORAGE};
 use aya_ebpf::bindings::{
     BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, BPF_SK_STORAGE_GET_F_CREATE,
@@ -45,16 +47,36 @@ pub static UNIX: ArrayOfMaps<HashMap<UnixName, u32, 1>, { MAX_AGENTS as usize }>
     ArrayOfMaps::new();
 /// Not LRU: an evicted origin is a lost identity.
 #[btf_map]
-pub static FLOWS: HashMap<FlowKey, Origin, 65536> = HashMap::new();
+pub static FLOWS: HashMap<FlowKey, Origin, { share::FLOWS as usize }> = HashMap::new();
+/// Entries of `FLOWS`, by agent id.
+#[btf_map]
+pub static FLOW_COUNTS: Array<i64, { MAX_AGENTS as usize }> = Array::new();
 /// Socket cookie of a connection that the forwarder accepts → its origin.
 #[btf_map]
-pub static ACCEPTED: HashMap<u64, Origin, 65536> = HashMap::new();
+pub static ACCEPTED: HashMap<u64, Origin, { share::ACCEPTED as usize }> = HashMap::new();
+/// What has been asked of the resolver, by the mark that its packet carries.
+#[btf_map]
+pub static QUESTIONS: LruHashMap<QuestionMark, Question, { share::QUESTIONS as usize }> =
+    LruHashMap::new();
+/// What is in `QUESTIONS`, by [`share::place`].
+#[btf_map]
+pub static QUESTION_PLACES: LruHashMap<u32, QuestionMark, { share::QUESTIONS as usize }> =
+    LruHashMap::new();
+/// How many each agent has asked, by agent id.
+#[btf_map]
+pub static QUESTION_TURNS: Array<u64, { MAX_AGENTS as usize }> = Array::new();
 /// By netns cookie.
 #[btf_map]
-pub static FORWARDERS: HashMap<u64, Forwarder, 1024> = HashMap::new();
+pub static FORWARDERS: HashMap<u64, Forwarder, { share::NAMESPACES as usize }> = HashMap::new();
 /// Who may be answered from a listening UDP socket; not 0: it has been.
 #[btf_map]
-pub static HEARD: LruHashMap<Heard, u32, 65536> = LruHashMap::new();
+pub static HEARD: LruHashMap<Heard, u32, { share::HEARD as usize }> = LruHashMap::new();
+/// What is in `HEARD`, by [`share::place`].
+#[btf_map]
+pub static HEARD_PLACES: LruHashMap<u32, Heard, { share::HEARD as usize }> = LruHashMap::new();
+/// How many each agent has heard, by agent id.
+#[btf_map]
+pub static HEARD_TURNS: Array<u64, { MAX_AGENTS as usize }> = Array::new();
 #[btf_map]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 #[btf_map]
@@ -257,6 +279,23 @@ pub fn clear_config(slot: ConfigSlot) {
         // SAFETY: as in `config`.
         unsafe { word.write_volatile(0) };
     }
+}
+
+/// Adds to an element of an array map, whatever other processors add.
+#[inline(always)]
+pub fn add<T: Copy>(element: *mut T, more: T) {
+    // SAFETY: such an element stays, and is aligned.
+    unsafe { atomic_xadd::<T, T, { AtomicOrdering::Relaxed }>(element, more) };
+}
+
+/// The number of `agent`'s next entry in a table. Two that are made at once may get the same: this instruction set (v1) adds
+/// without telling what was there.
+#[inline(always)]
+pub fn turn(turns: &Array<u64, { MAX_AGENTS as usize }>, agent: AgentId) -> Option<u64> {
+    let turn = turns.get_ptr_mut(agent.0)?;
+    add(turn, 1);
+    // SAFETY: as in `add`.
+    Some(unsafe { turn.read_volatile() })
 }
 
 #[inline(always)]

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
-use crate::hook::redirect::{forwarder, publish};
+use crate::hook::redirect::{forwarder, publish, withdraw};
 use crate::maps::{ACCEPTED, FLOWS, MARKS, count, is_forwarder_port};
 use crate::sock_addr::{IPPROTO_TCP, load};
 
@@ -91,7 +91,7 @@ fn arrived(ops: *mut bpf_sock_ops) {
     if ACCEPTED.insert(cookie, origin, 0).is_err() {
         count(Counter::FlowMapFull);
     }
-    let _ = FLOWS.remove(key);
+    withdraw(&key, origin.agent);
 }
 
 #[inline(always)]

@@ -14,7 +14,8 @@ use aya_ebpf::programs::SkBuffContext;
 
 use crate::emit::{self, What};
 use crate::hook::heard::{self, answers};
-use crate::hook::redirect::{forwarder, is_redirected_to, is_up, publish};
+use crate::hook::question::ask;
+use crate::hook::redirect::{forwarder, is_redirected_to, is_up};
 use crate::maps::{MARKS, count, is_forwarder_port, is_killed};
 use crate::rules;
 use crate::sock_addr::{IPPROTO_TCP, IPPROTO_UDP, load};
@@ -110,7 +111,7 @@ fn judge(
         }
         IPPROTO_UDP => {
             if to_forwarder {
-                return to_resolver(fields, packet);
+                return to_resolver(skb, fields, packet);
             }
             (RuleKind::ReachUdp, RuleKind::ListenUdp)
         }
@@ -157,9 +158,13 @@ fn judge(
     }))
 }
 
-/// A question to the resolver: only now is its source port known, by which the resolver finds out who asks.
+/// A question to the resolver: only now is its source port known.
 #[inline(always)]
-fn to_resolver(mark: &mut SocketMark, packet: &Packet) -> Result<Option<Finding>, Counter> {
+fn to_resolver(
+    skb: *mut __sk_buff,
+    mark: &SocketMark,
+    packet: &Packet,
+) -> Result<Option<Finding>, Counter> {
     let netns = mark.flow.netns;
     let up = forwarder(netns).is_some_and(|forwarder| {
         is_up(&forwarder) && forwarder.port == u32::from(packet.destination_port)
@@ -175,7 +180,7 @@ fn to_resolver(mark: &mut SocketMark, packet: &Packet) -> Result<Option<Finding>
         remote_port: packet.destination_port,
         proto: IPPROTO_UDP,
     };
-    publish(mark, &key)?;
+    ask(skb, mark, key)?;
     Ok(None)
 }
 

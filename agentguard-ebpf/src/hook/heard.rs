@@ -2,12 +2,13 @@
 
 use agentguard_common::abi::{AgentId, Heard, RuleKind, SocketMark};
 use agentguard_common::net::Addr;
+use agentguard_common::share::{self, HEARD_BITS};
 use agentguard_common::verdict::Verdict;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 
 use crate::emit::What;
-use crate::maps::HEARD;
+use crate::maps::{HEARD, HEARD_PLACES, HEARD_TURNS, turn};
 use crate::rules;
 use crate::sock_addr::{IPPROTO_UDP, SockAddr};
 
@@ -25,10 +26,20 @@ pub fn hear(ctx: &SockAddr, mark: &SocketMark) {
     // SAFETY: the hook's own context.
     let socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let key = Heard::new(socket, ctx.addr(), ctx.port());
-    if HEARD.get_ptr(key).is_none() {
-        // A full map gives up who was heard longest ago.
-        let _ = HEARD.insert(key, 0, 0);
+    if HEARD.get_ptr(key).is_some() {
+        return;
     }
+    let Some(turn) = turn(&HEARD_TURNS, mark.agent) else {
+        return;
+    };
+    let place = share::place(mark.agent, turn, HEARD_BITS);
+    // SAFETY: copied at once.
+    if let Some(oldest) = unsafe { HEARD_PLACES.get(place) }.copied() {
+        let _ = HEARD.remove(oldest);
+    }
+    // Full maps give up whoever was heard longest ago.
+    let _ = HEARD_PLACES.insert(place, key, 0);
+    let _ = HEARD.insert(key, 0, 0);
 }
 
 /// Whether the packet answers one that was heard, and is the first to do so.

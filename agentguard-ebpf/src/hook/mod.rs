@@ -21,6 +21,7 @@ mod lsm_tamper;
 mod lsm_unix;
 mod peername;
 mod process;
+mod question;
 mod redirect;
 mod socket;
 pub mod sysctl;

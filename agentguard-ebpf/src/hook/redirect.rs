@@ -1,14 +1,16 @@
 //! Turning a call towards the forwarder, and forgetting that.
 
-use agentguard_common::abi::{ConfigSlot, FlowKey, Forwarder, Origin, SocketMark};
+use agentguard_common::abi::{AgentId, ConfigSlot, FlowKey, Forwarder, Origin, SocketMark};
 use agentguard_common::counter::Counter;
 use agentguard_common::net::Addr;
+use agentguard_common::share;
 use agentguard_common::verdict::Refusal;
+use aya_ebpf::bindings::BPF_NOEXIST;
 
 use crate::emit::{current_uid, now};
 use crate::hook::guard::Subject;
-use crate::maps::{FLOWS, FORWARDERS, config, is_forwarder_port};
-use crate::sock_addr::{Family, IPPROTO_UDP, SockAddr};
+use crate::maps::{FLOW_COUNTS, FLOWS, FORWARDERS, add, config, is_forwarder_port};
+use crate::sock_addr::{Family, IPPROTO_TCP, SockAddr};
 use crate::task::current_tgid;
 
 const LOOPBACK4: Addr = Addr::from_v4([127, 0, 0, 1]);
@@ -65,21 +67,16 @@ pub fn redirect(ctx: &SockAddr, subject: &Subject) -> Result<Option<Refusal>, Co
     if ctx.is_bound_to_device() {
         return Ok(Some(Refusal::BoundToDevice));
     }
+    if ctx.protocol() == IPPROTO_TCP && has_its_share(subject.agent) {
+        return Ok(Some(Refusal::Share));
+    }
     let target = if addr.is_v4() { LOOPBACK4 } else { LOOPBACK6 };
     let port = forwarder.port as u16;
     let mut mark = subject.mark()?;
     // SAFETY: socket storage lives as long as the socket, which the hook holds.
     let mark = unsafe { mark.as_mut() };
-    let again = mark.flow.proto == IPPROTO_UDP
-        && mark.flow.netns == netns
-        && mark.flow.remote == target
-        && mark.flow.remote_port == port;
-    // A datagram of before may still wait for the resolver: its flow stays, and so does the time by which it is known.
-    let time_ns = if again { mark.origin.time_ns } else { now() };
-    if !again {
-        unpublish(mark);
-        mark.flow.proto = 0;
-    }
+    unpublish(mark);
+    mark.flow.proto = 0;
     mark.origin = Origin {
         agent: subject.agent,
         tgid: current_tgid(),
@@ -91,7 +88,7 @@ pub fn redirect(ctx: &SockAddr, subject: &Subject) -> Result<Option<Refusal>, Co
             Family::V6 => 6,
         },
         addr,
-        time_ns,
+        time_ns: now(),
     };
     mark.flow.netns = netns;
     mark.flow.remote = target;
@@ -125,7 +122,7 @@ pub fn unpublish(mark: &SocketMark) {
     // SAFETY: read at once; the element may be replaced meanwhile, then by a newer time.
     let published = unsafe { FLOWS.get(key) };
     if published.is_some_and(|origin| origin.time_ns == mark.origin.time_ns) {
-        let _ = FLOWS.remove(key);
+        withdraw(&key, mark.origin.agent);
     }
 }
 
@@ -135,11 +132,38 @@ pub fn publish(mark: &mut SocketMark, key: &FlowKey) -> Result<(), Counter> {
     if mark.flow.proto != 0 && mark.flow != *key {
         unpublish(mark);
     }
+    // SAFETY: read at once.
+    if let Some(before) = unsafe { FLOWS.get(key) } {
+        withdraw(key, before.agent);
+    }
     let origin = mark.origin;
-    if FLOWS.insert(key, origin, 0).is_err() {
+    if FLOWS.insert(key, origin, u64::from(BPF_NOEXIST)).is_err() {
         mark.flow.proto = 0;
         return Err(Counter::FlowMapFull);
     }
+    count_flow(origin.agent, 1);
     mark.flow = *key;
     Ok(())
+}
+
+/// Takes `agent`'s flow out.
+#[inline(always)]
+pub fn withdraw(key: &FlowKey, agent: AgentId) {
+    if FLOWS.remove(key).is_ok() {
+        count_flow(agent, -1);
+    }
+}
+
+#[inline(always)]
+fn has_its_share(agent: AgentId) -> bool {
+    FLOW_COUNTS
+        .get(agent.0)
+        .is_none_or(|flows| *flows >= share::FLOWS_EACH)
+}
+
+#[inline(always)]
+fn count_flow(agent: AgentId, change: i64) {
+    if let Some(flows) = FLOW_COUNTS.get_ptr_mut(agent.0) {
+        add(flows, change);
+    }
 }

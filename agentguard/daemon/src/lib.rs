@@ -275,7 +275,6 @@ fn forwarder_start(parts: &Parts, upstream: Upstream, canary: &Canary) -> Start 
         .map_or_else(no_bundle, |active| active.update());
     let config = &parts.host.config;
     Start {
-        port: config.forwarder.port,
         limits: config.forwarder.limits(),
         upstream,
         // Each forwarder is told anew.

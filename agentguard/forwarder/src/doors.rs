@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
+use agentguard_common::abi::FlowKey;
 use agentguard_link::frame::ToDaemon;
 use agentguard_link::listen::{BoundSockets, Sockets};
 use tokio::sync::Semaphore;
@@ -62,7 +63,8 @@ impl Doors {
         let accepting = accept::accept(self.door.clone(), sockets.tcp, stop.clone());
         let origins = self.door.origins.clone();
         let dns = self.door.forwarder.dns.clone();
-        let answering = dns.serve_datagrams(sockets.udp, netns, move |key| origins.datagram(key));
+        let whose = move |mark, flow: &FlowKey| origins.question(mark, flow);
+        let answering = dns.serve_datagrams(sockets.udp, netns, whose);
         let (outbox, stop) = (self.outbox.clone(), stop.clone());
         tokio::spawn(async move {
             let error = tokio::select! {

@@ -9,10 +9,9 @@ use agentguard_link::calls::Token;
 use agentguard_link::calls::to_forwarder::{ForwarderAnswer, ForwarderCall};
 use agentguard_link::channel::{self, Receiver};
 use agentguard_link::frame::{Sandbox, Start, ToDaemon, ToForwarder};
-use agentguard_link::listen::{BoundSockets, listen};
+use agentguard_link::listen::BoundSockets;
 use agentguard_link::state::Delta;
 use agentguard_policy::Policy;
-use agentguard_sys::socket::netns_cookie;
 use anyhow::{Context, bail};
 use tokio::runtime::Builder;
 use tokio::task::JoinHandle;
@@ -32,7 +31,6 @@ const STOP: Duration = Duration::from_secs(2);
 /// The daemon's first word, and what came with it or follows from it that the sandbox would refuse.
 pub(crate) struct FirstWord {
     pub start: Start,
-    pub bound: BoundSockets,
     pub spool: Vec<File>,
 }
 
@@ -51,11 +49,8 @@ pub(crate) fn begin(link: &OwnedFd) -> anyhow::Result<Option<FirstWord>> {
         Some(_) => bail!("the daemon did not begin with Start"),
         None => return Ok(None),
     };
-    let bound = listen(start.port)
-        .with_context(|| format!("listening on port {} of 127.0.0.1 and ::1", start.port))?;
     Ok(Some(FirstWord {
         start,
-        bound,
         spool: descriptors.into_iter().map(File::from).collect(),
     }))
 }
@@ -67,25 +62,13 @@ pub(crate) async fn follow(
     first: FirstWord,
     sandbox: Sandbox,
 ) -> anyhow::Result<()> {
-    let FirstWord {
-        start,
-        bound,
-        spool,
-    } = first;
+    let FirstWord { start, spool } = first;
     let (sender, mut receiver) = channel::open::<ToDaemon, ToForwarder>(inherited.link)?;
-    let (listener4, listener6) = bound.cookies()?;
-    let ready = ToDaemon::Ready {
-        port: bound.port,
-        listener4,
-        listener6,
-        sandbox,
-    };
     let (forwarder, inbox) = Forwarder::new(start, spool, upstream::tag)?;
     let outbox = Outbox::start(sender, inbox, forwarder.lives.clone());
     let mut doors = Doors::new(forwarder.clone(), inherited.origins, outbox.clone());
-    doors.open(netns_cookie()?, bound)?;
     sweep(&forwarder);
-    outbox.say(ready);
+    outbox.say(ToDaemon::Ready { sandbox });
     let mut orders = Orders {
         forwarder: &forwarder,
         outbox: &outbox,

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use agentguard_common::abi::{FlowKey, Origin};
+use agentguard_common::share::QuestionMark;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
@@ -12,8 +13,8 @@ pub trait OriginSource: Send + Sync {
     /// Of an accepted connection, by `SO_COOKIE`.
     fn accepted(&self, cookie: u64) -> io::Result<Option<Origin>>;
 
-    /// Of a datagram that reached the resolver.
-    fn datagram(&self, key: &FlowKey) -> io::Result<Option<Origin>>;
+    /// Of a datagram that reached the resolver with this mark, by this way.
+    fn question(&self, mark: QuestionMark, flow: &FlowKey) -> io::Result<Option<Origin>>;
 }
 
 /// The origin of `socket`, or why it has none. There is no default: who has no origin is nobody's agent.

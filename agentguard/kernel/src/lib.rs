@@ -268,7 +268,7 @@ impl Kernel {
         let before = self.maps.config(ConfigSlot::Forwarder)?;
         if before != u64::from(forwarder.tgid) || forwarder.up == 0 {
             self.maps.accepted.clear()?;
-            self.maps.flows.clear()?;
+            self.maps.clear_flows()?;
             for other in self.maps.forwarders.keys()? {
                 if other != netns_cookie {
                     self.maps.remove_forwarder(other)?;
@@ -298,11 +298,11 @@ impl Kernel {
     }
 
     /// Read-only descriptors for the forwarder: `ACCEPTED` (socket cookie → [`agentguard_common::abi::Origin`]) and
-    /// `FLOWS` ([`agentguard_common::abi::FlowKey`] → `Origin`, datagrams).
+    /// `QUESTIONS` ([`agentguard_common::share::QuestionMark`] → [`agentguard_common::abi::Question`]).
     pub fn forwarder_maps(&self) -> Result<ForwarderMaps, KernelError> {
         Ok(ForwarderMaps {
             accepted: maps::open(&self.folders.maps, "ACCEPTED", bpf::F_RDONLY)?,
-            flows: maps::open(&self.folders.maps, "FLOWS", bpf::F_RDONLY)?,
+            questions: maps::open(&self.folders.maps, "QUESTIONS", bpf::F_RDONLY)?,
         })
     }
 
@@ -425,7 +425,7 @@ pub struct Hook {
 
 pub struct ForwarderMaps {
     pub accepted: OwnedFd,
-    pub flows: OwnedFd,
+    pub questions: OwnedFd,
 }
 
 /// Slots of a per-CPU map's value.

@@ -7,9 +7,10 @@ use std::path::Path;
 use agentguard_common::abi::{
     AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, ExecHead, ExecRule, FileKey, FlowKey,
     Forwarder, Heard, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_TGID, Noted,
-    Origin, PORT_WORDS, RING_LEN, RuleKey, SocketMark, Told,
+    Origin, PORT_WORDS, Question, RING_LEN, RuleKey, SocketMark, Told,
 };
 use agentguard_common::counter::Counter;
+use agentguard_common::share::{self, QuestionMark};
 
 use super::KernelError;
 use super::bpf::{self, MapInfo};
@@ -35,16 +36,22 @@ const RINGBUF: u32 = 27;
 const CLONED: u32 = 0x201;
 
 /// Every pinned map, as `agentguard-ebpf/src/maps.rs` defines it. Those that hold nothing between two calls are not pinned.
-pub(super) const SPECS: [Spec; 21] = [
+pub(super) const SPECS: [Spec; 27] = [
     array::<Label>("LABELS", MAX_TGID),
     array::<AgentState>("AGENTS", MAX_AGENTS),
     array::<u32>("KILL_ORDERS", MAX_AGENTS),
     spec("RULES", ARRAY_OF_MAPS, 4, 4, MAX_AGENTS, 0),
     spec("UNIX", ARRAY_OF_MAPS, 4, 4, MAX_AGENTS, 0),
-    hash::<FlowKey, Origin>("FLOWS", 65536),
-    hash::<u64, Origin>("ACCEPTED", 65536),
-    hash::<u64, Forwarder>("FORWARDERS", 1024),
-    spec("HEARD", LRU_HASH, size_of::<Heard>(), 4, 65536, 0),
+    hash::<FlowKey, Origin>("FLOWS", share::FLOWS),
+    array::<i64>("FLOW_COUNTS", MAX_AGENTS),
+    hash::<u64, Origin>("ACCEPTED", share::ACCEPTED),
+    lru::<QuestionMark, Question>("QUESTIONS", share::QUESTIONS),
+    lru::<u32, QuestionMark>("QUESTION_PLACES", share::QUESTIONS),
+    array::<u64>("QUESTION_TURNS", MAX_AGENTS),
+    hash::<u64, Forwarder>("FORWARDERS", share::NAMESPACES),
+    lru::<Heard, u32>("HEARD", share::HEARD),
+    lru::<u32, Heard>("HEARD_PLACES", share::HEARD),
+    array::<u64>("HEARD_TURNS", MAX_AGENTS),
     array::<u64>("PORTS", PORT_WORDS),
     array::<u64>("CONFIG", CONFIG_LEN),
     array::<Identify>("IDENTIFY", 2 * MAX_IDENTIFY),
@@ -83,6 +90,17 @@ const fn array<V>(name: &'static str, max_entries: u32) -> Spec {
 
 const fn hash<K, V>(name: &'static str, max_entries: u32) -> Spec {
     spec(name, HASH, size_of::<K>(), size_of::<V>(), max_entries, 0)
+}
+
+const fn lru<K, V>(name: &'static str, max_entries: u32) -> Spec {
+    spec(
+        name,
+        LRU_HASH,
+        size_of::<K>(),
+        size_of::<V>(),
+        max_entries,
+        0,
+    )
 }
 
 impl Spec {
@@ -176,6 +194,7 @@ pub(super) struct Maps {
     pub(super) rules: Map<u32, u32>,
     pub(super) unix: Map<u32, u32>,
     pub(super) flows: Map<FlowKey, Origin>,
+    flow_counts: Map<u32, i64>,
     pub(super) accepted: Map<u64, Origin>,
     pub(super) forwarders: Map<u64, Forwarder>,
     ports: Map<u32, u64>,
@@ -199,6 +218,7 @@ impl Maps {
             rules: Map::open(folder, "RULES", 0)?,
             unix: Map::open(folder, "UNIX", 0)?,
             flows: Map::open(folder, "FLOWS", 0)?,
+            flow_counts: Map::open(folder, "FLOW_COUNTS", 0)?,
             accepted: Map::open(folder, "ACCEPTED", 0)?,
             forwarders: Map::open(folder, "FORWARDERS", 0)?,
             ports: Map::open(folder, "PORTS", 0)?,
@@ -211,6 +231,12 @@ impl Maps {
             counters: open(folder, "COUNTERS", 0)?,
             marks: open(folder, "MARKS", 0)?,
         })
+    }
+
+    /// Takes every flow out. One that comes or goes meanwhile makes its agent's count wrong by one.
+    pub(super) fn clear_flows(&self) -> Result<(), KernelError> {
+        self.flows.clear()?;
+        (0..MAX_AGENTS).try_for_each(|agent| self.flow_counts.update(&agent, &0))
     }
 
     /// Puts a namespace's forwarder into the map, and the ports that there are now into the bitmap.

@@ -3,19 +3,23 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use agentguard_common::abi::{FlowKey, Origin};
+use agentguard_common::abi::{FlowKey, Origin, Question};
+use agentguard_common::share::QuestionMark;
 
 use super::{KernelError, bpf};
 
-/// `ACCEPTED` and `FLOWS`. Needs no privilege: the descriptors carry it.
+/// `ACCEPTED` and `QUESTIONS`. Needs no privilege: the descriptors carry it.
 pub struct OriginMaps {
     accepted: OwnedFd,
-    flows: OwnedFd,
+    questions: OwnedFd,
 }
 
 impl OriginMaps {
-    pub fn from_fds(accepted: OwnedFd, flows: OwnedFd) -> Self {
-        Self { accepted, flows }
+    pub fn from_fds(accepted: OwnedFd, questions: OwnedFd) -> Self {
+        Self {
+            accepted,
+            questions,
+        }
     }
 
     /// The origin of an accepted connection, by `SO_COOKIE`.
@@ -23,9 +27,12 @@ impl OriginMaps {
         bpf::lookup(self.accepted.as_fd(), &cookie).map_err(source)
     }
 
-    /// The origin of a datagram that reached the resolver.
-    pub fn datagram(&self, key: &FlowKey) -> io::Result<Option<Origin>> {
-        bpf::lookup(self.flows.as_fd(), key).map_err(source)
+    /// The origin of a datagram that reached the resolver with this mark, by this way.
+    pub fn question(&self, mark: QuestionMark, flow: &FlowKey) -> io::Result<Option<Origin>> {
+        let asked: Option<Question> = bpf::lookup(self.questions.as_fd(), &mark).map_err(source)?;
+        Ok(asked
+            .filter(|question| question.flow == *flow)
+            .map(|question| question.origin))
     }
 }
 

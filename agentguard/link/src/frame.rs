@@ -17,7 +17,8 @@ use crate::state::{Delta, State};
 /// Daemon to forwarder.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToForwarder {
-    /// Once, first, with the descriptors of the spool's files. The forwarder answers [`ToDaemon::Ready`] when it listens.
+    /// Once, first, with the descriptors of the spool's files. The forwarder answers [`ToDaemon::Ready`] when it can take
+    /// listeners.
     Start(Box<Start>),
     /// What is other now in the state that the forwarder holds.
     Delta(Delta),
@@ -39,13 +40,8 @@ pub enum ToForwarder {
 /// Forwarder to daemon.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToDaemon {
-    /// Listening on `port` on 127.0.0.1 and, if the host has it, ::1; TCP for connections, UDP for DNS.
-    Ready {
-        port: u16,
-        listener4: u64,
-        listener6: Option<u64>,
-        sandbox: Sandbox,
-    },
+    /// It can be given listeners.
+    Ready { sandbox: Sandbox },
     /// A listener of the namespace with this cookie has been destroyed under the forwarder.
     Lost { netns: u64 },
     /// A question to the daemon, answered by [`ToForwarder::Answer`] with the same token.
@@ -66,8 +62,6 @@ pub enum ToDaemon {
 /// What a forwarder starts with: what stays as it is for as long as it runs, and the state that deltas then change.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Start {
-    /// 0: one outside the ephemeral range is chosen.
-    pub port: u16,
     pub limits: Limits,
     pub upstream: Upstream,
     /// What may be written to of the spool.

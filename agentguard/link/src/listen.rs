@@ -1,10 +1,11 @@
 //! The forwarder's sockets: one port for TCP and UDP, both families, on loopback, where no connect of anybody's ends by
-//! chance. Those of other network namespaces the daemon makes, inside, and hands over.
+//! chance. The daemon makes them, in each network namespace, and hands them over.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use agentguard_sys::socket::take_marked_only;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
 
@@ -122,6 +123,8 @@ fn pair(ip: IpAddr, port: u16) -> io::Result<Pair> {
     tcp.bind(&addr.into())?;
     tcp.listen(BACKLOG)?;
     let udp = socket(addr, Type::DGRAM, Protocol::UDP)?;
+    // Agents' questions are marked when they leave: nobody else's datagram arrives.
+    take_marked_only(&udp).map_err(io::Error::other)?;
     udp.bind(&addr.into())?;
     Ok(Pair { tcp, udp })
 }

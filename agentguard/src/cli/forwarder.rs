@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use agentguard_common::abi::{FlowKey, Origin};
+use agentguard_common::share::QuestionMark;
 use agentguard_forwarder::InheritedHandles;
 use agentguard_forwarder::origin::OriginSource;
 use agentguard_kernel::OriginMaps;
@@ -13,7 +14,7 @@ use agentguard_sys::spawn;
 use super::Failure;
 
 pub(super) fn run() -> Result<ExitCode, Failure> {
-    let [link, accepted, flows] = spawn::inherited().ok_or_else(|| {
+    let [link, accepted, questions] = spawn::inherited().ok_or_else(|| {
         Failure::new(
             2,
             "the forwarder is started by `agentguard daemon`, not by hand",
@@ -28,13 +29,13 @@ pub(super) fn run() -> Result<ExitCode, Failure> {
         .init();
     let inherited = InheritedHandles {
         link,
-        origins: Arc::new(MappedOrigins(OriginMaps::from_fds(accepted, flows))),
+        origins: Arc::new(MappedOrigins(OriginMaps::from_fds(accepted, questions))),
     };
     agentguard_forwarder::run(inherited)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// `ACCEPTED` and `FLOWS`, read-only.
+/// `ACCEPTED` and `QUESTIONS`, read-only.
 struct MappedOrigins(OriginMaps);
 
 impl OriginSource for MappedOrigins {
@@ -42,7 +43,7 @@ impl OriginSource for MappedOrigins {
         self.0.accepted(cookie)
     }
 
-    fn datagram(&self, key: &FlowKey) -> io::Result<Option<Origin>> {
-        self.0.datagram(key)
+    fn question(&self, mark: QuestionMark, flow: &FlowKey) -> io::Result<Option<Origin>> {
+        self.0.question(mark, flow)
     }
 }

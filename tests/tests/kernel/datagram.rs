@@ -1,23 +1,11 @@
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
-use agentguard_common::abi::{EventKind, FlowKey};
+use agentguard_common::abi::EventKind;
 use agentguard_common::verdict::Refusal;
 use agentguard_kernel::Rule;
-use agentguard_sys::socket::netns_cookie;
 
 use crate::machine::*;
-
-fn flow(agent: SocketAddr, resolver: SocketAddr) -> FlowKey {
-    FlowKey {
-        netns: netns_cookie().unwrap(),
-        local: agent.ip().into(),
-        remote: resolver.ip().into(),
-        local_port: agent.port(),
-        remote_port: resolver.port(),
-        proto: 17,
-    }
-}
 
 #[test]
 fn a_question_arrives_at_the_resolver_and_its_answer_from_the_address_asked() {
@@ -39,18 +27,15 @@ fn a_question_arrives_at_the_resolver_and_its_answer_from_the_address_asked() {
                     "u = socket.socket(socket.{family}, socket.SOCK_DGRAM); u.settimeout(5); to = ('{address}', 53); {way}"
                 ),
             );
-            let mut buffer = [0; 9];
-            let (_, peer) = resolver.recv_from(&mut buffer).unwrap();
-            let key = flow(peer, resolver.local_addr().unwrap());
-            let origin = origins.datagram(&key).unwrap().expect("an origin");
+            let question = Question::receive(resolver);
+            let origin = question.origin(&origins).expect("an origin");
             assert_eq!(IpAddr::from(origin.addr), asked.parse::<IpAddr>().unwrap());
             assert_eq!((origin.port, origin.agent), (53, AGENT));
-            resolver.send_to(b"answer", peer).unwrap();
+            resolver.send_to(b"answer", question.peer).unwrap();
             agent.line();
             assert_eq!(agent.line(), format!("answer {address} 53"));
             agent.go();
             agent.finish();
-            assert_eq!(origins.datagram(&key).unwrap(), None, "after the close");
         }
     }
 }
@@ -68,12 +53,72 @@ for n in range(1, 9): u.sendto(b'q', ('127.9.9.%d' % n, 53))
 say('sent'); wait()",
     );
     for _ in 0..8 {
-        let mut buffer = [0; 9];
-        let (_, peer) = forwarder.dns.recv_from(&mut buffer).unwrap();
-        let key = flow(peer, forwarder.dns.local_addr().unwrap());
-        assert!(origins.datagram(&key).unwrap().is_some());
+        let question = Question::receive(&forwarder.dns);
+        assert!(question.origin(&origins).is_some());
     }
     drop(agent);
+}
+
+/// The address and port of an agent's question are others' too, by `SO_REUSEADDR`.
+#[test]
+fn who_asks_is_known_by_the_socket_and_not_by_its_address() {
+    const ASK: &str = "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+u.bind(('127.0.0.1', int(wait()))); say(u.getsockname()[1])
+while wait(): u.sendto(b'q', ('127.9.9.9', 53))";
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    let forwarder = machine.forwarder();
+    let origins = machine.origins();
+    let mut first = machine.agent(AGENT, ASK);
+    first.tell("0");
+    let port = first.number();
+    let shared = Rule::ListenUdp {
+        addr: "127.0.0.1".parse().unwrap(),
+        port: u16::try_from(port).unwrap(),
+    };
+    let rules = [Rule::Forward, shared];
+    machine.kernel().set_rules(OTHER, &rules).unwrap();
+    let mut second = machine.agent(OTHER, ASK);
+    second.tell(&port.to_string());
+    assert_eq!(second.number(), port);
+    // All of them are under way before the first is looked at.
+    let agents = [AGENT, OTHER];
+    let mut scripts = [first, second];
+    let asked = [0, 1, 0].map(|n| {
+        scripts[n].tell("ask");
+        let question = Question::receive(&forwarder.dns);
+        assert_eq!(u32::from(question.peer.port()), port);
+        (question, agents[n], scripts[n].tgid())
+    });
+    for (question, agent, tgid) in &asked {
+        let origin = question.origin(&origins).expect("an origin");
+        assert_eq!((origin.agent, origin.tgid), (*agent, *tgid));
+    }
+
+    // Nobody's, from there, by either way to have that address.
+    let to = forwarder.port;
+    let said = bystander(&format!(
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); u.bind(('127.0.0.1', {port}))
+say(attempt(u.sendto, b'q', ('127.0.0.1', {to})))
+v = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+v.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); v.bind(('0.0.0.0', {port}))
+info = struct.pack('i4s4s', 0, bytes([127, 0, 0, 1]), bytes(4))
+say(attempt(v.sendmsg, [b'q'], [(socket.IPPROTO_IP, 8, info)], 0, ('127.0.0.1', {to})))"
+    ));
+    assert_eq!(said, "1\n1", "a process that is nobody's is not refused");
+    assert!(!is_readable(&forwarder.dns, Duration::from_millis(50)));
+    // Who may mark packets as it likes has to guess.
+    let said = bystander(&format!(
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); u.bind(('127.0.0.1', {port}))
+u.setsockopt(socket.SOL_SOCKET, 36, 77); say(u.sendto(b'q', ('127.0.0.1', {to})))"
+    ));
+    assert_eq!(said, "1");
+    let guessed = Question::receive(&forwarder.dns);
+    assert_eq!(guessed.origin(&origins), None);
+    drop(scripts);
 }
 
 #[test]

@@ -39,19 +39,13 @@ fn without_room_for_a_flow_an_agents_connection_does_not_leave() {
     let said = machine.run("say(connect('127.9.9.9', 443, timeout=0.3))");
     assert_ne!(said, "ok");
     assert!(!is_readable(&forwarder.v4, Duration::ZERO));
-    let said = machine.run(
-        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); say(attempt(u.sendto, b'q', ('127.9.9.9', 53)))",
-    );
-    assert_eq!(said, "EPERM");
-    assert!(!is_readable(&forwarder.dns, Duration::ZERO));
     assert_eq!(
         bystander(&format!("say(connect('127.0.0.1', {port}))")),
         "ok"
     );
-    assert!(machine.counter("flow_map_full") >= 2);
-    assert!(machine.counter("packets_dropped") >= 2);
+    assert!(machine.counter("flow_map_full") >= 1);
+    assert!(machine.counter("packets_dropped") >= 1);
     assert_eq!(machine.refused(EventKind::Packet, Refusal::Packet), 1);
-    assert_eq!(machine.refused(EventKind::Send, Refusal::Internal), 1);
 
     // And with room again.
     flows

@@ -1,14 +1,15 @@
 //! A machine of its own for each test: the kernel programs, a forwarder that only listens, and agents that run scripts.
 
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agentguard_common::abi::{AgentId, Event, EventKind, Forwarder, Label};
+use agentguard_common::abi::{AgentId, Event, EventKind, FlowKey, Forwarder, Label, Origin};
+use agentguard_common::share::QuestionMark;
 use agentguard_common::verdict::Refusal;
 use agentguard_kernel::{Counted, Events, Kernel, OriginMaps, Rule, cgroup_root};
 pub(crate) use agentguard_sys::socket::cookie;
-use agentguard_sys::socket::netns_cookie;
+use agentguard_sys::socket::{netns_cookie, receive_marked, take_marked_only};
 pub(crate) use agentguard_tests::Cgroup;
 pub(crate) use agentguard_tests::names;
 pub(crate) use agentguard_tests::script::{Script, bystander};
@@ -177,7 +178,7 @@ impl Machine {
 
     pub(crate) fn origins(&mut self) -> OriginMaps {
         let maps = self.kernel().forwarder_maps().unwrap();
-        OriginMaps::from_fds(maps.accepted, maps.flows)
+        OriginMaps::from_fds(maps.accepted, maps.questions)
     }
 }
 
@@ -210,6 +211,7 @@ impl TestForwarder {
             if let (Ok(v6), Ok(dns), Ok(dns6)) = (v6, dns, dns6) {
                 for socket in [&dns, &dns6] {
                     socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                    take_marked_only(socket).unwrap();
                 }
                 return Self {
                     v4,
@@ -220,6 +222,39 @@ impl TestForwarder {
                 };
             }
         }
+    }
+}
+
+/// A datagram as the resolver gets it.
+pub(crate) struct Question {
+    pub peer: SocketAddr,
+    mark: QuestionMark,
+    flow: FlowKey,
+}
+
+impl Question {
+    /// The next one.
+    #[track_caller]
+    pub(crate) fn receive(resolver: &UdpSocket) -> Self {
+        let (_, peer, mark) = receive_marked(resolver, &mut [0; 9]).expect("a question");
+        let local = resolver.local_addr().unwrap();
+        Self {
+            peer,
+            mark: QuestionMark(mark.expect("a mark")),
+            flow: FlowKey {
+                netns: netns_cookie().unwrap(),
+                local: peer.ip().into(),
+                remote: local.ip().into(),
+                local_port: peer.port(),
+                remote_port: local.port(),
+                proto: 17,
+            },
+        }
+    }
+
+    /// Who asks, as far as is known.
+    pub(crate) fn origin(&self, origins: &OriginMaps) -> Option<Origin> {
+        origins.question(self.mark, &self.flow).unwrap()
     }
 }
 

@@ -19,6 +19,7 @@ mod lineage;
 mod namespace;
 mod restart;
 mod shapes;
+mod shares;
 mod socket;
 mod tamper;
 mod told;

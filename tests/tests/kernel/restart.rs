@@ -153,7 +153,7 @@ fn the_forwarders_descriptors_cannot_write() {
     let result = unsafe { libc::syscall(libc::SYS_bpf, 2, attr.as_ptr(), 32) };
     let error = std::io::Error::last_os_error().raw_os_error();
     assert_eq!((result, error), (-1, Some(libc::EPERM)));
-    let origins = agentguard_kernel::OriginMaps::from_fds(maps.accepted, maps.flows);
+    let origins = agentguard_kernel::OriginMaps::from_fds(maps.accepted, maps.questions);
     assert_eq!(origins.accepted(7).unwrap(), None);
 }
 

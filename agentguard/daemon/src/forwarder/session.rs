@@ -13,6 +13,7 @@ use agentguard_link::calls::to_daemon::{DaemonAnswer, DaemonCall, TaskChange, Ta
 use agentguard_link::calls::to_forwarder::ForwarderCall;
 use agentguard_link::channel::{self, Receiver};
 use agentguard_link::frame::{Start, ToDaemon, ToForwarder};
+use agentguard_link::listen::{BoundSockets, listen};
 use agentguard_link::spool::{CleanSegment, SpoolEnd};
 use agentguard_link::state::State;
 use agentguard_policy::{Charge, Room};
@@ -32,7 +33,7 @@ use crate::census::namespaces::NewNamespace;
 use crate::lock::lock;
 use crate::roster::tasks;
 
-/// How long a new forwarder may take until it listens.
+/// How long a new forwarder may take until it can be given listeners.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// What may wait for the forwarder to take it.
 const QUEUE: usize = 65_536;
@@ -122,7 +123,7 @@ impl Drop for ChildGuard {
 }
 
 impl<'s> Session<'s> {
-    /// Starts a process and waits until it listens.
+    /// Starts a process, waits until it is ready, and gives it the host's listeners.
     pub(super) async fn start(
         parts: &Arc<SupervisorParts>,
         mut start: Start,
@@ -134,7 +135,7 @@ impl<'s> Session<'s> {
         let maps = lock(&parts.enforce.kernel)
             .forwarder_maps()
             .map_err(|e| e.to_string())?;
-        let descriptors = vec![theirs, maps.accepted, maps.flows];
+        let descriptors = vec![theirs, maps.accepted, maps.questions];
         let mut child = sys::spawn::unprivileged(&parts.host.account, &["forwarder"], descriptors)
             .map(ChildGuard)
             .map_err(|e| e.to_string())?;
@@ -162,31 +163,23 @@ impl<'s> Session<'s> {
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => {
                 return Err(format!(
-                    "the forwarder did not listen within {START_LIMIT:?}"
+                    "the forwarder was not ready within {START_LIMIT:?}"
                 ));
             }
         };
-        let ToDaemon::Ready {
-            port,
-            listener4,
-            listener6,
-            sandbox,
-        } = ready
-        else {
+        let ToDaemon::Ready { sandbox } = ready else {
             return Err("the forwarder's first frame was not `Ready`".into());
         };
         let tgid = child.0.id();
-        parts
-            .enforce
-            .set_forwarder(Forwarder {
-                listener4,
-                listener6: listener6.unwrap_or(0),
-                up: 1,
-                port: port.into(),
-                tgid,
-                has_v6: listener6.is_some().into(),
-            })
-            .map_err(|e| e.to_string())?;
+        let port = parts.host.config.forwarder.port;
+        let bound = listen(port)
+            .map_err(|error| format!("listening on port {port} of 127.0.0.1 and ::1: {error}"))?;
+        let port = bound.port;
+        let listeners = listeners(tgid, &bound).map_err(|e| e.to_string())?;
+        let set = parts.enforce.set_forwarder(listeners);
+        set.map_err(|e| e.to_string())?;
+        let netns = parts.enforce.netns_cookie;
+        out.send_with(ToForwarder::Enter { netns }, bound.into_descriptors());
         let since = Timestamp::now();
         let status = Status::Up {
             pid: tgid,
@@ -285,15 +278,7 @@ impl<'s> Session<'s> {
     /// Known to the kernel first: a connection waits in the listener's queue until the forwarder has it.
     fn enter(&self, parts: &SupervisorParts, entering: NewNamespace) -> Result<(), String> {
         let NewNamespace { netns, bound } = entering;
-        let (listener4, listener6) = bound.cookies().map_err(|e| e.to_string())?;
-        let listeners = Forwarder {
-            listener4,
-            listener6: listener6.unwrap_or(0),
-            up: 1,
-            port: bound.port.into(),
-            tgid: self.child.0.id(),
-            has_v6: listener6.is_some().into(),
-        };
+        let listeners = listeners(self.child.0.id(), &bound).map_err(|e| e.to_string())?;
         lock(&parts.enforce.kernel)
             .add_namespace(netns, listeners)
             .map_err(|e| e.to_string())?;
@@ -413,6 +398,19 @@ impl<'s> Session<'s> {
             Err(error) => format!("the forwarder ended ({error})"),
         }
     }
+}
+
+/// What the programs need to know of the listeners that the forwarder gets.
+fn listeners(tgid: u32, bound: &BoundSockets) -> std::io::Result<Forwarder> {
+    let (listener4, listener6) = bound.cookies()?;
+    Ok(Forwarder {
+        listener4,
+        listener6: listener6.unwrap_or(0),
+        up: 1,
+        port: bound.port.into(),
+        tgid,
+        has_v6: listener6.is_some().into(),
+    })
 }
 
 /// Has the log written what a forwarder has left, and empties the spool for the next one.

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use agentguard_common::abi::{AgentId, FlowKey, Origin};
 use agentguard_common::net::Addr;
+use agentguard_common::share::QuestionMark;
 use agentguard_policy::Policy;
 use agentguard_record::{DecidedBy, DenyReason, Draft};
+use agentguard_sys::socket::receive_marked;
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -37,7 +39,7 @@ pub type Keep = Box<dyn Fn(Draft) -> BoxFuture<'static, bool> + Send + Sync>;
 /// Datagrams that were dropped without an answer.
 #[derive(Debug, Default)]
 pub struct DropCounters {
-    /// No flow: nobody knows who sent it.
+    /// Its mark is nobody's: the kernel knows no such question any more, or of another socket.
     pub unattributed: AtomicU64,
     /// More than [`PENDING_PER_AGENT`] of one agent are pending.
     pub overload: AtomicU64,
@@ -71,25 +73,28 @@ impl Server {
     }
 
     /// Answers datagrams until the socket fails. `socket` is bound to one address, so that answers come from the
-    /// address that was asked; `netns`: `SO_NETNS_COOKIE` of the socket; `origins`:
-    /// [`OriginSource::datagram`](crate::origin::OriginSource::datagram).
+    /// address that was asked, and takes none without a mark; `netns`: `SO_NETNS_COOKIE` of the socket; `origins`:
+    /// [`OriginSource::question`](crate::origin::OriginSource::question).
     pub async fn serve_datagrams(
         self: Arc<Self>,
         socket: UdpSocket,
         netns: u64,
-        origins: impl Fn(&FlowKey) -> io::Result<Option<Origin>>,
+        origins: impl Fn(QuestionMark, &FlowKey) -> io::Result<Option<Origin>>,
     ) -> io::Result<()> {
         let local = socket.local_addr()?;
         let socket = Arc::new(socket);
         let mut buffer = vec![0; DATAGRAM_BYTES];
         loop {
-            let (length, peer) = match socket.recv_from(&mut buffer).await {
+            let received =
+                socket.async_io(Interest::READABLE, || receive_marked(&*socket, &mut buffer));
+            let (length, peer, mark) = match received.await {
                 Ok(received) => received,
                 // An ICMP error for an earlier answer to a client that has gone.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
                 Err(error) => return Err(error),
             };
-            let origin = match origins(&flow(netns, peer, local)) {
+            let mark = QuestionMark(mark.unwrap_or_default());
+            let origin = match origins(mark, &flow(netns, peer, local)) {
                 Ok(Some(origin)) => origin,
                 Ok(None) | Err(_) => {
                     self.counters.unattributed.fetch_add(1, Ordering::Relaxed);
@@ -164,7 +169,7 @@ impl Server {
     }
 }
 
-/// The key under which the kernel filed the datagram at egress.
+/// The way that the datagram took.
 fn flow(netns: u64, peer: SocketAddr, local: SocketAddr) -> FlowKey {
     FlowKey {
         netns,

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_common::abi::{FlowKey, Origin};
+use agentguard_common::share::QuestionMark;
 use agentguard_link::calls::to_forwarder::{DroppedConnections, ForwarderAnswer, ForwarderCall};
 use agentguard_link::channel::{self, Receiver};
 use agentguard_link::frame::{CanaryOrigin, Sandbox, Start, ToDaemon, ToForwarder, Upstream};
-use agentguard_link::listen::listen;
 use agentguard_link::state::{Delta, State};
 use agentguard_record::DenyReason;
 use tokio::time::timeout;
@@ -28,7 +28,7 @@ impl OriginSource for Nobody {
         Ok(None)
     }
 
-    fn datagram(&self, _: &FlowKey) -> io::Result<Option<Origin>> {
+    fn question(&self, _: QuestionMark, _: &FlowKey) -> io::Result<Option<Origin>> {
         Ok(None)
     }
 }
@@ -42,7 +42,6 @@ async fn next(heard: &mut Receiver<ToDaemon>) -> Option<ToDaemon> {
 async fn calls_are_answered_and_a_daemon_that_is_gone_ends_it() {
     let origin = TestOrigin::start(false).await;
     let start = Start {
-        port: 0,
         limits: Setup::default().limits,
         upstream: Upstream {
             roots: vec![origin.root.clone()],
@@ -66,11 +65,7 @@ async fn calls_are_answered_and_a_daemon_that_is_gone_ends_it() {
     };
     let sandbox = Sandbox { landlock_abi: 0 };
     let (spool, _records) = ReadSpool::new();
-    let first = FirstWord {
-        start,
-        bound: listen(0).unwrap(),
-        spool,
-    };
+    let first = FirstWord { start, spool };
     let following = tokio::spawn(follow(inherited, first, sandbox));
     let ready = next(&mut heard).await;
     assert!(matches!(ready, Some(ToDaemon::Ready { .. })), "{ready:?}");

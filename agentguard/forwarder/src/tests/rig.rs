@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use agentguard_common::abi::{AgentId, FlowKey, Origin};
 use agentguard_common::net::Addr;
+use agentguard_common::share::QuestionMark;
 use agentguard_link::calls::to_daemon::{DaemonAnswer, DaemonCall, Leaf};
 use agentguard_link::frame::{CanaryOrigin, Limits, Start, ToDaemon, Upstream};
 use agentguard_link::spool::{self, CleanSegment, HEADER_BYTES, SEGMENT_BYTES, SEGMENTS, Stage};
@@ -126,7 +127,6 @@ impl Rig {
         let mut roots = RootCertStore::empty();
         roots.add(signer.certificate.clone()).unwrap();
         let start = Start {
-            port: 0,
             limits: setup.limits,
             upstream: Upstream {
                 roots: vec![origin.root.clone()],
@@ -472,7 +472,7 @@ impl OriginSource for Fixed {
         }))
     }
 
-    fn datagram(&self, _: &FlowKey) -> io::Result<Option<Origin>> {
+    fn question(&self, _: QuestionMark, _: &FlowKey) -> io::Result<Option<Origin>> {
         Ok(None)
     }
 }

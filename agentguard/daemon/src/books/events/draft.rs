@@ -182,6 +182,7 @@ fn reason(refusal: Refusal) -> DenyReason {
         Refusal::Killed => DenyReason::AgentKilled,
         Refusal::ForwarderDown | Refusal::Namespace => DenyReason::UpstreamUnreachable,
         Refusal::Unrecorded => DenyReason::AuditUnavailable,
+        Refusal::Share => DenyReason::RateLimited,
         Refusal::BoundToDevice
         | Refusal::Protocol
         | Refusal::Family
@@ -212,6 +213,9 @@ fn detail(refusal: Refusal) -> &'static str {
         }
         Refusal::HandedOver => "a network socket that the agent has not made itself",
         Refusal::Terminal => "it would type into a terminal",
+        Refusal::Share => {
+            "the agent has as many connections on their way to the forwarder as one agent may have"
+        }
         Refusal::UnixSocket => "no [[unix]] entry names this socket",
         Refusal::Unrecorded => "permitted, and there was no place for its record",
         Refusal::Ambiguous => "identify blocks of two agents match this process",

@@ -2,8 +2,10 @@ use std::collections::BTreeMap;
 
 use agentguard_policy::Sources;
 use agentguard_record::{DecidedBy, Outcome};
+use agentguard_sys::socket::take_marked_only;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
+use socket2::SockRef;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc::{self, Receiver};
 
@@ -70,12 +72,17 @@ fn origin(agent: AgentId) -> Origin {
     }
 }
 
-/// Serves datagrams on loopback; the flows of `known` ports are agent 2's, killed agent 3's at `killed`.
+/// What every datagram carries in these tests.
+const MARK: QuestionMark = QuestionMark(9);
+
+/// Serves datagrams on loopback; the questions of `known` ports are agent 2's, killed agent 3's at `killed`.
 async fn serve(server: &Arc<Server>, known: Vec<u16>, killed: Vec<u16>) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    take_marked_only(&socket).unwrap();
     let local = socket.local_addr().unwrap();
     let loopback = Addr::from_v4([127, 0, 0, 1]);
-    let origins = move |key: &FlowKey| {
+    let origins = move |mark, key: &FlowKey| {
+        assert_eq!(mark, MARK);
         assert_eq!(
             (key.netns, key.proto, key.remote_port),
             (9, 17, local.port())
@@ -90,6 +97,7 @@ async fn serve(server: &Arc<Server>, known: Vec<u16>, killed: Vec<u16>) -> Socke
 
 async fn client() -> (UdpSocket, u16) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    SockRef::from(&socket).set_mark(MARK.0).unwrap();
     let port = socket.local_addr().unwrap().port();
     (socket, port)
 }

@@ -1,0 +1,123 @@
+//! Each of the kernel's tables that agents fill, filled by one agent (`agentguard_common::share`): another agent and a bystander
+//! go on, and the agent itself where it has a place again.
+
+use std::net::UdpSocket;
+
+use agentguard_common::abi::EventKind;
+use agentguard_common::share::{FLOWS_EACH, HEARD_BITS, QUESTION_BITS};
+use agentguard_common::verdict::Refusal;
+use agentguard_kernel::Rule;
+
+use crate::machine::*;
+
+#[test]
+fn idle_sockets_that_have_asked_keep_nobody_from_asking() {
+    const ASK: &str =
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.sendto(b'q', ('127.9.9.9', 53))";
+    let each = 1 << QUESTION_BITS;
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    machine.kernel().set_rules(OTHER, &[Rule::Forward]).unwrap();
+    let forwarder = machine.forwarder();
+    let origins = machine.origins();
+    let other = machine.agent(OTHER, &format!("{ASK}; wait()"));
+    let others = Question::receive(&forwarder.dns);
+    let code = format!(
+        "kept = []
+for _ in range({}):
+    {ASK}; kept.append(u)
+wait()",
+        each + 1
+    );
+    let agent = machine.agent(AGENT, &code);
+    let asked: Vec<_> = (0..=each)
+        .map(|_| Question::receive(&forwarder.dns))
+        .collect();
+    let whose = |question: &Question| question.origin(&origins).map(|origin| origin.agent);
+    assert_eq!(whose(&others), Some(OTHER));
+    assert_eq!(whose(&asked[0]), None, "its own oldest");
+    assert!(
+        asked[1..]
+            .iter()
+            .all(|question| whose(question) == Some(AGENT))
+    );
+    drop((agent, other));
+}
+
+#[test]
+fn one_agents_connections_under_way_leave_room_for_others() {
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    machine.kernel().set_rules(OTHER, &[Rule::Forward]).unwrap();
+    let forwarder = machine.forwarder();
+    let (_server, port) = server("127.0.0.1");
+    // Nobody accepts: when the listener's queue is full, a SYN is not answered.
+    let mut agent = machine.agent(
+        AGENT,
+        "import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (16384, 16384))
+kept = []
+while len(kept) < 10000:
+    s = socket.socket(); s.setblocking(False)
+    why = attempt(s.connect, ('127.9.9.9', 443))
+    if why != 'EINPROGRESS': break
+    kept.append(s)
+say(len(kept)); say(why); wait()
+kept.pop().close()
+say(connect('::1', 443, socket.AF_INET6)); wait()",
+    );
+    let made = i64::from(agent.number());
+    assert_eq!(agent.line(), "EPERM");
+    assert!(made >= FLOWS_EACH, "{made} connections");
+    machine.await_event(|event| event.reason == Refusal::Share as u32);
+    assert_eq!(machine.refused(EventKind::Connect, Refusal::Share), 1);
+    let mut other = machine.agent(OTHER, "say(connect('::1', 443, socket.AF_INET6)); wait()");
+    assert_eq!(other.line(), "ok");
+    let said = bystander(&format!("say(connect('127.0.0.1', {port}))"));
+    assert_eq!(said, "ok");
+    agent.go();
+    assert_eq!(agent.line(), "ok", "one less was under way");
+    // What is gone does not count.
+    drop((agent, other, forwarder));
+    let _forwarder = machine.forwarder();
+    assert_eq!(machine.run("say(connect('127.9.9.9', 443))"), "ok");
+}
+
+#[test]
+fn one_agents_callers_push_out_none_of_anothers() {
+    let each = 1 << HEARD_BITS;
+    let mut machine = Machine::new();
+    let mut listening = |agent, behind: &str| {
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = free.local_addr().unwrap();
+        let (addr, port) = (at.ip(), at.port());
+        let rules = [Rule::ListenUdp { addr, port }];
+        machine.kernel().set_rules(agent, &rules).unwrap();
+        drop(free);
+        let code = format!(
+            "l = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); l.bind(('{addr}', {port})); say('bound')
+_, first = l.recvfrom(9); say('heard')
+{behind}
+say(attempt(l.sendto, b'late', first)); wait()"
+        );
+        let mut script = machine.agent(agent, &code);
+        assert_eq!(script.line(), "bound");
+        let caller = UdpSocket::bind("127.0.0.1:0").unwrap();
+        caller.send_to(b"call", at).unwrap();
+        assert_eq!(script.line(), "heard");
+        (script, caller, port)
+    };
+    let (mut other, _waiting, _) = listening(OTHER, "wait()");
+    let crowd = format!("for _ in range({each}): _, peer = l.recvfrom(9); l.sendto(b'a', peer)");
+    let (mut agent, _forgotten, port) = listening(AGENT, &crowd);
+    let said = bystander(&format!(
+        "for n in range({each}):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)
+    s.bind(('127.1.%d.%d' % (n >> 8, n & 255), 0)); s.sendto(b'call', ('127.0.0.1', {port})); s.recv(9); s.close()
+say('all answered')"
+    ));
+    assert_eq!(said, "all answered");
+    assert_eq!(agent.line(), "EPERM", "its own oldest");
+    other.go();
+    assert_eq!(other.line(), "4", "who is heard by another stays");
+}
