@@ -70,6 +70,7 @@ impl Services {
             stop: stop(),
         };
         let namespaces = NamespaceServer {
+            roster: roster.clone(),
             census: census.clone(),
             enforce: enforce.clone(),
             books: books.clone(),

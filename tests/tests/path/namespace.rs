@@ -392,7 +392,7 @@ fn listeners_destroyed_by_the_namespaces_own_root_come_back() {
 }
 
 #[test]
-fn more_namespaces_than_there_can_be_are_refused_and_told() {
+fn one_agents_namespaces_are_served_up_to_its_share_and_anothers_too() {
     let (site, origin) = world();
     // Without privileges it could not make any.
     let policy = format!(
@@ -400,7 +400,10 @@ fn more_namespaces_than_there_can_be_are_refused_and_told() {
         reach("origin.test", origin.port, &["GET /v1/**"])
     );
     // One namespace for every eight files.
-    let guard = Guard::start_with(&site, &Bundle::new(1).agent("probe", &policy), Some(200));
+    let bundle = Bundle::new(1)
+        .agent("probe", &policy)
+        .agent("other", &policy);
+    let guard = Guard::start_with(&site, &bundle, Some(200));
     const CODE: &str = r#"
 import ctypes, signal
 for _ in range(30):
@@ -413,16 +416,18 @@ sys.stdin.readline()
     let mut crowd = guard.agent("probe").python(CODE).spawn();
     crowd.line(|line| line == "all");
     await_alarms(&guard, |alarms| {
-        alarms.contains("25 network namespaces are served, the most there can be")
+        alarms.contains(
+            "6 network namespaces of probe are served, the most there can be of one agent",
+        )
     });
-    assert_eq!(namespaces(&guard), 25);
-    // The host's own is not one of them.
-    let mut agent = dialer(&guard.agent("probe"));
-    assert_eq!(
-        agent.tries(&format!("get {}", origin.url("/v1/x"))),
-        "ok 200"
-    );
-    drop(crowd);
+    assert_eq!(namespaces(&guard), 6);
+    // The host's own is not one of them, and another agent's container is served.
+    let get = format!("get {}", origin.url("/v1/x"));
+    assert_eq!(dialer(&guard.agent("probe")).tries(&get), "ok 200");
+    let netns = Netns::new();
+    let mut contained = dialer(&netns.agent(&guard, "other"));
+    assert_eq!(contained.tries(&get), "ok 200");
+    drop((contained, crowd));
     await_namespaces(&guard, 0);
     await_alarms(&guard, |alarms| !alarms.contains("namespaces"));
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentguard_common::abi::AgentId;
+use agentguard_common::share::NAMESPACES;
 use agentguard_link::listen::{self, BoundSockets};
 use agentguard_sys as sys;
 use agentguard_sys::netns::{self, Id, Namespace};
@@ -21,9 +22,12 @@ use crate::books::alarms::{Alarm, Concern};
 use crate::enforce::Enforce;
 use crate::forwarder::{ForwarderLink, Status};
 use crate::lock::lock;
+use crate::roster::Roster;
 
 /// Namespaces besides the host's that `FORWARDERS` has room for.
-const MOST: usize = 1023;
+const MOST: usize = NAMESPACES as usize - 1;
+/// The part of all that one agent's may be: containers of others find their place.
+const SHARE: usize = 4;
 /// The forwarder has four listeners in each, and as much again is left for connections.
 const FILES_EACH: u64 = 8;
 /// How often is looked for namespaces that no event told of, and for those that no agent is in any more.
@@ -51,6 +55,8 @@ pub struct NewNamespace {
 
 struct Served {
     namespace: Arc<Namespace>,
+    /// Whose process it was found by.
+    agent: AgentId,
     /// By which the kernel and the forwarder know it.
     cookie: u64,
     idle: u8,
@@ -148,8 +154,8 @@ impl Namespaces {
         id != self.home && !lock(&self.served).contains_key(&id)
     }
 
-    /// The namespaces of these processes that are not served yet.
-    fn unserved(&self, tgids: &[u32]) -> Vec<Namespace> {
+    /// The namespaces of these processes that are not served yet, each with a process that is in it.
+    fn unserved(&self, tgids: &[u32]) -> Vec<(u32, Namespace)> {
         let mut found = BTreeMap::new();
         for tgid in tgids {
             for (id, tid) in netns::ids_of(*tgid) {
@@ -159,7 +165,7 @@ impl Namespaces {
                     && let Ok(namespace) = Namespace::of(*tgid, tid)
                     && self.is_new(namespace.id())
                 {
-                    found.insert(namespace.id(), namespace);
+                    found.insert(namespace.id(), (*tgid, namespace));
                 }
             }
         }
@@ -167,8 +173,16 @@ impl Namespaces {
     }
 }
 
+/// Why a namespace is not served: there are so many.
+#[derive(Debug, PartialEq, Eq)]
+enum NoRoom {
+    All(usize),
+    Agent(AgentId, usize),
+}
+
 /// Serves the namespaces that agents are in.
 pub(crate) struct NamespaceServer {
+    pub roster: Arc<Roster>,
     pub census: Arc<Census>,
     pub enforce: Arc<Enforce>,
     pub books: Arc<Books>,
@@ -227,6 +241,18 @@ impl NamespaceServer {
         }
     }
 
+    fn explained(&self, no: NoRoom) -> String {
+        match no {
+            NoRoom::All(most) => {
+                format!("{most} network namespaces are served, the most there can be")
+            }
+            NoRoom::Agent(agent, share) => format!(
+                "{share} network namespaces of {} are served, the most there can be of one agent",
+                self.roster.name(agent)
+            ),
+        }
+    }
+
     fn alarm(&self, error: String) {
         let alarm = Alarm::NamespaceClosed(error);
         let message = alarm.to_string();
@@ -255,23 +281,28 @@ impl NamespaceServer {
         let namespaces = self.census.namespaces.clone();
         let found = spawn_blocking(move || namespaces.unserved(&tgids));
         let mut result = Ok(());
-        for namespace in found.await.map_err(|e| e.to_string())? {
-            if let Err(error) = self.enter(namespace, port).await {
+        for (tgid, namespace) in found.await.map_err(|e| e.to_string())? {
+            if let Err(error) = self.enter(tgid, namespace, port).await {
                 result = Err(error);
             }
         }
         result
     }
 
-    /// Makes listeners inside and has the forwarder serve them.
-    async fn enter(&self, namespace: Namespace, port: u16) -> Result<(), String> {
+    /// Makes listeners inside and has the forwarder serve them, for the agent of this process.
+    async fn enter(&self, tgid: u32, namespace: Namespace, port: u16) -> Result<(), String> {
         let namespaces = &self.census.namespaces;
-        let most = namespaces.most;
-        if namespaces.count() >= most {
-            return Err(format!(
-                "{most} network namespaces are served, the most there can be"
-            ));
+        let label = lock(&self.enforce.kernel).label(tgid);
+        let agent = label.map_err(|e| e.to_string())?.agent;
+        if agent == AgentId::NONE {
+            // It has ended meanwhile: who else is in there is found by itself.
+            return Ok(());
         }
+        let served: Vec<AgentId> = lock(&namespaces.served)
+            .values()
+            .map(|served| served.agent)
+            .collect();
+        room_for(agent, &served, namespaces.most).map_err(|no| self.explained(no))?;
         let namespace = Arc::new(namespace);
         let inside = namespace.clone();
         let made = spawn_blocking(move || inside.run(|| listeners(port)).flatten());
@@ -285,6 +316,7 @@ impl NamespaceServer {
         let id = namespace.id();
         let served = Served {
             namespace,
+            agent,
             cookie,
             idle: 0,
         };
@@ -334,6 +366,18 @@ impl NamespaceServer {
     }
 }
 
+/// Whether `agent` may have one served besides those that are, or why not. `served`: whose each of these is.
+fn room_for(agent: AgentId, served: &[AgentId], most: usize) -> Result<(), NoRoom> {
+    let share = (most / SHARE).max(1);
+    if served.iter().filter(|of| **of == agent).count() >= share {
+        return Err(NoRoom::Agent(agent, share));
+    }
+    match served.len() < most {
+        true => Ok(()),
+        false => Err(NoRoom::All(most)),
+    }
+}
+
 /// In the namespace of the calling thread, the forwarder's own port if nobody has it there.
 fn listeners(port: u16) -> sys::Result<NewNamespace> {
     netns::bring_loopback_up()?;
@@ -354,4 +398,22 @@ fn occupied(enforce: &Enforce) -> Result<BTreeSet<Id>, String> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_agents_namespaces_leave_room_for_others() {
+        let [one, other] = [2, 3].map(AgentId);
+        let share = vec![one; 5];
+        assert_eq!(room_for(one, &share[..4], 20), Ok(()));
+        assert_eq!(room_for(one, &share, 20), Err(NoRoom::Agent(one, 5)));
+        assert_eq!(room_for(other, &share, 20), Ok(()));
+        let all: Vec<_> = (10..30).map(AgentId).collect();
+        assert_eq!(room_for(other, &all, 20), Err(NoRoom::All(20)));
+        // However few there can be.
+        assert_eq!(room_for(one, &[], 1), Ok(()));
+    }
 }

@@ -192,8 +192,8 @@ impl AlarmKind {
             },
             Self::NamespaceClosed => Line {
                 begins: "agents in another network namespace are refused everything there: …",
-                raised_when: "listeners could not be made in an agent's namespace, or as many are served as can be",
-                what_to_do: "`… network namespaces are served, the most there can be`: raise `LimitNOFILE` of the daemon (one namespace for every 8 files, 1023 at most), or kill the agent that makes them. Else mend what the error names.",
+                raised_when: "listeners could not be made in an agent's namespace, or as many are served as can be, of all agents or of one",
+                what_to_do: "`… network namespaces are served, the most there can be`: raise `LimitNOFILE` of the daemon (one namespace for every 8 files, 1023 at most; a quarter of them for one agent), or kill the agent that makes them. Else mend what the error names.",
             },
             Self::EventsUnreadable => Line {
                 begins: "kernel events cannot be read: …",
