@@ -3,10 +3,7 @@
 
 mod event;
 
-pub use self::event::{
-    Event, EventKind, ExecEvent, Noted, REFUSAL_EVERY_NS, REFUSALS_IN_A_ROW, RING_FOR_REFUSALS,
-    RING_LEN, RING_SHARE, Tamper, Told,
-};
+pub use self::event::{Event, EventKind, ExecEvent, Noted, Tamper, Told};
 use crate::exec::Sha256;
 use crate::net::Addr;
 

@@ -6,8 +6,8 @@ use core::ptr::NonNull;
 use agentguard_common::abi::{
     AgentId, AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, Event, ExecEvent, ExecHead, ExecRule,
     FileKey, FlowKey, Forwarder, Heard, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY,
-    MAX_RULES, MAX_TGID, Noted, Origin, PATH_LEN, PORT_WORDS, Question, RING_LEN, RuleKey,
-    SocketMark, Told, UnixName,
+    MAX_RULES, MAX_TGID, Noted, Origin, PATH_LEN, PORT_WORDS, Question, RuleKey, SocketMark, Told,
+    UnixName,
 };
 use agentguard_common::counter::Counter;
 use agentguard_common::share::QuestionMark;
@@ -97,7 +97,7 @@ pub static PROTECTED: HashMap<FileKey, u32, 1024> = HashMap::new();
 #[btf_map]
 pub static CGROUPS: HashMap<u64, CgroupMask, 16384> = HashMap::new();
 #[btf_map]
-pub static EVENTS: RingBuf<Event, { RING_LEN as usize }> = RingBuf::new();
+pub static EVENTS: RingBuf<Event, { share::RING_LEN as usize }> = RingBuf::new();
 /// By agent id.
 #[btf_map]
 pub static TOLD: Array<Told, { MAX_AGENTS as usize }> = Array::new();

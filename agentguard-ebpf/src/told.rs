@@ -3,10 +3,11 @@
 
 use core::arch::asm;
 
-use agentguard_common::abi::{
-    AgentId, EventKind, REFUSAL_EVERY_NS, REFUSALS_IN_A_ROW, RING_FOR_REFUSALS, RING_SHARE, Told,
-};
+use agentguard_common::abi::{AgentId, EventKind, Told};
 use agentguard_common::counter::Counter;
+use agentguard_common::share::{
+    REFUSAL_EVERY_NS, REFUSALS_IN_A_ROW, RING_FOR_REFUSALS, RING_SHARE,
+};
 use agentguard_common::verdict::{Finding, Refusal};
 use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
 use aya_ebpf::helpers::generated::bpf_ringbuf_query;

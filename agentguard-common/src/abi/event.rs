@@ -3,18 +3,6 @@
 use super::{ARGUMENTS_LEN, AgentId, PATH_LEN};
 use crate::net::Addr;
 
-/// Bytes of the ring.
-pub const RING_LEN: u32 = 4 << 20;
-/// Of these one agent's events that the daemon has not recorded yet may take so many: what one agent does keeps no other's
-/// permits from being recorded.
-pub const RING_SHARE: u64 = RING_LEN as u64 / 4;
-/// While events take more of the ring than this, refusals are told by their number: the rest is for permits.
-pub const RING_FOR_REFUSALS: u64 = RING_LEN as u64 / 2;
-/// Between two refusals of an agent's that are told one by one, on average, ns.
-pub const REFUSAL_EVERY_NS: u64 = 5_000_000;
-/// So many are told one by one in a row.
-pub const REFUSALS_IN_A_ROW: u64 = 1000;
-
 /// What the programs have told of an agent, by its id; only they write it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

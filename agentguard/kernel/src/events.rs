@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use agentguard_common::abi::{
-    AgentId, Event, EventKind, ExecEvent, MAX_AGENTS, Noted, RING_LEN, Told,
-};
+use agentguard_common::abi::{AgentId, Event, EventKind, ExecEvent, MAX_AGENTS, Noted, Told};
+use agentguard_common::share::RING_LEN;
 use agentguard_common::verdict::Finding;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;

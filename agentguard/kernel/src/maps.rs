@@ -7,7 +7,7 @@ use std::path::Path;
 use agentguard_common::abi::{
     AgentState, CONFIG_LEN, CgroupMask, ConfigSlot, ExecHead, ExecRule, FileKey, FlowKey,
     Forwarder, Heard, Identify, Label, MAX_AGENTS, MAX_EXEC_RULES, MAX_IDENTIFY, MAX_TGID, Noted,
-    Origin, PORT_WORDS, Question, RING_LEN, RuleKey, SocketMark, Told,
+    Origin, PORT_WORDS, Question, RuleKey, SocketMark, Told,
 };
 use agentguard_common::counter::Counter;
 use agentguard_common::share::{self, QuestionMark};
@@ -59,7 +59,7 @@ pub(super) const SPECS: [Spec; 27] = [
     array::<ExecRule>("EXEC_RULES", 2 * MAX_EXEC_RULES),
     hash::<FileKey, u32>("PROTECTED", 1024),
     hash::<u64, CgroupMask>("CGROUPS", 16384),
-    spec("EVENTS", RINGBUF, 0, 0, RING_LEN, 0),
+    spec("EVENTS", RINGBUF, 0, 0, share::RING_LEN, 0),
     array::<Told>("TOLD", MAX_AGENTS),
     array::<Noted>("NOTED", MAX_AGENTS),
     spec("COUNTERS", PERCPU_ARRAY, 4, 8, Counter::ALL.len() as u32, 0),

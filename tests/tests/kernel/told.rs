@@ -1,6 +1,7 @@
 //! What the programs tell: every verdict by an event or by its number, and no permit without a place for its record.
 
-use agentguard_common::abi::{EventKind, REFUSALS_IN_A_ROW, RING_SHARE};
+use agentguard_common::abi::EventKind;
+use agentguard_common::share::{REFUSALS_IN_A_ROW, RING_SHARE};
 use agentguard_common::verdict::{Finding, Refusal};
 use agentguard_kernel::{ExecFile, ExecRules, Rule};
 
