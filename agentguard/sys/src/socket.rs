@@ -147,8 +147,12 @@ pub fn receive_marked(
     // SAFETY: null, or the first control message.
     let mark = unsafe { head.as_ref() }
         .filter(|head| (head.cmsg_level, head.cmsg_type) == (libc::SOL_SOCKET, libc::SO_MARK))
-        // SAFETY: the data of an `SO_MARK` message is a `u32` (`sock_recv_mark`).
-        .map(|head| unsafe { libc::CMSG_DATA(head).cast::<u32>().read_unaligned() });
+        .map(|head| {
+            // SAFETY: the kernel has made it, with its data behind it.
+            let data = unsafe { libc::CMSG_DATA(head) };
+            // SAFETY: the data of an `SO_MARK` message is a `u32` (`sock_recv_mark`).
+            unsafe { data.cast::<u32>().read_unaligned() }
+        });
     let peer = address(&peer).ok_or(io::ErrorKind::InvalidData)?;
     Ok((received, peer, mark))
 }
