@@ -19,8 +19,9 @@ struct Decided {
 pub fn decisions_after(dir: &Path, seq: u64) -> io::Result<HashSet<Uuid>> {
     let mut decisions = HashSet::new();
     for line in Backwards::new(dir)? {
+        let (_, line) = line?;
         // What is no record is `verify`'s to judge.
-        let Ok(decided) = serde_json::from_slice::<Decided>(&line?) else {
+        let Ok(decided) = serde_json::from_slice::<Decided>(&line) else {
             continue;
         };
         if decided.seq <= seq {

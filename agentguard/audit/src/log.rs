@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 pub use self::error::LogError;
 use super::line::{self, ChainPlace, Hash};
-use super::segment::{self, ChainTail};
+use super::segment::{self, ChainTail, Position};
 use super::sync::Syncer;
 use crate::Durability;
 
@@ -31,9 +31,8 @@ const PENDING_BYTES: usize = 64 * 1024 * 1024;
 pub struct Head {
     /// Of the last record; 0 if there is none.
     pub seq: u64,
-    /// The segment being written, by its first `seq`, and the bytes of whole records in it.
-    pub(super) segment: u64,
-    pub(super) offset: u64,
+    /// Behind it.
+    pub(super) end: Position,
 }
 
 /// The one writer of the audit log.
@@ -114,8 +113,10 @@ impl Log {
             failing: None,
             head: watch::Sender::new(Head {
                 seq: tail.seq,
-                segment: first,
-                offset: size,
+                end: Position {
+                    segment: first,
+                    offset: size,
+                },
             }),
             syncer,
             _lock: lock,
@@ -238,8 +239,10 @@ impl Log {
         if whole > 0 {
             self.head.send_replace(Head {
                 seq: self.written_seq(),
-                segment: self.first,
-                offset: self.size,
+                end: Position {
+                    segment: self.first,
+                    offset: self.size,
+                },
             });
             if let Some(syncer) = &self.syncer {
                 syncer.written(&self.file);

@@ -6,19 +6,22 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::vec;
 
-use super::segment::{self, SegmentFile};
+use super::segment::{self, Position, SegmentFile};
 
 const CHUNK: u64 = 256 * 1024;
 
-/// Whole lines, without their newlines, from the end of the log towards its start. What a writer is in the middle of is
-/// left out.
+/// Whole lines, without their newlines, from the end of the log towards its start, each with where it begins. What a writer
+/// is in the middle of is left out.
 pub(super) struct Backwards {
     segments: vec::IntoIter<SegmentFile>,
     file: Option<Segmented>,
+    /// Nothing from here on.
+    end: Option<Position>,
 }
 
 struct Segmented {
     file: File,
+    first: u64,
     /// Bytes before this have not been read.
     at: u64,
     /// What was read from there on, up to the last line handed out.
@@ -30,15 +33,24 @@ impl Backwards {
         Ok(Self {
             segments: segment::list(dir)?.into_iter(),
             file: None,
+            end: None,
         })
     }
 
-    fn advance(&mut self) -> io::Result<Option<Vec<u8>>> {
+    /// Only what is before `end`.
+    pub(super) fn before(dir: &Path, end: Position) -> io::Result<Self> {
+        Ok(Self {
+            end: Some(end),
+            ..Self::new(dir)?
+        })
+    }
+
+    fn advance(&mut self) -> io::Result<Option<(Position, Vec<u8>)>> {
         loop {
             match &mut self.file {
                 Some(file) => {
                     if let Some(line) = file.previous()? {
-                        return Ok(Some(line));
+                        return Ok(Some((file.position(), line)));
                     }
                     self.file = None;
                 }
@@ -46,7 +58,12 @@ impl Backwards {
                     let Some(segment) = self.segments.next_back() else {
                         return Ok(None);
                     };
-                    self.file = Some(Segmented::open(&segment.path)?);
+                    let end = match self.end {
+                        Some(end) if segment.first > end.segment => continue,
+                        Some(end) if segment.first == end.segment => end.offset,
+                        Some(_) | None => u64::MAX,
+                    };
+                    self.file = Some(Segmented::open(&segment, end)?);
                 }
             }
         }
@@ -54,7 +71,7 @@ impl Backwards {
 }
 
 impl Iterator for Backwards {
-    type Item = io::Result<Vec<u8>>;
+    type Item = io::Result<(Position, Vec<u8>)>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.advance().transpose()
@@ -62,11 +79,12 @@ impl Iterator for Backwards {
 }
 
 impl Segmented {
-    fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let at = file.metadata()?.len();
+    fn open(segment: &SegmentFile, end: u64) -> io::Result<Self> {
+        let file = File::open(&segment.path)?;
+        let at = file.metadata()?.len().min(end);
         let mut this = Self {
             file,
+            first: segment.first,
             at,
             held: Vec::new(),
         };
@@ -77,6 +95,14 @@ impl Segmented {
         this.held
             .truncate(this.newline().map_or(0, |newline| newline + 1));
         Ok(this)
+    }
+
+    /// Of the line that was handed out last.
+    fn position(&self) -> Position {
+        Position {
+            segment: self.first,
+            offset: self.at + self.held.len() as u64,
+        }
     }
 
     fn newline(&self) -> Option<usize> {

@@ -1,4 +1,5 @@
-//! Reading the log back: filters, the last records, one record, and what comes after.
+//! Reading the log back: filters, the newest records that match, and what comes after. Nothing here holds more of the log
+//! than a piece.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,10 +9,13 @@ use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use uuid::Uuid;
 
-use super::line::{ChainLink, Line};
+use super::line::Line;
 use super::log::Head;
 use super::read::Backwards;
-use super::segment;
+use super::segment::{self, Position};
+
+/// Bytes of the log that are read at a time.
+const PIECE: usize = 64 * 1024;
 
 /// What a record must have to be found; every field that is there must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +54,13 @@ pub enum SearchError {
     },
     #[error("cannot read the audit log in {}: {source}", dir.display())]
     Io { dir: PathBuf, source: io::Error },
+}
+
+impl SearchError {
+    fn io(dir: &Path) -> impl FnOnce(io::Error) -> Self {
+        let dir = dir.to_owned();
+        move |source| Self::Io { dir, source }
+    }
 }
 
 impl Filter {
@@ -133,8 +144,12 @@ impl Filter {
             && has("task", &self.task)
     }
 
+    fn matches_bytes(&self, line: &[u8]) -> bool {
+        str::from_utf8(line).is_ok_and(|line| self.matches(line))
+    }
+
     /// Whether a record's line is one that is looked for. What is no record never is.
-    pub fn matches(&self, line: &str) -> bool {
+    fn matches(&self, line: &str) -> bool {
         if !self.may_match(line) {
             return false;
         }
@@ -169,101 +184,166 @@ fn written(name: &str, value: &str) -> String {
     format!("\"{name}\":{}", serde_json::Value::from(value))
 }
 
-/// The records that match, oldest first, each as its line. Blocks on the disk.
-pub fn search(dir: &Path, filter: &Filter) -> Result<Vec<String>, SearchError> {
-    let io = |source| SearchError::Io {
-        dir: dir.to_owned(),
-        source,
-    };
-    let mut found = Vec::new();
-    for line in Backwards::new(dir).map_err(io)? {
-        if filter.limit.is_some_and(|limit| found.len() >= limit) {
-            break;
-        }
-        let Ok(line) = String::from_utf8(line.map_err(io)?) else {
-            continue;
-        };
-        if filter.matches(&line) {
-            found.push(line);
-        }
-    }
-    found.reverse();
-    Ok(found)
+/// What one answer has at most of what matches, the newest of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    pub records: usize,
+    pub bytes: usize,
 }
 
-/// The last records that match, and what reads on from there without a gap. `head` is [`super::Log::head`]'s.
-pub fn tail(dir: &Path, filter: &Filter, head: Head) -> Result<(Vec<String>, Follow), SearchError> {
-    let mut lines = search(dir, filter)?;
-    // What has been appended since is for `Follow` to find.
-    lines.retain(|line| seq(line).is_some_and(|seq| seq <= head.seq));
-    Ok((lines, Follow::from(dir, head)))
-}
-
-fn seq(line: &str) -> Option<u64> {
-    serde_json::from_str::<ChainLink<'_>>(line)
-        .ok()
-        .map(|link| link.seq)
-}
-
-/// Reads what is appended after a [`Head`]. Wait for that to change between reads.
-pub struct Follow {
+/// Looks, newest first, for where an answer begins. Blocks on the disk, for one piece of the log at a time.
+pub struct Search {
     dir: PathBuf,
-    at: Head,
-    file: Option<File>,
-    /// The start of a line whose end is not there yet.
-    partial: Vec<u8>,
+    filter: Filter,
+    bounds: Bounds,
+    end: Position,
+    lines: Backwards,
+    /// Of the oldest record that is in the answer.
+    begin: Position,
+    records: usize,
+    bytes: usize,
+    is_cut: bool,
 }
 
-impl Follow {
-    pub fn from(dir: &Path, head: Head) -> Self {
-        Self {
+impl Search {
+    /// Among the records up to `head`, which is [`super::Log::head`]'s.
+    pub fn new(
+        dir: &Path,
+        filter: Filter,
+        bounds: Bounds,
+        head: Head,
+    ) -> Result<Self, SearchError> {
+        let lines = Backwards::before(dir, head.end).map_err(SearchError::io(dir))?;
+        Ok(Self {
             dir: dir.to_owned(),
-            at: head,
+            filter,
+            bounds,
+            end: head.end,
+            lines,
+            begin: head.end,
+            records: 0,
+            bytes: 0,
+            is_cut: false,
+        })
+    }
+
+    /// Looks through one piece more; whether it is found.
+    pub fn step(&mut self) -> Result<bool, SearchError> {
+        let mut read = 0;
+        while read < PIECE {
+            if self.filter.limit.is_some_and(|limit| self.records >= limit) {
+                return Ok(true);
+            }
+            let Some(line) = self.lines.next() else {
+                return Ok(true);
+            };
+            let (begin, line) = line.map_err(SearchError::io(&self.dir))?;
+            read += line.len() + 1;
+            if !self.filter.matches_bytes(&line) {
+                continue;
+            }
+            let bytes = self.bytes + line.len() + 1;
+            if self.records >= self.bounds.records || bytes > self.bounds.bytes {
+                self.is_cut = true;
+                return Ok(true);
+            }
+            (self.begin, self.bytes) = (begin, bytes);
+            self.records += 1;
+        }
+        Ok(false)
+    }
+
+    /// Whether older records match, and [`Bounds`] keep them out of the answer.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    /// What was found; with `follow` also what is appended after it, without a gap.
+    pub fn matches(self, follow: bool) -> Matches {
+        Matches {
+            dir: self.dir,
+            filter: self.filter,
+            at: self.begin,
             file: None,
+            next: None,
             partial: Vec::new(),
+            end: (!follow).then_some(self.end),
         }
     }
+}
 
-    /// The whole lines that are there and have not been read, oldest first. Blocks on the disk.
-    pub fn read(&mut self) -> Result<Vec<String>, SearchError> {
-        let mut lines = Vec::new();
-        self.read_on(&mut lines).map_err(|source| SearchError::Io {
-            dir: self.dir.clone(),
-            source,
-        })?;
-        Ok(lines)
+/// Reads the records that match, oldest first.
+pub struct Matches {
+    dir: PathBuf,
+    filter: Filter,
+    /// Of what is to be read.
+    at: Position,
+    file: Option<File>,
+    /// The segment after this one, which is complete then.
+    next: Option<u64>,
+    /// The start of a line whose end has not been read.
+    partial: Vec<u8>,
+    /// `None`: whatever is appended.
+    end: Option<Position>,
+}
+
+impl Matches {
+    /// The lines of one piece that match, each with its newline, perhaps none. `None`: there is nothing more; of a follower
+    /// until [`super::Log::head`] changes. Blocks on the disk.
+    pub fn read(&mut self) -> Result<Option<Vec<u8>>, SearchError> {
+        self.read_piece().map_err(SearchError::io(&self.dir))
     }
 
-    fn read_on(&mut self, lines: &mut Vec<String>) -> io::Result<()> {
+    fn read_piece(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
-            let file = match &mut self.file {
-                Some(file) => file,
-                closed => {
-                    let mut file = File::open(segment::path(&self.dir, self.at.segment))?;
-                    file.seek(SeekFrom::Start(self.at.offset))?;
-                    closed.insert(file)
+            let most = match self.end {
+                Some(end) if self.at >= end => return Ok(None),
+                Some(end) if self.at.segment == end.segment => end.offset - self.at.offset,
+                Some(_) | None => u64::MAX,
+            };
+            let read = self.fill(most.min(PIECE as u64))?;
+            if read > 0 {
+                self.at.offset += read as u64;
+                return Ok(Some(self.matching()));
+            }
+            match self.next.take() {
+                Some(segment) => {
+                    self.at = Position { segment, offset: 0 };
+                    self.file = None;
+                    self.partial.clear();
                 }
-            };
-            file.read_to_end(&mut self.partial)?;
-            let end = self.partial.iter().rposition(|byte| *byte == b'\n');
-            let rest = self.partial.split_off(end.map_or(0, |end| end + 1));
-            let whole = std::mem::replace(&mut self.partial, rest);
-            for line in String::from_utf8_lossy(&whole).lines() {
-                self.at.seq = seq(line).unwrap_or(self.at.seq);
-                lines.push(line.to_owned());
+                // Before the next one was made, more may have been written to this one.
+                None => match segment::after(&self.dir, self.at.segment)? {
+                    None => return Ok(None),
+                    found => self.next = found,
+                },
             }
-            // The next segment is made when this one is complete.
-            let next = self.at.seq + 1;
-            if next == self.at.segment || !segment::path(&self.dir, next).exists() {
-                return Ok(());
-            }
-            self.at = Head {
-                segment: next,
-                offset: 0,
-                ..self.at
-            };
-            self.file = None;
         }
+    }
+
+    fn fill(&mut self, most: u64) -> io::Result<usize> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            closed => {
+                let mut file = File::open(segment::path(&self.dir, self.at.segment))?;
+                file.seek(SeekFrom::Start(self.at.offset))?;
+                closed.insert(file)
+            }
+        };
+        file.take(most).read_to_end(&mut self.partial)
+    }
+
+    fn matching(&mut self) -> Vec<u8> {
+        let end = self.partial.iter().rposition(|byte| *byte == b'\n');
+        let rest = self.partial.split_off(end.map_or(0, |end| end + 1));
+        let whole = std::mem::replace(&mut self.partial, rest);
+        let mut found = Vec::new();
+        for line in whole.split_inclusive(|byte| *byte == b'\n') {
+            if self.filter.matches_bytes(line.trim_ascii_end()) {
+                found.extend_from_slice(line);
+            }
+        }
+        found
     }
 }
 

@@ -23,6 +23,13 @@ pub(super) struct SegmentFile {
     pub(super) path: PathBuf,
 }
 
+/// A place in the log: a segment, by its first `seq`, and bytes from its start.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Position {
+    pub(super) segment: u64,
+    pub(super) offset: u64,
+}
+
 /// Where the chain ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ChainTail {
@@ -57,6 +64,12 @@ pub(super) fn list(dir: &Path) -> io::Result<Vec<SegmentFile>> {
     }
     segments.sort();
     Ok(segments)
+}
+
+/// The first `seq` of the segment that follows the one with this.
+pub(super) fn after(dir: &Path, first: u64) -> io::Result<Option<u64>> {
+    let mut later = list(dir)?.into_iter().map(|segment| segment.first);
+    Ok(later.find(|later| *later > first))
 }
 
 fn first_seq(name: &str) -> Option<u64> {

@@ -12,11 +12,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// A header of `GET /v1/audit`'s answer: older records match, too, and are not in it.
+pub const CUT: &str = "agentguard-cut";
+
 /// Every answer with a status of 400 or above.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     pub error: String,
-    /// `bad-request`, `forbidden`, `not-found`, `method-not-allowed`, `conflict`, `invalid`, `internal`.
+    /// `bad-request`, `forbidden`, `not-found`, `method-not-allowed`, `conflict`, `invalid`, `busy`, `internal`.
     pub code: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub diagnostics: Vec<Diagnostic>,

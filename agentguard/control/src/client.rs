@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use agentguard_policy::Diagnostic;
 use agentguard_sys::peer::Peer;
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream::{self, Stream};
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::api::Problem;
+use super::api::{CUT, Problem};
 
 /// A policy apply waits for the kernel and the forwarder; nothing takes longer.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -62,6 +62,13 @@ pub struct Client {
     is_daemon: Box<Check>,
 }
 
+/// An answer of lines.
+pub struct Lines<S> {
+    pub lines: S,
+    /// There are older ones that the answer does not have.
+    pub is_cut: bool,
+}
+
 impl Client {
     /// Asks at `socket` whom `is_daemon` takes for the daemon.
     pub fn new(
@@ -93,32 +100,40 @@ impl Client {
     pub async fn lines(
         &self,
         path: &str,
-    ) -> Result<impl Stream<Item = anyhow::Result<String>> + use<>, ClientError> {
-        let body = self.ask(Method::GET, path, Bytes::new()).await?;
-        Ok(stream::try_unfold(
-            (body, Vec::new()),
-            |(mut body, mut held)| async move {
-                loop {
-                    if let Some(end) = held.iter().position(|byte| *byte == b'\n') {
-                        let rest = held.split_off(end + 1);
-                        held.pop();
-                        let line = String::from_utf8(held)?;
-                        return Ok(Some((line, (body, rest))));
-                    }
-                    match body.frame().await.transpose()? {
-                        Some(frame) => {
-                            if let Some(data) = frame.data_ref() {
-                                held.extend_from_slice(data);
-                            }
-                        }
-                        None => return Ok(None),
-                    }
+    ) -> Result<Lines<impl Stream<Item = anyhow::Result<String>> + use<>>, ClientError> {
+        let answer = self.ask(Method::GET, path, Bytes::new()).await?;
+        let is_cut = answer.headers().contains_key(CUT);
+        let read = (answer.into_body(), BytesMut::new());
+        let lines = stream::try_unfold(read, |(mut body, mut held)| async move {
+            let mut searched = 0;
+            loop {
+                let end = held[searched..].iter().position(|byte| *byte == b'\n');
+                if let Some(end) = end {
+                    let line = held.split_to(searched + end);
+                    held.advance(1);
+                    let line = str::from_utf8(&line)?.to_owned();
+                    return Ok(Some((line, (body, held))));
                 }
-            },
-        ))
+                searched = held.len();
+                match body.frame().await.transpose()? {
+                    Some(frame) => {
+                        if let Some(data) = frame.data_ref() {
+                            held.extend_from_slice(data);
+                        }
+                    }
+                    None => return Ok(None),
+                }
+            }
+        });
+        Ok(Lines { lines, is_cut })
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Incoming, ClientError> {
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
         let unreachable = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
                 ClientError::Forbidden(format!("`{}`: {error}", self.socket.display()))
@@ -153,9 +168,9 @@ impl Client {
             .map_err(|_| ClientError::Protocol("it closed the connection".into()))?;
         let status = answer.status();
         if status.is_success() {
-            return Ok(answer.into_body());
+            return Ok(answer);
         }
-        let problem: Problem = read(answer.into_body()).await?;
+        let problem: Problem = read(answer).await?;
         Err(match status {
             StatusCode::FORBIDDEN => ClientError::Forbidden(problem.error),
             StatusCode::UNPROCESSABLE_ENTITY => ClientError::Invalid {
@@ -167,8 +182,13 @@ impl Client {
     }
 }
 
-async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, ClientError> {
-    let bytes = body.collect().await.map_err(protocol)?.to_bytes();
+async fn read<T: DeserializeOwned>(answer: Response<Incoming>) -> Result<T, ClientError> {
+    let bytes = answer
+        .into_body()
+        .collect()
+        .await
+        .map_err(protocol)?
+        .to_bytes();
     serde_json::from_slice(&bytes).map_err(protocol)
 }
 

@@ -123,6 +123,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         books: Arc::new(books),
         forwarder,
         authority: Arc::new(authority),
+        searches: Arc::default(),
         ending: Ending::default(),
     };
     if let Some(alarm) = unusable {

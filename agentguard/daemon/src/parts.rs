@@ -19,6 +19,7 @@ use crate::roster::Roster;
 use crate::roster::change::Changes;
 use crate::roster::registration::Registrar;
 use crate::roster::tasks::Supervision;
+use crate::serve::Searches;
 
 #[derive(Clone)]
 pub struct Parts {
@@ -30,6 +31,7 @@ pub struct Parts {
     pub books: Arc<Books>,
     pub forwarder: ForwarderLink,
     pub authority: Arc<Authority>,
+    pub searches: Arc<Searches>,
     pub ending: Ending,
 }
 

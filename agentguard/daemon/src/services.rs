@@ -50,6 +50,7 @@ impl Services {
             books,
             forwarder,
             authority,
+            searches: _,
             ending,
         } = parts;
         let stop = || ending.stop.clone();

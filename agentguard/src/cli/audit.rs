@@ -4,19 +4,24 @@ mod table;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::process::ExitCode;
 
 use agentguard_audit::search::Filter;
 use agentguard_audit::verify::{VerifyError, verify};
+use agentguard_control::client::Lines;
 use agentguard_daemon::config::Config;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 
 use self::table::RecordTable;
 use super::printable::printable_json;
+
+/// Records whose widths a table is made for; those that follow have to fit.
+const FITTED: usize = 1000;
+const OLDER: &str = "older records match, too, and are not shown: give --until the time of the first one to see what is before it, or narrow the search";
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum AuditCommand {
@@ -100,7 +105,7 @@ pub struct Verify {
 pub async fn run<S>(
     command: &AuditCommand,
     config: &Config,
-    fetch: impl AsyncFnOnce(&str) -> anyhow::Result<S>,
+    fetch: impl AsyncFnOnce(&str) -> anyhow::Result<Lines<S>>,
 ) -> anyhow::Result<ExitCode>
 where
     S: Stream<Item = anyhow::Result<String>>,
@@ -112,8 +117,12 @@ where
             check(&config.paths.state.join("audit"), options, &mut out)
         }
         asking => {
-            let lines = fetch(&asking.path()).await?;
-            print(asking, lines, &mut out, colour).await
+            let Lines { lines, is_cut } = fetch(&asking.path()).await?;
+            let printed = print(asking, lines, &mut out, colour).await;
+            if is_cut && printed.is_ok() {
+                eprintln!("agentguard: {OLDER}");
+            }
+            printed
         }
     };
     match done {
@@ -192,31 +201,40 @@ async fn print(
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let mut all = Vec::new();
-    while let Some(line) = lines.next().await.transpose()? {
-        all.push(line);
-    }
     match command {
-        AuditCommand::Search(search) if search.json => array(&all, out)?,
-        AuditCommand::Show(show) => one(show, &all, out)?,
-        _ => {
-            let table = RecordTable::fitting(&all, colour);
+        AuditCommand::Search(search) if search.json => array(lines, out).await?,
+        AuditCommand::Show(show) => {
+            let found: Vec<String> = lines.try_collect().await?;
+            one(show, &found, out)?;
+        }
+        AuditCommand::Search(_) | AuditCommand::Tail(_) | AuditCommand::Verify(_) => {
+            let mut all = lines.as_mut();
+            let first: Vec<String> = all.by_ref().take(FITTED).try_collect().await?;
+            let table = RecordTable::fitting(&first, colour);
             writeln!(out, "{}", table.header())?;
-            for line in &all {
+            for line in &first {
                 writeln!(out, "{}", table.row(line))?;
+            }
+            while let Some(line) = all.next().await.transpose()? {
+                writeln!(out, "{}", table.row(&line))?;
             }
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn array(lines: &[String], out: &mut impl Write) -> io::Result<()> {
-    let between = |at: usize| if at + 1 < lines.len() { "," } else { "" };
-    writeln!(out, "[")?;
-    for (at, line) in lines.iter().enumerate() {
-        writeln!(out, "{}{}", printable_json(line), between(at))?;
+async fn array(
+    mut lines: Pin<&mut impl Stream<Item = anyhow::Result<String>>>,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    write!(out, "[")?;
+    let mut between = "\n";
+    while let Some(line) = lines.next().await.transpose()? {
+        write!(out, "{between}{}", printable_json(&line))?;
+        between = ",\n";
     }
-    writeln!(out, "]")
+    writeln!(out, "\n]")?;
+    Ok(())
 }
 
 fn one(show: &Show, lines: &[String], out: &mut impl Write) -> anyhow::Result<()> {

@@ -14,5 +14,6 @@ mod own_tasks;
 mod records;
 mod restart;
 mod run;
+mod search;
 mod storm;
 mod tasks;

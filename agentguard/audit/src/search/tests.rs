@@ -9,6 +9,42 @@ use crate::Durability;
 use crate::Log;
 use crate::fixture::{append, draft, files, filled};
 
+const ALL: Bounds = Bounds {
+    records: usize::MAX,
+    bytes: usize::MAX,
+};
+
+/// Where the log ends that nobody writes.
+fn head(dir: &Path) -> Head {
+    let last = segment::list(dir).unwrap().pop().unwrap();
+    let offset = fs::metadata(&last.path).unwrap().len();
+    Head {
+        seq: 0,
+        end: Position {
+            segment: last.first,
+            offset,
+        },
+    }
+}
+
+fn begun(dir: &Path, query: &str, bounds: Bounds, head: Head) -> Search {
+    let filter = Filter::from_query(query).unwrap();
+    let mut search = Search::new(dir, filter, bounds, head).unwrap();
+    while !search.step().unwrap() {}
+    search
+}
+
+/// The lines that can be read now.
+fn read(matches: &mut Matches) -> Vec<String> {
+    let pieces = std::iter::from_fn(|| matches.read().unwrap());
+    let text = String::from_utf8(pieces.flatten().collect()).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn search(dir: &Path, query: &str) -> Vec<String> {
+    read(&mut begun(dir, query, ALL, head(dir)).matches(false))
+}
+
 fn resources(lines: &[String]) -> Vec<String> {
     lines
         .iter()
@@ -111,7 +147,7 @@ fn filters() {
         ),
         ("id=03", "evil.example"),
     ] {
-        let found = search(dir.path(), &Filter::from_query(query).unwrap()).unwrap();
+        let found = search(dir.path(), query);
         assert_eq!(resources(&found).join(" "), expected, "{query}");
     }
 }
@@ -154,7 +190,7 @@ fn long_lines_and_many_segments_are_read_backwards() {
         append(&mut log, &draft(name));
     }
     assert!(files(dir.path()).len() > 3);
-    let found = search(dir.path(), &Filter::default()).unwrap();
+    let found = search(dir.path(), "");
     assert_eq!(resources(&found), names);
 }
 
@@ -166,7 +202,7 @@ fn what_is_being_written_is_left_out() {
     let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
     for partial in ["{", "\"time\":\"2026"] {
         file.write_all(partial.as_bytes()).unwrap();
-        let found = search(dir.path(), &Filter::default()).unwrap();
+        let found = search(dir.path(), "");
         assert_eq!(resources(&found), ["h1.example", "h2.example"]);
     }
 }
@@ -180,11 +216,11 @@ async fn following_misses_and_repeats_nothing() {
     }
     let mut head = log.head();
     let seen = *head.borrow_and_update();
-    // Appended between the head and the search: must come once.
+    // Appended between the head and the search: is for the follower.
     append(&mut log, &draft("5"));
-    let filter = Filter::from_query("limit=3").unwrap();
-    let (last, mut follow) = tail(dir.path(), &filter, seen).unwrap();
-    assert_eq!(resources(&last), ["3", "4"]);
+    let search = begun(dir.path(), "limit=3", ALL, seen);
+    let mut follow = search.matches(true);
+    assert_eq!(resources(&read(&mut follow)), ["2", "3", "4", "5"]);
 
     let writer = std::thread::spawn(move || {
         for n in 6..500 {
@@ -193,13 +229,63 @@ async fn following_misses_and_repeats_nothing() {
     });
     let mut found = Vec::new();
     while found.last().is_none_or(|last| last != "499") {
-        let lines = follow.read().unwrap();
+        let lines = read(&mut follow);
         found.extend(resources(&lines));
         if lines.is_empty() {
             head.changed().await.unwrap();
         }
     }
     writer.join().unwrap();
-    let expected: Vec<String> = (5..500).map(|n| n.to_string()).collect();
+    let expected: Vec<String> = (6..500).map(|n| n.to_string()).collect();
     assert_eq!(found, expected);
+}
+
+#[test]
+fn an_answer_has_the_newest_that_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 9, 1500);
+    let line = search(dir.path(), "limit=1")[0].len() + 1;
+    for (query, records, bytes, count, is_cut) in [
+        ("", 9, usize::MAX, 9, false),
+        ("", 4, usize::MAX, 4, true),
+        ("limit=4", 4, usize::MAX, 4, false),
+        ("limit=5", 4, usize::MAX, 4, true),
+        ("resource=h2", 1, usize::MAX, 1, false),
+        ("", 9, 3 * line, 3, true),
+        ("", 9, line - 1, 0, true),
+    ] {
+        let search = begun(
+            dir.path(),
+            query,
+            Bounds { records, bytes },
+            head(dir.path()),
+        );
+        assert_eq!(search.is_cut(), is_cut, "{query} {records} {bytes}");
+        let found = resources(&read(&mut search.matches(false)));
+        let newest: Vec<String> = (10 - count..=9).map(|n| format!("h{n}.example")).collect();
+        let expected = if query.contains("h2") {
+            vec!["h2.example".to_owned()]
+        } else {
+            newest
+        };
+        assert_eq!(found, expected, "{query} {records} {bytes}");
+    }
+}
+
+#[test]
+fn no_step_and_no_read_is_more_than_a_piece() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 2_000, u64::MAX);
+    let bytes = fs::metadata(&files(dir.path())[0]).unwrap().len() as usize;
+    assert!(bytes > 3 * PIECE);
+    let mut search = Search::new(dir.path(), Filter::default(), ALL, head(dir.path())).unwrap();
+    let mut steps = 1;
+    while !search.step().unwrap() {
+        steps += 1;
+    }
+    assert!(steps > bytes / (PIECE + 4096), "{steps} steps");
+    let mut matches = search.matches(false);
+    while let Some(found) = matches.read().unwrap() {
+        assert!(found.len() < PIECE + 4096 && matches.partial.capacity() < 2 * PIECE);
+    }
 }

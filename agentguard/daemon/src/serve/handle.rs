@@ -75,7 +75,7 @@ async fn serve(
         .map_err(|refused| ControlError::new(ErrorCode::Forbidden, refused))?;
     match found.route {
         Route::Status => Ok(json(&view::status(parts))),
-        Route::Audit => records::answer(parts, request.uri().query().unwrap_or("")).await,
+        Route::Audit => records::answer(parts, peer, request.uri().query().unwrap_or("")).await,
         Route::Authority => Ok(json(parts.authority.info())),
         Route::Run => run(parts, peer, body(request, BODY).await?).await,
         Route::Tasks => {

@@ -23,11 +23,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 
 use self::places::Places;
+pub use self::records::Searches;
 use crate::Parts;
 use crate::lock::lock;
 
 /// How long a caller may take to send a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
+
+/// Connections at once, of root, of those with a role, of agents and of everyone else each.
+const CONNECTIONS: usize = 128;
+/// Of these one user's, root's own aside.
+const SHARE: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on the control socket `{}`: {source}", path.display())]
@@ -54,7 +60,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
 
 /// Serves until the daemon stops.
 pub async fn serve(parts: Parts, listener: UnixListener) {
-    let places = Places::default();
+    let places = Places::new(CONNECTIONS, SHARE);
     let connections = tokio_util::task::TaskTracker::new();
     loop {
         let stream = tokio::select! {

@@ -1,5 +1,6 @@
-//! Connections to the control socket at once. Root has places of its own, those with a role have, and agents, which get no
-//! further than a refusal; of each kind nobody gets more than a share. So no user keeps another out, and no agent its user.
+//! Connections to the control socket at once, and searches of the audit log. Root has places of its own, those with a role
+//! have, and agents, which get no further than a refusal; of each kind nobody gets more than a share. So no user keeps another
+//! out, and no agent its user.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -9,11 +10,6 @@ use agentguard_sys::peer::Peer;
 use super::access;
 use crate::host::config::RoleGrant;
 use crate::lock::lock;
-
-/// Of each kind, over all users.
-const PLACES: usize = 128;
-/// Of one user, root's own aside.
-const SHARE: usize = 32;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Kind {
@@ -25,18 +21,30 @@ enum Kind {
     Other,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Places {
+    /// Of each kind, over all users.
+    all: usize,
+    /// Of one user, root's own aside.
+    share: usize,
     taken: Arc<Mutex<HashMap<(Kind, u32), usize>>>,
 }
 
-/// One connection's, for as long as it is held.
+/// One connection's or search's, for as long as it is held.
 pub(super) struct CallerPlace {
     of: (Kind, u32),
     places: Places,
 }
 
 impl Places {
+    pub(super) fn new(all: usize, share: usize) -> Self {
+        Self {
+            all,
+            share,
+            taken: Arc::default(),
+        }
+    }
+
     /// `None`: the caller's user has its share, or everyone together all there are.
     pub(super) fn take(
         &self,
@@ -61,8 +69,12 @@ impl Places {
             .map(|(_, count)| count)
             .sum();
         let own = taken.entry((kind, uid)).or_default();
-        let share = if kind == Kind::Root { PLACES } else { SHARE };
-        if all >= PLACES || *own >= share {
+        let share = if kind == Kind::Root {
+            self.all
+        } else {
+            self.share
+        };
+        if all >= self.all || *own >= share {
             return None;
         }
         *own += 1;
@@ -87,9 +99,12 @@ impl Drop for CallerPlace {
 mod tests {
     use super::*;
 
+    const PLACES: usize = 128;
+    const SHARE: usize = 32;
+
     #[test]
     fn nobody_keeps_others_out() {
-        let places = Places::default();
+        let places = Places::new(PLACES, SHARE);
         let fill = |kind, uid| -> Vec<CallerPlace> {
             std::iter::from_fn(|| places.take_of(kind, uid)).collect()
         };

@@ -1,6 +1,6 @@
 //! What a caller of the control socket gets: JSON, lines of it as they come, or why not.
 
-use std::convert::Infallible;
+use std::io;
 
 use agentguard_control::api::Problem;
 use agentguard_policy::Diagnostic;
@@ -12,7 +12,8 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use serde::Serialize;
 
-pub(super) type ControlResponse = Response<BoxBody<Bytes, Infallible>>;
+/// A body that ends with an error is cut off, so that its caller sees that it is not whole.
+pub(super) type ControlResponse = Response<BoxBody<Bytes, io::Error>>;
 
 /// The kinds of errors, each with its status and the code that scripts compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,7 @@ pub(super) enum ErrorCode {
     MethodNotAllowed,
     Conflict,
     Invalid,
+    Busy,
     Internal,
 }
 
@@ -35,6 +37,7 @@ impl ErrorCode {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict => StatusCode::CONFLICT,
             Self::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -47,6 +50,7 @@ impl ErrorCode {
             Self::MethodNotAllowed => "method-not-allowed",
             Self::Conflict => "conflict",
             Self::Invalid => "invalid",
+            Self::Busy => "busy",
             Self::Internal => "internal",
         }
     }
@@ -109,8 +113,10 @@ pub(super) fn json(value: &impl Serialize) -> ControlResponse {
     encode(StatusCode::OK, value)
 }
 
-pub(super) fn lines(lines: impl Stream<Item = Bytes> + Send + Sync + 'static) -> ControlResponse {
-    let frames = futures_util::StreamExt::map(lines, |line| Ok(Frame::data(line)));
+pub(super) fn lines(
+    lines: impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static,
+) -> ControlResponse {
+    let frames = futures_util::TryStreamExt::map_ok(lines, Frame::data);
     let body = BodyExt::boxed(StreamBody::new(frames));
     respond(StatusCode::OK, "application/x-ndjson", body)
 }
@@ -118,14 +124,15 @@ pub(super) fn lines(lines: impl Stream<Item = Bytes> + Send + Sync + 'static) ->
 fn encode(status: StatusCode, value: &impl Serialize) -> ControlResponse {
     let mut body = serde_json::to_vec(value).unwrap_or_default();
     body.push(b'\n');
-    let body = Full::new(Bytes::from(body)).boxed();
+    let body = Full::new(Bytes::from(body)).map_err(|never| match never {});
+    let body = body.boxed();
     respond(status, "application/json", body)
 }
 
 fn respond(
     status: StatusCode,
     kind: &'static str,
-    body: BoxBody<Bytes, Infallible>,
+    body: BoxBody<Bytes, io::Error>,
 ) -> ControlResponse {
     let mut response = Response::new(body);
     *response.status_mut() = status;

@@ -44,8 +44,8 @@ routes! {
         "" => "`Status`: forwarder, bundle, hooks, guarantees, drops, audit log, alarms",
         "How the daemon is, and what holds on this host.";
     Audit: GET "/v1/audit", Look,
-        "query: the filters of `agentguard audit`, and `follow=true`" => "records, one JSON object a line",
-        "The audit records that match, oldest first; with `follow=true` also those to come.";
+        "query: the filters of `agentguard audit`, and `follow=true`" => "records, one JSON object a line; with the header `agentguard-cut: true` where older ones match, too",
+        "The newest audit records that match, 100,000 and 64 MiB at most, oldest first; with `follow=true` also those to come.";
     Authority: GET "/v1/ca", Trust,
         "" => "`Info`: the certificate as PEM, its digest and its validity",
         "The certificate of this host's CA.";
