@@ -191,7 +191,9 @@ pub(crate) fn head(
     if let Some(request) = &mut entry.request
         && let Ok(path) = CanonicalPath::parse(parts.uri.path())
     {
-        request.path = path.as_str().to_owned();
+        let policy = &exchange.docket.policy;
+        let shown = policy.shown_path(&target.host, target.port, path.as_str());
+        request.path = shown.into_owned();
     }
     framing::check(parts, head)?;
     Ok(target)

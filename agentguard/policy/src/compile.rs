@@ -88,6 +88,7 @@ pub(super) fn compile(
                 exact: file.exact,
             }),
             reads_bodies: file.reads_bodies,
+            private_paths: file.private_paths.clone(),
         };
         facts.insert(&file.host, known);
     }

@@ -35,7 +35,7 @@ impl Policy {
                     return Decision::Permit(permit);
                 }
                 let agent = judgement.agent;
-                let (who, tried) = who_and_what(agent, input, None);
+                let (who, tried) = who_and_what(agent, input, &self.shown(input, None));
                 Decision::Owing(Box::new(permit.owing(Owed {
                     charges,
                     observed: agent.is_some_and(|agent| agent.agent.observe),
@@ -49,7 +49,7 @@ impl Policy {
                     detail: detail(
                         judgement.agent,
                         input,
-                        judgement.read_as.as_deref(),
+                        &self.shown(input, judgement.read_as.as_deref()),
                         &refusal,
                     ),
                     policies: refusal.policies(),

@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 use cedar_policy::{Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
 
 use super::Agent;
+use super::glob::PathPattern;
 use super::host::{HostMap, HostPattern};
 use super::parse::UNKNOWN_RISK;
 use super::requests::Requests;
@@ -24,6 +25,8 @@ pub(super) struct HostFacts {
     pub data: Vec<String>,
     pub requests: Arc<Requests>,
     pub reads_bodies: bool,
+    /// Whose wildcards stand for what is not recorded.
+    pub private_paths: Vec<PathPattern>,
 }
 
 impl HostFacts {
@@ -33,6 +36,7 @@ impl HostFacts {
             data: Vec::new(),
             requests: Arc::default(),
             reads_bodies: false,
+            private_paths: Vec::new(),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use agentguard_record::secret::PRIVATE;
+
 use super::path::CanonicalPath;
 use super::reading::{fold, without_slash};
 
@@ -78,6 +80,35 @@ impl PathPattern {
 
     pub(crate) fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// Whether what its wildcards stand for can be told by position: some are there, and `**` is nowhere but at the end.
+    pub(crate) fn can_hide(&self) -> bool {
+        let is_literal = |segment: &PatternSegment| matches!(segment, PatternSegment::Literal(_));
+        let before_last = self
+            .segments
+            .split_last()
+            .map_or(&[][..], |(_, before)| before);
+        !self.segments.iter().all(is_literal) && !before_last.contains(&PatternSegment::Any)
+    }
+
+    /// The path without the segments that the wildcards stand for. `None`: no server takes it for one that matches.
+    pub(crate) fn hide(&self, path: &str) -> Option<String> {
+        let is_meant = self.matches(path) || self.lenient().matches(&without_slash(&fold(path)));
+        if !is_meant {
+            return None;
+        }
+        let mut shown = String::with_capacity(path.len());
+        for (at, segment) in split(path).into_iter().enumerate() {
+            shown.push('/');
+            let is_shown = match self.segments.get(at) {
+                Some(PatternSegment::Literal(_)) => true,
+                Some(PatternSegment::One | PatternSegment::Part(_) | PatternSegment::Any)
+                | None => segment.is_empty(),
+            };
+            shown.push_str(if is_shown { segment } else { PRIVATE });
+        }
+        Some(shown)
     }
 
     pub(crate) fn matches(&self, path: &str) -> bool {
@@ -315,6 +346,41 @@ mod tests {
                 PathPattern::parse(pattern).unwrap().matches(path),
                 expected,
                 "{pattern} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn wildcards_hide_what_they_stand_for() {
+        for (pattern, path, expected) in [
+            (
+                "/services/*/*/*",
+                "/services/T0/B0/x1",
+                Some("/services/[private]/[private]/[private]"),
+            ),
+            (
+                "/services/*/*/*",
+                "/Services/T0/B0/x1/",
+                Some("/Services/[private]/[private]/[private]/"),
+            ),
+            ("/services/*/*/*", "/services/T0/B0", None),
+            (
+                "/services/*/*/*",
+                "/services/[private]/[private]/[private]",
+                Some("/services/[private]/[private]/[private]"),
+            ),
+            ("/bot*/send", "/bot12:ab/send", Some("/[private]/send")),
+            ("/hook/**", "/hook/a/b", Some("/hook/[private]/[private]")),
+            ("/hook/**", "/hook", Some("/hook")),
+        ] {
+            let pattern = PathPattern::parse(pattern).unwrap();
+            assert!(pattern.can_hide());
+            assert_eq!(pattern.hide(path).as_deref(), expected, "{path}");
+        }
+        for pattern in ["/services", "/**/x", "/a/**/b/*"] {
+            assert!(
+                !PathPattern::parse(pattern).unwrap().can_hide(),
+                "{pattern}"
             );
         }
     }

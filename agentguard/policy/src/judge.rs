@@ -114,9 +114,9 @@ impl Policy {
             outcome: JudgeOutcome::Refused(PolicyRefusal::UnknownAgent),
         };
         let facts = &mut judgement.facts;
-        if let Action::Request { method, path, .. } = &input.action {
+        if let Action::Request { method, .. } = &input.action {
             facts.insert("method".into(), bounded(method));
-            facts.insert("path".into(), bounded(path.as_str()));
+            facts.insert("path".into(), bounded(&self.shown(input, None).path));
         }
         for (name, value) in &readings.facts {
             facts.insert(name.clone(), bounded(value));
@@ -139,7 +139,7 @@ impl Policy {
                 let detail = bounded(failed.detail());
                 judgement.facts.insert("lookup_failed".into(), detail);
             }
-            if let Some(read_as) = &refused.read_as {
+            if let Some(read_as) = self.shown(input, refused.read_as.as_deref()).read_as {
                 judgement.facts.insert("read_as".into(), bounded(read_as));
             }
             judgement.read_as = refused.read_as;

@@ -36,6 +36,7 @@ mod path;
 mod permissions;
 mod permit;
 mod prepare;
+mod privacy;
 mod question;
 mod reading;
 mod reads;

@@ -7,6 +7,7 @@ use agentguard_record::DenyReason;
 use super::body::BodyFault;
 use super::compile::CompiledAgent;
 use super::facts::short;
+use super::privacy::Shown;
 use super::task::Outside;
 use super::{Action, Input};
 
@@ -117,24 +118,24 @@ impl PolicyRefusal {
     }
 }
 
-/// Who, and what it tried, as sentences have them. `read_as`: what it may be taken for, if that decides.
+/// Who, and what it tried, as sentences have them; with what it may be taken for, if that decides.
 pub(super) fn who_and_what(
     agent: Option<&CompiledAgent>,
     input: &Input<'_>,
-    read_as: Option<&str>,
+    shown: &Shown<'_>,
 ) -> (String, String) {
     let host = input.host.id(input.port);
     let mut tried = match &input.action {
         Action::Connect => format!("connect to `{host}`"),
-        Action::Request { method, path, .. } => {
+        Action::Request { method, .. } => {
             format!(
                 "{} `{}` at `{host}`",
                 super::host::show(method),
-                short(path.as_str())
+                short(&shown.path)
             )
         }
     };
-    if let Some(read_as) = read_as {
+    if let Some(read_as) = shown.read_as {
         tried.push_str(&format!(", which some servers take for {read_as}"));
     }
     let who = agent.map_or("this agent".to_owned(), |agent| {
@@ -147,17 +148,17 @@ pub(super) fn who_and_what(
 pub(super) fn detail(
     agent: Option<&CompiledAgent>,
     input: &Input<'_>,
-    read_as: Option<&str>,
+    shown: &Shown<'_>,
     refusal: &PolicyRefusal,
 ) -> String {
     let host = input.host.id(input.port);
-    let (who, tried) = who_and_what(agent, input, read_as);
+    let (who, tried) = who_and_what(agent, input, shown);
     match refusal {
         PolicyRefusal::UnknownAgent => {
             "This agent is not part of the policy in force, so nothing it asks for is allowed."
                 .to_owned()
         }
-        PolicyRefusal::NoReach if read_as.is_some() => format!(
+        PolicyRefusal::NoReach if shown.read_as.is_some() => format!(
             "The policy of {who} permits {tried}, at no host like that; leave out the header that names it."
         ),
         PolicyRefusal::NoReach => format!(

@@ -5,6 +5,7 @@ mod recorded;
 mod tests;
 
 use agentguard_common::abi::AgentId;
+use agentguard_record::secret::PRIVATE;
 use agentguard_record::{self as record, DenyReason};
 use http::HeaderMap;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -31,6 +32,8 @@ pub enum ReplayGap {
     Attribute(AttributeName),
     /// A secret, of which the record has the digest alone.
     Secret,
+    /// A segment of the path, which is private.
+    Path,
     /// A value longer than a record keeps.
     Long,
     /// More values than a record keeps.
@@ -55,6 +58,7 @@ impl ReplayGap {
             Self::Lookup => "the new rules read what is looked up, and not as the old ones did",
             Self::Attribute(name) => name.missing(),
             Self::Secret => "the new rules read a secret, which is not in the record",
+            Self::Path => "the path has private segments, which are not in the record",
             Self::Long => "the new rules read a value that is longer than records keep",
             Self::Many => "the new rules read values, and there were more than records keep",
             Self::Ambiguous => "the new rules read what then could not be read, or in two ways",
@@ -116,6 +120,9 @@ impl Policy {
         recorded: &RecordedAct<'_>,
         decided_by: Option<&Self>,
     ) -> Result<ReplayedDecision, ReplayGap> {
+        if recorded.path.contains(PRIVATE) {
+            return Err(ReplayGap::Path);
+        }
         let host = HostName::parse(recorded.host).map_err(|_| ReplayGap::Request)?;
         let path = CanonicalPath::parse(recorded.path).map_err(|_| ReplayGap::Request)?;
         // What leads to another reading is in the record whatever rules read.

@@ -10,6 +10,7 @@ mod draft;
 pub mod guarantee;
 mod meta;
 mod reason;
+pub mod secret;
 
 pub use self::action::ActionName;
 pub use self::actor::Actor;

@@ -200,10 +200,11 @@ fn make_executable(path: &Path) {
 #[test]
 fn a_record_says_what_was_run_where_and_by_whom() {
     let site = Site::new();
-    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &exec("")));
+    let bundle = Bundle::new(1).agent("probe", &exec("arguments = \"record\"\n"));
+    let guard = Guard::start(&site, &bundle);
     let env = real("/usr/bin/env");
     guard.agent("probe").python_code(&format!(
-        "os.chdir('/usr'); os.execv({env:?}, ['env', 'a b', ''])"
+        "os.chdir('/usr'); os.execv({env:?}, ['env', 'a b', '', 'K=AKIA0123456789ABCDEF'])"
     ));
     let records = execs(&guard);
     let record = records.iter().find(|record| record.resource() == env);
@@ -212,8 +213,11 @@ fn a_record_says_what_was_run_where_and_by_whom() {
     assert_eq!(record.text("/process/exe"), env);
     assert_eq!(record.text("/process/cwd"), "/usr");
     let arguments = record.0.pointer("/process/arguments").expect("recorded");
-    assert_eq!(*arguments, serde_json::json!(["env", "a b", ""]));
-    assert_eq!(record.number("/process/arguments_bytes"), 9);
+    assert_eq!(
+        *arguments,
+        serde_json::json!(["env", "a b", "", "K=AKIA[private]"])
+    );
+    assert_eq!(record.number("/process/arguments_bytes"), 32);
     let parents = record.0.pointer("/process/parents").expect("a chain");
     assert!(
         parents
@@ -223,10 +227,9 @@ fn a_record_says_what_was_run_where_and_by_whom() {
 }
 
 #[test]
-fn private_arguments_leave_no_trace() {
+fn arguments_leave_no_trace_unless_a_bundle_says_so() {
     let site = Site::new();
-    let bundle = Bundle::new(1).agent("probe", &exec("arguments = \"private\"\n"));
-    let guard = Guard::start(&site, &bundle);
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &exec("")));
     let env = real("/usr/bin/env");
     guard
         .agent("probe")

@@ -216,7 +216,7 @@ fn a_log_that_cannot_be_written_stops_agents() {
     let site = Site::new();
     let origin = Nginx::start(&site);
     fs::create_dir_all(site.audit_dir()).expect("made");
-    let full = Small::mount(&site.audit_dir());
+    let full = Small::mount(&site.audit_dir(), "1m");
     let guard = start(&site, &origin);
     let mut agent = dialer(&guard.agent("probe"));
     let get = format!("get {}", origin.url("/v1/x"));
@@ -231,14 +231,54 @@ fn a_log_that_cannot_be_written_stops_agents() {
     }
     assert_ne!(answer, "ok 200", "decisions went on without a log");
     full.free();
-    let deadline = std::time::Instant::now() + agentguard_tests::tools::PATIENCE;
-    while agent.tries(&get) != "ok 200" {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "still closed with room for records"
-        );
-    }
+    until(|| agent.tries(&get) == "ok 200");
     guard.cli(["audit", "verify"]).ok();
+}
+
+#[test]
+fn what_is_private_of_a_path_reaches_the_server_and_not_the_log() {
+    const TOKEN: &str = "ghp_0123456789abcdefghijABCDEFGHIJ";
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let policy = reach("origin.test", origin.port, &["GET /services/**"]);
+    let host = format!(
+        "[host]\nname = \"origin.test:{}\"\nprivate_paths = [\"/services/*/*/*\"]\n",
+        origin.port
+    );
+    let bundle = Bundle::new(1).agent("probe", &policy);
+    let guard = Guard::start(&site, &bundle.file("hosts/origin.toml", host));
+    let mut agent = dialer(&guard.agent("probe"));
+    let mut get = |path: &str| agent.tries(&format!("get {}", origin.url(path)));
+    assert_eq!(get("/services/T0sesame/B0sesame/Xsesame"), "ok 200");
+    assert_eq!(get("/Services/T0sesame/B0sesame/Xsesame"), "ok 403");
+    assert_eq!(get(&format!("/v1/{TOKEN}")), "ok 403");
+    let hits = origin.hits_below("/services/");
+    assert_eq!(hits[0].uri, "/services/T0sesame/B0sesame/Xsesame");
+    let records = guard.requests();
+    let paths: Vec<&str> = records.iter().map(Record::path).collect();
+    let hidden = "/[private]/[private]/[private]";
+    let expected = [
+        format!("/services{hidden}"),
+        format!("/Services{hidden}"),
+        "/v1/ghp_[private]".to_owned(),
+    ];
+    assert_eq!(paths, expected);
+    let files: String = segments(&site)
+        .iter()
+        .map(|file| fs::read_to_string(file).expect("text"))
+        .collect();
+    assert!(
+        !files.contains("sesame") && !files.contains(TOKEN),
+        "{files}"
+    );
+}
+
+/// Until it is so.
+fn until(mut is: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + agentguard_tests::tools::PATIENCE;
+    while !is() {
+        assert!(std::time::Instant::now() < deadline, "it is not so");
+    }
 }
 
 fn start<'site>(site: &'site Site, origin: &Nginx) -> Guard<'site> {
@@ -260,18 +300,18 @@ fn segments(site: &Site) -> Vec<PathBuf> {
     files
 }
 
-/// A file system of 1 MiB.
+/// A small file system.
 struct Small(PathBuf);
 
 impl Small {
-    fn mount(at: &std::path::Path) -> Self {
+    fn mount(at: &std::path::Path, size: &str) -> Self {
         use nix::mount::{MsFlags, mount};
         mount(
             Some("tmpfs"),
             at,
             Some("tmpfs"),
             MsFlags::empty(),
-            Some("size=1m,mode=0700"),
+            Some(&*format!("size={size},mode=0700")),
         )
         .expect("mounted");
         Self(at.to_owned())

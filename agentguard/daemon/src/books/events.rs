@@ -4,6 +4,7 @@
 
 mod draft;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use agentguard_common::abi::{AgentId, Event, EventKind};
 use agentguard_common::counter::Counter;
 use agentguard_common::verdict::Refusal;
 use agentguard_kernel::{Batch, Events, JudgedExec, KernelError, RingEvent};
+use agentguard_record::secret::without_tokens;
 use agentguard_record::{Actor, DenyReason, Draft, Operation, Outcome, Process};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -362,7 +364,10 @@ fn caller(census: &Census, event: &Event, exec: Option<&JudgedExec>) -> Option<P
         // Who it is may have changed since the program that it has was executed.
         uid: event.uid,
         cwd: exec.cwd,
-        arguments: exec.arguments,
+        arguments: exec.arguments.map(|all| {
+            let shown = all.iter().map(|argument| without_tokens(argument));
+            shown.map(Cow::into_owned).collect()
+        }),
         arguments_bytes: exec.arguments_bytes,
         ..process
     })

@@ -46,7 +46,7 @@ pub(super) fn table(report: &mut Report<'_>, table: &Table<'_>) -> Option<ExecPo
         default_allow,
         allow,
         deny,
-        private_arguments: arguments.is_some_and(|arguments| arguments.value == "private"),
+        private_arguments: arguments.is_none_or(|arguments| arguments.value == "private"),
     })
 }
 

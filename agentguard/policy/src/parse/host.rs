@@ -11,6 +11,7 @@ use super::table::{Keys, Table};
 use super::{RISKS, document};
 use crate::body::BodyBlock;
 use crate::diagnostic::{Place, Report};
+use crate::glob::PathPattern;
 use crate::host::HostPattern;
 use crate::lookup::Lookup;
 use crate::reading::Exact;
@@ -32,6 +33,8 @@ pub(crate) struct HostFile {
     pub scope: Vec<ScopeEntry>,
     /// Its server reads each request's body to its end before it takes anything for another request.
     pub reads_bodies: bool,
+    /// Whose wildcards stand for what is not recorded.
+    pub private_paths: Vec<PathPattern>,
     /// How its server does not read requests.
     pub exact: Exact,
 }
@@ -46,6 +49,7 @@ const HOST: Keys = Keys {
         "risk",
         "data",
         "reads_bodies",
+        "private_paths",
         "paths",
         "overrides",
         "parameters",
@@ -99,6 +103,7 @@ pub(crate) fn host_file(report: &mut Report<'_>, file: u32) -> Option<HostFile> 
     let reads_bodies = table
         .boolean(report, "reads_bodies")
         .is_some_and(|it| it.value);
+    let private_paths = private_paths(report, &table);
     let mut is = |key, choices: [&str; 2]| {
         let chosen = table.choice(report, key, &choices);
         chosen.is_some_and(|it| it.value == choices[0])
@@ -119,6 +124,7 @@ pub(crate) fn host_file(report: &mut Report<'_>, file: u32) -> Option<HostFile> 
             lookups,
             scope,
             reads_bodies,
+            private_paths,
             exact,
         }),
         Err(why) => {
@@ -126,4 +132,23 @@ pub(crate) fn host_file(report: &mut Report<'_>, file: u32) -> Option<HostFile> 
             None
         }
     }
+}
+
+fn private_paths(report: &mut Report<'_>, table: &Table<'_>) -> Vec<PathPattern> {
+    let mut patterns = Vec::new();
+    for path in table.strings(report, "private_paths") {
+        match PathPattern::parse(&path.value) {
+            Ok(pattern) if pattern.can_hide() => patterns.push(pattern),
+            Ok(pattern) => report.error_help(
+                path.at,
+                format!(
+                    "`{}` does not say which segments are private",
+                    pattern.as_str()
+                ),
+                "write `*` for each that is, and `**` at the end alone, for all that follow",
+            ),
+            Err(why) => report.error(path.at, why),
+        }
+    }
+    patterns
 }

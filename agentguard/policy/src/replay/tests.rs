@@ -19,6 +19,7 @@ struct Record {
     then: Then,
     method: &'static str,
     host: &'static str,
+    path: &'static str,
     task: Option<(&'static str, &'static str)>,
     exhausted: Vec<String>,
 }
@@ -29,6 +30,7 @@ fn record<const N: usize>(facts: [(&str, &str); N]) -> Record {
         then: Then::All,
         method: "POST",
         host: "h",
+        path: "/x",
         task: None,
         exhausted: Vec::new(),
     }
@@ -44,7 +46,7 @@ impl Record {
             host: self.host,
             port: 443,
             method: self.method,
-            path: "/x",
+            path: self.path,
             facts: &self.facts,
             task: self.task,
             exhausted: &self.exhausted,
@@ -90,6 +92,11 @@ fn parameters_and_headers_are_known_where_the_rules_then_read_them() {
         Err(ReplayGap::Ambiguous)
     );
     assert_eq!(unread.by(&plain, Some(&reading)), Ok("allow"));
+    let private = Record {
+        path: "/x/[private]",
+        ..kind()
+    };
+    assert_eq!(private.by(&plain, Some(&reading)), Err(ReplayGap::Path));
     let secret = rules(
         "@id(\"open\") permit (principal, action, resource) when { context.headers.hasTag(\"authorization\") };",
     );

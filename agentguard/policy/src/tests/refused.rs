@@ -498,6 +498,16 @@ fn one_mistake_gives_one_error_that_names_it() {
                 ("bundle.toml", "name = \"b\"\nserial = 1\n"),
                 (
                     "hosts/h.toml",
+                    "[host]\nname = \"h\"\nprivate_paths = [\"/a/*\", \"/a/b\"]\n",
+                ),
+            ]),
+            "hosts/h.toml:3:26: `/a/b` does not say which segments are private | write `*` for each",
+        ),
+        (
+            sources(&[
+                ("bundle.toml", "name = \"b\"\nserial = 1\n"),
+                (
+                    "hosts/h.toml",
                     "[host]\nname = \"h\"\n[[body]]\non = \"POST /x\"\n",
                 ),
             ]),
