@@ -13,6 +13,7 @@ use std::time::Instant;
 use agentguard_record::Record;
 use agentguard_sys::file::ensure_folder;
 use agentguard_sys::lock::{FolderLock, LockHolder};
+use nix::sys::statvfs::fstatvfs;
 use tokio::sync::watch;
 
 pub use self::error::LogError;
@@ -25,6 +26,11 @@ use crate::Durability;
 const SEGMENT_BYTES: u64 = 256 * 1024 * 1024;
 /// Records kept in memory while they cannot be written.
 const PENDING_BYTES: usize = 64 * 1024 * 1024;
+
+/// Of the disk, not for decisions: kills and what else operators do are recorded there when it is full for agents.
+const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+/// Of a small disk it is such a part at most.
+const RESERVE_PART: u64 = 8;
 
 /// The end of what readers can see.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,6 +150,22 @@ impl Log {
     /// Bytes that are chained and not written.
     pub fn staged(&self) -> usize {
         self.pending.len()
+    }
+
+    /// Whether decisions may be recorded: the disk has more room than what is kept for operators.
+    pub fn room(&self) -> Result<(), LogError> {
+        let disk = fstatvfs(&*self.file)
+            .map_err(|error| LogError::io("stat the file system of", &self.path)(error.into()))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.fragment_size());
+        let kept = RESERVE_BYTES.min(bytes(disk.blocks()) / RESERVE_PART);
+        match bytes(disk.blocks_available()) {
+            free if free < kept => Err(LogError::Reserve {
+                dir: self.dir.clone(),
+                free,
+                kept,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// One record: chained, written, and with [`Durability::Strict`] on disk. Gives its `seq`.

@@ -236,6 +236,33 @@ fn a_log_that_cannot_be_written_stops_agents() {
 }
 
 #[test]
+fn a_disk_that_is_full_for_agents_has_room_for_a_kill() {
+    let site = Site::new();
+    let origin = Nginx::start(&site);
+    let state = site.path("state");
+    fs::create_dir_all(&state).expect("made");
+    let disk = Small::mount(&state, "64m");
+    let guard = start(&site, &origin);
+    let mut agent = dialer(&guard.agent("probe"));
+    let get = format!("get {}", origin.url("/v1/x"));
+    assert_eq!(agent.tries(&get), "ok 200");
+    // An eighth of it is kept.
+    disk.fill_up_to(4 << 20);
+    until(|| agent.tries(&get) != "ok 200");
+    let refused = |guard: &Guard<'_>| guard.cli(["status"]).stdout;
+    until(|| refused(&guard).contains("are kept for what operators do: make room there"));
+    let kill = guard.cli(["kill", "probe", "--reason", "storm"]);
+    assert_eq!(kill.code(), 0, "{kill:#?}");
+    let is_kill = |record: &Record| record.action() == "kill" && record.text("/detail") == "storm";
+    until(|| guard.audit().iter().any(is_kill));
+    guard.cli(["revive", "probe"]).ok();
+    assert_ne!(agent.tries(&get), "ok 200", "still without room");
+    disk.free();
+    until(|| agent.tries(&get) == "ok 200");
+    guard.cli(["audit", "verify"]).ok();
+}
+
+#[test]
 fn what_is_private_of_a_path_reaches_the_server_and_not_the_log() {
     const TOKEN: &str = "ghp_0123456789abcdefghijABCDEFGHIJ";
     let site = Site::new();
@@ -319,6 +346,12 @@ impl Small {
 
     fn fill(&self) {
         let _ = fs::write(self.0.join("ballast"), vec![0; 2 << 20]);
+    }
+
+    fn fill_up_to(&self, free: u64) {
+        let disk = nix::sys::statvfs::statvfs(&self.0).expect("mounted");
+        let size = disk.blocks_available() * disk.fragment_size() - free;
+        fs::write(self.0.join("ballast"), vec![0; size as usize]).expect("room");
     }
 
     fn free(&self) {

@@ -23,6 +23,10 @@ pub enum LogError {
         "the audit log cannot be written and {PENDING_BYTES} bytes of records wait already: one record was lost"
     )]
     Full,
+    #[error(
+        "{} has {free} bytes left, and {kept} are kept for what operators do: make room there", dir.display()
+    )]
+    Reserve { dir: PathBuf, free: u64, kept: u64 },
     #[error("cannot write the record as JSON: {0}")]
     Json(#[from] serde_json::Error),
 }

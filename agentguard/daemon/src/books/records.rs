@@ -169,7 +169,8 @@ impl Writer {
         loop {
             let is_failing = !*self.available.borrow();
             let is_holding = !self.held.is_empty();
-            let takes_decisions = !is_failing || self.log.staged() < WAITING_BYTES;
+            let takes_decisions =
+                self.log.room().is_ok() && (!is_failing || self.log.staged() < WAITING_BYTES);
             let next = async {
                 tokio::select! {
                     biased;
@@ -212,7 +213,7 @@ impl Writer {
             while let Ok(done) = self.operators.try_recv() {
                 staged = staged.and(self.operated(&done));
             }
-            let result = self.log.commit();
+            let result = self.log.commit().and_then(|()| self.log.room());
             self.settle(staged.and(result));
             for reply in barriers {
                 let _ = reply.send(());

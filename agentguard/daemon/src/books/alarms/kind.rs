@@ -122,7 +122,7 @@ impl AlarmKind {
             },
             Self::NoRecords => Line {
                 begins: "no audit records, agents' requests are refused: …",
-                raised_when: "the audit log cannot be written; the writer tries again every second",
+                raised_when: "the audit log cannot be written, or its disk has no more room than is kept for what operators do (16 MiB, or an eighth of a small one); the writer tries again every second",
                 what_to_do: "Make room on the disk of the state, or mend what the error names. Requests go on by themselves once records can be written.",
             },
             Self::NothingCounted => Line {
