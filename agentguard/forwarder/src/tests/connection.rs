@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use agentguard_link::state::OpenTask;
+use agentguard_policy::{OpenedBy, Terms};
 use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use bytes::Bytes;
 use http::Request;
@@ -12,9 +14,10 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use uuid::Uuid;
 
 use super::origin::raw;
-use super::rig::{HOST, Reply, Rig, Setup, ask, head};
+use super::rig::{AGENT, HOST, Reply, Rig, Setup, USER, ask, head};
 
 const HIDDEN: &str = "DELETE /ok/secret HTTP/1.1\r\nHost: plain.test\r\n\r\n";
 
@@ -319,6 +322,62 @@ async fn who_has_authenticated_on_a_connection_has_it_alone() {
         .map(|(number, _)| number)
         .collect();
     assert_eq!(used, [0, 0, 1, 0]);
+}
+
+#[tokio::test]
+async fn another_user_or_task_of_the_agents_has_other_connections() {
+    let (rig, server, port) = careless(None).await;
+    let tasks = [1, 2].map(|id| OpenTask {
+        id: Uuid::from_u128(id),
+        opened_by: OpenedBy::Supervisor,
+        terms: Terms {
+            intent: "order paper".into(),
+            ..Terms::default()
+        },
+        ends: jiff::Timestamp::now().as_second() + 60,
+    });
+    let open = &rig.forwarder.situation.tasks;
+    open.set(AGENT, &tasks).unwrap();
+    let [first, second] = tasks.map(|task| format!("AgentGuard-Task: {}\r\n\r\n", task.id));
+    let others = USER + 1;
+    for (uid, task, expected) in [
+        (USER, &first, 0),
+        (USER, &first, 0),
+        (others, &first, 1),
+        (USER, &second, 2),
+        (others, &first, 1),
+        (USER, &first, 0),
+        (USER, &second, 2),
+    ] {
+        let mut client = rig.connect_of_user(uid, port).await;
+        let answer = send(&mut client, "GET", "/ok/a", port, task).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let (used, _) = server.requests().pop().unwrap();
+        assert_eq!(used, expected, "user {uid}, {task}");
+    }
+}
+
+#[tokio::test]
+async fn who_has_authenticated_shares_it_with_no_user_and_no_task() {
+    let (rig, server, port) = careless(None).await;
+    let token = "Authorization: NTLM TlRMTVNTUAAB\r\n\r\n";
+    let mut alice = rig.connect_of_user(USER, port).await;
+    for (rest, status) in [("\r\n", 401), (token, 200)] {
+        let answer = send(&mut alice, "GET", "/ok/ntlm", port, rest).await;
+        assert_eq!(answer.status, status);
+    }
+    let authenticated = server.requests().pop().unwrap().0;
+    for uid in [USER, USER + 1] {
+        let mut other = rig.connect_of_user(uid, port).await;
+        send(&mut other, "GET", "/ok/a", port, "\r\n").await;
+        let (used, _) = server.requests().pop().unwrap();
+        assert_ne!(used, authenticated, "user {uid}");
+    }
+    drop(alice);
+    let mut later = rig.connect_of_user(USER, port).await;
+    send(&mut later, "GET", "/ok/a", port, "\r\n").await;
+    let (used, _) = server.requests().pop().unwrap();
+    assert_ne!(used, authenticated, "after its client has gone");
 }
 
 #[tokio::test]

@@ -41,6 +41,7 @@ use super::super::spool::Spool;
 use super::origin::TestOrigin;
 
 pub(super) const AGENT: AgentId = AgentId(2);
+pub(super) const USER: u32 = 1000;
 pub(super) const HOST: &str = "origin.test";
 
 pub(super) struct Rig {
@@ -197,8 +198,8 @@ impl Rig {
 
     /// A connection of another agent's, which no bundle knows.
     pub(super) async fn connect_as_another(&self) -> TcpStream {
-        self.connect_to(self.door_of(AgentId(AGENT.0 + 1), Some(self.origin.plain)))
-            .await
+        let door = self.door_of(AgentId(AGENT.0 + 1), USER, Some(self.origin.plain));
+        self.connect_to(door).await
     }
 
     async fn connect_to(&self, door: Arc<Door>) -> TcpStream {
@@ -211,16 +212,22 @@ impl Rig {
         socket
     }
 
-    /// Where the agent's connections to `port` come in; `None`: nobody's.
-    pub(super) fn door(&self, port: Option<u16>) -> Arc<Door> {
-        self.door_of(AGENT, port)
+    /// A connection of a process of the agent's that another user runs.
+    pub(super) async fn connect_of_user(&self, uid: u32, port: u16) -> TcpStream {
+        self.connect_to(self.door_of(AGENT, uid, Some(port))).await
     }
 
-    fn door_of(&self, agent: AgentId, port: Option<u16>) -> Arc<Door> {
+    /// Where the agent's connections to `port` come in; `None`: nobody's.
+    pub(super) fn door(&self, port: Option<u16>) -> Arc<Door> {
+        self.door_of(AGENT, USER, port)
+    }
+
+    fn door_of(&self, agent: AgentId, uid: u32, port: Option<u16>) -> Arc<Door> {
         Arc::new(Door {
             forwarder: self.forwarder.clone(),
             origins: Arc::new(Fixed {
                 agent,
+                uid,
                 port,
                 last: AtomicU64::new(0),
             }),
@@ -449,6 +456,7 @@ impl Signer {
 /// Every connection is the agent's, to one port; `None`: nobody's.
 struct Fixed {
     agent: AgentId,
+    uid: u32,
     port: Option<u16>,
     last: AtomicU64,
 }
@@ -463,7 +471,7 @@ impl OriginSource for Fixed {
         Ok(self.port.map(|port| Origin {
             agent: self.agent,
             tgid: 77,
-            uid: 1000,
+            uid: self.uid,
             port,
             proto: 6,
             family: 4,

@@ -130,12 +130,14 @@ impl Upstreams {
         mut call: UpstreamCall,
     ) -> Result<UpstreamAnswer, UpstreamFault> {
         let permit = recorded.permit();
+        let tasks = permit.covered().iter().flat_map(|covering| &covering.tasks);
         let mut key = PoolKey {
             tls: call.scheme == Scheme::HTTPS,
             host: permit.host().clone(),
             port: permit.port(),
             http2: call.http2,
             uid: pools.uid,
+            tasks: tasks.copied().collect(),
         };
         let authenticates = credentials::of_a_connection(call.request.headers());
         let pool = pools.of(&mut key, authenticates);

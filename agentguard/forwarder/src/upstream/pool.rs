@@ -13,6 +13,7 @@ use agentguard_policy::HostName;
 use agentguard_record::UpstreamInfo;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
+use uuid::Uuid;
 
 use super::Tls;
 use super::dial::Wire;
@@ -35,6 +36,8 @@ pub(crate) struct PoolKey {
     pub http2: bool,
     /// Whose process asks: what one user of an agent's has done on a connection is not another's.
     pub uid: u32,
+    /// The tasks that it is permitted on: what was done for one is not another's.
+    pub tasks: Vec<Uuid>,
 }
 
 /// What records say of a connection.
