@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::clock::{Late, WatchedStream};
+use super::frames::{FLOOD, Flooded, MeteredStream, Peer};
 use super::life::OfLife;
 use super::refusal::Refusal;
 use super::reply::Reply;
@@ -37,10 +38,6 @@ where
     F: Future<Output = Response<Reply>> + Send + 'static,
 {
     let limits = &session.forwarder.limits;
-    let io = TokioIo::new(WatchedStream::new(stream, {
-        let session = session.clone();
-        move |bytes: &[u8]| session.arrived(bytes)
-    }));
     let service = service_fn({
         let session = session.clone();
         move |request| {
@@ -49,8 +46,11 @@ where
             Box::pin(async move { Ok::<_, Infallible>(answer(session, request).await) })
         }
     });
+    let mut flooded = Flooded::default();
     let served: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>> = if session.entrance.http2
     {
+        let stream = MeteredStream::new(stream, Peer::Client);
+        flooded = stream.flooded();
         Box::pin(
             http2::Builder::new(OfLife(session.life.clone()))
                 .initial_stream_window_size(STREAM_WINDOW)
@@ -58,9 +58,13 @@ where
                 .max_concurrent_streams(MAX_STREAMS)
                 .max_header_list_size(limits.max_header_bytes.saturating_mul(HEADER_SLACK))
                 .auto_date_header(false)
-                .serve_connection(io, service),
+                .serve_connection(TokioIo::new(stream), service),
         )
     } else {
+        let io = TokioIo::new(WatchedStream::new(stream, {
+            let session = session.clone();
+            move |bytes: &[u8]| session.arrived(bytes)
+        }));
         Box::pin(
             http1::Builder::new()
                 .half_close(true)
@@ -72,7 +76,10 @@ where
         )
     };
     let end = tokio::select! {
-        served = served => HttpEnd::from(served),
+        served = served => match flooded.is() {
+            true => HttpEnd::Refused(FLOOD.into()),
+            false => HttpEnd::from(served),
+        },
         late = session.clock.late() => HttpEnd::Late(late),
     };
     close(&session, end);
@@ -82,7 +89,8 @@ where
 /// Why a session is over.
 enum HttpEnd {
     Closed,
-    Malformed(hyper::Error),
+    /// For what it has sent.
+    Refused(String),
     Failed(hyper::Error),
     Late(Late),
 }
@@ -91,7 +99,9 @@ impl From<hyper::Result<()>> for HttpEnd {
     fn from(served: hyper::Result<()>) -> Self {
         match served {
             Ok(()) => Self::Closed,
-            Err(error) if error.is_parse() || is_http2_error(&error) => Self::Malformed(error),
+            Err(error) if error.is_parse() || is_http2_error(&error) => {
+                Self::Refused(chain(&error))
+            }
             Err(error) => Self::Failed(error),
         }
     }
@@ -107,12 +117,12 @@ fn close(session: &Session, end: HttpEnd) {
                 entry.fail(Ended::ClientGone, None, detail);
             }
         }
-        HttpEnd::Malformed(error) => {
+        HttpEnd::Refused(why) => {
             let records = &session.forwarder.records;
             let entry = unused.or_else(|| records.open(&session.life, &session.origin));
             if let Some(mut entry) = entry {
                 entry.resource = session.place();
-                entry.refuse(Refusal::protocol(chain(&error)));
+                entry.refuse(Refusal::protocol(why));
             }
         }
         HttpEnd::Failed(error) => {

@@ -60,6 +60,7 @@ mod canary;
 mod compile;
 pub mod dns;
 mod forwarder;
+mod frames;
 mod io;
 mod life;
 mod orders;

@@ -8,8 +8,10 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::rig::Rig;
+use super::origin::raw;
+use super::rig::{Rig, Setup};
 
 fn get(rig: &Rig, path: &str) -> Request<Empty<Bytes>> {
     let uri = format!("https://{}{path}", rig.authority());
@@ -206,4 +208,66 @@ async fn cookies_in_several_lines_are_one_upstream() {
     let (_, headers) = rig.origin.last();
     let cookies: Vec<_> = headers.get_all("cookie").iter().collect();
     assert_eq!(cookies, ["a=1; b=2; c=3"]);
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test]
+async fn frames_that_ask_for_nothing_are_cut_and_recorded() {
+    let floods: [(&str, &[u8]); 4] = [
+        ("PRIORITY", b"\0\0\x05\x02\0\0\0\0\x03\0\0\0\x01\x01"),
+        ("WINDOW_UPDATE", b"\0\0\x04\x08\0\0\0\0\0\0\0\0\x01"),
+        ("PING", b"\0\0\x08\x06\0\0\0\0\0\0\0\0\0\0\0\0\0"),
+        ("SETTINGS", b"\0\0\0\x04\0\0\0\0\0"),
+    ];
+    let rig = Rig::new().await;
+    for (kind, frame) in floods {
+        let (mut reader, mut writer) = tokio::io::split(rig.tls(&["h2"]).await);
+        let drained = tokio::spawn(async move {
+            let mut answers = Vec::new();
+            let _ = reader.read_to_end(&mut answers).await;
+        });
+        writer.write_all(PREFACE).await.unwrap();
+        let mut sent = 0;
+        while !drained.is_finished() && writer.write_all(frame).await.is_ok() {
+            sent += 1;
+            assert!(sent < 100_000, "{kind}: it reads on");
+        }
+        let record = rig.record().await;
+        assert_eq!(record.reason, Some(DenyReason::ProtocolRefused), "{kind}");
+        assert_eq!(record.resource, rig.authority());
+        let detail = record.detail.unwrap();
+        assert!(detail.contains("control frames"), "{kind}: {detail}");
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_without_end_are_an_end() {
+    let port = raw(|mut socket| async move {
+        let mut sent = [0; 4096];
+        let _ = socket.read(&mut sent).await;
+        socket.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        // `:status: 103` on the first stream, without an end.
+        let interim = b"\0\0\x05\x01\x04\0\0\0\x01\x08\x03103".repeat(64);
+        while socket.write_all(&interim).await.is_ok() {}
+    })
+    .await;
+    let agent = format!(
+        "[agent]\nname = \"tester\"\nowner = \"o@example.com\"\nrisk = \"low\"\n\
+         [[reach]]\nhost = \"plain.test:{port}\"\nallow = [\"GET /ok/**\"]\n"
+    );
+    let rig = Rig::with(Setup {
+        agent: agent.leak(),
+        ..Setup::default()
+    })
+    .await;
+    let io = TokioIo::new(rig.connect(port).await);
+    let (mut h2, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let uri = format!("http://plain.test:{port}/ok/x");
+    let request = Request::get(uri).body(Empty::<Bytes>::new()).unwrap();
+    let answer = h2.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
+    let told = body(answer).await;
+    assert!(told.contains("control frames"), "{told}");
 }

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use super::pool::{Connection, ConnectionFacts, HostPool, Http1, Http2, Pool, PoolKey};
 use super::resend::{CallFailure, Rest};
 use super::{UpstreamAnswer, UpstreamCall, UpstreamFault, Upstreams};
+use crate::frames::{MeteredStream, Peer};
 use crate::life::{Life, OfLife};
 use crate::upload::{Upload, UploadState};
 
@@ -103,14 +104,13 @@ impl Upstreams {
             tls: dialled.tls.to_owned(),
         }));
         let prior_knowledge = !key.tls && key.http2 && !upgrade;
-        let io = TokioIo::new(dialled.wire);
         if !dialled.http2 && !prior_knowledge {
             host.http1_only.store(true, Ordering::Relaxed);
             drop(one_at_a_time);
             let (sender, connection) = http1::Builder::new()
                 .max_buf_size(READ_BUFFER)
                 .max_header_size(self.max_header_bytes as usize)
-                .handshake(io)
+                .handshake(TokioIo::new(dialled.wire))
                 .await
                 .map_err(|error| UpstreamFault::exchange(&error))?;
             return Ok(Connection::Http1(Box::new(Http1 {
@@ -121,11 +121,12 @@ impl Upstreams {
                 is_last: false,
             })));
         }
+        let wire = MeteredStream::new(dialled.wire, Peer::Server);
         let (sender, connection) = http2::Builder::new(OfLife(life.clone()))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(self.max_header_bytes)
-            .handshake(io)
+            .handshake(TokioIo::new(wire))
             .await
             .map_err(|error| UpstreamFault::exchange(&error))?;
         life.spawn(async move {
