@@ -17,11 +17,12 @@ use super::forwarder::Forwarder;
 use super::framing;
 use super::headers;
 use super::identity::{self, Entrance, RequestTarget};
-use super::life::Life;
+use super::life::{CountedConnection, Life};
 use super::origin::{self, OriginError, OriginSource};
 use super::record::{ConnectionOver, RecordEntry};
 use super::refusal::{NO_AUDIT, Refusal};
 use super::session::Session;
+use super::shares;
 use super::sniff::Hello;
 
 /// Where connections come in.
@@ -33,11 +34,13 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// The last quarter of all places is for agents that have less than an eighth of them: no agent keeps the others out.
+    /// No agent keeps the others out.
     fn is_over_its_share(&self, life: &Life) -> bool {
         let all = self.forwarder.limits.max_connections as usize;
-        let share = (all / 8).max(1);
-        self.places.available_permits() < all / 4 && life.connections() >= share
+        let left = self.places.available_permits();
+        // The canary is one more.
+        let agents = || self.forwarder.policy.load().agents().count() + 1;
+        !shares::may_connect(life.connections(), left, all, agents)
     }
 }
 
@@ -48,6 +51,7 @@ pub(crate) type ConnectionSlot = OwnedSemaphorePermit;
 pub(crate) struct Arrival {
     pub forwarder: Arc<Forwarder>,
     pub life: Arc<Life>,
+    pub counted: CountedConnection,
     pub origin: Origin,
     /// What `CONNECT` named, inside one.
     pub tunnel: Option<RequestTarget>,
@@ -85,14 +89,15 @@ pub(crate) fn admit(
         let refusal = Refusal::new(DecidedBy::Stop, why, "this agent has been stopped");
         return Err(entry.refuse(refusal));
     }
-    if door.is_over_its_share(&life) {
+    if door.is_over_its_share(&life) && !life.seats.give_up_one() {
         let detail = format!(
-            "this agent has {} connections, and the places that are left are for others",
+            "this agent has {} connections, none of them idle, and the places that are left are for others",
             life.connections()
         );
         return Err(entry.fail(Ended::HostFailed, None, detail));
     }
     let arrival = Arrival {
+        counted: forwarder.lives.count(&life),
         forwarder,
         life,
         origin,
@@ -165,6 +170,7 @@ impl Arrival {
             self.origin,
             entrance,
             entry,
+            self.counted.seat.clone(),
         ))
     }
 }

@@ -1,10 +1,12 @@
 //! Bodies that a rule reads: held until they are whole, judged, and sent on as they came. Everything else is streamed.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use agentguard_common::abi::AgentId;
 use agentguard_link::frame::Limits;
 use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use bytes::{Bytes, BytesMut};
@@ -15,21 +17,43 @@ use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::refusal::{Cause, Refusal};
+use super::shares;
 
 /// Bytes that one permit of [`BodyMemory`] stands for.
 const UNIT: usize = 4096;
 
 /// The memory that all held bodies together may take.
 pub(crate) struct BodyMemory {
-    free: Arc<Semaphore>,
+    all: Room,
+    share: usize,
+    by_agent: Mutex<HashMap<AgentId, Room>>,
 }
+
+type Room = Arc<Semaphore>;
 
 impl BodyMemory {
     pub(crate) fn new(limits: &Limits) -> Self {
-        let units = (limits.max_judged_bodies_bytes as usize).div_ceil(UNIT);
+        let units = |bytes: u32| (bytes as usize).div_ceil(UNIT);
+        Self::of(
+            units(limits.max_judged_bodies_bytes),
+            units(limits.max_judged_body_bytes),
+        )
+    }
+
+    fn of(all: usize, largest: usize) -> Self {
         Self {
-            free: Arc::new(Semaphore::new(units)),
+            all: Arc::new(Semaphore::new(all)),
+            share: shares::of_judged_bodies(all).max(largest),
+            by_agent: Mutex::default(),
         }
+    }
+
+    /// The agent's own, and what it has of all agents'.
+    fn rooms(&self, agent: AgentId) -> [Room; 2] {
+        let mut by_agent = self.by_agent.lock().expect(UNPOISONED);
+        let own = by_agent.entry(agent);
+        let own = own.or_insert_with(|| Arc::new(Semaphore::new(self.share)));
+        [own.clone(), self.all.clone()]
     }
 }
 
@@ -61,7 +85,12 @@ pub(crate) enum UploadError {
 
 impl RequestBody {
     /// Takes the whole body in. Refused, what is left of it stays here to be drained.
-    pub(crate) async fn hold(&mut self, limits: &Limits, room: &BodyMemory) -> Result<(), Refusal> {
+    pub(crate) async fn hold(
+        &mut self,
+        limits: &Limits,
+        memory: &BodyMemory,
+        agent: AgentId,
+    ) -> Result<(), Refusal> {
         let Self::Streamed(body) = self else {
             return Ok(());
         };
@@ -72,7 +101,7 @@ impl RequestBody {
         let wait = limits.judged_body_timeout_ms;
         let held = tokio::time::timeout(
             Duration::from_millis(wait.into()),
-            collect(body, limit, room),
+            collect(body, limit, memory.rooms(agent)),
         );
         match held.await {
             Ok(Ok(held)) => *self = Self::Whole(held),
@@ -193,7 +222,7 @@ enum Stopped {
 async fn collect(
     body: &mut Incoming,
     limit: usize,
-    room: &BodyMemory,
+    rooms: [Room; 2],
 ) -> Result<WholeBody, Stopped> {
     let mut held = WholeBody {
         bytes: Bytes::new(),
@@ -218,14 +247,22 @@ async fn collect(
         let units = bytes.len().div_ceil(UNIT);
         if units > taken {
             let more = u32::try_from(units - taken).unwrap_or(u32::MAX);
-            let free = room.free.clone().try_acquire_many_owned(more);
-            let full = |_| Stopped::Refused(Box::new(no_room()));
-            held.room.push(free.map_err(full)?);
+            let Some(room) = take(&rooms, more) else {
+                return Err(Stopped::Refused(Box::new(no_room())));
+            };
+            held.room.extend(room);
             taken = units;
         }
     }
     held.bytes = bytes.freeze();
     Ok(held)
+}
+
+/// So much of both, or nothing.
+fn take([own, all]: &[Room; 2], units: u32) -> Option<[OwnedSemaphorePermit; 2]> {
+    let own = own.clone().try_acquire_many_owned(units).ok()?;
+    let all = all.clone().try_acquire_many_owned(units).ok()?;
+    Some([own, all])
 }
 
 fn too_large(limit: usize) -> Refusal {
@@ -240,6 +277,29 @@ fn no_room() -> Refusal {
     Refusal::new(
         DecidedBy::Facts,
         DenyReason::BodyTooLarge,
-        "a rule reads the request's body, and at the moment there is no room for it beside those of other requests",
+        "a rule reads the request's body, and at the moment there is no room for it beside those of this agent's other requests, or of other agents'",
     )
+}
+
+const UNPOISONED: &str = "nothing panics with the lock held";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_agents_bodies_leave_room_for_others() {
+        let memory = BodyMemory::of(64, 8);
+        let [greedy, other] = [2, 3].map(|agent| memory.rooms(AgentId(agent)));
+        let held: Vec<_> = std::iter::from_fn(|| take(&greedy, 8)).collect();
+        assert_eq!(held.len(), 6, "three quarters");
+        assert!(take(&other, 8).is_some());
+        drop(held);
+        assert!(take(&greedy, 8).is_some(), "given back");
+        let small = BodyMemory::of(8, 8);
+        assert!(
+            take(&small.rooms(AgentId(2)), 8).is_some(),
+            "the largest fits"
+        );
+    }
 }

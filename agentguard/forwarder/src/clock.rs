@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::seat::{Occupied, Seat};
+
 /// Looks at the clock per limit: a limit may be exceeded by a quarter.
 const LOOKS: u32 = 4;
 /// Nothing is being waited for.
@@ -18,6 +20,7 @@ pub(crate) struct SessionClock {
     start: Instant,
     head: Duration,
     idle: Duration,
+    pub seat: Arc<Seat>,
     /// Requests that are being answered.
     busy: AtomicU32,
     /// Milliseconds after `start`: when a request's first byte came that is not whole yet.
@@ -35,11 +38,12 @@ pub(crate) enum Late {
 }
 
 impl SessionClock {
-    pub(crate) fn new(head: Duration, idle: Duration) -> Self {
+    pub(crate) fn new(head: Duration, idle: Duration, seat: Arc<Seat>) -> Self {
         Self {
             start: Instant::now(),
             head,
             idle,
+            seat,
             busy: AtomicU32::new(0),
             head_since: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
@@ -50,7 +54,10 @@ impl SessionClock {
     pub(crate) fn busy(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(NEVER, Ordering::Relaxed);
-        Busy(self.clone())
+        Busy {
+            clock: self.clone(),
+            _occupied: self.seat.occupy(),
+        }
     }
 
     /// Resolves when the client has taken too long.
@@ -98,11 +105,14 @@ impl SessionClock {
 }
 
 /// Held while a request is being answered, the body included.
-pub(crate) struct Busy(Arc<SessionClock>);
+pub(crate) struct Busy {
+    clock: Arc<SessionClock>,
+    _occupied: Occupied,
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let clock = &self.0;
+        let clock = &self.clock;
         clock.idle_since.store(clock.now(), Ordering::Relaxed);
         clock.busy.fetch_sub(1, Ordering::Relaxed);
     }

@@ -9,6 +9,7 @@ use agentguard_link::frame::{CanaryOrigin, Limits, Start, ToDaemon};
 use agentguard_link::state::State;
 use agentguard_policy::Policy;
 use agentguard_record::{DecidedBy, DenyReason};
+use agentguard_sys::memory;
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
@@ -22,6 +23,7 @@ use super::life::Lives;
 use super::lookup::Lookups;
 use super::record::RecordSender;
 use super::resolve::NameResolver;
+use super::shares::AllShares;
 use super::situation::Situation;
 use super::spool::Spool;
 use super::upstream::{Tag, Upstreams};
@@ -41,6 +43,8 @@ pub(crate) struct Forwarder {
     pub daemon: Arc<Daemon>,
     pub lookups: Arc<Lookups>,
     pub charges: Arc<Charges>,
+    /// What all agents' work waits for.
+    pub shares: Arc<AllShares>,
     pub limits: Limits,
     /// What the canary's connections are served with.
     canary: Option<Arc<Self>>,
@@ -76,13 +80,15 @@ impl Forwarder {
         let dns = dns::Server::new(policy.clone(), resolver.clone(), keep(book.clone()), gate);
         let roots = &start.upstream.roots;
         let upstreams = Upstreams::new(resolver, roots, &start.limits, tag)?;
+        let shares = Arc::new(AllShares::default());
         let mut forwarder = Self {
             policy,
             applied: watch::Sender::new(()),
             lives,
             records: book,
             leaves: Arc::new(Leaves::new(daemon.clone())?),
-            lookups: Arc::new(Lookups::new(upstreams.fetcher())),
+            lookups: Arc::new(Lookups::new(upstreams.fetcher(), shares.clone())),
+            shares,
             upstreams,
             dns: Arc::new(dns),
             room: BodyMemory::new(&start.limits),
@@ -112,6 +118,7 @@ impl Forwarder {
             charges: self.charges.clone(),
             situation: Situation::new(State::default()).map_err(anyhow::Error::msg)?,
             lookups: self.lookups.clone(),
+            shares: self.shares.clone(),
             room: BodyMemory::new(&self.limits),
             daemon: self.daemon.clone(),
             limits: self.limits.clone(),
@@ -127,11 +134,15 @@ impl Forwarder {
         }
     }
 
-    /// Drops upstream connections that have been idle for too long, the canary's among them.
+    /// Drops upstream connections that have been idle for too long, the canary's among them, and gives the memory back that
+    /// many connections had.
     pub(crate) fn sweep(&self) {
         self.upstreams.sweep();
         if let Some(canary) = &self.canary {
-            canary.sweep();
+            canary.upstreams.sweep();
+        }
+        if self.lives.have_shrunk() {
+            memory::give_back();
         }
     }
 }

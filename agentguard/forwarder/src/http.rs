@@ -17,14 +17,12 @@ use super::frames::{FLOOD, Flooded, MeteredStream, Peer};
 use super::life::OfLife;
 use super::refusal::Refusal;
 use super::reply::Reply;
+use super::seat::GIVEN_UP;
 use super::session::Session;
 use super::tunnel::Tunnel;
 
-/// Bytes that an agent may send on a stream, and on a connection, before upstream takes them.
+/// Bytes that an agent may send on a stream before upstream takes them, at most.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
-/// Requests of one HTTP/2 connection at once.
-const MAX_STREAMS: u32 = 128;
 /// Header lists up to this many times the limit get an answer and a record, longer ones only a status (HTTP/2).
 const HEADER_SLACK: u32 = 4;
 /// The read buffer of an HTTP/1.1 connection, at most, bytes.
@@ -49,17 +47,21 @@ where
     let mut flooded = Flooded::default();
     let served: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>> = if session.entrance.http2
     {
+        let share = session.life.shares.http2();
         let stream = MeteredStream::new(stream, Peer::Client);
         flooded = stream.flooded();
-        Box::pin(
-            http2::Builder::new(OfLife(session.life.clone()))
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_concurrent_streams(MAX_STREAMS)
-                .max_header_list_size(limits.max_header_bytes.saturating_mul(HEADER_SLACK))
-                .auto_date_header(false)
-                .serve_connection(TokioIo::new(stream), service),
-        )
+        let serving = http2::Builder::new(OfLife(session.life.clone()))
+            .initial_stream_window_size(STREAM_WINDOW.min(share.window()))
+            .initial_connection_window_size(share.window())
+            .max_concurrent_streams(share.streams())
+            .max_send_buf_size(share.send_buffer())
+            .max_header_list_size(limits.max_header_bytes.saturating_mul(HEADER_SLACK))
+            .auto_date_header(false)
+            .serve_connection(TokioIo::new(stream), service);
+        Box::pin(async move {
+            let _share = share;
+            serving.await
+        })
     } else {
         let io = TokioIo::new(WatchedStream::new(stream, {
             let session = session.clone();
@@ -81,6 +83,7 @@ where
             false => HttpEnd::from(served),
         },
         late = session.clock.late() => HttpEnd::Late(late),
+        () = session.clock.seat.given_up() => HttpEnd::GivenUp,
     };
     close(&session, end);
     session.next()
@@ -93,6 +96,8 @@ enum HttpEnd {
     Refused(String),
     Failed(hyper::Error),
     Late(Late),
+    /// For another connection of the agent's.
+    GivenUp,
 }
 
 impl From<hyper::Result<()>> for HttpEnd {
@@ -145,6 +150,11 @@ fn close(session: &Session, end: HttpEnd) {
             }
         }
         HttpEnd::Late(Late::Idle) => drop(unused),
+        HttpEnd::GivenUp => {
+            if let Some(entry) = unused {
+                entry.fail(Ended::HostFailed, None, GIVEN_UP);
+            }
+        }
     }
 }
 

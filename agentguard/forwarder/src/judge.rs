@@ -206,7 +206,7 @@ async fn gather(
                 .then(|| Sha256::digest(body.bytes()).into());
         }
         (Action::Request { .. }, Some(_)) => {
-            body.hold(limits, &forwarder.room).await?;
+            body.hold(limits, &forwarder.room, life.agent).await?;
             return Ok(None);
         }
         (Action::Request { .. }, None) if body.is_known() && body.bytes().is_empty() => {

@@ -67,6 +67,8 @@ mod orders;
 mod outbox;
 pub mod resolve;
 mod sandbox;
+mod seat;
+mod shares;
 mod spool;
 #[cfg(test)]
 mod tests;

@@ -9,12 +9,15 @@ use agentguard_common::abi::AgentId;
 use agentguard_record::DenyReason;
 use futures_util::FutureExt as _;
 use hyper::rt::Executor;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Questions to other services under way at once, of one agent's requests.
-const LOOKUPS: usize = 8;
+use super::seat::{Seat, Seats};
+use super::shares::Shares;
+
+/// Connections whose memory is worth giving back.
+const MANY: u32 = 64;
 
 type StopHook = Box<dyn FnOnce() + Send>;
 
@@ -30,8 +33,8 @@ pub(crate) struct Life {
     pub changing: tokio::sync::Mutex<()>,
     /// What is to be done when it ends; `None` once it has.
     on_end: Mutex<Option<Vec<StopHook>>>,
-    /// Room for what its requests have other services asked.
-    pub lookups: Semaphore,
+    pub shares: Shares,
+    pub seats: Seats,
 }
 
 impl Life {
@@ -49,7 +52,8 @@ impl Life {
             connections: AtomicU32::new(0),
             changing: tokio::sync::Mutex::default(),
             on_end: Mutex::new(Some(Vec::new())),
-            lookups: Semaphore::new(LOOKUPS),
+            shares: Shares::default(),
+            seats: Seats::default(),
         }
     }
 
@@ -134,11 +138,14 @@ where
 pub(crate) struct CountedConnection {
     life: Arc<Life>,
     lives: Arc<Lives>,
+    pub seat: Arc<Seat>,
 }
 
 impl Drop for CountedConnection {
     fn drop(&mut self) {
+        self.life.seats.leave(&self.seat);
         self.life.connections.fetch_sub(1, Ordering::Relaxed);
+        self.lives.open.fetch_sub(1, Ordering::Relaxed);
         self.lives.changed.notify_one();
     }
 }
@@ -147,6 +154,9 @@ impl Drop for CountedConnection {
 #[derive(Default)]
 pub(crate) struct Lives {
     by_agent: RwLock<HashMap<AgentId, Arc<Life>>>,
+    /// Client connections of all agents, and how many there have been at once since many had gone.
+    open: AtomicU32,
+    most: AtomicU32,
     /// Woken when a number of connections changes.
     pub changed: Notify,
 }
@@ -165,8 +175,11 @@ impl Lives {
 
     pub(crate) fn count(self: &Arc<Self>, life: &Arc<Life>) -> CountedConnection {
         life.connections.fetch_add(1, Ordering::Relaxed);
+        let all = self.open.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(all, Ordering::Relaxed);
         self.changed.notify_one();
         CountedConnection {
+            seat: life.seats.take(),
             life: life.clone(),
             lives: self.clone(),
         }
@@ -207,6 +220,17 @@ impl Lives {
                 lives.remove(agent);
             }
         }
+    }
+
+    /// Whether more than half of the connections that there were at once are gone, and they were many. Once.
+    pub(crate) fn have_shrunk(&self) -> bool {
+        let now = self.open.load(Ordering::Relaxed);
+        let most = self.most.load(Ordering::Relaxed);
+        let have = most >= MANY && now < most / 2;
+        if have {
+            self.most.store(now, Ordering::Relaxed);
+        }
+        have
     }
 
     /// Live client connections, of agents that have any.

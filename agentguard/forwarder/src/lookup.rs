@@ -14,21 +14,19 @@ use futures_util::FutureExt as _;
 use futures_util::future::{Shared, WeakShared, join_all, ready};
 use http::StatusCode;
 use lru::LruCache;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::life::Life;
+use super::shares::AllShares;
 use super::upstream::{Fetcher, UpstreamFault};
 
-/// Questions under way at once, of all agents' requests together.
-const AT_ONCE: usize = 32;
 /// Answers kept, and the bytes that they and their questions take together.
 const MAX_KEPT: usize = 4096;
 const MAX_KEPT_BYTES: usize = 8 << 20;
 
 pub(crate) struct Lookups {
     fetcher: Arc<Fetcher>,
-    room: Arc<Semaphore>,
+    all: Arc<AllShares>,
     state: Mutex<LookupTable>,
 }
 
@@ -55,10 +53,10 @@ struct CachedAnswer {
 }
 
 impl Lookups {
-    pub(crate) fn new(fetcher: Fetcher) -> Self {
+    pub(crate) fn new(fetcher: Fetcher, all: Arc<AllShares>) -> Self {
         Self {
             fetcher: Arc::new(fetcher),
-            room: Arc::new(Semaphore::new(AT_ONCE)),
+            all,
             state: Mutex::new(LookupTable {
                 kept: LruCache::unbounded(),
                 kept_bytes: 0,
@@ -145,8 +143,8 @@ impl Lookups {
     }
 
     async fn ask(&self, life: &Life, ask: &LookupQuestion, begun: &AtomicBool) -> LookupAnswer {
-        let _own = life.lookups.acquire().await;
-        let _room = self.room.acquire().await;
+        let _own = life.shares.lookups.acquire().await;
+        let _of_all = self.all.lookups.acquire().await;
         begun.store(true, Ordering::Relaxed);
         match self.fetcher.fetch(ask).await {
             Ok(fetched) if fetched.status == StatusCode::OK => {

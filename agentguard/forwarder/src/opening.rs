@@ -1,6 +1,7 @@
 //! What a connection turns out to be, from its first bytes to the first request. A stage that ends it tells the client in
 //! its own words and completes the entry.
 
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::identity::RequestTarget;
 use super::io::{ClientStream, PeekedStream};
 use super::record::{ConnectionOver, RecordEntry};
 use super::respond;
+use super::seat::GIVEN_UP;
 use super::sniff::{self, Hello, Opening};
 use super::terminate::{self, TerminatedConnection};
 use super::tunnel::CountingStream;
@@ -22,7 +24,20 @@ pub(crate) async fn sniff(
     client: ClientStream,
     entry: RecordEntry,
 ) -> Result<(Opening, PeekedStream<ClientStream>, RecordEntry), ConnectionOver> {
-    match timeout(limit(arrival), sniff::sniff(client, arrival.port())).await {
+    let Arrival {
+        forwarder, life, ..
+    } = arrival;
+    // A hello is parsed when it is its agent's turn, as what follows from it is done.
+    let sniffed = pin!(sniff::sniff(client, arrival.port()));
+    let sniffed = forwarder.shares.in_turn(&life.shares, sniffed);
+    let sniffed = timeout(limit(arrival), sniffed);
+    let sniffed = tokio::select! {
+        sniffed = sniffed => sniffed,
+        () = arrival.counted.seat.given_up() => {
+            return Err(entry.fail(Ended::HostFailed, None, GIVEN_UP));
+        }
+    };
+    match sniffed {
         Err(_) => {
             let detail = "nothing that can be recognised came in time";
             Err(entry.fail(Ended::ClientGone, None, detail))
@@ -52,8 +67,7 @@ pub(crate) async fn terminate(
     stream: PeekedStream<ClientStream>,
     entry: RecordEntry,
 ) -> Result<(TerminatedConnection, RecordEntry), ConnectionOver> {
-    let leaves = &arrival.forwarder.leaves;
-    let terminated = terminate::terminate(leaves, &target.host, stream, limit(arrival));
+    let terminated = terminate::terminate(arrival, &target.host, stream, limit(arrival));
     // On the heap, so that a connection that is served does not hold the room for its handshake.
     match Box::pin(terminated).await {
         Ok(terminated) => Ok((terminated, entry)),
@@ -67,6 +81,7 @@ pub(crate) async fn resolve(
     stream: PeekedStream<ClientStream>,
     entry: RecordEntry,
 ) -> ConnectionOver {
+    let _occupied = arrival.counted.seat.occupy();
     let dns = &arrival.forwarder.dns;
     let passed = entry.passed.clone();
     let stream = CountingStream {

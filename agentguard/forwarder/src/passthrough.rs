@@ -29,6 +29,7 @@ pub(crate) async fn pass(
     mut entry: RecordEntry,
 ) -> ConnectionOver {
     entry.resource = target.id();
+    let _occupied = arrival.counted.seat.occupy();
     let forwarder = &arrival.forwarder;
     let mut docket = Docket::new(forwarder, entry);
     let judged = judge(arrival, &target, hello, &mut docket).await;

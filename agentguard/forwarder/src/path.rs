@@ -43,7 +43,6 @@ pub(crate) async fn connection(
     // No place in the log, no place among the connections, or an agent that has been stopped: no connection.
     let (arrival, entry) = admit::admit(door, origin, place.as_ref())?;
     let life = arrival.life.clone();
-    let _counted = arrival.forwarder.lives.count(&life);
     let client = ClientStream::Socket(Leg::new(socket, life.clone()));
     let served = pin!(opened(arrival, client, entry));
     let served = life.hold(served).await;

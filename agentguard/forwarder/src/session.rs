@@ -12,6 +12,7 @@ use super::identity::Entrance;
 use super::life::Life;
 use super::origin;
 use super::record::RecordEntry;
+use super::seat::Seat;
 use super::tunnel::Tunnel;
 use super::upstream::pool::SessionPools;
 
@@ -40,11 +41,13 @@ impl Session {
         origin: Origin,
         entrance: Entrance,
         entry: RecordEntry,
+        seat: Arc<Seat>,
     ) -> Self {
         let limits = &forwarder.limits;
         let clock = SessionClock::new(
             Duration::from_millis(limits.head_timeout_ms.into()),
             Duration::from_millis(limits.idle_timeout_ms.into()),
+            seat,
         );
         Self {
             pools: SessionPools::new(forwarder.upstreams.pool(&life), origin.uid),
@@ -70,9 +73,9 @@ impl Session {
         }
     }
 
-    /// Takes note of bytes that came. Not of HTTP/2's: its idle connections talk, too, and its heads have one framing.
+    /// Takes note of bytes that came over HTTP/1.1. HTTP/2's idle connections talk, too, and its heads have one framing.
     pub(crate) fn arrived(&self, bytes: &[u8]) {
-        if !self.entrance.http2 && self.clock.is_head() {
+        if self.clock.is_head() {
             self.heads.lock().expect(UNPOISONED).feed(bytes);
         }
     }

@@ -1,6 +1,6 @@
 //! Ends the agent's TLS connection with a leaf for the name it asked for.
 
-use std::sync::Arc;
+use std::pin::pin;
 use std::time::Duration;
 
 use agentguard_policy::HostName;
@@ -10,8 +10,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::admit::Arrival;
 use super::io::{ClientStream, PeekedStream};
-use super::leaf::{LeafError, Leaves};
+use super::leaf::LeafError;
 
 /// How long a client may take to read an alert.
 const ALERT: Duration = Duration::from_millis(200);
@@ -51,14 +52,18 @@ pub(crate) struct TerminatedConnection {
     pub http2: bool,
 }
 
-/// Hands the client a leaf for `name` and finishes the handshake; each of the two within `limit`.
+/// Hands the client a leaf for `name` and finishes the handshake when it is its agent's turn; each of the two within `limit`.
 pub(crate) async fn terminate(
-    leaves: &Arc<Leaves>,
+    arrival: &Arrival,
     name: &HostName,
     mut stream: PeekedStream<ClientStream>,
     limit: Duration,
 ) -> Result<TerminatedConnection, TerminateError> {
-    let config = match timeout(limit, leaves.config(name.as_str())).await {
+    let Arrival {
+        forwarder, life, ..
+    } = arrival;
+    let leaf = forwarder.leaves.config(life, name.as_str());
+    let config = match timeout(limit, leaf).await {
         Ok(Ok(config)) => config,
         failed => {
             send_alert(&mut stream, &Alert::InternalError.bytes()).await;
@@ -68,7 +73,8 @@ pub(crate) async fn terminate(
             });
         }
     };
-    let handshake = TlsAcceptor::from(config).accept(stream);
+    let handshake = pin!(TlsAcceptor::from(config).accept(stream));
+    let handshake = forwarder.shares.in_turn(&life.shares, handshake);
     let stream = timeout(limit, handshake)
         .await
         .map_err(|_| TerminateError::HandshakeTimeout)?

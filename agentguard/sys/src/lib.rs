@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod diag;
 pub mod file;
 pub mod lock;
+pub mod memory;
 pub mod mount;
 pub mod netns;
 pub mod network;

@@ -410,12 +410,12 @@ async fn one_agents_connections_keep_no_other_out() {
     // Of 64 places.
     let rig = Rig::new().await;
     let port = rig.origin.plain;
-    let get = format!("GET /ok/x HTTP/1.1\r\nHost: plain.test:{port}\r\n\r\n");
+    let get = |path| format!("GET /ok/{path} HTTP/1.1\r\nHost: plain.test:{port}\r\n\r\n");
     let mut held = Vec::new();
     let closed = loop {
         let mut socket = rig.connect(port).await;
         // Answered or closed: either way it has been admitted or not before the next one comes.
-        let _ = socket.write_all(get.as_bytes()).await;
+        let _ = socket.write_all(get("events").as_bytes()).await;
         match socket.read(&mut [0; 64]).await {
             Ok(1..) => held.push(socket),
             Ok(0) | Err(_) => break rig.records().pop().unwrap(),
@@ -427,8 +427,41 @@ async fn one_agents_connections_keep_no_other_out() {
     let mut others = Vec::new();
     for _ in 0..8 {
         let mut socket = rig.connect_as_another().await;
-        socket.write_all(get.as_bytes()).await.unwrap();
+        socket.write_all(get("x").as_bytes()).await.unwrap();
         assert_ne!(socket.read(&mut [0; 64]).await.unwrap(), 0);
         others.push(socket);
     }
+}
+
+#[tokio::test]
+async fn of_one_agents_connections_the_idlest_goes_first() {
+    // Of 64 places.
+    let rig = Rig::new().await;
+    let port = rig.origin.plain;
+    let get = format!("GET /ok/x HTTP/1.1\r\nHost: plain.test:{port}\r\n\r\n");
+    let mut silent = rig.connect(port).await;
+    while rig.forwarder.lives.of(AGENT).connections() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut held = Vec::new();
+    for _ in 0..48 {
+        let mut socket = rig.connect(port).await;
+        assert_eq!(ask(&mut socket, &get).await.status, 200);
+        held.push(socket);
+    }
+    assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0);
+    let records = rig.records();
+    let gone: Vec<_> = records
+        .iter()
+        .filter(|it| it.ended == Ended::HostFailed)
+        .collect();
+    let [gone] = &gone[..] else {
+        panic!("{gone:?}");
+    };
+    assert!(gone.detail.as_deref().unwrap().contains("idle for longest"));
+    let mut newest = held.pop().unwrap();
+    assert_eq!(ask(&mut newest, &get).await.status, 200);
+    let mut another = rig.connect(port).await;
+    assert_eq!(ask(&mut another, &get).await.status, 200);
+    assert_eq!(held[0].read(&mut [0]).await.unwrap_or(0), 0);
 }

@@ -19,9 +19,8 @@ use crate::frames::{MeteredStream, Peer};
 use crate::life::{Life, OfLife};
 use crate::upload::{Upload, UploadState};
 
-/// Bytes that upstream may send on a stream, and on a connection, before we take them (RFC 9113 section 6.9).
+/// Bytes that upstream may send on a stream before we take them (RFC 9113 section 6.9), at most.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
 /// The read buffer of an HTTP/1.1 connection, at most.
 const READ_BUFFER: usize = 256 * 1024;
 
@@ -121,15 +120,17 @@ impl Upstreams {
                 is_last: false,
             })));
         }
+        let window = life.shares.upstream_window();
         let wire = MeteredStream::new(dialled.wire, Peer::Server);
         let (sender, connection) = http2::Builder::new(OfLife(life.clone()))
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(STREAM_WINDOW.min(window.size))
+            .initial_connection_window_size(window.size)
             .max_header_list_size(self.max_header_bytes)
             .handshake(TokioIo::new(wire))
             .await
             .map_err(|error| UpstreamFault::exchange(&error))?;
         life.spawn(async move {
+            let _window = window;
             // Its errors are those of the requests on it.
             let _ = connection.await;
         });
