@@ -7,5 +7,6 @@ mod policy;
 mod readings;
 #[cfg(target_arch = "x86_64")]
 mod sandbox;
+mod shares;
 mod tls;
 mod upstream;
