@@ -2,7 +2,6 @@
 //! `hook::guard` turns errors into denials for agents and into nothing for everyone else.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
 #![allow(
     unsafe_code,
     reason = "the helpers of eBPF and the memory that they hand over"

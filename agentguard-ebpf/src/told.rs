@@ -1,8 +1,6 @@
 //! What the daemon is told, and how: a verdict by an event in the ring, refusals beyond some by their number, and what is
 //! permitted and has no place for its record is refused. No agent takes more than its share of the ring.
 
-use core::arch::asm;
-
 use agentguard_common::abi::{AgentId, EventKind, Told};
 use agentguard_common::counter::Counter;
 use agentguard_common::share::{
@@ -13,7 +11,7 @@ use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
 use aya_ebpf::helpers::generated::bpf_ringbuf_query;
 
 use crate::emit::now;
-use crate::maps::{EVENTS, NOTED, TOLD, count};
+use crate::maps::{EVENTS, NOTED, TOLD, add, count};
 
 /// Bytes that the ring puts before a record (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_HEAD: u64 = 8;
@@ -164,13 +162,4 @@ fn by_number(kind: EventKind, finding: Finding, agent: AgentId) -> Finding {
         add((&raw mut (*told).counts).cast::<u64>().add(slot), 1);
     }
     finding
-}
-
-/// `BPF_ATOMIC | BPF_ADD`: `core` has no atomic addition for this target.
-#[inline(always)]
-fn add(to: *mut u64, number: u64) {
-    // SAFETY: a member of a map's element, aligned as its type is.
-    unsafe {
-        asm!("lock *(u64 *)({to} + 0) += {number}", to = in(reg) to, number = in(reg) number)
-    };
 }

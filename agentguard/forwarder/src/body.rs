@@ -277,7 +277,7 @@ fn no_room() -> Refusal {
     Refusal::new(
         DecidedBy::Facts,
         DenyReason::BodyTooLarge,
-        "a rule reads the request's body, and at the moment there is no room for it beside those of this agent's other requests, or of other agents'",
+        "a rule reads the request's body, and at the moment there is no room for it beside those of other requests",
     )
 }
 
