@@ -135,30 +135,27 @@ impl Mapping {
     }
 
     fn word(&self, at: usize) -> &AtomicU64 {
-        assert!(
-            at.is_multiple_of(8) && at + 8 <= self.len,
-            "{at} of {}",
-            self.len
-        );
         // SAFETY: within the mapping, aligned.
-        unsafe { self.start.add(at).cast().as_ref() }
+        unsafe { self.part(at, 8).cast().as_ref() }
     }
 
     fn half(&self, at: usize) -> &AtomicU32 {
-        assert!(
-            at.is_multiple_of(4) && at + 4 <= self.len,
-            "{at} of {}",
-            self.len
-        );
         // SAFETY: within the mapping, aligned.
-        unsafe { self.start.add(at).cast().as_ref() }
+        unsafe { self.part(at, 4).cast().as_ref() }
     }
 
     /// Of a record that is committed: nobody writes to it until it is released.
     fn bytes(&self, at: usize, len: usize) -> &[u8] {
-        assert!(at + len <= self.len, "{at} and {len} of {}", self.len);
         // SAFETY: within the mapping.
-        unsafe { std::slice::from_raw_parts(self.start.add(at).as_ptr(), len) }
+        unsafe { std::slice::from_raw_parts(self.part(at, len).as_ptr(), len) }
+    }
+
+    /// Where `len` bytes begin, at a multiple of four or, if they are eight, of eight.
+    fn part(&self, at: usize, len: usize) -> NonNull<u8> {
+        let aligned = at.is_multiple_of(if len == 8 { 8 } else { 4 });
+        assert!(aligned && at + len <= self.len, "{at} of {}", self.len);
+        // SAFETY: asserted.
+        unsafe { self.start.add(at) }
     }
 }
 

@@ -41,7 +41,7 @@ say(*said)"
     assert_eq!(refused, TRIES, "by the kernel's own count");
     let told = machine.refused(EventKind::Socket, Refusal::Protocol) as u64;
     assert!(
-        told >= REFUSALS_IN_A_ROW && told < TRIES / 2,
+        (REFUSALS_IN_A_ROW..TRIES / 2).contains(&told),
         "{told} told one by one"
     );
     let counted = machine.counted(AGENT);

@@ -139,6 +139,7 @@ fn fill(dir: &Path, records: u64) -> anyhow::Result<()> {
             }),
             bytes_up: 120,
             bytes_down: 4096,
+            count: 1,
             latency: Latency::default(),
         };
         log.stage(Record::Decision(&draft, &context))?;
