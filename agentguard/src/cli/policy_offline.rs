@@ -217,7 +217,7 @@ policies that can apply
         );
         let two = explain("https://h/x%2Fy");
         assert!(
-            two.contains("\npolicies that can apply, as it is written\n")
+            two.contains("\npolicies that can apply, as it is written, which decides\n")
                 && two.contains(
                     "\npolicies that can apply, if it is read as GET `/x/y` (decoded once more)\n"
                 ),

@@ -121,6 +121,7 @@ fn a_decision_has_every_field_in_order() {
             "upstream": {"addr": "192.0.2.1:80", "tls": null},
             "bytes_up": 0,
             "bytes_down": 0,
+            "count": 1,
             "latency_us": {"decide": 2, "lookup": 7, "total": 90},
         })
     );

@@ -60,8 +60,7 @@ struct Columns<'a> {
     upstream: Option<UpstreamLine<'a>>,
     bytes_up: u64,
     bytes_down: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    count: Option<u64>,
+    count: u64,
     latency_us: Option<Latency>,
 }
 
@@ -134,7 +133,7 @@ fn decision<'a>(place: ChainPlace<'a>, draft: &'a Draft, context: &'a Context<'a
         }),
         bytes_up: draft.bytes_up,
         bytes_down: draft.bytes_down,
-        count: (draft.count != 1).then_some(draft.count),
+        count: draft.count,
         latency_us: Some(draft.latency),
     }
 }
@@ -171,7 +170,7 @@ fn operation<'a>(place: ChainPlace<'a>, done: &'a Operator<'a>) -> Columns<'a> {
         upstream: None,
         bytes_up: 0,
         bytes_down: 0,
-        count: None,
+        count: 1,
         latency_us: None,
     }
 }
