@@ -44,6 +44,10 @@ pub struct Batch {
 }
 
 impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     fn add(&mut self, record: &[u8]) {
         // Of what no program of this version can have written nobody's share is known.
         let agent = record

@@ -12,7 +12,7 @@ use std::time::Duration;
 use agentguard_common::abi::{AgentId, Event, EventKind};
 use agentguard_common::counter::Counter;
 use agentguard_common::verdict::Refusal;
-use agentguard_kernel::{Batch, Events, JudgedExec, KernelError, RingEvent};
+use agentguard_kernel::{Batch, Counted, Events, JudgedExec, KernelError, RingEvent};
 use agentguard_record::secret::without_tokens;
 use agentguard_record::{Actor, DenyReason, Draft, Operation, Outcome, Process};
 use tokio::sync::{mpsc, oneshot};
@@ -53,9 +53,10 @@ pub(crate) struct EventReader {
     pub stop: CancellationToken,
 }
 
-/// What was read and is being written; the log answers once it is.
+/// What was read together and is being written; the log answers once it is.
 struct Unwritten {
     batch: Batch,
+    counted: Vec<Counted>,
     written: oneshot::Receiver<()>,
 }
 
@@ -76,7 +77,8 @@ impl EventReader {
         mut asks: mpsc::Receiver<oneshot::Sender<()>>,
     ) {
         let mut lost = Lost::before(&self.enforce);
-        let mut counted = count(&self.enforce, Counter::RefusalsCounted);
+        // Of those that were counted before, it is not known here whether they are recorded.
+        let mut counted = 0;
         let mut unwritten = VecDeque::new();
         let mut looks = tokio::time::interval(COUNTED_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -124,7 +126,7 @@ impl EventReader {
         events: &mut Events,
         unwritten: &mut VecDeque<Unwritten>,
         lost: &mut Lost,
-        counted: &mut u64,
+        known: &mut u64,
     ) -> Result<(), KernelError> {
         if matches!(next, Next::Written) {
             release(events, unwritten)?;
@@ -140,27 +142,35 @@ impl EventReader {
         }
         if !taken.is_empty() {
             self.take(&taken).await;
-            let written = self.books.records.when_written().await;
-            unwritten.push_back(Unwritten { batch, written });
         }
-        match next {
-            Next::Asked(ask) => {
-                self.count(events, counted).await?;
-                let _ = ask.send(());
-            }
-            Next::Look => self.count(events, counted).await?,
-            Next::Readable | Next::Written | Next::Lost => {}
+        let looks = matches!(next, Next::Look | Next::Asked(_));
+        // One look at a time: until its records are written, the next would find the same.
+        let counted = match looks && unwritten.iter().all(|some| some.counted.is_empty()) {
+            true => self.count(events, known).await?,
+            false => Vec::new(),
+        };
+        if !batch.is_empty() || !counted.is_empty() {
+            let written = self.books.records.when_written().await;
+            unwritten.push_back(Unwritten {
+                batch,
+                counted,
+                written,
+            });
+        }
+        if let Next::Asked(ask) = next {
+            let _ = ask.send(());
         }
         Ok(())
     }
 
-    /// Records the refusals that the kernel has told by their number since it was last asked.
-    async fn count(&self, events: &mut Events, known: &mut u64) -> Result<(), KernelError> {
+    /// Hands in the records of refusals that the kernel has told by their number and that are not noted as recorded.
+    async fn count(&self, events: &Events, known: &mut u64) -> Result<Vec<Counted>, KernelError> {
         let now = count(&self.enforce, Counter::RefusalsCounted);
         if now == *known {
             self.books.alarms.clear(Concern::Refusals);
-            return Ok(());
+            return Ok(Vec::new());
         }
+        *known = now;
         let ids: Vec<AgentId> = {
             let registry = lock(&self.roster.registry);
             let known = registry.agents().values().map(|agent| agent.id);
@@ -168,8 +178,7 @@ impl EventReader {
         };
         let found = events.counted(ids.into_iter())?;
         let Some(most) = found.iter().max_by_key(|found| found.count) else {
-            *known = now;
-            return Ok(());
+            return Ok(found);
         };
         let agent = lock(&self.roster.registry)
             .name(most.agent)
@@ -187,15 +196,7 @@ impl EventReader {
         self.books
             .record(&self.roster, &self.census, drafts.collect())
             .await;
-        // The next look finds them again if they are not written by then, and so does the next daemon.
-        if tokio::time::timeout(COUNTED_EVERY, self.books.records.written())
-            .await
-            .is_ok()
-        {
-            events.note(&found)?;
-            *known = now;
-        }
-        Ok(())
+        Ok(found)
     }
 
     async fn take(&self, seen: &[RingEvent]) {
@@ -275,10 +276,11 @@ async fn written(unwritten: &mut VecDeque<Unwritten>) {
 }
 
 fn release(events: &mut Events, unwritten: &mut VecDeque<Unwritten>) -> Result<(), KernelError> {
-    match unwritten.pop_front() {
-        Some(first) => events.release(first.batch),
-        None => Ok(()),
-    }
+    let Some(first) = unwritten.pop_front() else {
+        return Ok(());
+    };
+    events.release(first.batch)?;
+    events.note(&first.counted)
 }
 
 /// What the ring has lost, by the kernel's own count.
