@@ -32,6 +32,8 @@ pub const RING_LEN: u32 = 4 << 20;
 /// Of these one agent's events that the daemon has not recorded yet may take so many: what one agent does keeps no other's
 /// permits from being recorded.
 pub const RING_SHARE: u64 = RING_LEN as u64 / 4;
+/// Of an agent's share what is refused may take so much: the rest is for what is permitted.
+pub const REFUSALS_SHARE: u64 = RING_SHARE / 2;
 /// While events take more of the ring than this, refusals are told by their number: the rest is for permits.
 pub const RING_FOR_REFUSALS: u64 = RING_LEN as u64 / 2;
 /// Between two refusals of an agent's that are told one by one, on average, ns.

@@ -4,7 +4,7 @@
 use agentguard_common::abi::{AgentId, EventKind, Told};
 use agentguard_common::counter::Counter;
 use agentguard_common::share::{
-    REFUSAL_EVERY_NS, REFUSALS_IN_A_ROW, RING_FOR_REFUSALS, RING_SHARE,
+    REFUSAL_EVERY_NS, REFUSALS_IN_A_ROW, REFUSALS_SHARE, RING_FOR_REFUSALS, RING_SHARE,
 };
 use agentguard_common::verdict::{Finding, Refusal};
 use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
@@ -51,7 +51,7 @@ pub fn process(
     len: usize,
     write: impl FnOnce(*mut u8),
 ) {
-    if has_share(agent, len) && put(agent, len, write) {
+    if has_share(agent, len, RING_SHARE) && put(agent, len, write) {
         return;
     }
     count(Counter::RingFull);
@@ -76,17 +76,17 @@ fn put(agent: AgentId, len: usize, write: impl FnOnce(*mut u8)) -> bool {
 
 #[inline(always)]
 fn admits(finding: Finding, agent: AgentId, len: usize) -> bool {
-    has_share(agent, len)
-        && match finding {
-            Finding::Allowed => true,
-            Finding::Observed(_) | Finding::Refused(_) => {
-                in_ring() < RING_FOR_REFUSALS && is_due(agent)
-            }
+    match finding {
+        // What is observed happens, too.
+        Finding::Allowed | Finding::Observed(_) => has_share(agent, len, RING_SHARE),
+        Finding::Refused(_) => {
+            has_share(agent, len, REFUSALS_SHARE) && in_ring() < RING_FOR_REFUSALS && is_due(agent)
         }
+    }
 }
 
 #[inline(always)]
-fn has_share(agent: AgentId, len: usize) -> bool {
+fn has_share(agent: AgentId, len: usize, share: u64) -> bool {
     let (Some(told), Some(noted)) = (TOLD.get_ptr(agent.0), NOTED.get_ptr(agent.0)) else {
         return false;
     };
@@ -95,7 +95,7 @@ fn has_share(agent: AgentId, len: usize) -> bool {
     // SAFETY: as above.
     let noted = unsafe { (&raw const (*noted).sent).read_volatile() };
     // What is told on another CPU may be noted before it is counted as sent: then less than nothing is in the ring.
-    sent.wrapping_sub(noted).wrapping_add(taken(len)) as i64 <= RING_SHARE as i64
+    sent.wrapping_sub(noted).wrapping_add(taken(len)) as i64 <= share as i64
 }
 
 /// Bytes of the ring that are in use, by whomever.
@@ -148,7 +148,6 @@ fn by_number(kind: EventKind, finding: Finding, agent: AgentId) -> Finding {
         }
         Finding::Observed(_) | Finding::Refused(_) => finding,
     };
-    count(Counter::RefusalsCounted);
     let Some(told) = TOLD.get_ptr_mut(agent.0) else {
         return finding;
     };
@@ -161,5 +160,7 @@ fn by_number(kind: EventKind, finding: Finding, agent: AgentId) -> Finding {
             .write_volatile(finding.number());
         add((&raw mut (*told).counts).cast::<u64>().add(slot), 1);
     }
+    // Last: whoever sees this number grow finds what has grown it.
+    count(Counter::RefusalsCounted);
     finding
 }

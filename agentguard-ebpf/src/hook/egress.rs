@@ -58,15 +58,15 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
         Err(refusal) => (Finding::Refused(refusal), What::default()),
     };
     match report(mark, &what, finding) {
-        Finding::Refused(Refusal::Unrecorded) => {
-            heard::unanswered(skb, &what);
-            DROP
-        }
         Finding::Refused(_) => {
             count(Counter::PacketsDropped);
             DROP
         }
-        Finding::Allowed | Finding::Observed(_) => PASS,
+        Finding::Allowed => {
+            heard::answered(skb, &what);
+            PASS
+        }
+        Finding::Observed(_) => PASS,
     }
 }
 

@@ -42,28 +42,23 @@ pub fn hear(ctx: &SockAddr, mark: &SocketMark) {
     let _ = HEARD.insert(key, 0, 0);
 }
 
-/// Whether the packet answers one that was heard, and is the first to do so.
+/// Whether the packet answers one that was heard, and none has been answered before.
 #[inline(always)]
 pub fn answers(skb: *mut __sk_buff, to: Addr, port: u16) -> Option<bool> {
     // SAFETY: the hook's own context.
     let socket = unsafe { bpf_get_socket_cookie(skb.cast()) };
-    let answered = HEARD.get_ptr_mut(Heard::new(socket, to, port))?;
+    let answered = HEARD.get_ptr(Heard::new(socket, to, port))?;
     // SAFETY: an element lives until the end of the program; two packets at once are both told of, which does no harm.
-    let is_first = unsafe { answered.read_volatile() } == 0;
-    if is_first {
-        // SAFETY: as above.
-        unsafe { answered.write_volatile(1) };
-    }
-    Some(is_first)
+    Some(unsafe { answered.read_volatile() } == 0)
 }
 
-/// Takes it back that the packet's receiver was answered: the first answer could not be recorded, and is not sent.
+/// The answer to who was heard, if the packet is one, has been told of.
 #[inline(always)]
-pub fn unanswered(skb: *mut __sk_buff, what: &What) {
+pub fn answered(skb: *mut __sk_buff, what: &What) {
     // SAFETY: the hook's own context.
     let socket = unsafe { bpf_get_socket_cookie(skb.cast()) };
     if let Some(answered) = HEARD.get_ptr_mut(Heard::new(socket, what.addr, what.port)) {
         // SAFETY: as in `answers`.
-        unsafe { answered.write_volatile(0) };
+        unsafe { answered.write_volatile(1) };
     }
 }

@@ -198,7 +198,7 @@ pub(crate) fn head(
         && let Ok(path) = CanonicalPath::parse(parts.uri.path())
     {
         let policy = &exchange.docket.policy;
-        let shown = policy.shown_path(&target.host, target.port, path.as_str());
+        let shown = policy.shown_path(&target.host, target.port, &path);
         request.path = shown.into_owned();
     }
     framing::check(parts, head)?;

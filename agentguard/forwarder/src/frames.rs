@@ -109,7 +109,11 @@ impl<S> MeteredStream<S> {
         } = self;
         written.over(bytes, |frame| match frame.kind {
             HEADERS if *peer == Peer::Server => balance.earn(PER_REQUEST),
-            DATA | HEADERS => balance.earn(PER_PART),
+            // Some peers tell of each 4 KiB that they have taken, for the stream and for the connection.
+            DATA | HEADERS => {
+                let told = u32::try_from(frame.length / 1024).unwrap_or(MOST);
+                balance.earn(PER_PART.max(told));
+            }
             _ => {}
         });
     }

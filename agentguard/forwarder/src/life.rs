@@ -12,6 +12,7 @@ use hyper::rt::Executor;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::seat::{Seat, Seats};
 use super::shares::Shares;
@@ -76,10 +77,14 @@ impl Life {
         self.cut.is_cancelled()
     }
 
-    /// Runs `task` until it ends or the agent is killed, whichever is first; the kill waits for it to be gone. It is pinned
-    /// by its caller, as the future of this would have it twice.
+    /// What a kill waits for: held longer than what is to be gone by then.
+    pub(crate) fn tracked(&self) -> TaskTrackerToken {
+        self.tasks.token()
+    }
+
+    /// Runs `task` until it ends or the agent is killed, whichever is first. It is pinned by its caller, as the future of
+    /// this would have it twice, and goes with a [`Self::tracked`] of its caller's.
     pub(crate) async fn hold<T>(&self, task: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-        let _tracked = self.tasks.token();
         tokio::select! {
             biased;
             () = self.cut.cancelled() => None,
@@ -90,8 +95,12 @@ impl Life {
     /// [`Self::hold`] on a task of its own.
     pub(crate) fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         let life = self.clone();
-        let mut task = Box::pin(task);
-        tokio::spawn(async move { life.hold(task.as_mut()).await });
+        let task = Box::pin(task);
+        tokio::spawn(async move {
+            let _tracked = life.tracked();
+            let mut task = task;
+            life.hold(task.as_mut()).await
+        });
     }
 
     /// Calls `hook` when it ends, which it may have already: what is kept for the agent beside its tasks is dropped with

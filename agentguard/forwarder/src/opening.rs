@@ -69,7 +69,13 @@ pub(crate) async fn terminate(
 ) -> Result<(TerminatedConnection, RecordEntry), ConnectionOver> {
     let terminated = terminate::terminate(arrival, &target.host, stream, limit(arrival));
     // On the heap, so that a connection that is served does not hold the room for its handshake.
-    match Box::pin(terminated).await {
+    let terminated = tokio::select! {
+        terminated = Box::pin(terminated) => terminated,
+        () = arrival.counted.seat.given_up() => {
+            return Err(entry.fail(Ended::HostFailed, None, GIVEN_UP));
+        }
+    };
+    match terminated {
         Ok(terminated) => Ok((terminated, entry)),
         Err(error) => Err(respond::handshake(target, &error, entry)),
     }

@@ -44,6 +44,7 @@ pub(crate) async fn connection(
     let (arrival, entry) = admit::admit(door, origin, place.as_ref())?;
     let life = arrival.life.clone();
     let client = ClientStream::Socket(Leg::new(socket, life.clone()));
+    let _tracked = life.tracked();
     let served = pin!(opened(arrival, client, entry));
     let served = life.hold(served).await;
     served.unwrap_or(Err(ConnectionOver))

@@ -92,23 +92,17 @@ impl PathPattern {
         !self.segments.iter().all(is_literal) && !before_last.contains(&PatternSegment::Any)
     }
 
-    /// The path without the segments that the wildcards stand for. `None`: no server takes it for one that matches.
-    pub(crate) fn hide(&self, path: &str) -> Option<String> {
+    /// The numbers of the path's segments that the wildcards stand for. `None`: it does not match, with letters in either
+    /// case and with a slash at its end or without.
+    pub(crate) fn hidden(&self, path: &str) -> Option<Vec<usize>> {
         let is_meant = self.matches(path) || self.lenient().matches(&without_slash(&fold(path)));
-        if !is_meant {
-            return None;
-        }
-        let mut shown = String::with_capacity(path.len());
-        for (at, segment) in split(path).into_iter().enumerate() {
-            shown.push('/');
-            let is_shown = match self.segments.get(at) {
-                Some(PatternSegment::Literal(_)) => true,
-                Some(PatternSegment::One | PatternSegment::Part(_) | PatternSegment::Any)
-                | None => segment.is_empty(),
-            };
-            shown.push_str(if is_shown { segment } else { PRIVATE });
-        }
-        Some(shown)
+        let is_hidden = |at: &usize| match self.segments.get(*at) {
+            Some(PatternSegment::Literal(_)) => false,
+            Some(PatternSegment::One | PatternSegment::Part(_) | PatternSegment::Any) | None => {
+                true
+            }
+        };
+        is_meant.then(|| (0..split(path).len()).filter(is_hidden).collect())
     }
 
     pub(crate) fn matches(&self, path: &str) -> bool {
@@ -181,6 +175,24 @@ fn matches_pieces(pieces: &[String], text: &str) -> bool {
         }
     }
     rest.ends_with(last.as_str())
+}
+
+/// The path without the segments that any of the patterns' wildcards stand for. `None`: none matches.
+pub(crate) fn hide<'p>(
+    patterns: impl IntoIterator<Item = &'p PathPattern>,
+    path: &str,
+) -> Option<String> {
+    let found = patterns
+        .into_iter()
+        .filter_map(|pattern| pattern.hidden(path));
+    let hidden = found.reduce(|all, more| [all, more].concat())?;
+    let mut shown = String::with_capacity(path.len());
+    for (at, segment) in split(path).into_iter().enumerate() {
+        shown.push('/');
+        let is_shown = segment.is_empty() || !hidden.contains(&at);
+        shown.push_str(if is_shown { segment } else { PRIVATE });
+    }
+    Some(shown)
 }
 
 fn split(path: &str) -> Vec<&str> {
@@ -375,8 +387,11 @@ mod tests {
         ] {
             let pattern = PathPattern::parse(pattern).unwrap();
             assert!(pattern.can_hide());
-            assert_eq!(pattern.hide(path).as_deref(), expected, "{path}");
+            assert_eq!(hide([&pattern], path).as_deref(), expected, "{path}");
         }
+        let two = ["/*/hooks/x", "/team/hooks/*"].map(|it| PathPattern::parse(it).unwrap());
+        let shown = hide(&two, "/team/hooks/x");
+        assert_eq!(shown.as_deref(), Some("/[private]/hooks/[private]"));
         for pattern in ["/services", "/**/x", "/a/**/b/*"] {
             assert!(
                 !PathPattern::parse(pattern).unwrap().can_hide(),

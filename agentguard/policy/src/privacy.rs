@@ -3,10 +3,11 @@
 
 use std::borrow::Cow;
 
-use agentguard_record::secret::without_tokens;
+use agentguard_record::secret::{PRIVATE, without_tokens};
 
+use super::glob::hide;
 use super::host::HostName;
-use super::{Action, Input, Policy};
+use super::{Action, CanonicalPath, Input, Policy};
 
 /// Of a request, or a passed connection with an empty path.
 pub(super) struct Shown<'a> {
@@ -16,15 +17,23 @@ pub(super) struct Shown<'a> {
 }
 
 impl Policy {
-    /// The path as records have it.
-    pub fn shown_path<'p>(&self, host: &HostName, port: u16, path: &'p str) -> Cow<'p, str> {
-        let mut shown = Cow::Borrowed(path);
+    /// The path as records have it. One that a server may read as another, of which parts are private, is private as a whole.
+    pub fn shown_path<'p>(
+        &self,
+        host: &HostName,
+        port: u16,
+        path: &'p CanonicalPath,
+    ) -> Cow<'p, str> {
         let facts = self.facts.lookup(host, port);
-        for pattern in facts.iter().flat_map(|facts| facts.private_paths.iter()) {
-            if let Some(hidden) = pattern.hide(&shown) {
-                shown = hidden.into();
+        let patterns = || facts.iter().flat_map(|facts| facts.private_paths.iter());
+        let others = || path.others().unwrap_or_default().iter();
+        let shown = match hide(patterns(), path.as_str()) {
+            Some(hidden) => Cow::Owned(hidden),
+            None if others().any(|other| hide(patterns(), &other.path).is_some()) => {
+                Cow::Owned(format!("/{PRIVATE}"))
             }
-        }
+            None => Cow::Borrowed(path.as_str()),
+        };
         match without_tokens(&shown) {
             Cow::Borrowed(_) => shown,
             Cow::Owned(hidden) => hidden.into(),
@@ -34,7 +43,7 @@ impl Policy {
     pub(super) fn shown<'a>(&self, input: &Input<'a>, read_as: Option<&'a str>) -> Shown<'a> {
         let path = match &input.action {
             Action::Connect => Cow::Borrowed(""),
-            Action::Request { path, .. } => self.shown_path(input.host, input.port, path.as_str()),
+            Action::Request { path, .. } => self.shown_path(input.host, input.port, path),
         };
         let read_as = read_as.map(|read_as| match path {
             Cow::Borrowed(_) => read_as,

@@ -34,6 +34,9 @@ const TOKENS: [(&str, &[u8], usize); 23] = [
     ("eyJ", b"-_.", 16),
 ];
 
+/// A token has a digit among its first bytes: what is none is not read to its end for each place where one could begin.
+const NEAR: usize = 128;
+
 /// The text with [`PRIVATE`] in place of what follows the beginning of each token. Of what begins and goes on like one, only
 /// what has a digit is: words have none.
 pub fn without_tokens(text: &str) -> Cow<'_, str> {
@@ -68,9 +71,13 @@ fn token(text: &str, at: usize) -> Option<(usize, usize)> {
     let start = at + begin.len();
     let rest = &bytes[start..];
     let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || others.contains(byte);
+    let near = rest.iter().take(NEAR).take_while(|byte| is_part(byte));
+    let near = &rest[..near.count()];
+    if near.len() < *least || !near.iter().any(u8::is_ascii_digit) {
+        return None;
+    }
     let length = rest.iter().take_while(|byte| is_part(byte)).count();
-    let is_token = length >= *least && rest[..length].iter().any(u8::is_ascii_digit);
-    is_token.then_some((start, start + length))
+    Some((start, start + length))
 }
 
 /// `%2F`: another character's end, not a letter before.

@@ -61,7 +61,7 @@ fn what_is_only_observed_is_counted_apart() {
     machine.rules(&[Rule::Observe]);
     let said = machine.run(
         "said = set()
-for _ in range(3000):
+for _ in range(14000):
     s = socket.socket(); said.add(attempt(s.bind, ('127.0.0.1', 0))); s.close()
     said.add(attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1))
 say(*sorted(map(str, said)))",

@@ -31,9 +31,6 @@ use crate::host::Host;
 use crate::lock::lock;
 use crate::roster::Roster;
 
-/// A full ring, or share of it, holds more events than these, whatever their kind: with fewer nothing can have been lost.
-const MAY_HAVE_LOST: usize = 256;
-
 /// Lost events are recorded together, at most this often.
 const LOST_EVERY: Duration = Duration::from_secs(1);
 
@@ -99,10 +96,13 @@ impl EventReader {
                     self.books.operated(lost.record());
                     continue;
                 }
-                Ok(next) => self
-                    .advance(next, &mut events, &mut unwritten, &mut lost, &mut counted)
-                    .await
-                    .map_err(|error| error.to_string()),
+                // What is read and not handed in by then is read again by the next daemon.
+                Ok(next) => tokio::select! {
+                    done = self.advance(next, &mut events, &mut unwritten, &mut lost, &mut counted) => {
+                        done.map_err(|error| error.to_string())
+                    }
+                    () = self.stop.cancelled() => break,
+                },
             };
             if let Err(error) = done {
                 let alarm = Alarm::EventsUnreadable(error);
@@ -133,9 +133,8 @@ impl EventReader {
         }
         let mut taken = Vec::new();
         let batch = events.read(|seen| taken.push(seen));
-        if taken.len() >= MAY_HAVE_LOST
-            && let Some(alarm) = lost.look(&self.enforce)
-        {
+        let looks = matches!(next, Next::Look | Next::Asked(_));
+        if looks && let Some(alarm) = lost.look(&self.enforce) {
             self.books.alarms.raise(Concern::LostEvents, alarm);
             // One of the lost may have told of a process that nobody has labelled.
             self.census.unread.tell(0);
@@ -143,12 +142,17 @@ impl EventReader {
         if !taken.is_empty() {
             self.take(&taken).await;
         }
-        let looks = matches!(next, Next::Look | Next::Asked(_));
-        // One look at a time: until its records are written, the next would find the same.
+        // One look at a time: until its records are written, the next would find the same. Who asks is told of more.
+        if matches!(next, Next::Asked(_)) {
+            self.finish_counted(events, unwritten).await?;
+        }
         let counted = match looks && unwritten.iter().all(|some| some.counted.is_empty()) {
             true => self.count(events, known).await?,
             false => Vec::new(),
         };
+        if matches!(next, Next::Look) && counted.is_empty() {
+            self.books.alarms.clear(Concern::Refusals);
+        }
         if !batch.is_empty() || !counted.is_empty() {
             let written = self.books.records.when_written().await;
             unwritten.push_back(Unwritten {
@@ -163,11 +167,26 @@ impl EventReader {
         Ok(())
     }
 
+    /// Until what was counted is recorded and noted, or the log cannot be written.
+    async fn finish_counted(
+        &self,
+        events: &mut Events,
+        unwritten: &mut VecDeque<Unwritten>,
+    ) -> Result<(), KernelError> {
+        let mut available = self.books.records.available();
+        while unwritten.iter().any(|some| !some.counted.is_empty()) {
+            tokio::select! {
+                () = written(unwritten) => release(events, unwritten)?,
+                _ = available.wait_for(|available| !available) => break,
+            }
+        }
+        Ok(())
+    }
+
     /// Hands in the records of refusals that the kernel has told by their number and that are not noted as recorded.
     async fn count(&self, events: &Events, known: &mut u64) -> Result<Vec<Counted>, KernelError> {
         let now = count(&self.enforce, Counter::RefusalsCounted);
         if now == *known {
-            self.books.alarms.clear(Concern::Refusals);
             return Ok(Vec::new());
         }
         *known = now;

@@ -58,12 +58,19 @@ impl Books {
         self.records.operated(done);
     }
 
-    /// Everything decided before this was called can be read from the log when it returns.
+    /// Everything decided before this was called can be read from the log when it returns, or the log cannot be written.
     pub async fn settle(&self, forwarder: &ForwarderLink) {
         let (reply, drained) = oneshot::channel();
+        let mut available = self.records.available();
         let kernel = async {
-            if self.drains.send(reply).await.is_ok() {
-                let _ = drained.await;
+            let drained = async {
+                if self.drains.send(reply).await.is_ok() {
+                    let _ = drained.await;
+                }
+            };
+            tokio::select! {
+                () = drained => {}
+                _ = available.wait_for(|available| !available) => {}
             }
         };
         let flush = forwarder.flush(FORWARDER_LIMIT);

@@ -180,7 +180,7 @@ impl Writer {
                     else => None,
                 }
             };
-            let next = match is_failing {
+            let next = match is_failing || !takes_decisions {
                 true => runtime.block_on(async { tokio::time::timeout(RETRY, next).await }),
                 false => Ok(runtime.block_on(next)),
             };

@@ -59,7 +59,15 @@ pub(crate) struct Http1 {
 pub(crate) struct Http2 {
     pub sender: http2::SendRequest<Upload>,
     pub facts: Arc<ConnectionFacts>,
-    streams: Arc<AtomicUsize>,
+    usage: Arc<Http2Use>,
+}
+
+/// What an HTTP/2 connection carries.
+struct Http2Use {
+    /// With the pool's own.
+    streams: AtomicUsize,
+    /// When the last one ended.
+    last: Mutex<Instant>,
 }
 
 pub(crate) enum Connection {
@@ -227,7 +235,7 @@ impl HostPool {
         shared.retain(|http2| !http2.sender.is_closed());
         let free = shared
             .iter()
-            .find(|http2| http2.streams.load(Ordering::Relaxed) < MAX_STREAMS)?;
+            .find(|http2| http2.usage.streams.load(Ordering::Relaxed) < MAX_STREAMS)?;
         Some(free.join())
     }
 
@@ -257,7 +265,7 @@ impl HostPool {
         let mut idle = self.idle.lock().expect(UNPOISONED);
         idle.retain(|(since, _)| since.elapsed() < IDLE);
         let mut shared = self.shared.lock().expect(UNPOISONED);
-        shared.retain(|http2| !http2.sender.is_closed());
+        shared.retain(|http2| !http2.sender.is_closed() && !http2.is_idle());
         !idle.is_empty() || !shared.is_empty()
     }
 }
@@ -274,23 +282,33 @@ impl Http2 {
         Self {
             sender,
             facts,
-            streams: Arc::new(AtomicUsize::new(1)),
+            usage: Arc::new(Http2Use {
+                streams: AtomicUsize::new(1),
+                last: Mutex::new(Instant::now()),
+            }),
         }
     }
 
+    /// Whether the pool alone has had it for so long that it goes.
+    fn is_idle(&self) -> bool {
+        self.usage.streams.load(Ordering::Relaxed) <= 1
+            && self.usage.last.lock().expect(UNPOISONED).elapsed() >= IDLE
+    }
+
     pub(crate) fn join(&self) -> Self {
-        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.usage.streams.fetch_add(1, Ordering::Relaxed);
         Self {
             sender: self.sender.clone(),
             facts: self.facts.clone(),
-            streams: self.streams.clone(),
+            usage: self.usage.clone(),
         }
     }
 }
 
 impl Drop for Http2 {
     fn drop(&mut self) {
-        self.streams.fetch_sub(1, Ordering::Relaxed);
+        *self.usage.last.lock().expect(UNPOISONED) = Instant::now();
+        self.usage.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
