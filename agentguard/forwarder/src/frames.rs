@@ -311,6 +311,18 @@ mod tests {
     }
 
     #[test]
+    fn a_long_answer_pays_for_an_update_of_both_windows_each_4_kib() {
+        let mut stream = client();
+        let part = frame(DATA, &[0; 16 << 10]);
+        for _ in 0..(64 << 20) / (16 << 10) {
+            stream.has_written(&part);
+            for _ in 0..2 * 4 {
+                stream.has_read(&frame(8, &[0; 4])).unwrap();
+            }
+        }
+    }
+
+    #[test]
     fn empty_parts_pay_for_nothing() {
         let mut stream = client();
         let mut read = (0..=MOST).map(|_| stream.has_read(&frame(DATA, b"")));
