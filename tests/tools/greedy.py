@@ -68,12 +68,14 @@ async def hellos(hello):
     await asyncio.gather(*(one() for _ in range(count)))
 
 
-async def connections():
-    """`count` connections that say nothing."""
+async def connections(said):
+    """`count` connections that say this, and nothing more."""
     held = []
     for _ in range(count):
         try:
-            held.append(await asyncio.open_connection("origin.test", port))
+            reader, writer = await asyncio.open_connection("origin.test", port)
+            writer.write(said)
+            held.append((reader, writer))
         except OSError:
             pass
     ready()
@@ -145,7 +147,9 @@ async def main():
         numbers = itertools.count()
         going = asyncio.ensure_future(hellos(lambda: hello(f"name-{next(numbers)}.test")))
     elif what == "connections":
-        going = asyncio.ensure_future(connections())
+        going = asyncio.ensure_future(connections(b""))
+    elif what == "handshakes":
+        going = asyncio.ensure_future(connections(hello("origin.test")))
     elif what == "uploads":
         going = asyncio.ensure_future(uploads())
     else:

@@ -29,6 +29,11 @@ fn connections_that_say_nothing() {
     others_go_on("connections", 4096);
 }
 
+#[test]
+fn handshakes_that_nobody_ends() {
+    others_go_on("handshakes", 4352);
+}
+
 /// While one agent does this, another one and who is nobody's do as before.
 fn others_go_on(what: &str, count: usize) {
     let site = Site::new();
