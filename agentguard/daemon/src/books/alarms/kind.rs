@@ -197,7 +197,7 @@ impl AlarmKind {
             },
             Self::EventsUnreadable => Line {
                 begins: "kernel events cannot be read: …",
-                raised_when: "the ring of the kernel's events failed, and its reader has ended: kernel decisions are recorded no longer",
+                raised_when: "the ring of the kernel's events failed, and its reader has ended: kernel decisions are recorded no longer, and each agent is refused what it may do there once its share of the ring is full",
                 what_to_do: "Restart the daemon.",
             },
             Self::EventsLost => Line {
