@@ -8,7 +8,7 @@ use crate::exec::Sha256;
 use crate::net::Addr;
 
 /// Grows with every change to a type in this module or to a map's key, value, type or meaning.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// `pid_max`'s limit on 64-bit kernels (`PID_MAX_LIMIT` in `include/linux/threads.h`).
 pub const MAX_TGID: u32 = 4_194_304;
@@ -297,16 +297,29 @@ pub struct IdentifyHead {
     pub len: u8,
     /// [`Identify::EXE`] | [`Identify::UID`] | [`Identify::CGROUP`] of all its blocks.
     pub keys: u8,
+    /// The users that its blocks name, by [`IdentifyHead::user`].
+    pub users: u32,
 }
 
 impl IdentifyHead {
     pub const fn pack(self) -> u64 {
-        u64::from_le_bytes([self.bank, self.len, self.keys, 0, 0, 0, 0, 0])
+        let [a, b, c, d] = self.users.to_le_bytes();
+        u64::from_le_bytes([self.bank, self.len, self.keys, 0, a, b, c, d])
     }
 
     pub const fn unpack(word: u64) -> Self {
-        let [bank, len, keys, ..] = word.to_le_bytes();
-        Self { bank, len, keys }
+        let [bank, len, keys, _, a, b, c, d] = word.to_le_bytes();
+        Self {
+            bank,
+            len,
+            keys,
+            users: u32::from_le_bytes([a, b, c, d]),
+        }
+    }
+
+    /// The bit of `users` that is set if a block names `uid`. Others share it.
+    pub const fn user(uid: u32) -> u32 {
+        1 << (uid & 31)
     }
 }
 

@@ -217,6 +217,7 @@ mod tests {
             bank: 1,
             len: 64,
             keys: 7,
+            users: IdentifyHead::user(1000) | IdentifyHead::user(31),
         };
         assert_eq!(IdentifyHead::unpack(head.pack()), head);
         assert_eq!(IdentifyHead::unpack(0), IdentifyHead::default());

@@ -115,6 +115,9 @@ static EXEC_DESKS: PerCpuArray<ExecDesk, 2> = PerCpuArray::new();
 /// The exec that the first of the two has dealt with last on this CPU.
 #[btf_map]
 pub static EXEC_DONE: PerCpuArray<u64, 1> = PerCpuArray::new();
+/// For the program at a new socket.
+#[btf_map]
+static NEWCOMER_DESK: PerCpuArray<NewcomerDesk, 1> = PerCpuArray::new();
 /// For the LSM programs, which can be preempted by one another.
 #[btf_map]
 static TASK_SCRATCH: TaskScratch = TaskScratch::new();
@@ -154,6 +157,14 @@ pub struct ExecDesk {
     pub event: ExecEvent,
 }
 
+/// What the program at a new socket works on.
+#[repr(C)]
+pub struct NewcomerDesk {
+    /// Changed by whoever begins or ends work here.
+    pub turn: u64,
+    pub scratch: Scratch,
+}
+
 #[inline(always)]
 pub fn scratch() -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(0)
@@ -162,6 +173,11 @@ pub fn scratch() -> Option<*mut Scratch> {
 #[inline(always)]
 pub fn exec_desk(number: u32) -> Option<*mut ExecDesk> {
     EXEC_DESKS.get_ptr_mut(number)
+}
+
+#[inline(always)]
+pub fn newcomer_desk() -> Option<*mut NewcomerDesk> {
+    NEWCOMER_DESK.get_ptr_mut(0)
 }
 
 /// The calling task's own, made when it first needs one.

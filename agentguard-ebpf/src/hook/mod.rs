@@ -6,6 +6,7 @@ mod connected;
 mod datagram;
 mod device;
 mod egress;
+mod enrol;
 mod exec;
 mod guard;
 mod heard;

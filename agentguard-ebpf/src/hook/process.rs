@@ -4,14 +4,14 @@
 use agentguard_common::abi::{
     AgentId, CgroupMask, ConfigSlot, EventKind, Identify, Label, PATH_LEN,
 };
-use agentguard_common::verdict::Finding;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 
 use crate::emit::{self, Who};
-use crate::identify::{identify, in_force, mask_of, path_for};
+use crate::hook::enrol::enrolled;
+use crate::identify::{in_force, mask_of};
 use crate::maps::{CGROUPS, clear_config, config, count, label_of, scratch, set_label};
 use crate::task::{Task, Unreadable, cgroup_id, current_tgid, is_cgroup2};
 
@@ -165,31 +165,13 @@ fn on_attach(cgroup: u64, task: Task) -> Result<(), Unreadable> {
 /// Labels `task` if its new cgroup makes it an agent's.
 #[inline(always)]
 fn enrol(task: Task, cgroup: u64) -> Result<(), Unreadable> {
-    let head = in_force();
     // SAFETY: only whether there is one.
     if unsafe { CGROUPS.get(cgroup) }.is_none() {
         return Ok(());
     }
-    let tgid = task.tgid()?;
     let scratch = scratch().ok_or(Unreadable)?;
-    // As at exec.
-    let path = path_for(scratch, head, task);
-    let path_len = *path.as_ref().unwrap_or(&0);
-    let Some(label) = identify(scratch, head, task, cgroup, label_of(tgid), path_len)? else {
-        return path.map(|_| ());
-    };
-    set_label(tgid, label);
-    let who = Who {
-        tgid,
-        parent_tgid: task.parent()?.tgid()?,
-        uid: task.uid()?,
-        start_ns: task.start()?,
-        cgroup,
-        path_len,
-    };
-    let finding = Finding::Allowed;
-    emit::image(scratch, EventKind::Enrol, finding, label.agent, &who);
-    Ok(())
+    // Nothing can preempt a tracepoint on the way here.
+    enrolled(scratch, in_force(), task, cgroup, || true).map(|_| ())
 }
 
 /// `cgroup_mkdir`: (cgroup, its path).

@@ -8,9 +8,10 @@ use aya_ebpf::macros::cgroup_sock;
 use aya_ebpf::programs::SockContext;
 
 use crate::emit::{self, What};
+use crate::hook::enrol::caller;
 use crate::hook::guard::{ALLOW, Answer, Judged, Subject, answer};
 use crate::hook::redirect::unpublish;
-use crate::maps::{ACCEPTED, FORWARDERS, MARKS, config, label_of};
+use crate::maps::{ACCEPTED, FORWARDERS, MARKS, config};
 use crate::sock_addr::{IPPROTO_TCP, IPPROTO_UDP, load};
 use crate::task::current_tgid;
 
@@ -21,7 +22,7 @@ const AF_INET6: u32 = 10;
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
     let sk = ctx.sock;
-    let label = label_of(current_tgid());
+    let label = caller();
     if label.agent.0 == 0 {
         return ALLOW;
     }

@@ -48,12 +48,20 @@ pub(super) fn replace(
         bank,
         len: blocks.len() as u8,
         keys: keys(blocks),
+        users: users(blocks),
     };
     maps.set_config(ConfigSlot::Identify, head.pack())
 }
 
 fn keys(blocks: &[Identify]) -> u8 {
     blocks.iter().fold(0, |keys, block| keys | block.keys as u8)
+}
+
+fn users(blocks: &[Identify]) -> u32 {
+    let named = blocks
+        .iter()
+        .filter(|block| block.keys & Identify::UID != 0);
+    named.fold(0, |users, block| users | IdentifyHead::user(block.uid))
 }
 
 fn mark_cgroups(

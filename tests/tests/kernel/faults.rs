@@ -231,6 +231,7 @@ fn identify_by(object: &mut Ebpf, keys: u32) {
         bank: 0,
         len: 1,
         keys: keys as u8,
+        users: 0,
     };
     let mut config: Array<_, u64> = Array::try_from(object.map_mut("CONFIG").unwrap()).unwrap();
     config

@@ -129,6 +129,51 @@ fn by_user_and_only_if_every_key_matches() {
 }
 
 #[test]
+fn by_a_user_that_a_process_becomes_without_an_exec() {
+    let mut machine = Machine::new();
+    let python = std::fs::canonicalize("/usr/bin/python3").unwrap();
+    let with_exe = |uid, exe: &str| Identify {
+        keys: Identify::EXE | Identify::UID,
+        uid,
+        ..by_exe(OTHER, exe)
+    };
+    let blocks = [
+        by_uid(AGENT, 61234),
+        with_exe(61235, python.to_str().unwrap()),
+        with_exe(61236, "/bin/cat"),
+    ];
+    machine.kernel().set_identify(&blocks).unwrap();
+    for (uid, change, expected) in [
+        (61234, "os.setuid(UID)", AGENT),
+        (61234, "os.setreuid(UID, 0)", AGENT),
+        (61235, "os.setresuid(UID, UID, UID)", OTHER),
+        (61236, "os.setuid(UID)", AgentId::NONE),
+        // Shares a bit with 61234 in what is looked at first.
+        (61234 + 32, "os.setuid(UID)", AgentId::NONE),
+    ] {
+        let change = change.replace("UID", &uid.to_string());
+        // A child's: nobody is the daemon's own.
+        let mut process = Script::start(&format!(
+            "reading, writing = os.pipe(); pid = os.fork()
+if pid == 0:
+    {change}; say(os.getpid()); os.read(reading, 1)
+    kept = socket.socket(); say(1); time.sleep(60)
+wait(); os.write(writing, b'x'); wait(); os.kill(pid, 9); os.wait()"
+        ));
+        process.go();
+        let tgid = process.number();
+        assert_eq!(machine.label(tgid), AgentId::NONE, "before a socket");
+        process.go();
+        process.number();
+        assert_eq!(machine.label(tgid), expected, "{change}");
+        process.go();
+        process.finish();
+    }
+    let enrol = machine.await_event(|event| event.kind == EventKind::Enrol as u32);
+    assert_eq!((enrol.agent, enrol.uid), (AGENT, 61234));
+}
+
+#[test]
 fn two_agents_that_claim_one_process_leave_it_with_nothing() {
     let mut machine = Machine::new();
     let folder = tempfile::tempdir().unwrap();
