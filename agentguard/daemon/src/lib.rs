@@ -218,19 +218,21 @@ async fn install_first(
     let Parts {
         host,
         roster,
+        census,
         enforce,
         books,
         forwarder,
         ..
     } = parts;
-    let (first, accepted) = match start::hold_to_requirements(host, enforce, forwarder, first) {
-        Ok(held) => held,
-        Err(alarm) => {
-            tracing::error!("{alarm}");
-            books.alarms.raise(Concern::Bundle, alarm);
-            (None, Vec::new())
-        }
-    };
+    let (first, accepted) =
+        match start::hold_to_requirements(host, census, enforce, forwarder, first) {
+            Ok(held) => held,
+            Err(alarm) => {
+                tracing::error!("{alarm}");
+                books.alarms.raise(Concern::Bundle, alarm);
+                (None, Vec::new())
+            }
+        };
     let first = first.map(Arc::new);
     let change = parts.changes.bundle().await;
     let installation = Installation::First(first.clone());

@@ -114,6 +114,13 @@ pub fn uids(tgid: u32) -> Option<[u32; 4]> {
     uids.collect::<Vec<u32>>().try_into().ok()
 }
 
+/// Whether it has a filter of its system calls (seccomp(2), `SECCOMP_MODE_FILTER`), which it cannot take off.
+pub fn has_filter(tgid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{tgid}/status")).unwrap_or_default();
+    let mode = status.lines().find_map(|l| l.strip_prefix("Seccomp:"));
+    mode.is_some_and(|mode| mode.trim() == "2")
+}
+
 /// Whether a signal or a tracer has stopped it.
 pub fn is_stopped(tgid: u32) -> bool {
     stat(tgid).is_some_and(|fields| {

@@ -1,7 +1,7 @@
 //! The process table, fed by kernel events: who an agent's process is and where it comes from. Ended processes stay for
 //! a bounded while, because records of what they did arrive later.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
@@ -14,6 +14,8 @@ use super::presences::Presences;
 const KEPT_NS: u64 = 120_000_000_000;
 /// Ended processes kept at most.
 const KEPT: usize = 65_536;
+/// How long `run` may take from a child's start until its command, ns.
+const UNTIL_FILTERED_NS: u64 = 5_000_000_000;
 /// Ancestors in a record at most.
 const MAX_PARENTS: usize = 16;
 
@@ -195,6 +197,21 @@ impl Lineage {
             .filter(|(_, generations)| generations.last().is_some_and(|entry| !entry.ended))
             .map(|(tgid, _)| *tgid)
             .collect()
+    }
+
+    /// Agents with a process that nothing holds as `agentguard run` does: it has no filter of its system calls. One that has
+    /// just been started may be about to get it.
+    pub fn without_filter(&self, now_ns: u64) -> BTreeSet<AgentId> {
+        let old_enough = now_ns.saturating_sub(UNTIL_FILTERED_NS);
+        let living = self.entries.iter().filter_map(|(tgid, generations)| {
+            let entry = generations.last()?;
+            (!entry.ended && entry.start_ns < old_enough).then_some((*tgid, entry))
+        });
+        // One that has ended meanwhile has no filter either.
+        let is_bare =
+            |tgid, entry: &Entry| !process::has_filter(tgid) && process::runs(tgid, entry.start_ns);
+        let bare = living.filter(|(tgid, entry)| is_bare(*tgid, entry));
+        bare.map(|(_, entry)| entry.agent).collect()
     }
 
     /// A living process is the agent's now.

@@ -165,7 +165,7 @@ impl Installer {
             )));
         }
         let accepted_gaps = enforce
-            .meets(host, forwarder, &new.policy)
+            .meets(host, &self.stopper.census, forwarder, &new.policy)
             .map_err(ApplyError::Refused)?;
         let installation = Installation::Next {
             old: old.clone(),
@@ -219,7 +219,7 @@ impl Installer {
             format!("the bundle requires `{gap}`, which this host lacks and `accept_gaps` accepts")
         }));
         warnings.extend(unknown_digests(
-            &enforce.guarantees(host, forwarder, Some(&new.policy)),
+            &enforce.guarantees(host, &self.stopper.census, forwarder, Some(&new.policy)),
             &new.policy,
         ));
         let adopted = adoption::adopt(roster, &self.stopper.census, enforce, forwarder.tgid());

@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use agentguard_common::abi::{AgentId, Forwarder, Label};
 use agentguard_kernel::{Events, Kernel, KernelError};
-use agentguard_policy::Policy;
+use agentguard_policy::{Agent, Policy};
 use agentguard_record::guarantee::{Guarantee, GuaranteeId, require};
 use agentguard_sys as sys;
+use agentguard_sys::process::boottime_ns;
 
 use crate::census::Census;
 use crate::census::adopt::Labels;
@@ -81,6 +82,7 @@ impl Enforce {
     pub fn guarantees(
         &self,
         host: &Host,
+        census: &Census,
         forwarder: &ForwarderLink,
         policy: Option<&Policy>,
     ) -> Vec<Guarantee> {
@@ -96,6 +98,9 @@ impl Enforce {
             canary,
             unprotected: self.unprotected.clone(),
             beside_run: policy.map(beside_run).unwrap_or_default(),
+            without_filter: policy
+                .map(|policy| without_filter(policy, census))
+                .unwrap_or_default(),
             ..host.facts.clone()
         })
     }
@@ -104,6 +109,7 @@ impl Enforce {
     pub fn meets(
         &self,
         host: &Host,
+        census: &Census,
         forwarder: &ForwarderLink,
         policy: &Policy,
     ) -> Result<Vec<GuaranteeId>, String> {
@@ -111,7 +117,7 @@ impl Enforce {
         require(
             policy.require(),
             accepted,
-            &self.guarantees(host, forwarder, Some(policy)),
+            &self.guarantees(host, census, forwarder, Some(policy)),
         )
     }
 
@@ -131,10 +137,23 @@ impl Enforce {
     }
 }
 
+/// Of those that [`beside_run`] does not name.
+fn without_filter(policy: &Policy, census: &Census) -> Vec<String> {
+    let bare = lock(&census.lineage).without_filter(boottime_ns());
+    let bare = bare.into_iter().filter_map(|id| policy.agent(id));
+    bare.filter(|agent| !need_not_run(agent))
+        .map(|agent| agent.name.clone())
+        .collect()
+}
+
+fn need_not_run(agent: &Agent) -> bool {
+    agent.keep_privileges || !agent.identify.is_empty()
+}
+
 fn beside_run(policy: &Policy) -> Vec<String> {
     policy
         .agents()
-        .filter(|agent| agent.keep_privileges || !agent.identify.is_empty())
+        .filter(|agent| need_not_run(agent))
         .map(|agent| agent.name.clone())
         .collect()
 }

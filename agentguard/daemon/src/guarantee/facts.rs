@@ -62,6 +62,8 @@ pub struct Facts {
     /// Agents of the bundle whose processes need not be held by `agentguard run`: they are the agent's by an `[[identify]]`
     /// block, or keep their privileges.
     pub beside_run: Vec<String>,
+    /// Agents of the bundle that have a process that nothing holds as `agentguard run` does.
+    pub without_filter: Vec<String>,
     pub canary: CanaryState,
 }
 
@@ -90,6 +92,7 @@ impl Facts {
             landlock_abi: sys::privilege::landlock_abi(),
             run_landlock: sys::privilege::landlock_abi(),
             beside_run: Vec::new(),
+            without_filter: Vec::new(),
             canary: CanaryState::Absent,
         }
     }

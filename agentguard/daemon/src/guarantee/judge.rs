@@ -233,15 +233,28 @@ fn by_domain(facts: &Facts, hooks: &[&str], abi: u32, without: &str) -> Row {
         "the Landlock domain of each `run` (abi {})",
         facts.run_landlock
     );
-    if facts.beside_run.is_empty() {
+    let beside_run = (!facts.beside_run.is_empty()).then(|| {
+        format!(
+            "{}, whose bundle has [[identify]] or privileges = \"keep\" for it",
+            facts.beside_run.join(", ")
+        )
+    });
+    let without_filter = (!facts.without_filter.is_empty()).then(|| {
+        format!(
+            "{}, of which a process runs that has no filter of its system calls: it was not started by `agentguard run`",
+            facts.without_filter.join(", ")
+        )
+    });
+    let not_held: Vec<String> = beside_run.into_iter().chain(without_filter).collect();
+    if not_held.is_empty() {
         let why = format!(
             "{domain}; a process that is an agent's without `run`, or keeps its privileges, has none"
         );
         return (Holds::Fallback, why, lsm_remedy(facts));
     }
     let why = format!(
-        "{domain} does not hold {}, whose bundle has [[identify]] or privileges = \"keep\" for it; {without}",
-        facts.beside_run.join(", ")
+        "{domain} does not hold {}; {without}",
+        not_held.join("; nor ")
     );
     (Holds::Open, why, lsm_remedy(facts))
 }

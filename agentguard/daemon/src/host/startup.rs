@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use super::Host;
 use super::config::Config;
 use crate::books::alarms::Alarm;
+use crate::census::Census;
 use crate::enforce::Enforce;
 use crate::enforce::apply::{self, ApplyError};
 use crate::forwarder::ForwarderLink;
@@ -289,6 +290,7 @@ fn entry_at_start(
 /// accepted.
 pub(crate) fn hold_to_requirements(
     host: &Host,
+    census: &Census,
     enforce: &Enforce,
     forwarder: &ForwarderLink,
     active: Option<Active>,
@@ -296,7 +298,7 @@ pub(crate) fn hold_to_requirements(
     let Some(active) = active else {
         return Ok((None, Vec::new()));
     };
-    match enforce.meets(host, forwarder, &active.policy) {
+    match enforce.meets(host, census, forwarder, &active.policy) {
         Ok(accepted) => Ok((Some(active), accepted)),
         Err(why) => Err(Alarm::BundleRefused {
             name: active.meta.name.clone(),

@@ -40,7 +40,7 @@ pub fn status(parts: &Parts) -> Status {
     };
     let active = roster.active.load();
     let policy = active.as_deref().map(|active| &active.policy);
-    let guarantees = enforce.guarantees(host, forwarder, policy);
+    let guarantees = enforce.guarantees(host, &parts.census, forwarder, policy);
     let audit = AuditView {
         path: crate::audit_dir(&host.config.paths.state),
         available: *books.records.available().borrow(),

@@ -59,6 +59,7 @@ fn facts(hooks: &[&'static str]) -> Facts {
         landlock_abi: 7,
         run_landlock: 7,
         beside_run: Vec::new(),
+        without_filter: Vec::new(),
         canary: CanaryState::Passed,
     }
 }
@@ -174,9 +175,23 @@ fn what_run_alone_holds_is_open_for_who_need_not_be_below_it() {
         let found = ["process-memory", "signals"].map(|id| holds(&facts, id));
         assert_eq!(found, [memory, signals], "{facts:?}");
     }
-    let rows = judge(&with(6, &["worker"], &[]));
-    let row = rows.iter().find(|row| row.id == GuaranteeId::Signals);
-    assert!(row.unwrap().why.contains("does not hold worker"), "{row:?}");
+    let bare = Facts {
+        without_filter: vec!["bot".into()],
+        ..with(6, &[], &[])
+    };
+    for (facts, why) in [
+        (with(6, &["worker"], &[]), "does not hold worker"),
+        (
+            bare,
+            "does not hold bot, of which a process runs that has no filter of its system calls",
+        ),
+    ] {
+        for id in [GuaranteeId::ProcessMemory, GuaranteeId::Signals] {
+            let rows = judge(&facts);
+            let row = rows.iter().find(|row| row.id == id).unwrap();
+            assert!(row.why.contains(why) && row.holds == Open, "{row:?}");
+        }
+    }
 }
 
 #[test]
