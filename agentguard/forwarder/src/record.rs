@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agentguard_common::abi::{AgentId, Origin};
-use agentguard_link::spool::{Beginning, CleanSegment, SpoolError};
+use agentguard_link::spool::{CleanSegment, SpoolError, UnsealedFrame};
 use agentguard_policy::{Context, Permit, TaskSituation};
 use agentguard_record::{DecidedBy, DenyReason, Draft, DraftTask, Ended, Outcome, TaskInfo};
 use uuid::Uuid;
@@ -227,7 +227,7 @@ impl RecordEntry {
             false => Outcome::Allow,
         };
         self.ended = Ended::Unfinished;
-        let beginning = Beginning::of(self);
+        let beginning = UnsealedFrame::begun(self);
         (self.outcome, self.ended) = (outcome, ended);
         self.records.spool.begin(beginning?).await
     }

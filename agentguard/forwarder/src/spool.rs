@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentguard_link::spool::{
-    Beginning, CleanSegment, Promise, SEGMENT_BYTES, SpoolEnd, SpoolError, Writer,
+    CleanSegment, Promise, SEGMENT_BYTES, SpoolEnd, SpoolError, UnsealedFrame, Writer,
 };
 use agentguard_record::Draft;
 use tokio::sync::{Notify, watch};
@@ -48,19 +48,16 @@ impl Spool {
         clean: Vec<CleanSegment>,
         strict: bool,
     ) -> io::Result<Arc<Self>> {
+        let mut writer = Writer::new(&files, SEGMENT_BYTES)?;
+        clean.into_iter().for_each(|segment| writer.add(segment));
         let disk = match strict {
             true => Some(Arc::new(Disk {
-                files: files
-                    .iter()
-                    .map(File::try_clone)
-                    .collect::<Result<_, _>>()?,
+                files,
                 wanted: Notify::new(),
                 frames: watch::Sender::new(Some(0)),
             })),
             false => None,
         };
-        let mut writer = Writer::new(files, SEGMENT_BYTES);
-        clean.into_iter().for_each(|segment| writer.add(segment));
         let spool = Arc::new(Self {
             written: Mutex::new(Written { writer, frames: 0 }),
             grown: Notify::new(),
@@ -76,7 +73,7 @@ impl Spool {
     }
 
     /// Writes what is about to begin, which waits where there is no room. It may begin once it is [`Self::kept`].
-    pub(crate) async fn begin(&self, mut beginning: Beginning) -> Result<Begun, SpoolError> {
+    pub(crate) async fn begin(&self, mut beginning: UnsealedFrame) -> Result<Begun, SpoolError> {
         let deadline = Instant::now() + ROOM_LIMIT;
         let mut waited = false;
         let (promise, frames) = loop {
@@ -113,18 +110,21 @@ impl Spool {
     }
 
     pub(crate) fn end_of(&self, begun: Begun, draft: &Draft) -> Result<(), SpoolError> {
-        self.write(|writer| writer.end_of(begun.promise, draft))
+        let mut frame = UnsealedFrame::over(draft)?;
+        self.write(|writer| writer.end_of(begun.promise, &mut frame))
             .map(drop)
     }
 
     /// What is refused.
     pub(crate) fn note(&self, draft: &Draft) -> Result<(), SpoolError> {
-        self.write(|writer| writer.note(draft)).map(drop)
+        let mut frame = UnsealedFrame::over(draft)?;
+        self.write(|writer| writer.note(&mut frame)).map(drop)
     }
 
     /// What is done at once, after this.
     pub(crate) async fn note_done(&self, draft: &Draft) -> Result<(), SpoolError> {
-        let (_, frames) = self.write(|writer| writer.note_done(draft))?;
+        let mut frame = UnsealedFrame::over(draft)?;
+        let (_, frames) = self.write(|writer| writer.note_done(&mut frame))?;
         self.on_disk(frames).await
     }
 
@@ -162,11 +162,7 @@ impl Spool {
             return Err(io::Error::other("an earlier write failed").into());
         }
         let mut written = self.written.lock().expect(UNPOISONED);
-        let result = write(&mut written.writer);
-        if let Err(SpoolError::Io(error)) = &result {
-            self.break_by(error);
-        }
-        let value = result?;
+        let value = write(&mut written.writer)?;
         written.frames += 1;
         let frames = written.frames;
         drop(written);

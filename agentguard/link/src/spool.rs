@@ -1,5 +1,5 @@
 //! Where a record is before anything of what it records leaves: files of a fixed size, which the forwarder appends to and the
-//! daemon reads. What a call to `write` has taken is the kernel's: neither process's death reaches it.
+//! daemon reads. It is written as memory that the kernel has: neither process's death reaches it.
 //!
 //! A segment is a header and frames. Its generation, which no other segment ever has, is part of each frame's checksum, so
 //! that what an earlier use left behind is no frame. Each act that is permitted has two: one before it begins, one when it
@@ -13,7 +13,7 @@ pub use self::frame::{Frame, Stage};
 pub use self::segment::{
     CleanSegment, HEADER_BYTES, Header, SEGMENT_BYTES, SEGMENTS, prepare, read,
 };
-pub use self::writer::{Beginning, Promise, SpoolEnd, Writer};
+pub use self::writer::{Promise, SpoolEnd, UnsealedFrame, Writer};
 
 use std::io;
 

@@ -333,9 +333,9 @@ impl Segment {
         self.header.map_or(0, |header| header.generation)
     }
 
-    /// An opening of its own, locked for as long as any process has it.
+    /// An opening of its own, locked for as long as any process has it, as a descriptor or as memory.
     fn lock(&self) -> Result<File, TakeUpError> {
-        let file = OpenOptions::new().write(true).open(&self.path);
+        let file = OpenOptions::new().read(true).write(true).open(&self.path);
         let file = file.map_err(failed("open", &self.path))?;
         match file.try_lock() {
             Ok(()) => Ok(file),

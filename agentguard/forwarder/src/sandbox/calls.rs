@@ -74,7 +74,6 @@ const PLAIN: &[c_long] = &[
     libc::SYS_writev,
     // The spool.
     libc::SYS_fdatasync,
-    libc::SYS_pwrite64,
     // Agents' connections in.
     libc::SYS_accept4,
     libc::SYS_getpeername,

@@ -29,8 +29,7 @@ fn spool() -> (Vec<File>, Writer) {
     for file in &files {
         prepare(file, BYTES).unwrap();
     }
-    let of_writer = files.iter().map(|file| file.try_clone().unwrap());
-    let mut writer = Writer::new(of_writer.collect(), BYTES);
+    let mut writer = Writer::new(&files, BYTES).unwrap();
     writer.add(CleanSegment {
         index: 0,
         generation: 1,
@@ -39,7 +38,11 @@ fn spool() -> (Vec<File>, Writer) {
 }
 
 fn begin(writer: &mut Writer, draft: &Draft) -> Result<Promise, SpoolError> {
-    writer.begin(&mut Beginning::of(draft)?)
+    writer.begin(&mut UnsealedFrame::begun(draft)?)
+}
+
+fn over(draft: &Draft) -> UnsealedFrame {
+    UnsealedFrame::over(draft).unwrap()
 }
 
 fn stages(file: &File, generation: u64) -> Vec<(Stage, String)> {
@@ -53,8 +56,8 @@ fn what_is_written_is_read_in_order() {
     let (files, mut writer) = spool();
     let begun = draft("a");
     let promise = begin(&mut writer, &begun).unwrap();
-    writer.note(&draft("refused")).unwrap();
-    writer.end_of(promise, &begun).unwrap();
+    writer.note(&mut over(&draft("refused"))).unwrap();
+    writer.end_of(promise, &mut over(&begun)).unwrap();
     let expected = [
         (Stage::Begun, "a".to_owned()),
         (Stage::Over, "refused".to_owned()),
@@ -73,9 +76,9 @@ fn what_is_written_is_read_in_order() {
 #[test]
 fn a_frame_that_is_cut_anywhere_or_of_another_use_is_none() {
     let (files, mut writer) = spool();
-    writer.note(&draft("whole")).unwrap();
+    writer.note(&mut over(&draft("whole"))).unwrap();
     let first = writer.end().offset;
-    writer.note(&draft("cut")).unwrap();
+    writer.note(&mut over(&draft("cut"))).unwrap();
     let end = writer.end().offset;
     let mut bytes = vec![0; (end - first) as usize];
     files[0].read_exact_at(&mut bytes, first).unwrap();
@@ -111,15 +114,17 @@ fn what_has_begun_finds_room_for_its_end_in_a_full_spool() {
     }
     assert!(begun.len() > 100, "{}", begun.len());
     assert!(matches!(
-        writer.note(&draft("refused")),
+        writer.note(&mut over(&draft("refused"))),
         Err(SpoolError::Full)
     ));
     let mut count = 2 * begun.len();
-    while writer.note_done(&draft("done")).is_ok() {
+    while writer.note_done(&mut over(&draft("done"))).is_ok() {
         count += 1;
     }
     for promise in begun {
-        writer.end_of(promise, &draft(&"e".repeat(500))).unwrap();
+        writer
+            .end_of(promise, &mut over(&draft(&"e".repeat(500))))
+            .unwrap();
     }
     assert_eq!(stages(&files[0], 1).len(), count);
     writer.add(CleanSegment {
@@ -127,7 +132,7 @@ fn what_has_begun_finds_room_for_its_end_in_a_full_spool() {
         generation: 2,
     });
     let promise = begin(&mut writer, &draft("next")).unwrap();
-    writer.end_of(promise, &draft("next")).unwrap();
+    writer.end_of(promise, &mut over(&draft("next"))).unwrap();
     let all = stages(&files[0], 1).len() + stages(&files[1], 2).len();
     assert_eq!(all, count + 2);
 }
@@ -149,8 +154,10 @@ fn one_agents_open_acts_leave_the_spool_to_others() {
         ..draft("other")
     };
     let promise = begin(&mut writer, &other).unwrap();
-    writer.end_of(promise, &other).unwrap();
-    writer.end_of(begun.pop().unwrap(), &long).unwrap();
+    writer.end_of(promise, &mut over(&other)).unwrap();
+    writer
+        .end_of(begun.pop().unwrap(), &mut over(&long))
+        .unwrap();
     let _again = begin(&mut writer, &long).unwrap();
 }
 
@@ -161,17 +168,22 @@ fn refusals_leave_room_for_what_begins() {
         index: 1,
         generation: 2,
     });
-    while writer.note(&draft("refused")).is_ok() {}
+    while writer.note(&mut over(&draft("refused"))).is_ok() {}
     let promise = begin(&mut writer, &draft("permitted")).unwrap();
-    writer.end_of(promise, &draft("permitted")).unwrap();
-    writer.note_done(&draft("answered")).unwrap();
+    writer
+        .end_of(promise, &mut over(&draft("permitted")))
+        .unwrap();
+    writer.note_done(&mut over(&draft("answered"))).unwrap();
 }
 
 #[test]
 fn a_record_that_is_too_long_is_none() {
     let (_files, writer) = spool();
     let long = draft(&"x".repeat(MAX_FRAME));
-    assert!(matches!(Beginning::of(&long), Err(SpoolError::TooLarge(_))));
+    assert!(matches!(
+        UnsealedFrame::begun(&long),
+        Err(SpoolError::TooLarge(_))
+    ));
     assert_eq!(writer.end(), SpoolEnd::default());
 }
 

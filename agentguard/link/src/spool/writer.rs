@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io;
 
 use agentguard_common::abi::AgentId;
 use agentguard_record::Draft;
+use agentguard_sys::memory::MappedFile;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{self, MAX_FRAME, Stage};
@@ -19,7 +20,7 @@ const SHARES: u64 = 8;
 
 /// The one who appends to the spool.
 pub struct Writer {
-    files: Vec<File>,
+    files: Vec<MappedFile>,
     segment_bytes: u64,
     /// To be written to next, in this order.
     clean: VecDeque<CleanSegment>,
@@ -28,10 +29,10 @@ pub struct Writer {
     promised: BTreeMap<AgentId, u64>,
 }
 
-/// What is about to begin, as it is written.
-pub struct Beginning {
+/// A frame that is to be written, but for what only its place tells.
+pub struct UnsealedFrame {
     agent: AgentId,
-    frame: Vec<u8>,
+    bytes: Vec<u8>,
 }
 
 /// The room for the end of something that has begun.
@@ -49,34 +50,46 @@ pub struct SpoolEnd {
     pub offset: u64,
 }
 
-impl Beginning {
-    pub fn of(draft: &Draft) -> Result<Self, SpoolError> {
+impl UnsealedFrame {
+    /// Of something that is about to begin.
+    pub fn begun(draft: &Draft) -> Result<Self, SpoolError> {
+        Self::of(Stage::Begun, draft)
+    }
+
+    /// Of something that is over, or never began.
+    pub fn over(draft: &Draft) -> Result<Self, SpoolError> {
+        Self::of(Stage::Over, draft)
+    }
+
+    fn of(stage: Stage, draft: &Draft) -> Result<Self, SpoolError> {
         Ok(Self {
             agent: draft.agent,
-            frame: frame::encode(Stage::Begun, draft)?,
+            bytes: frame::encode(stage, draft)?,
         })
+    }
+
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
     }
 }
 
 impl Writer {
-    /// `files`: the spool's, each of `segment_bytes`.
-    pub fn new(files: Vec<File>, segment_bytes: u64) -> Self {
-        Self {
-            files,
+    /// `files`: the spool's, each of `segment_bytes` that are on disk.
+    pub fn new(files: &[File], segment_bytes: u64) -> io::Result<Self> {
+        let bytes = usize::try_from(segment_bytes).map_err(io::Error::other)?;
+        let map = |file| MappedFile::new(file, bytes).map_err(io::Error::other);
+        Ok(Self {
+            files: files.iter().map(map).collect::<Result<_, _>>()?,
             segment_bytes,
             clean: VecDeque::new(),
             current: None,
             promised: BTreeMap::new(),
-        }
+        })
     }
 
     /// The daemon has taken up what was in this segment.
     pub fn add(&mut self, segment: CleanSegment) {
         self.clean.push_back(segment);
-    }
-
-    pub fn files(&self) -> &[File] {
-        &self.files
     }
 
     pub fn end(&self) -> SpoolEnd {
@@ -91,23 +104,25 @@ impl Writer {
     ///
     /// # Errors
     /// [`SpoolError::OwnShare`]: an eighth of the spool is promised to this agent. What others begin goes on.
-    pub fn begin(&mut self, beginning: &mut Beginning) -> Result<Promise, SpoolError> {
-        let Beginning { agent, frame } = beginning;
-        let agent = *agent;
-        let length = frame.len() as u64;
-        let bytes = length + END_BYTES;
+    pub fn begin(&mut self, frame: &mut UnsealedFrame) -> Result<Promise, SpoolError> {
+        let agent = frame.agent;
+        let bytes = frame.len() + END_BYTES;
         let its_own = self.promised.get(&agent).unwrap_or(&0) + bytes;
         if its_own > self.segment_bytes * self.files.len() as u64 / SHARES {
             return Err(SpoolError::OwnShare);
         }
-        self.admit(length + bytes)?;
+        self.admit(frame.len() + bytes)?;
         self.append(frame)?;
         self.promised.insert(agent, its_own);
         Ok(Promise { agent, bytes })
     }
 
     /// It is over.
-    pub fn end_of(&mut self, promise: Promise, draft: &Draft) -> Result<(), SpoolError> {
+    pub fn end_of(
+        &mut self,
+        promise: Promise,
+        frame: &mut UnsealedFrame,
+    ) -> Result<(), SpoolError> {
         let Promise { agent, bytes } = promise;
         let left = self
             .promised
@@ -118,21 +133,19 @@ impl Writer {
             0 => self.promised.remove(&agent),
             left => self.promised.insert(agent, left),
         };
-        self.append(&mut frame::encode(Stage::Over, draft)?)
+        self.append(frame)
     }
 
     /// What never began: it leaves room to what does.
-    pub fn note(&mut self, draft: &Draft) -> Result<(), SpoolError> {
-        let mut frame = frame::encode(Stage::Over, draft)?;
-        self.admit(frame.len() as u64 + self.segment_bytes / 2)?;
-        self.append(&mut frame)
+    pub fn note(&mut self, frame: &mut UnsealedFrame) -> Result<(), SpoolError> {
+        self.admit(frame.len() + self.segment_bytes / 2)?;
+        self.append(frame)
     }
 
     /// The end of what is done at once: nothing of it has left before.
-    pub fn note_done(&mut self, draft: &Draft) -> Result<(), SpoolError> {
-        let mut frame = frame::encode(Stage::Over, draft)?;
-        self.admit(frame.len() as u64)?;
-        self.append(&mut frame)
+    pub fn note_done(&mut self, frame: &mut UnsealedFrame) -> Result<(), SpoolError> {
+        self.admit(frame.len())?;
+        self.append(frame)
     }
 
     /// Whether anything at all may be written.
@@ -153,8 +166,8 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, frame: &mut [u8]) -> Result<(), SpoolError> {
-        let length = frame.len() as u64;
+    fn append(&mut self, frame: &mut UnsealedFrame) -> Result<(), SpoolError> {
+        let length = frame.len();
         let fits = |(segment, at): (CleanSegment, u64)| {
             (at + length <= self.segment_bytes).then_some((segment, at))
         };
@@ -166,12 +179,12 @@ impl Writer {
             }
         };
         self.current = Some((segment, at));
-        frame::seal(frame, segment.generation);
-        let file = self
-            .files
-            .get(usize::from(segment.index))
-            .ok_or(SpoolError::Full)?;
-        file.write_all_at(frame, at)?;
+        frame::seal(&mut frame.bytes, segment.generation);
+        let file = self.files.get_mut(usize::from(segment.index));
+        let place = usize::try_from(at).map_err(io::Error::other)?;
+        if !file.is_some_and(|file| file.write(place, &frame.bytes)) {
+            return Err(SpoolError::Full);
+        }
         self.current = Some((segment, at + length));
         Ok(())
     }

@@ -1,6 +1,6 @@
 use agentguard_audit::Log;
 use agentguard_common::abi::AgentId;
-use agentguard_link::spool::{Beginning, Promise, Writer};
+use agentguard_link::spool::{Promise, UnsealedFrame, Writer};
 use agentguard_record::{Context, DecidedBy, Ended, Outcome, Record};
 use tempfile::TempDir;
 
@@ -31,6 +31,10 @@ fn open(dir: &TempDir) -> Spool {
     Spool::open(&spool, &audit, Durability::Batched).unwrap()
 }
 
+fn frame(draft: &Draft) -> UnsealedFrame {
+    UnsealedFrame::over(draft).unwrap()
+}
+
 fn unlogged(spool: &Spool) -> Vec<Draft> {
     let left = spool.leftovers().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -50,8 +54,8 @@ impl Rig {
 
     fn next_forwarder(spool: &mut Spool, seq: u64) -> Writer {
         let (descriptors, clean) = spool.renew(seq).unwrap();
-        let files = descriptors.into_iter().map(File::from).collect();
-        let mut writer = Writer::new(files, SEGMENT_BYTES);
+        let files: Vec<File> = descriptors.into_iter().map(File::from).collect();
+        let mut writer = Writer::new(&files, SEGMENT_BYTES).unwrap();
         clean.into_iter().for_each(|segment| writer.add(segment));
         writer
     }
@@ -67,7 +71,7 @@ impl Rig {
     }
 
     fn begin(&mut self, draft: &Draft) -> Promise {
-        let mut beginning = Beginning::of(draft).unwrap();
+        let mut beginning = UnsealedFrame::begun(draft).unwrap();
         self.writer.begin(&mut beginning).unwrap()
     }
 
@@ -76,7 +80,7 @@ impl Rig {
             ended: Ended::Whole,
             ..draft.clone()
         };
-        self.writer.end_of(promise, &draft).unwrap();
+        self.writer.end_of(promise, &mut frame(&draft)).unwrap();
     }
 
     /// What the next daemon finds when the forwarder is gone.
@@ -100,7 +104,7 @@ fn what_was_left_is_found_once_and_what_the_log_has_is_not() {
     let promise = rig.begin(&over);
     rig.end(promise, &over);
     let _never = rig.begin(&open);
-    rig.writer.note(&draft("refused")).unwrap();
+    rig.writer.note(&mut frame(&draft("refused"))).unwrap();
     let (_, found) = rig.found();
     let expected = [
         ("over", Ended::Whole),
@@ -167,7 +171,7 @@ fn a_spool_that_a_forwarder_may_still_write_to_is_not_taken() {
 #[test]
 fn a_forwarder_that_says_more_than_it_wrote_is_found_out() {
     let mut rig = Rig::new();
-    rig.writer.note(&draft("a")).unwrap();
+    rig.writer.note(&mut frame(&draft("a"))).unwrap();
     let end = rig.writer.end();
     for said in [
         SpoolEnd {
@@ -191,7 +195,7 @@ fn nothing_of_an_earlier_forwarder_is_found_twice() {
     let first = draft("first");
     let promise = rig.begin(&first);
     rig.end(promise, &first);
-    rig.writer = Writer::new(Vec::new(), SEGMENT_BYTES);
+    rig.writer = Writer::new(&[], SEGMENT_BYTES).unwrap();
     let left = unlogged(&rig.spool);
     assert_eq!(left.len(), 1);
     let seq = rig.log(&left);
@@ -202,8 +206,8 @@ fn nothing_of_an_earlier_forwarder_is_found_twice() {
 #[tokio::test]
 async fn a_log_that_is_read_for_long_keeps_nobody_else_waiting() {
     let mut rig = Rig::new();
-    rig.writer.note(&draft("left")).unwrap();
-    rig.writer = Writer::new(Vec::new(), SEGMENT_BYTES);
+    rig.writer.note(&mut frame(&draft("left"))).unwrap();
+    rig.writer = Writer::new(&[], SEGMENT_BYTES).unwrap();
     // Who opens it to read waits for one who writes.
     let segment = rig.spool.audit.join("audit-00000000000000000001.jsonl");
     rig.log(&[draft("logged")]);
