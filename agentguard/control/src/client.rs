@@ -20,6 +20,8 @@ use super::api::{CUT, Problem};
 
 /// A policy apply waits for the kernel and the forwarder; nothing takes longer.
 const LIMIT: Duration = Duration::from_secs(120);
+/// What only looks is answered at once.
+const LOOK_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -155,6 +157,10 @@ impl Client {
             .await
             .map_err(protocol)?;
         tokio::spawn(connection);
+        let limit = match method {
+            Method::GET => LOOK_LIMIT,
+            _ => LIMIT,
+        };
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -162,9 +168,15 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(protocol)?;
-        let answer = tokio::time::timeout(LIMIT, sender.send_request(request))
+        let late = || {
+            ClientError::Protocol(format!(
+                "none came within {limit:?}; if process {} stands still, `agentguard kill` as root works without it",
+                peer.tgid
+            ))
+        };
+        let answer = tokio::time::timeout(limit, sender.send_request(request))
             .await
-            .map_err(|_| ClientError::Protocol(format!("none came within {LIMIT:?}")))?
+            .map_err(|_| late())?
             .map_err(|_| ClientError::Protocol("it closed the connection".into()))?;
         let status = answer.status();
         if status.is_success() {

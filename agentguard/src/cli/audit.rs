@@ -48,6 +48,16 @@ pub struct TailArguments {
     json: bool,
 }
 
+/// Of [`agentguard_record::Outcome`], as records have them.
+const OUTCOMES: [&str; 6] = [
+    "allow",
+    "observed",
+    "deny",
+    "approval-required",
+    "killed",
+    "error",
+];
+
 #[derive(Clone, Debug, Default, Args)]
 pub struct Search {
     /// Of this agent
@@ -56,8 +66,8 @@ pub struct Search {
     /// GET, connect, dns, kill, …
     #[arg(long)]
     action: Option<String>,
-    /// allow, observed, deny, approval-required, killed or error
-    #[arg(long)]
+    /// What came of it
+    #[arg(long, value_parser = OUTCOMES)]
     outcome: Option<String>,
     /// Part of the host or address
     #[arg(long, value_name = "TEXT")]

@@ -53,6 +53,8 @@ pub fn unprivileged(
     command
         .args(arguments)
         .env_clear()
+        // A terminal's signals are the daemon's: who ends it ends this.
+        .process_group(0)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

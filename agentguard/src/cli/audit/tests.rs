@@ -54,6 +54,18 @@ fn printed(line: &str, lines: &[String], colour: bool) -> anyhow::Result<String>
 }
 
 #[test]
+fn every_outcome_can_be_searched_for_and_nothing_else() {
+    for outcome in OUTCOMES {
+        let parsed = serde_json::from_value::<agentguard_record::Outcome>(json!(outcome));
+        assert!(parsed.is_ok(), "{outcome}");
+        command(&format!("search --outcome {outcome}"));
+    }
+    let unknown = ["audit", "search", "--outcome", "denied"];
+    let error = Cli::try_parse_from(unknown).err().unwrap().to_string();
+    assert!(error.contains("approval-required"), "{error}");
+}
+
+#[test]
 fn what_the_daemon_is_asked() {
     for (line, expected) in [
         ("tail", "/v1/audit?limit=10"),
