@@ -306,8 +306,11 @@ fn unfit(name: &str, kind: FieldType) -> BodyFault {
 
 /// A name as the most lenient servers compare names.
 pub(super) fn folded(name: &str) -> String {
-    name.chars()
+    let folded: String = name
+        .chars()
         .flat_map(char::to_uppercase)
         .flat_map(char::to_lowercase)
-        .collect()
+        .collect();
+    // U+0130, which becomes a plain `i` where one character becomes one (Java's Character.toLowerCase, Go's unicode.ToLower).
+    folded.replace("i\u{307}", "i")
 }

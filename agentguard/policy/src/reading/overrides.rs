@@ -25,7 +25,7 @@ enum Says {
     Forwarded,
 }
 
-/// By their names with `-`, for which some servers take `_` too.
+/// By their names with `-`. CGI makes `_` of every character that is neither a letter nor a digit (RFC 3875 section 4.1.18).
 const HEADERS: [(&str, Says); 13] = [
     ("forwarded", Says::Forwarded),
     ("x-forwarded-host", Says::Host),
@@ -122,10 +122,15 @@ impl<'i> Overrides<'i> {
                 // Its query may have what no record keeps.
                 let path = text.split('?').next().unwrap_or(text);
                 self.facts.push((fact, path.to_owned()));
-                let target = OtherTarget::parse(text.trim()).map_err(|why| {
-                    unusable(&format!("names a path that cannot be judged ({why})"))
-                })?;
-                self.paths.push((target, name.into()));
+                for text in targets(text.trim()) {
+                    let target = OtherTarget::parse(text).map_err(|why| {
+                        unusable(&format!("names a path that cannot be judged ({why})"))
+                    })?;
+                    for value in method_parameters(target.query.as_deref().unwrap_or_default()) {
+                        self.takes_method(name.into(), &value, "query._method".into());
+                    }
+                    self.paths.push((target, name.into()));
+                }
             }
             Says::Host | Says::Forwarded => {
                 self.facts.push((fact, text.to_owned()));
@@ -144,6 +149,15 @@ impl<'i> Overrides<'i> {
         }
         Ok(())
     }
+}
+
+/// What begins with `//` is a path, and to who reads URLs a host and a path behind it (RFC 3986 section 4.2).
+fn targets(text: &str) -> impl Iterator<Item = &str> {
+    let behind_host = text.strip_prefix("//").map(|rest| {
+        let path = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        &rest[path..]
+    });
+    [text].into_iter().chain(behind_host)
 }
 
 impl OtherTarget {
@@ -174,10 +188,9 @@ fn says(name: &HeaderName) -> Option<Says> {
     }
     let same = |known: &str| {
         known.len() == name.len()
-            && known
-                .bytes()
-                .zip(name.bytes())
-                .all(|(known, byte)| known == byte || known == b'-' && byte == b'_')
+            && known.bytes().zip(name.bytes()).all(|(known, byte)| {
+                known == byte || known == b'-' && !byte.is_ascii_alphanumeric()
+            })
     };
     let found = HEADERS.iter().find(|(known, _)| same(known));
     found.map(|(_, says)| *says)

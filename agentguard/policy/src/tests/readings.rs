@@ -201,7 +201,7 @@ fn a_permit_needs_every_request_that_it_stands_for() {
     let agent = "[[reach]]\nhost = \"h\"\nallow = [\"GET /a/**\", \"POST /a/*\", \"GET /m;v=1/x\", \"GET /m/x\", \"GET /only;v=1\"]\n[[reach]]\nhost = \"i\"\nallow = [\"GET /a/x\"]\n[[reach]]\nhost = \"p\"\ntls = \"passthrough\"\nallow = [\"connect\"]\n";
     let policy = compile(&bundle(agent, ""));
     type Headers = &'static [(&'static str, &'static str)];
-    let cases: [(&str, Headers, bool); 36] = [
+    let cases: [(&str, Headers, bool); 39] = [
         ("GET https://h/a/b;v=1", &[], true),
         ("GET https://h/m;v=1/x", &[], true),
         ("GET https://h/only;v=1", &[], false),
@@ -251,6 +251,21 @@ fn a_permit_needs_every_request_that_it_stands_for() {
         ("GET https://h/a/b", &[("x-original-url", "/a/c?x=1")], true),
         ("GET https://h/a/b", &[("x-original-url", "/c")], false),
         (
+            "POST https://h/a/b",
+            &[("x-original-url", "/a/c?x=1&_method=DELETE")],
+            false,
+        ),
+        (
+            "POST https://h/a/b",
+            &[("x.http.method.override", "DELETE")],
+            false,
+        ),
+        (
+            "POST https://h/a/b",
+            &[("x-http-method-overrid0", "DELETE")],
+            true,
+        ),
+        (
             "GET https://h/a/b",
             &[("x-rewrite-url", "https://h/a/../c")],
             false,
@@ -294,6 +309,16 @@ fn overrides_meet_forbids_with_everything_else() {
             &[("x-original-url", "/ADMIN;x/users")][..],
         ),
         ("GET https://h/x", &[("x-rewrite-url", "admin")]),
+        (
+            "GET https://h/x",
+            &[("x-original-url", "//elsewhere/admin/x")],
+        ),
+        (
+            "GET https://h/x",
+            &[("x-original-url", "//h/a/../admin?y#z")],
+        ),
+        ("GET https://h/x", &[("x.original~url", "/admin")]),
+        ("GET https://h/adm%C4%B0n/x", &[]),
         (
             "GET https://h/x",
             &[("x_original_url", "/x%2f%2561dmin/../admin")],
