@@ -41,6 +41,11 @@ pub const REFUSAL_EVERY_NS: u64 = 5_000_000;
 /// So many are told one by one in a row.
 pub const REFUSALS_IN_A_ROW: u64 = 1000;
 
+/// Between two questions of an agent's to the resolver, on average, ns: all agents of a namespace wait in one queue.
+pub const QUESTION_EVERY_NS: u64 = 1_000_000;
+/// So many are asked in a row.
+pub const QUESTIONS_IN_A_ROW: u64 = 512;
+
 /// The place that an agent's next entry takes among its own, `bits` of them: what had it before goes.
 #[inline(always)]
 pub const fn place(agent: AgentId, turn: u64, bits: u32) -> u32 {

@@ -23,6 +23,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::btf_map;
 
+use crate::emit::now;
 use crate::identify::Scan;
 use crate::path::Walk;
 
@@ -65,6 +66,9 @@ pub static QUESTION_PLACES: LruHashMap<u32, QuestionMark, { share::QUESTIONS as 
 /// How many each agent has asked, by agent id.
 #[btf_map]
 pub static QUESTION_TURNS: Array<u64, { MAX_AGENTS as usize }> = Array::new();
+/// When each agent's next question is due (`CLOCK_BOOTTIME`), ns, by agent id.
+#[btf_map]
+pub static QUESTIONS_DUE: Array<u64, { MAX_AGENTS as usize }> = Array::new();
 /// By netns cookie.
 #[btf_map]
 pub static FORWARDERS: HashMap<u64, Forwarder, { share::NAMESPACES as usize }> = HashMap::new();
@@ -302,6 +306,21 @@ pub fn clear_config(slot: ConfigSlot) {
 pub fn add<T: Copy>(element: *mut T, more: T) {
     // SAFETY: such an element stays, and is aligned.
     unsafe { atomic_xadd::<T, T, { AtomicOrdering::Relaxed }>(element, more) };
+}
+
+/// Whether one more is due: `in_a_row` at once, and one each `every_ns` on average. Two CPUs at once may take one turn for
+/// both. `due`: an element of an array map.
+#[inline(always)]
+pub fn is_due(due: *mut u64, in_a_row: u64, every_ns: u64) -> bool {
+    let now = now();
+    // SAFETY: such an element stays, and is aligned.
+    let next = unsafe { due.read_volatile() }.max(now);
+    if next - now >= in_a_row * every_ns {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { due.write_volatile(next + every_ns) };
+    true
 }
 
 /// The number of `agent`'s next entry in a table. Two that are made at once may get the same: this instruction set (v1) adds

@@ -10,8 +10,7 @@ use agentguard_common::verdict::{Finding, Refusal};
 use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
 use aya_ebpf::helpers::generated::bpf_ringbuf_query;
 
-use crate::emit::now;
-use crate::maps::{EVENTS, NOTED, TOLD, add, count};
+use crate::maps::{self, EVENTS, NOTED, TOLD, add, count};
 
 /// Bytes that the ring puts before a record (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_HEAD: u64 = 8;
@@ -106,7 +105,7 @@ fn in_ring() -> u64 {
     unsafe { bpf_ringbuf_query(map, u64::from(BPF_RB_AVAIL_DATA)) }
 }
 
-/// Whether one more refusal of the agent's is told by itself. Two CPUs at once may take one turn for both.
+/// Whether one more refusal of the agent's is told by itself.
 #[inline(always)]
 fn is_due(agent: AgentId) -> bool {
     let Some(told) = TOLD.get_ptr_mut(agent.0) else {
@@ -114,15 +113,7 @@ fn is_due(agent: AgentId) -> bool {
     };
     // SAFETY: an element of an array map stays.
     let due = unsafe { &raw mut (*told).due_ns };
-    let now = now();
-    // SAFETY: as above.
-    let next = unsafe { due.read_volatile() }.max(now);
-    if next - now >= REFUSALS_IN_A_ROW * REFUSAL_EVERY_NS {
-        return false;
-    }
-    // SAFETY: as above.
-    unsafe { due.write_volatile(next + REFUSAL_EVERY_NS) };
-    true
+    maps::is_due(due, REFUSALS_IN_A_ROW, REFUSAL_EVERY_NS)
 }
 
 #[inline(always)]

@@ -14,7 +14,7 @@ use aya_ebpf::programs::SkBuffContext;
 
 use crate::emit::{self, What};
 use crate::hook::heard::{self, answers};
-use crate::hook::question::ask;
+use crate::hook::question::{ask, may_ask};
 use crate::hook::redirect::{forwarder, is_redirected_to, is_up};
 use crate::maps::{MARKS, count, is_forwarder_port, is_killed};
 use crate::rules;
@@ -171,6 +171,9 @@ fn to_resolver(
     });
     if !up {
         return Ok(Some(Finding::Refused(Refusal::ForwarderDown)));
+    }
+    if !may_ask(mark.agent) {
+        return Ok(Some(Finding::Refused(Refusal::Share)));
     }
     let key = FlowKey {
         netns,

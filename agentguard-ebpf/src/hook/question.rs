@@ -1,12 +1,22 @@
 //! A question to the resolver, filed under the number that its packet carries to the forwarder's socket.
 
-use agentguard_common::abi::{FlowKey, Question, SocketMark};
+use agentguard_common::abi::{AgentId, FlowKey, Question, SocketMark};
 use agentguard_common::counter::Counter;
-use agentguard_common::share::{self, QUESTION_BITS, QuestionMark};
+use agentguard_common::share::{
+    self, QUESTION_BITS, QUESTION_EVERY_NS, QUESTIONS_IN_A_ROW, QuestionMark,
+};
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 
-use crate::maps::{QUESTION_PLACES, QUESTION_TURNS, QUESTIONS, turn};
+use crate::maps::{QUESTION_PLACES, QUESTION_TURNS, QUESTIONS, QUESTIONS_DUE, is_due, turn};
+
+/// Whether the agent may ask once more now.
+#[inline(always)]
+pub fn may_ask(agent: AgentId) -> bool {
+    QUESTIONS_DUE
+        .get_ptr_mut(agent.0)
+        .is_some_and(|due| is_due(due, QUESTIONS_IN_A_ROW, QUESTION_EVERY_NS))
+}
 
 /// Marks the packet. The loopback device takes the mark along, and its own routing has been done.
 #[inline(always)]

@@ -5,13 +5,15 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use agentguard_sys::socket::take_marked_only;
+use agentguard_sys::socket::{receive_room, take_marked_only};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
 
 /// Tried in this order when no port is configured: above and below Linux's usual ephemeral range (32768 to 60999).
 const CANDIDATES: [std::ops::RangeInclusive<u16>; 2] = [61_000..=65_535, 20_000..=32_767];
 const BACKLOG: i32 = 4096;
+/// For questions that wait, bytes: several agents may ask as many as one may in a row (`agentguard_common::share`).
+const QUESTIONS_ROOM: i32 = 4 << 20;
 
 /// The sockets of one family: a listener, and the resolver's.
 pub struct Pair {
@@ -125,6 +127,7 @@ fn pair(ip: IpAddr, port: u16) -> io::Result<Pair> {
     let udp = socket(addr, Type::DGRAM, Protocol::UDP)?;
     // Agents' questions are marked when they leave: nobody else's datagram arrives.
     take_marked_only(&udp).map_err(io::Error::other)?;
+    receive_room(&udp, QUESTIONS_ROOM).map_err(io::Error::other)?;
     udp.bind(&addr.into())?;
     Ok(Pair { tcp, udp })
 }

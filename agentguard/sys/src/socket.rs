@@ -71,6 +71,17 @@ pub fn receive(
     Ok(received.bytes)
 }
 
+/// Room for so many bytes that wait to be received, with what the kernel adds to each datagram, beyond what the host lets
+/// everybody have (socket(7), `SO_RCVBUFFORCE`). Needs CAP_NET_ADMIN.
+pub fn receive_room(socket: impl AsFd, bytes: i32) -> Result<()> {
+    set(
+        socket.as_fd(),
+        libc::SO_RCVBUFFORCE,
+        &bytes,
+        "SO_RCVBUFFORCE",
+    )
+}
+
 /// Has the kernel tell the mark of each datagram that comes to `socket` ([`receive_marked`]) and drop those without one, as long
 /// as the socket is there. Needs CAP_NET_ADMIN or CAP_NET_RAW.
 pub fn take_marked_only(socket: impl AsFd) -> Result<()> {

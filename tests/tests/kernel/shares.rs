@@ -4,7 +4,9 @@
 use std::net::UdpSocket;
 
 use agentguard_common::abi::EventKind;
-use agentguard_common::share::{FLOWS_EACH, HEARD_BITS, QUESTION_BITS};
+use agentguard_common::share::{
+    FLOWS_EACH, HEARD_BITS, QUESTION_BITS, QUESTION_EVERY_NS, QUESTIONS_IN_A_ROW,
+};
 use agentguard_common::verdict::Refusal;
 use agentguard_kernel::Rule;
 
@@ -42,6 +44,39 @@ wait()",
             .all(|question| whose(question) == Some(AGENT))
     );
     drop((agent, other));
+}
+
+#[test]
+fn who_asks_without_pause_is_refused_and_others_ask() {
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    machine.kernel().set_rules(OTHER, &[Rule::Forward]).unwrap();
+    let _forwarder = machine.forwarder();
+    let mut agent = machine.agent(
+        AGENT,
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+begun = time.monotonic()
+answers = [attempt(u.sendto, b'q', ('127.9.9.9', 53)) for _ in range(5000)]
+took = int((time.monotonic() - begun) * 1000)
+say(answers.count(1)); say(answers.count('EPERM')); say(took); wait()",
+    );
+    let (asked, refused, took_ms) = (agent.number(), agent.number(), agent.number());
+    assert_eq!(asked + refused, 5000);
+    let in_a_row = QUESTIONS_IN_A_ROW as u32;
+    let every_ms = QUESTION_EVERY_NS as u32 / 1_000_000;
+    assert!(asked >= in_a_row, "{asked}");
+    // Two processors may take one turn for both.
+    let most = 2 * (in_a_row + took_ms / every_ms + 1);
+    assert!(asked <= most && refused > 0, "{asked} in {took_ms} ms");
+    let refusal = machine.await_event(|event| event.reason == Refusal::Share as u32);
+    assert_eq!(refusal.agent, AGENT);
+    let other = machine.agent(
+        OTHER,
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); say(attempt(u.sendto, b'q', ('127.9.9.9', 53)))",
+    );
+    assert_eq!(other.finish(), "1");
+    agent.go();
+    agent.finish();
 }
 
 #[test]
