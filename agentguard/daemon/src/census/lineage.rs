@@ -1,7 +1,7 @@
 //! The process table, fed by kernel events: who an agent's process is and where it comes from. Ended processes stay for
 //! a bounded while, because records of what they did arrive later.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use agentguard_common::abi::AgentId;
@@ -199,19 +199,16 @@ impl Lineage {
             .collect()
     }
 
-    /// Agents with a process that nothing holds as `agentguard run` does: it has no filter of its system calls. One that has
-    /// just been started may be about to get it.
-    pub fn without_filter(&self, now_ns: u64) -> BTreeSet<AgentId> {
-        let old_enough = now_ns.saturating_sub(UNTIL_FILTERED_NS);
+    /// Running processes that have been there for so long that `agentguard run` would have taken its child's privileges by
+    /// now: tgid, start and agent.
+    pub fn settled(&self, now_ns: u64) -> Vec<(u32, u64, AgentId)> {
+        let before = now_ns.saturating_sub(UNTIL_FILTERED_NS);
         let living = self.entries.iter().filter_map(|(tgid, generations)| {
             let entry = generations.last()?;
-            (!entry.ended && entry.start_ns < old_enough).then_some((*tgid, entry))
+            let is_settled = !entry.ended && entry.start_ns < before;
+            is_settled.then_some((*tgid, entry.start_ns, entry.agent))
         });
-        // One that has ended meanwhile has no filter either.
-        let is_bare =
-            |tgid, entry: &Entry| !process::has_filter(tgid) && process::runs(tgid, entry.start_ns);
-        let bare = living.filter(|(tgid, entry)| is_bare(*tgid, entry));
-        bare.map(|(_, entry)| entry.agent).collect()
+        living.collect()
     }
 
     /// A living process is the agent's now.

@@ -7,7 +7,7 @@ pub(crate) mod kill;
 pub(crate) mod orders;
 pub(crate) mod stop;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use agentguard_kernel::{Events, Kernel, KernelError};
 use agentguard_policy::{Agent, Policy};
 use agentguard_record::guarantee::{Guarantee, GuaranteeId, require};
 use agentguard_sys as sys;
-use agentguard_sys::process::boottime_ns;
+use agentguard_sys::process;
 
 use crate::census::Census;
 use crate::census::adopt::Labels;
@@ -137,13 +137,22 @@ impl Enforce {
     }
 }
 
-/// Of those that [`beside_run`] does not name.
+/// Of those that [`beside_run`] does not name, who has a process that nothing holds as `agentguard run` does. `/proc` is read
+/// with nothing locked.
 fn without_filter(policy: &Policy, census: &Census) -> Vec<String> {
-    let bare = lock(&census.lineage).without_filter(boottime_ns());
-    let bare = bare.into_iter().filter_map(|id| policy.agent(id));
-    bare.filter(|agent| !need_not_run(agent))
-        .map(|agent| agent.name.clone())
-        .collect()
+    let settled = lock(&census.lineage).settled(process::boottime_ns());
+    let mut found = BTreeSet::new();
+    for (tgid, start_ns, id) in settled {
+        let agent = policy.agent(id).filter(|agent| !need_not_run(agent));
+        let Some(agent) = agent.filter(|agent| !found.contains(&agent.name)) else {
+            continue;
+        };
+        // One that has ended meanwhile has no filter either.
+        if !process::has_filter(tgid) && process::runs(tgid, start_ns) {
+            found.insert(agent.name.clone());
+        }
+    }
+    found.into_iter().collect()
 }
 
 fn need_not_run(agent: &Agent) -> bool {
