@@ -204,20 +204,8 @@ fn nothing_outside_a_task_where_one_is_required() {
 
 /// A WebSocket of the agent's that says `open`, and `ended`.
 fn websocket(guard: &Guard<'_>, port: u16) -> Running {
-    let code = format!(
-        r#"
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
-with connect("wss://origin.test:{port}/v1/one", open_timeout=60) as connection:
-    connection.send("hello"); connection.recv()
-    print("open", flush=True)
-    try:
-        connection.recv()
-    except ConnectionClosed:
-        print("ended", flush=True)
-"#
-    );
-    let mut held = guard.agent("probe").python(&code).spawn();
+    let url = format!("wss://origin.test:{port}/v1/one");
+    let mut held = python(&guard.agent("probe"), "ws_held.py").arg(url).spawn();
     held.line(|line| line == "open");
     held
 }

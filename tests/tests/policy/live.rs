@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use agentguard_tests::bundle::{direct, reach};
-use agentguard_tests::client::Subject;
+use agentguard_tests::client::{Subject, python};
 use agentguard_tests::{Bundle, Guard, Nginx, Running, Server, Site, Tap};
 
 /// From the answer to `policy apply`.
@@ -73,21 +73,8 @@ fn tunnels_that_are_denied_now_are_cut() {
         Bundle::new(paths.len() as u64).agent("probe", &reach("origin.test", server.port, paths))
     };
     let guard = Guard::start(&site, &policy(&["GET /v1/one"]));
-    let code = format!(
-        r#"
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
-with connect("wss://origin.test:{}/v1/one", open_timeout=60) as connection:
-    connection.send("hello"); connection.recv()
-    print("open", flush=True)
-    try:
-        connection.recv()
-    except ConnectionClosed:
-        print("ended", flush=True)
-"#,
-        server.port
-    );
-    let mut held = guard.agent("probe").python(&code).spawn();
+    let url = format!("wss://origin.test:{}/v1/one", server.port);
+    let mut held = python(&guard.agent("probe"), "ws_held.py").arg(url).spawn();
     held.line(|line| line == "open");
     apply(&site, &policy(&["GET /v1/one", "GET /v1/two"]));
     assert!(held.is_running() && !held.heard().contains("ended"));

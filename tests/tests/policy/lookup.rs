@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use agentguard_tests::client::{Dialer, Subject as _, dialer};
+use agentguard_tests::client::{Dialer, Subject as _, dialer, python};
 use agentguard_tests::tools::PATIENCE;
 use agentguard_tests::{Bundle, Guard, Record, Server, Site};
 
@@ -454,21 +454,10 @@ fn a_websocket_keeps_its_answer_while_the_lookup_is_the_same() {
     let now =
         |serial: u64, lookup: &str| apply(&site, &bundle(serial, lookup, server.port, tickets));
     now(2, &lookup);
-    let code = format!(
-        "from websockets.sync.client import connect
-from websockets.exceptions import ConnectionClosed
-with connect('wss://origin.test:{}/v1/customers/open', open_timeout=60) as connection:
-    print('open', flush=True)
-    for line in sys.stdin:
-        try:
-            connection.send(line)
-            print('echo', connection.recv(timeout=60), flush=True)
-        except (ConnectionClosed, OSError):
-            print('ended', flush=True)
-            break",
-        server.port
-    );
-    let mut client = office.guard.agent("probe").python(&code).spawn();
+    let url = format!("wss://origin.test:{}/v1/customers/open", server.port);
+    let mut client = python(&office.guard.agent("probe"), "ws_held.py")
+        .args([url.as_str(), "echo"])
+        .spawn();
     client.line(|line| line == "open");
     now(3, &lookup);
     client.say("one");
