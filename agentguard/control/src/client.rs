@@ -18,9 +18,9 @@ use tokio::net::UnixStream;
 
 use super::api::{CUT, Problem};
 
-/// A policy apply waits for the kernel and the forwarder; nothing takes longer.
+/// What changes something waits for the kernel and the forwarder, and a search reads the log before it answers.
 const LIMIT: Duration = Duration::from_secs(120);
-/// What only looks is answered at once.
+/// What is known is said at once.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +84,9 @@ impl Client {
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let answer = self.ask(Method::GET, path, Bytes::new()).await?;
+        let answer = self
+            .ask(Method::GET, path, Bytes::new(), LOOK_LIMIT)
+            .await?;
         read(answer).await
     }
 
@@ -94,7 +96,7 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(protocol)?;
-        let answer = self.ask(Method::POST, path, body.into()).await?;
+        let answer = self.ask(Method::POST, path, body.into(), LIMIT).await?;
         read(answer).await
     }
 
@@ -103,7 +105,7 @@ impl Client {
         &self,
         path: &str,
     ) -> Result<Lines<impl Stream<Item = anyhow::Result<String>> + use<>>, ClientError> {
-        let answer = self.ask(Method::GET, path, Bytes::new()).await?;
+        let answer = self.ask(Method::GET, path, Bytes::new(), LIMIT).await?;
         let is_cut = answer.headers().contains_key(CUT);
         let read = (answer.into_body(), BytesMut::new());
         let lines = stream::try_unfold(read, |(mut body, mut held)| async move {
@@ -135,6 +137,7 @@ impl Client {
         method: Method,
         path: &str,
         body: Bytes,
+        limit: Duration,
     ) -> Result<Response<Incoming>, ClientError> {
         let unreachable = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
@@ -157,10 +160,6 @@ impl Client {
             .await
             .map_err(protocol)?;
         tokio::spawn(connection);
-        let limit = match method {
-            Method::GET => LOOK_LIMIT,
-            _ => LIMIT,
-        };
         let request = Request::builder()
             .method(method)
             .uri(path)

@@ -4,10 +4,11 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::{Client, Subject, dialer};
-use agentguard_tests::process::pid;
+use agentguard_tests::process::{await_end, pid};
 use agentguard_tests::tools::{agentguard, python};
 use agentguard_tests::{Bundle, Guard, Nginx, Site};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::getpgid;
 
 #[test]
 fn an_agent_is_refused_whatever_its_user() {
@@ -265,4 +266,19 @@ fn a_terminal_that_is_gone_ends_neither_the_daemon_nor_the_forwarder() {
     assert_eq!(dialer(&guard.agent("probe")).tries(&get), "ok 200");
     guard.cli(["status"]).ok();
     assert_eq!(guard.forwarder_tgid(), forwarder, "the same one");
+}
+
+#[test]
+fn an_interrupt_from_the_terminal_ends_the_daemon_without_an_alarm() {
+    let site = Site::new();
+    let mut guard = Guard::start(&site, &Bundle::new(1));
+    let (daemon, forwarder) = (guard.daemon_tgid(), guard.forwarder_tgid());
+    // A terminal signals a group, and the first to end would be a matter of luck.
+    let [one, other] = [daemon, forwarder].map(|tgid| getpgid(Some(pid(tgid))).expect("a group"));
+    assert_ne!(one, other);
+    killpg(pid(daemon), Signal::SIGINT).expect("signalled");
+    await_end(daemon);
+    let said = guard.stop().ok().stderr;
+    assert!(said.contains("stopped"), "{said}");
+    assert!(!said.contains("no forwarder"), "{said}");
 }

@@ -1,9 +1,12 @@
 //! What `doctor` says holds, and bundles that require what does not.
 
+use std::time::{Duration, Instant};
+
 use agentguard_tests::attempt::User;
 use agentguard_tests::bundle::reach;
-use agentguard_tests::client::dialer;
+use agentguard_tests::client::{Client, dialer};
 use agentguard_tests::standing::{Standing, Standings};
+use agentguard_tests::tools::python;
 use agentguard_tests::{Bundle, Guard, Nginx, Ran, Site};
 use serde_json::Value;
 
@@ -275,6 +278,49 @@ fn accepted_gaps_are_in_the_audit_log() {
         assert!(wrong.stderr.contains(part), "{part}: {wrong:#?}");
     }
     site.configure(|_| {});
+}
+
+/// What the control API labels without `agentguard run` has none of what that sets up.
+#[test]
+fn a_process_that_run_did_not_start_opens_what_only_run_holds() {
+    const ASK: &str = r#"
+import http.client, json, socket, subprocess, sys
+child = subprocess.Popen(["sleep", "300"])
+control = http.client.HTTPConnection("agentguard")
+control.sock = socket.socket(socket.AF_UNIX); control.sock.connect(sys.argv[1])
+control.request("POST", "/v1/run", json.dumps({"agent": "probe", "pid": child.pid}))
+print(control.getresponse().status, flush=True)
+sys.stdin.read(); child.kill(); child.wait()
+"#;
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", ""));
+    let row_of = |id: &str| {
+        let report = guard.cli(["doctor", "--json"]).json();
+        let row = row(&report, id);
+        (text(row, "holds").to_owned(), text(row, "why").to_owned())
+    };
+    let ids = ["process-memory", "signals"];
+    let before = ids.map(|id| row_of(id).0);
+    let mut caller = Client::new(python())
+        .args(["-c", ASK])
+        .arg(site.path("run/control.sock"))
+        .spawn();
+    caller.line(|line| line == "200");
+    for (id, before) in ids.into_iter().zip(&before) {
+        // Another state has other reasons, and stays.
+        let expected = if before == "fallback" { "open" } else { before };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while row_of(id).0 != *expected {
+            assert!(Instant::now() < deadline, "{id}: {:?}", row_of(id));
+        }
+        if before == "fallback" {
+            let why = row_of(id).1;
+            assert!(why.contains("does not hold probe"), "{why}");
+        }
+    }
+    caller.close_stdin();
+    caller.finish_within(Duration::from_secs(30)).ok();
+    assert_eq!(ids.map(|id| row_of(id).0), before);
 }
 
 fn bundle(origin: &Nginx, serial: u64, require: &[&str]) -> Bundle {
