@@ -28,7 +28,7 @@ use agentguard_record::guarantee::GuaranteeId;
 use agentguard_record::{Actor, Operation, Outcome};
 use agentguard_sys as sys;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::parts::{Ending, Parts};
 use self::services::{Inboxes, Services};
@@ -91,6 +91,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
 }
 
 async fn serve(config: Config) -> Result<(), StartError> {
+    let signals = Signals::listen()?;
     let account = start::forwarder_account(&config)?;
     let system_roots = upstream::system_roots();
     let upstream = upstream::gather(&config.upstream, &system_roots)
@@ -167,7 +168,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     notify(&[NotifyState::Ready]);
     tracing::info!(socket = %socket.display(), "ready");
 
-    wait_for_the_end(&parts.ending).await?;
+    wait_for_the_end(signals, &parts.ending).await;
 
     notify(&[NotifyState::Stopping]);
     parts.ending.stop.cancel();
@@ -331,18 +332,33 @@ async fn finish(parts: &Parts) -> Result<(), StartError> {
     result
 }
 
-async fn wait_for_the_end(ending: &Ending) -> Result<(), StartError> {
-    let cannot = |e: std::io::Error| StartError::Failed(format!("cannot wait for signals: {e}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+/// Who asks for the end while the daemon starts is heard when it has started: never a daemon that just dies.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, StartError> {
+        let listen = |kind| {
+            signal(kind).map_err(|e| StartError::Failed(format!("cannot wait for signals: {e}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+}
+
+async fn wait_for_the_end(mut signals: Signals, ending: &Ending) {
     let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
     let period = watchdog.unwrap_or(Duration::from_secs(3600));
     let mut alive = tokio::time::interval(period.max(Duration::from_millis(1)));
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            () = ending.stop.cancelled() => return Ok(()),
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            () = ending.stop.cancelled() => return,
             _ = alive.tick() => if watchdog.is_some() {
                 notify(&[NotifyState::Watchdog]);
             },

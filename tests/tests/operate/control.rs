@@ -282,3 +282,15 @@ fn an_interrupt_from_the_terminal_ends_the_daemon_without_an_alarm() {
     assert!(said.contains("stopped"), "{said}");
     assert!(!said.contains("no forwarder"), "{said}");
 }
+
+#[test]
+fn a_daemon_that_is_told_to_end_while_it_starts_ends_in_order() {
+    let site = Site::new();
+    let mut guard = Guard::start(&site, &Bundle::new(1));
+    guard.stop().ok();
+    let mut starting = site.cli(["daemon"]).env("RUST_LOG", "info").spawn();
+    starting.line(|line| line.contains("bundle in force"));
+    starting.signal(Signal::SIGTERM);
+    let said = starting.finish().ok().stderr;
+    assert!(said.contains("INFO stopped"), "{said}");
+}
