@@ -8,6 +8,7 @@ use std::path::Path;
 
 use agentguard_common::abi::{AgentId, ConfigSlot};
 use agentguard_common::layout::Layout;
+use agentguard_sys::memory;
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, GlobalData};
 
@@ -224,22 +225,14 @@ pub(super) fn load(
         }
     }
     drop(object);
-    give_back_memory();
+    // The loader parses the kernel's whole BTF, some 15 MB that the allocator would keep for the daemon's life.
+    memory::give_back();
     Ok(LoadedObject {
         maps,
         offered,
         unix,
         backstops,
     })
-}
-
-/// The loader parses the kernel's whole BTF, some 15 MB that the allocator would keep for the daemon's life.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no pointers; it only returns free pages to the system.
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }
 
 /// An agent that starts a daemon of its own would be the daemon, and never labelled again.

@@ -15,13 +15,13 @@ const PROGRAMS: [(&str, &str, Need, &str); 16] = [
         "cc",
         "gcc libc6-dev",
         Need::Build,
-        "builds the cryptographic library",
+        "builds the cryptographic library and the allocator",
     ),
     (
         "make",
         "make",
         Need::Build,
-        "builds the cryptographic library",
+        "builds the cryptographic library and the allocator",
     ),
     (
         "git",
