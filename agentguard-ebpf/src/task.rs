@@ -86,10 +86,15 @@ impl Task {
         read(self.0, at!(task_real_parent)).map(Self)
     }
 
-    /// The real uid, in the host's numbers.
+    #[inline(always)]
+    pub fn leader(self) -> Result<Self, Unreadable> {
+        read(self.0, at!(task_group_leader)).map(Self)
+    }
+
+    /// The real uid, in the host's numbers: of its own credentials, whatever those it acts with meanwhile.
     #[inline(always)]
     pub fn uid(self) -> Result<u32, Unreadable> {
-        let cred: u64 = read(self.0, at!(task_cred))?;
+        let cred: u64 = read(self.0, at!(task_real_cred))?;
         read(cred, at!(cred_uid))
     }
 

@@ -19,19 +19,36 @@ pub fn caller() -> Label {
         return label;
     }
     let head = in_force();
-    if head.users & IdentifyHead::user(emit::current_uid()) == 0 {
+    if head.users == 0 {
         return label;
     }
-    newcomer(head).unwrap_or_else(|unreadable| {
+    let enrolled = named(head.users).and_then(|task| match task {
+        Some(task) => newcomer(head, task),
+        None => Ok(label),
+    });
+    enrolled.unwrap_or_else(|unreadable| {
         count(unreadable.into());
         emit::unread(tgid);
         label
     })
 }
 
+/// The caller, or else its group's leader, if it may be a user's whom a block names. The threads of io_uring that poll keep
+/// the credentials that the process had when it made them, and an entry may bring registered ones.
+#[inline(always)]
+fn named(users: u32) -> Result<Option<Task>, Unreadable> {
+    let task = Task::current();
+    if users & IdentifyHead::user(task.uid()?) != 0 {
+        return Ok(Some(task));
+    }
+    let leader = task.leader()?;
+    let is_named = users & IdentifyHead::user(leader.uid()?) != 0;
+    Ok(is_named.then_some(leader))
+}
+
 /// Unlike a tracepoint this can be preempted, by itself for another process: what has been disturbed is not used.
 #[inline(always)]
-fn newcomer(head: IdentifyHead) -> Result<Label, Unreadable> {
+fn newcomer(head: IdentifyHead, task: Task) -> Result<Label, Unreadable> {
     let desk = newcomer_desk().ok_or(Unreadable)?;
     // SAFETY: a map's value, which is this CPU's.
     let NewcomerDesk { turn, scratch } = unsafe { &mut *desk };
@@ -40,7 +57,6 @@ fn newcomer(head: IdentifyHead) -> Result<Label, Unreadable> {
     let mine = unsafe { turn.read_volatile() } + 1;
     // SAFETY: as above.
     unsafe { turn.write_volatile(mine) };
-    let task = Task::current();
     let undisturbed = || {
         // SAFETY: as above.
         let is_mine = unsafe { turn.read_volatile() } == mine;

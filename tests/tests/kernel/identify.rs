@@ -2,6 +2,8 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use agentguard_common::abi::{AgentId, EventKind, Identify, PATH_LEN};
+use agentguard_tests::attempt::Programs;
+use agentguard_tests::client::Client;
 
 use crate::machine::*;
 
@@ -171,6 +173,29 @@ wait(); os.write(writing, b'x'); wait(); os.kill(pid, 9); os.wait()"
     }
     let enrol = machine.await_event(|event| event.kind == EventKind::Enrol as u32);
     assert_eq!((enrol.agent, enrol.uid), (AGENT, 61234));
+}
+
+/// What io_uring does then, it may do with the credentials that the process had before.
+#[test]
+fn by_a_user_that_is_younger_than_the_ring() {
+    let mut machine = Machine::new();
+    let programs = Programs::new();
+    let exe = programs.c("ring").display().to_string();
+    let blocks = [by_uid(AGENT, 61234)];
+    machine.kernel().set_identify(&blocks).unwrap();
+    for (user, expected) in [(61234, AGENT), (61235, AgentId::NONE)] {
+        for credentials in ["polled", "registered"] {
+            // A child's: nobody is the daemon's own.
+            let shell = Client::new("sh").args(["-c", "\"$@\"; exit", "sh", &exe]);
+            let mut ring = shell.args([&user.to_string(), credentials]).spawn();
+            let tgid = ring.printed().parse().unwrap();
+            assert_eq!(machine.label(tgid), AgentId::NONE, "before a socket");
+            ring.say("go");
+            assert_eq!(ring.printed(), "through");
+            assert_eq!(machine.label(tgid), expected, "{user} {credentials}");
+            ring.finish();
+        }
+    }
 }
 
 #[test]

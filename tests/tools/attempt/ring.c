@@ -1,6 +1,8 @@
 // PORT MODE: one operation of io_uring's own, by plain system calls: connect, worker (connect in a worker thread), sqpoll
 // (connect in the kernel's polling thread), send (a datagram), raw (a raw socket), waits (as sqpoll; the ring and the
-// socket are made first, then it says `ready` and reads a line).
+// socket are made first, then it says `ready` and reads a line). Or UID MODE: it becomes that user, without an exec, says
+// its number, reads a line, makes a socket with credentials from before, says how that went, and reads on until its input ends:
+// polled (by the kernel's polling thread), registered (they are given with the operation).
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -68,10 +70,39 @@ static int submit(struct ring *ring, const struct io_uring_sqe *entry) {
     return results[0].res;
 }
 
+static void wait_for_line(void) {
+    char line[16];
+    if (!fgets(line, sizeof line, stdin))
+        exit(2);
+}
+
+static int become(uid_t user, int polled) {
+    struct ring ring;
+    int error = make(&ring, polled);
+    if (error)
+        return said(error);
+    struct io_uring_sqe entry = {.opcode = IORING_OP_SOCKET, .fd = AF_INET, .off = SOCK_STREAM};
+    if (!polled)
+        entry.personality = syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_PERSONALITY, NULL, 0);
+    if (setuid(user))
+        return said(errno);
+    printf("%d\n", getpid());
+    fflush(stdout);
+    wait_for_line();
+    int result = submit(&ring, &entry);
+    said(result < 0 ? -result : 0);
+    fflush(stdout);
+    wait_for_line();
+    return 0;
+}
+
 int main(int count, char **words) {
     if (count != 3)
         return 2;
     const char *mode = words[2];
+    int polled = !strcmp(mode, "polled");
+    if (polled || !strcmp(mode, "registered"))
+        return become(atoi(words[1]), polled);
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(atoi(words[1]))};
     to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int waits = !strcmp(mode, "waits");
@@ -99,11 +130,9 @@ int main(int count, char **words) {
         entry.flags = strcmp(mode, "worker") ? 0 : IOSQE_ASYNC;
     }
     if (waits) {
-        char line[16];
         puts("ready");
         fflush(stdout);
-        if (!fgets(line, sizeof line, stdin))
-            return 2;
+        wait_for_line();
     }
     int result = submit(&ring, &entry);
     return said(result < 0 ? -result : 0);
