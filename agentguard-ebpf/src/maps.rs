@@ -66,6 +66,9 @@ pub static QUESTION_PLACES: LruHashMap<u32, QuestionMark, { share::QUESTIONS as 
 /// How many each agent has asked, by agent id.
 #[btf_map]
 pub static QUESTION_TURNS: Array<u64, { MAX_AGENTS as usize }> = Array::new();
+/// When each agent's next connection to the forwarder is due (`CLOCK_BOOTTIME`), ns, by agent id.
+#[btf_map]
+pub static CONNECTS_DUE: Array<u64, { MAX_AGENTS as usize }> = Array::new();
 /// When each agent's next question is due (`CLOCK_BOOTTIME`), ns, by agent id.
 #[btf_map]
 pub static QUESTIONS_DUE: Array<u64, { MAX_AGENTS as usize }> = Array::new();

@@ -9,7 +9,9 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 
 use crate::emit::{current_uid, now};
 use crate::hook::guard::Subject;
-use crate::maps::{FLOW_COUNTS, FLOWS, FORWARDERS, add, config, is_forwarder_port};
+use crate::maps::{
+    CONNECTS_DUE, FLOW_COUNTS, FLOWS, FORWARDERS, add, config, is_due, is_forwarder_port,
+};
 use crate::sock_addr::{Family, IPPROTO_TCP, SockAddr};
 use crate::task::current_tgid;
 
@@ -49,6 +51,18 @@ pub fn is_up(forwarder: &Forwarder) -> bool {
         && u64::from(forwarder.tgid) == config(ConfigSlot::Forwarder)
 }
 
+/// Whether the agent may connect once more now.
+#[inline(always)]
+fn may_connect(agent: AgentId) -> bool {
+    let is_below = FLOW_COUNTS
+        .get(agent.0)
+        .is_some_and(|flows| *flows < share::FLOWS_EACH);
+    is_below
+        && CONNECTS_DUE
+            .get_ptr_mut(agent.0)
+            .is_some_and(|due| is_due(due, share::CONNECTS_IN_A_ROW, share::CONNECT_EVERY_NS))
+}
+
 /// Keeps where the agent wanted to go on the socket, and rewrites the call to the forwarder. `Some`: refused.
 #[inline(always)]
 pub fn redirect(ctx: &SockAddr, subject: &Subject) -> Result<Option<Refusal>, Counter> {
@@ -67,7 +81,7 @@ pub fn redirect(ctx: &SockAddr, subject: &Subject) -> Result<Option<Refusal>, Co
     if ctx.is_bound_to_device() {
         return Ok(Some(Refusal::BoundToDevice));
     }
-    if ctx.protocol() == IPPROTO_TCP && has_its_share(subject.agent) {
+    if ctx.protocol() == IPPROTO_TCP && !may_connect(subject.agent) {
         return Ok(Some(Refusal::Share));
     }
     let target = if addr.is_v4() { LOOPBACK4 } else { LOOPBACK6 };
@@ -152,13 +166,6 @@ pub fn withdraw(key: &FlowKey, agent: AgentId) {
     if FLOWS.remove(key).is_ok() {
         count_flow(agent, -1);
     }
-}
-
-#[inline(always)]
-fn has_its_share(agent: AgentId) -> bool {
-    FLOW_COUNTS
-        .get(agent.0)
-        .is_none_or(|flows| *flows >= share::FLOWS_EACH)
 }
 
 #[inline(always)]

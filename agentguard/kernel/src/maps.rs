@@ -36,7 +36,7 @@ const RINGBUF: u32 = 27;
 const CLONED: u32 = 0x201;
 
 /// Every pinned map, as `agentguard-ebpf/src/maps.rs` defines it. Those that hold nothing between two calls are not pinned.
-pub(super) const SPECS: [Spec; 28] = [
+pub(super) const SPECS: [Spec; 29] = [
     array::<Label>("LABELS", MAX_TGID),
     array::<AgentState>("AGENTS", MAX_AGENTS),
     array::<u32>("KILL_ORDERS", MAX_AGENTS),
@@ -48,6 +48,7 @@ pub(super) const SPECS: [Spec; 28] = [
     lru::<QuestionMark, Question>("QUESTIONS", share::QUESTIONS),
     lru::<u32, QuestionMark>("QUESTION_PLACES", share::QUESTIONS),
     array::<u64>("QUESTION_TURNS", MAX_AGENTS),
+    array::<u64>("CONNECTS_DUE", MAX_AGENTS),
     array::<u64>("QUESTIONS_DUE", MAX_AGENTS),
     hash::<u64, Forwarder>("FORWARDERS", share::NAMESPACES),
     lru::<Heard, u32>("HEARD", share::HEARD),

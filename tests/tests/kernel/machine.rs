@@ -9,7 +9,7 @@ use agentguard_common::share::QuestionMark;
 use agentguard_common::verdict::Refusal;
 use agentguard_kernel::{Counted, Events, Kernel, OriginMaps, Rule, cgroup_root};
 pub(crate) use agentguard_sys::socket::cookie;
-use agentguard_sys::socket::{netns_cookie, receive_marked, take_marked_only};
+use agentguard_sys::socket::{netns_cookie, receive_marked, receive_room, take_marked_only};
 pub(crate) use agentguard_tests::Cgroup;
 pub(crate) use agentguard_tests::names;
 pub(crate) use agentguard_tests::script::{Script, bystander};
@@ -212,6 +212,8 @@ impl TestForwarder {
                 for socket in [&dns, &dns6] {
                     socket.set_read_timeout(Some(PATIENCE)).unwrap();
                     take_marked_only(socket).unwrap();
+                    // As the forwarder's: questions wait while the test is slow to ask for them.
+                    receive_room(socket, 4 << 20).unwrap();
                 }
                 return Self {
                     v4,

@@ -2,10 +2,13 @@
 //! go on, and the agent itself where it has a place again.
 
 use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use agentguard_common::abi::EventKind;
 use agentguard_common::share::{
-    FLOWS_EACH, HEARD_BITS, QUESTION_BITS, QUESTION_EVERY_NS, QUESTIONS_IN_A_ROW,
+    CONNECT_EVERY_NS, CONNECTS_IN_A_ROW, FLOWS_EACH, HEARD_BITS, QUESTION_BITS, QUESTION_EVERY_NS,
+    QUESTIONS_IN_A_ROW,
 };
 use agentguard_common::verdict::Refusal;
 use agentguard_kernel::Rule;
@@ -77,6 +80,49 @@ say(answers.count(1)); say(answers.count('EPERM')); say(took); wait()",
     assert_eq!(other.finish(), "1");
     agent.go();
     agent.finish();
+}
+
+/// What waits in the listener's queue waits there when its client has closed it, too.
+#[test]
+fn who_connects_and_closes_without_pause_is_refused_and_others_connect() {
+    let mut machine = Machine::new();
+    machine.rules(&[Rule::Forward]);
+    machine.kernel().set_rules(OTHER, &[Rule::Forward]).unwrap();
+    let forwarder = machine.forwarder();
+    let listener = forwarder.v4.try_clone().unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let taking = std::thread::spawn({
+        let over = over.clone();
+        move || while listener.accept().is_ok() && !over.load(Ordering::Relaxed) {}
+    });
+    let mut agent = machine.agent(
+        AGENT,
+        "def one():
+    with socket.socket() as s: s.setblocking(False); return s.connect_ex(('127.9.9.9', 443))
+begun = time.monotonic(); made = 0
+while made < 500000 and one() == errno.EINPROGRESS: made += 1
+say(made); say(int((time.monotonic() - begun) * 1000)); wait()",
+    );
+    let (made, took_ms) = (agent.number(), agent.number());
+    let in_a_row = CONNECTS_IN_A_ROW as u32;
+    assert!(made >= in_a_row, "{made}");
+    // Two processors may take one turn for both.
+    let due = u64::from(took_ms) * 1_000_000 / CONNECT_EVERY_NS;
+    let most = 2 * (in_a_row + due as u32 + 1);
+    assert!(made <= most, "{made} in {took_ms} ms");
+    let refusal = machine.await_event(|event| event.reason == Refusal::Share as u32);
+    assert_eq!(refusal.agent, AGENT);
+    // The last that is taken.
+    over.store(true, Ordering::Relaxed);
+    assert_eq!(
+        machine
+            .agent(OTHER, "say(connect('127.9.9.9', 443))")
+            .finish(),
+        "ok"
+    );
+    agent.go();
+    agent.finish();
+    taking.join().unwrap();
 }
 
 #[test]
