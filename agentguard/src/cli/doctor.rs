@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use agentguard_control::api::Status;
+use agentguard_control::client::ClientError;
 use agentguard_daemon::config::Config;
 use agentguard_daemon::guarantee::{Facts, judge};
 use agentguard_record::guarantee::{Guarantee, Holds};
@@ -25,6 +26,9 @@ struct DoctorReport {
     kernel: String,
     /// Whether a daemon has answered: what only it knows is open otherwise.
     daemon: bool,
+    /// Why none has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unheard: Option<String>,
     /// Who else asks sees less of the kernel.
     #[serde(skip)]
     root: bool,
@@ -37,15 +41,18 @@ pub(super) fn run(arguments: &DoctorArguments, config: &Config) -> Result<ExitCo
     let facts = Facts::of_host(config);
     let client = server::client(config);
     let status = client_runtime()?.block_on(client.get::<Status>("/v1/status"));
-    let daemon = status.is_ok();
     // Who may not ask the daemon still sees the host.
-    let (guarantees, alarms) = match status {
-        Ok(status) => (status.guarantees, status.alarms),
-        Err(_) => (judge(&facts), Vec::new()),
+    let (guarantees, alarms, unheard) = match status {
+        Ok(status) => (status.guarantees, status.alarms, None),
+        Err(ClientError::Unreachable { .. }) => {
+            (judge(&facts), Vec::new(), Some("no daemon answers".into()))
+        }
+        Err(error) => (judge(&facts), Vec::new(), Some(error.to_string())),
     };
     let report = DoctorReport {
         kernel: facts.kernel.clone(),
-        daemon,
+        daemon: unheard.is_none(),
+        unheard,
         root: nix::unistd::geteuid().is_root(),
         guarantees,
         alarms,
@@ -57,14 +64,14 @@ pub(super) fn run(arguments: &DoctorArguments, config: &Config) -> Result<ExitCo
 }
 
 fn show(report: &DoctorReport) -> String {
-    let daemon = match report.daemon {
-        true => "",
-        false if !report.root => {
-            ", no daemon answers; without root the kernel's programs cannot be seen or tried"
+    let mut text = format!("kernel {}", report.kernel);
+    if let Some(why) = &report.unheard {
+        text.push_str(&format!(", {why}"));
+        if !report.root {
+            text.push_str("; without root the kernel's programs cannot be seen or tried");
         }
-        false => ", no daemon answers",
-    };
-    let mut text = format!("kernel {}{daemon}\n\n", report.kernel);
+    }
+    text.push_str("\n\n");
     for guarantee in &report.guarantees {
         let (word, colour) = match guarantee.holds {
             Holds::Enforced => ("enforced", Colour::Green),
@@ -103,6 +110,7 @@ mod tests {
         let report = DoctorReport {
             kernel: "6.1".into(),
             daemon: false,
+            unheard: Some("no daemon answers".into()),
             root: true,
             guarantees,
             alarms: vec!["agents are only observed".into()],

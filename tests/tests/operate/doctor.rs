@@ -6,7 +6,7 @@ use agentguard_tests::attempt::User;
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::{Client, dialer};
 use agentguard_tests::standing::{Standing, Standings};
-use agentguard_tests::tools::python;
+use agentguard_tests::tools::{agentguard, python};
 use agentguard_tests::{Bundle, Guard, Nginx, Ran, Site};
 use serde_json::Value;
 
@@ -321,6 +321,21 @@ sys.stdin.read(); child.kill(); child.wait()
     caller.close_stdin();
     caller.finish_within(Duration::from_secs(30)).ok();
     assert_eq!(ids.map(|id| row_of(id).0), before);
+}
+
+#[test]
+fn who_may_not_ask_the_daemon_is_told_so() {
+    let site = Site::new();
+    let guard = Guard::start(&site, &Bundle::new(1));
+    let doctor = Client::new(agentguard()).user(65534);
+    let doctor = doctor.env("AGENTGUARD_CONFIG", site.config());
+    let said = doctor.arg("doctor").run().ok().stdout;
+    let first = said.lines().next().expect("a line");
+    assert!(first.contains("role"), "{first}");
+    assert!(!first.contains("no daemon answers"), "{first}");
+    drop(guard);
+    let said = site.cli(["doctor"]).run().ok().stdout;
+    assert!(said.contains(", no daemon answers"), "{said}");
 }
 
 fn bundle(origin: &Nginx, serial: u64, require: &[&str]) -> Bundle {
