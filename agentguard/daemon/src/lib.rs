@@ -165,6 +165,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let controlling = tokio::spawn(serve::serve(parts.clone(), listener));
     let started = format!("started{}{lost}", apply::gaps(&accepted));
     note(&parts.books, Operation::Start, &started).await;
+    // What only the start needed.
+    sys::memory::give_back();
     notify(&[NotifyState::Ready]);
     tracing::info!(socket = %socket.display(), "ready");
 
