@@ -12,8 +12,8 @@ pub const FLOWS_EACH: i64 = 4096;
 /// Between two connections of an agent's to the forwarder, on average, ns. One that is closed at once is no flow any more
 /// and waits in the listener's queue all the same, before those of others.
 pub const CONNECT_EVERY_NS: u64 = 125_000;
-/// So many are made in a row.
-pub const CONNECTS_IN_A_ROW: u64 = FLOWS_EACH as u64;
+/// So many are made in a row: half of what waits at a listener.
+pub const CONNECTS_IN_A_ROW: u64 = FLOWS_EACH as u64 / 2;
 
 /// Entries of `ACCEPTED`: what the forwarder's listeners have taken. Their queues and the forwarder's `max_connections`, of
 /// which it leaves the last places to other agents, are its bounds.

@@ -312,7 +312,7 @@ pub fn add<T: Copy>(element: *mut T, more: T) {
 }
 
 /// Whether one more is due: `in_a_row` at once, and one each `every_ns` on average. Two CPUs at once may take one turn for
-/// both. `due`: an element of an array map.
+/// both, and one that is preempted in between gives back what others took meanwhile. `due`: an element of an array map.
 #[inline(always)]
 pub fn is_due(due: *mut u64, in_a_row: u64, every_ns: u64) -> bool {
     let now = now();

@@ -28,6 +28,9 @@ pub(crate) fn test_tools() -> PathBuf {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    // The allocator would take the pages of the building host for those of every host, and end where they are larger.
+    #[cfg(target_arch = "aarch64")]
+    command.env("JEMALLOC_SYS_WITH_LG_PAGE", "16");
     command
 }
 

@@ -22,28 +22,28 @@ pub fn caller() -> Label {
     if head.users == 0 {
         return label;
     }
-    let enrolled = named(head.users).and_then(|task| match task {
-        Some(task) => newcomer(head, task),
-        None => Ok(label),
-    });
-    enrolled.unwrap_or_else(|unreadable| {
+    became(head).unwrap_or_else(|unreadable| {
         count(unreadable.into());
         emit::unread(tgid);
         label
     })
 }
 
-/// The caller, or else its group's leader, if it may be a user's whom a block names. The threads of io_uring that poll keep
-/// the credentials that the process had when it made them, and an entry may bring registered ones.
+/// By the caller's user, or by its group leader's: the threads of io_uring that poll keep the credentials that the process
+/// had when it made them, root's as a rule, and an entry may bring registered ones.
 #[inline(always)]
-fn named(users: u32) -> Result<Option<Task>, Unreadable> {
-    let task = Task::current();
-    if users & IdentifyHead::user(task.uid()?) != 0 {
-        return Ok(Some(task));
-    }
+fn became(head: IdentifyHead) -> Result<Label, Unreadable> {
+    let mut task = Task::current();
     let leader = task.leader()?;
-    let is_named = users & IdentifyHead::user(leader.uid()?) != 0;
-    Ok(is_named.then_some(leader))
+    let uid = task.uid()?;
+    let is_named = head.users & IdentifyHead::user(uid) != 0;
+    // Others share root's bit.
+    if (uid == 0 || !is_named) && head.users & IdentifyHead::user(leader.uid()?) != 0 {
+        task = leader;
+    } else if !is_named {
+        return Ok(Label::default());
+    }
+    newcomer(head, task)
 }
 
 /// Unlike a tracepoint this can be preempted, by itself for another process: what has been disturbed is not used.

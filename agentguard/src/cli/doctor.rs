@@ -24,9 +24,9 @@ pub(super) struct DoctorArguments {
 #[derive(Serialize)]
 struct DoctorReport {
     kernel: String,
-    /// Whether a daemon has answered: what only it knows is open otherwise.
+    /// Whether a daemon has told its status: what only it knows is open otherwise.
     daemon: bool,
-    /// Why none has.
+    /// Why none has told it.
     #[serde(skip_serializing_if = "Option::is_none")]
     unheard: Option<String>,
     /// Who else asks sees less of the kernel.

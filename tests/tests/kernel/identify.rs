@@ -181,7 +181,8 @@ fn by_a_user_that_is_younger_than_the_ring() {
     let mut machine = Machine::new();
     let programs = Programs::new();
     let exe = programs.c("ring").display().to_string();
-    let blocks = [by_uid(AGENT, 61234)];
+    // Shares a bit with root in what is looked at first, which the ring's makers were.
+    let blocks = [by_uid(AGENT, 61234), by_uid(OTHER, 61216)];
     machine.kernel().set_identify(&blocks).unwrap();
     for (user, expected) in [(61234, AGENT), (61235, AgentId::NONE)] {
         for credentials in ["polled", "registered"] {

@@ -214,7 +214,8 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::HandedOver => "a network socket that the agent has not made itself",
         Refusal::Terminal => "it would type into a terminal",
         Refusal::Share => {
-            "the agent has as many connections on their way to the forwarder as one agent may have"
+            "the agent has as many connections on their way to the forwarder, or makes as many connections or questions a \
+             second, as one agent may"
         }
         Refusal::UnixSocket => "no [[unix]] entry names this socket",
         Refusal::Unrecorded => "permitted, and there was no place for its record",
