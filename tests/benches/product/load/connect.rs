@@ -6,8 +6,10 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use agentguard_common::share;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
 };
@@ -23,7 +25,12 @@ pub(super) fn connects(to: SocketAddr, count: u32) -> anyhow::Result<Latencies> 
     } else {
         AddressFamily::Inet6
     };
-    for _ in 0..count {
+    for made in 1..=count {
+        if u64::from(made) % share::CONNECTS_IN_A_ROW == 0 {
+            // An agent's connects have a rate.
+            let due = share::CONNECTS_IN_A_ROW * share::CONNECT_EVERY_NS;
+            thread::sleep(Duration::from_nanos(due));
+        }
         let socket: OwnedFd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         let reset = libc::linger {
             l_onoff: 1,
