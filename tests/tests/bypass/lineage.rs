@@ -223,7 +223,9 @@ fn a_fork_bomb_leaves_nothing_behind() {
     let beside = alone(&beside).run().ok();
     assert_eq!(beside.stdout, "wrong 0");
     assert_eq!(bomb.finish().ok().stdout, "wrong 0\nwrong 0");
-    let records = guard.audit().split_off(told);
+    let mut records = guard.audit().split_off(told);
+    // A daemon that did not get to run beside all that says how many events it has missed.
+    records.retain(|record| record.action() != "audit-recover");
     let [record] = &records[..] else {
         panic!("not one record: {records:#?}");
     };
