@@ -29,21 +29,22 @@ pub fn caller() -> Label {
     })
 }
 
-/// By the caller's user, or by its group leader's: the threads of io_uring that poll keep the credentials that the process
-/// had when it made them, root's as a rule, and an entry may bring registered ones.
+/// By the caller's user, or else by its group leader's: the threads of io_uring that poll keep the credentials that the
+/// process had when it made them, and an entry may bring registered ones.
 #[inline(always)]
 fn became(head: IdentifyHead) -> Result<Label, Unreadable> {
-    let mut task = Task::current();
-    let leader = task.leader()?;
-    let uid = task.uid()?;
-    let is_named = head.users & IdentifyHead::user(uid) != 0;
-    // Others share root's bit.
-    if (uid == 0 || !is_named) && head.users & IdentifyHead::user(leader.uid()?) != 0 {
-        task = leader;
-    } else if !is_named {
-        return Ok(Label::default());
+    let task = Task::current();
+    if head.users & IdentifyHead::user(task.uid()?) != 0 {
+        let label = newcomer(head, task)?;
+        if label.agent != AgentId::NONE {
+            return Ok(label);
+        }
     }
-    newcomer(head, task)
+    let leader = task.leader()?;
+    if leader.0 != task.0 && head.users & IdentifyHead::user(leader.uid()?) != 0 {
+        return newcomer(head, leader);
+    }
+    Ok(Label::default())
 }
 
 /// Unlike a tracepoint this can be preempted, by itself for another process: what has been disturbed is not used.
