@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -14,17 +14,31 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::life::Life;
+use super::upstream::Watched;
 
 /// A socket of one agent's, towards the agent or towards an upstream. Once the agent is killed nothing is read or
 /// written any more, and what the kernel still holds of it is thrown away.
 pub(crate) struct Leg {
     socket: TcpStream,
     life: Arc<Life>,
+    /// Of an upstream.
+    watched: Option<Arc<Watched>>,
 }
 
 impl Leg {
     pub(crate) fn new(socket: TcpStream, life: Arc<Life>) -> Self {
-        Self { socket, life }
+        Self {
+            socket,
+            life,
+            watched: None,
+        }
+    }
+
+    /// One to an upstream.
+    pub(crate) fn watched(socket: TcpStream, life: Arc<Life>, watched: Arc<Watched>) -> Self {
+        let mut leg = Self::new(socket, life);
+        leg.watched = Some(watched);
+        leg
     }
 
     fn alive(&self) -> io::Result<()> {
@@ -51,7 +65,16 @@ impl AsyncRead for Leg {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.alive()?;
-        Pin::new(&mut self.socket).poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
+        if buf.filled().len() == before
+            && let Some(watched) = &self.watched
+            && watched.is_silent()
+        {
+            let text = "it acknowledges nothing of what it is sent";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

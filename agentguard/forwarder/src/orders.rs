@@ -24,7 +24,7 @@ use super::outbox::Outbox;
 use super::{InheritedHandles, upstream};
 
 /// Idle upstream connections are looked through this often.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
+const SWEEP_EVERY: Duration = Duration::from_secs(3);
 /// How long connections may take to be gone after a stop.
 const STOP: Duration = Duration::from_secs(2);
 

@@ -1,9 +1,10 @@
 //! Requests' bodies on their way to upstream, frame by frame, and those that nobody wants.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,10 +25,34 @@ use super::refusal::CUT;
 const DRAIN_BYTES: u64 = 16 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
+/// Of a body that streams, how much is kept until the answer's head has come, so that it can be sent again. One that a rule
+/// has read is kept whole.
+const KEPT_BYTES: usize = 64 << 10;
+
 /// A request's body towards upstream.
 pub(crate) struct Upload {
-    inner: UploadSource,
+    /// `None`: it has none.
+    held: Option<Held>,
     state: UploadState,
+}
+
+/// A body, and which of its ways out it is on.
+struct Held {
+    shared: Arc<Mutex<Shared>>,
+    sending: u32,
+    /// What an earlier way out has had already.
+    again: VecDeque<Frame<Bytes>>,
+}
+
+struct Shared {
+    source: UploadSource,
+    /// Counts its ways out. Who sent it before gets nothing more of it.
+    sending: u32,
+    /// What has been taken of it; `None` once it is not kept.
+    taken: Option<Vec<Frame<Bytes>>>,
+    taken_bytes: usize,
+    /// Nobody sends it, and it may be sent again.
+    waits: bool,
     /// The end of the tasks that it is permitted on.
     over: Option<BoxFuture<'static, ()>>,
     /// Who reads the rest of a client's body when upstream wants no more of it.
@@ -35,11 +60,16 @@ pub(crate) struct Upload {
 }
 
 enum UploadSource {
-    Empty,
-    /// Of a request that went out and cannot be sent again.
-    Lost,
+    /// Nothing more comes of it.
+    Spent,
     Client(Incoming),
     Whole(WholeBody),
+}
+
+/// A body that may be sent once more, for as long as this is held.
+pub(crate) struct KeptUpload {
+    shared: Option<Arc<Mutex<Shared>>>,
+    state: UploadState,
 }
 
 /// How far an upload has come, for who waits for the answer.
@@ -58,19 +88,8 @@ struct UploadEnd {
 impl Upload {
     pub(crate) fn empty() -> Self {
         Self {
-            inner: UploadSource::Empty,
+            held: None,
             state: UploadState::finished(),
-            over: None,
-            reader: None,
-        }
-    }
-
-    pub(crate) fn lost() -> Self {
-        Self {
-            inner: UploadSource::Lost,
-            state: UploadState::finished(),
-            over: None,
-            reader: None,
         }
     }
 
@@ -80,7 +99,7 @@ impl Upload {
         over: Option<BoxFuture<'static, ()>>,
         reader: (Arc<Life>, Busy),
     ) -> Self {
-        let inner = match body {
+        let source = match body {
             RequestBody::Streamed(body) if !body.is_end_stream() => UploadSource::Client(body),
             RequestBody::Whole(body) if !body.is_spent() => UploadSource::Whole(body),
             RequestBody::Streamed(_) | RequestBody::Whole(_) | RequestBody::Spent => {
@@ -88,13 +107,23 @@ impl Upload {
             }
         };
         Self {
-            inner,
+            held: Some(Held {
+                shared: Arc::new(Mutex::new(Shared {
+                    source,
+                    sending: 0,
+                    taken: None,
+                    taken_bytes: 0,
+                    waits: false,
+                    over,
+                    reader: Some(reader),
+                })),
+                sending: 0,
+                again: VecDeque::new(),
+            }),
             state: UploadState {
                 passed: passed.clone(),
                 end: Arc::default(),
             },
-            over,
-            reader: Some(reader),
         }
     }
 
@@ -103,11 +132,138 @@ impl Upload {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        matches!(self.inner, UploadSource::Empty)
+        self.held.is_none()
     }
 
-    pub(crate) fn is_lost(&self) -> bool {
-        matches!(self.inner, UploadSource::Lost)
+    /// Keeps from now on what is taken of it.
+    pub(crate) fn keep(&self) -> KeptUpload {
+        if let Some(held) = &self.held {
+            held.lock().taken.get_or_insert_default();
+        }
+        KeptUpload {
+            shared: self.held.as_ref().map(|held| held.shared.clone()),
+            state: self.state.clone(),
+        }
+    }
+}
+
+impl KeptUpload {
+    /// The body from its beginning, if that much of it was kept. The earlier one has ended.
+    pub(crate) fn again(self) -> Option<Upload> {
+        let Some(shared) = &self.shared else {
+            return Some(Upload::empty());
+        };
+        let mut held = shared.lock().expect(UNPOISONED);
+        let again = held.taken.take()?;
+        self.state
+            .passed
+            .up
+            .fetch_sub(held.taken_bytes as u64, Ordering::Relaxed);
+        self.state.end.done.store(false, Ordering::Relaxed);
+        held.taken_bytes = 0;
+        held.waits = false;
+        held.sending += 1;
+        Some(Upload {
+            held: Some(Held {
+                shared: shared.clone(),
+                sending: held.sending,
+                again: again.into(),
+            }),
+            state: self.state.clone(),
+        })
+    }
+}
+
+/// It need not be sent again.
+impl Drop for KeptUpload {
+    fn drop(&mut self) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        let mut shared = shared.lock().expect(UNPOISONED);
+        shared.taken = None;
+        if shared.waits {
+            shared.drain();
+        }
+    }
+}
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().expect(UNPOISONED)
+    }
+}
+
+impl Shared {
+    /// Takes the next frame of it.
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        state: &UploadState,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(over) = &mut self.over
+            && over.poll_unpin(cx).is_ready()
+        {
+            self.over = None;
+            self.source = UploadSource::Spent;
+            state.end.error.get_or_init(|| UploadError::Over);
+            return Poll::Ready(Some(Err(io::Error::other(CUT))));
+        }
+        let frame = match &mut self.source {
+            UploadSource::Spent => None,
+            UploadSource::Whole(body) => body.next().map(Ok),
+            UploadSource::Client(body) => ready!(Pin::new(body).poll_frame(cx)),
+        };
+        match &frame {
+            Some(Ok(frame)) => self.keep(frame),
+            Some(Err(error)) => {
+                state.end.error.get_or_init(|| UploadError::from(error));
+                self.source = UploadSource::Spent;
+            }
+            None => self.source = UploadSource::Spent,
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
+    }
+
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        self.taken_bytes += bytes;
+        let streams = matches!(self.source, UploadSource::Client(_));
+        let Some(taken) = &mut self.taken else {
+            return;
+        };
+        if streams && self.taken_bytes > KEPT_BYTES {
+            self.taken = None;
+            return;
+        }
+        taken.extend(copy(frame));
+    }
+
+    fn drain(&mut self) {
+        let source = std::mem::replace(&mut self.source, UploadSource::Spent);
+        if let (UploadSource::Client(body), Some((life, busy))) = (source, self.reader.take())
+            && !body.is_end_stream()
+            // The forwarder does not end just now.
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            drain(&life, body, busy);
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        match &self.source {
+            UploadSource::Spent => true,
+            UploadSource::Client(body) => body.is_end_stream(),
+            UploadSource::Whole(body) => body.is_spent(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            UploadSource::Spent => SizeHint::with_exact(0),
+            UploadSource::Client(body) => body.size_hint(),
+            UploadSource::Whole(body) => body.size_hint(),
+        }
     }
 }
 
@@ -133,16 +289,16 @@ impl UploadState {
 }
 
 /// Upstream has answered before it had read everything, or is gone: the client gets its answer all the same.
-impl Drop for Upload {
+impl Drop for Held {
     fn drop(&mut self) {
-        let inner = std::mem::replace(&mut self.inner, UploadSource::Lost);
-        if let (UploadSource::Client(body), Some((life, busy))) = (inner, self.reader.take())
-            && !body.is_end_stream()
-            && self.state.error().is_none()
-            // The forwarder does not end just now.
-            && tokio::runtime::Handle::try_current().is_ok()
-        {
-            drain(&life, body, busy);
+        let mut shared = self.lock();
+        if shared.sending != self.sending {
+            return;
+        }
+        if shared.taken.is_some() {
+            shared.waits = true;
+        } else {
+            shared.drain();
         }
     }
 }
@@ -156,71 +312,65 @@ impl Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
-        if let Some(over) = &mut this.over
-            && over.poll_unpin(cx).is_ready()
-        {
-            this.over = None;
-            this.inner = UploadSource::Lost;
-            this.state.end.error.get_or_init(|| UploadError::Over);
-            return Poll::Ready(Some(Err(io::Error::other(CUT))));
-        }
-        let body = match &mut this.inner {
-            UploadSource::Client(body) => body,
-            UploadSource::Whole(body) => {
-                let frame = body.next();
-                let bytes = frame
-                    .as_ref()
-                    .and_then(Frame::data_ref)
-                    .map_or(0, Bytes::len);
-                this.state
-                    .passed
-                    .up
-                    .fetch_add(bytes as u64, Ordering::Relaxed);
-                if body.is_spent() {
-                    this.state.end.done.store(true, Ordering::Relaxed);
-                }
-                return Poll::Ready(frame.map(Ok));
-            }
-            UploadSource::Empty | UploadSource::Lost => return Poll::Ready(None),
+        let Some(held) = &mut this.held else {
+            return Poll::Ready(None);
         };
-        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-        match &frame {
+        let mut shared = held.shared.lock().expect(UNPOISONED);
+        if shared.sending != held.sending {
+            return Poll::Ready(Some(Err(io::Error::other("it is sent again"))));
+        }
+        let frame = match held.again.pop_front() {
+            Some(frame) => {
+                shared.keep(&frame);
+                Some(Ok(frame))
+            }
+            None => ready!(shared.poll_next(cx, &this.state)),
+        };
+        let state = &this.state;
+        let is_last = match &frame {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
-                this.state
-                    .passed
-                    .up
-                    .fetch_add(bytes as u64, Ordering::Relaxed);
-                if frame.is_trailers() || body.is_end_stream() {
-                    this.state.end.done.store(true, Ordering::Relaxed);
-                }
+                state.passed.up.fetch_add(bytes as u64, Ordering::Relaxed);
+                frame.is_trailers() || held.again.is_empty() && shared.is_end()
             }
-            Some(Err(error)) => {
-                this.state
-                    .end
-                    .error
-                    .get_or_init(|| UploadError::from(error));
-            }
-            None => this.state.end.done.store(true, Ordering::Relaxed),
+            Some(Err(_)) => false,
+            None => true,
+        };
+        if is_last {
+            state.end.done.store(true, Ordering::Relaxed);
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.inner {
-            UploadSource::Empty | UploadSource::Lost => true,
-            UploadSource::Client(body) => body.is_end_stream(),
-            UploadSource::Whole(body) => body.is_spent(),
-        }
+        let held = self.held.as_ref();
+        held.is_none_or(|held| held.again.is_empty() && held.lock().is_end())
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.inner {
-            UploadSource::Empty | UploadSource::Lost => SizeHint::with_exact(0),
-            UploadSource::Client(body) => body.size_hint(),
-            UploadSource::Whole(body) => body.size_hint(),
+        let Some(held) = &self.held else {
+            return SizeHint::with_exact(0);
+        };
+        let again: usize = held
+            .again
+            .iter()
+            .filter_map(Frame::data_ref)
+            .map(Bytes::len)
+            .sum();
+        let rest = held.lock().size_hint();
+        let mut hint = SizeHint::new();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + again as u64);
         }
+        hint.set_lower(rest.lower() + again as u64);
+        hint
     }
+}
+
+/// A frame is data or trailers.
+fn copy(frame: &Frame<Bytes>) -> Option<Frame<Bytes>> {
+    let data = frame.data_ref().cloned().map(Frame::data);
+    data.or_else(|| frame.trailers_ref().cloned().map(Frame::trailers))
 }
 
 /// Reads on, within bounds, what a client is sending that nobody wants: closed at once, many would only see a reset.
@@ -241,3 +391,5 @@ pub(crate) fn drain(life: &Arc<Life>, mut body: Incoming, busy: Busy) {
         let _ = tokio::time::timeout(DRAIN_TIME, read).await;
     });
 }
+
+const UNPOISONED: &str = "nothing panics with the lock held";

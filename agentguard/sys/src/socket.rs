@@ -4,6 +4,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::zeroed;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
@@ -34,6 +35,39 @@ pub fn family(fd: impl AsFd) -> Option<i32> {
         )
     };
     (failed == 0).then_some(family)
+}
+
+/// How sending gets on (`tcp_info`, `tcp_get_info()`).
+#[derive(Clone, Copy, Debug)]
+pub struct TcpProgress {
+    /// Times in a row that the oldest unacknowledged segment was sent again. None while the peer's window is closed.
+    pub retransmits: u8,
+    /// Since the last acknowledgement.
+    pub since_ack: Duration,
+}
+
+/// How a TCP socket's sending gets on.
+pub fn tcp_progress(socket: impl AsFd) -> Result<TcpProgress> {
+    // SAFETY: it is integers, for which zeros are valid.
+    let mut info: libc::tcp_info = unsafe { zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: both outlive the call, and `len` is the size of `info`; older kernels fill in less.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    match failed {
+        0 => Ok(TcpProgress {
+            retransmits: info.tcpi_retransmits,
+            since_ack: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+        }),
+        _ => Err(SysError::last("getsockopt TCP_INFO")),
+    }
 }
 
 /// The cookie of the network namespace the calling thread is in, as `bpf_get_netns_cookie` gives it.

@@ -19,6 +19,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::UpstreamFault;
+use super::race::{SlowAddresses, race};
+use super::silence::Silence;
 use crate::io::Leg;
 use crate::life::Life;
 use crate::resolve::NameResolver;
@@ -26,17 +28,22 @@ use crate::terminate::version;
 
 /// No address gets less than this to answer, however many there are.
 const MIN_ATTEMPT: Duration = Duration::from_millis(250);
-/// How soon a silent peer is probed, and how often.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How soon a peer is probed when nothing is sent either way, how often then, and how many times without an answer.
+const PROBED_AFTER: Duration = Duration::from_secs(15);
+const PROBED_EVERY: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
 
 /// Marks a socket that is to be connected as the agent's, so that the kernel holds it to the kill.
 pub(crate) type Tag = fn(&Socket, SocketAddr, AgentId) -> io::Result<()>;
 
 /// How upstreams are found and reached.
+#[derive(Clone)]
 pub(super) struct Dialer {
     pub resolver: Arc<NameResolver>,
     pub tag: Tag,
     pub connect_timeout: Duration,
+    pub slow: Arc<SlowAddresses>,
+    pub silence: Arc<Silence>,
 }
 
 /// An open connection, and what the record says of it.
@@ -49,7 +56,7 @@ pub(super) struct DialledConnection {
 }
 
 impl Dialer {
-    /// Tries the host's addresses in their order. `tls`: the configuration for a TLS upstream.
+    /// `tls`: the configuration for a TLS upstream.
     pub(super) async fn dial(
         &self,
         life: &Arc<Life>,
@@ -86,7 +93,8 @@ impl Dialer {
         })
     }
 
-    /// A plain connection, for [`Self::dial`] and for what is passed through.
+    /// A plain connection, for [`Self::dial`] and for what is passed through, to whichever of the host's addresses answers
+    /// first.
     pub(super) async fn connect(
         &self,
         life: &Arc<Life>,
@@ -99,33 +107,24 @@ impl Dialer {
             .await
             .map_err(|_| UpstreamFault::timeout("resolving its name took too long"))?
             .map_err(|error| UpstreamFault::unreachable(error.to_string()))?;
-        let mut last = UpstreamFault::unreachable("it has no address");
-        for (index, ip) in addresses.iter().enumerate() {
-            let left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
-            let remaining = deadline.saturating_duration_since(Instant::now());
-            let addr = SocketAddr::new(*ip, port);
-            let attempt = self.attempt(life.agent, addr);
-            match timeout((remaining / left).max(MIN_ATTEMPT), attempt).await {
-                Ok(Ok(socket)) => return Ok((Leg::new(socket, life.clone()), addr)),
-                Ok(Err(fault)) => last = fault,
-                Err(_) => last = UpstreamFault::timeout(format!("{addr} did not answer")),
-            }
-        }
-        Err(last)
+        let addresses: Vec<_> = self.slow.order(&addresses);
+        let attempt = |ip| self.attempt(life, SocketAddr::new(ip, port));
+        let until = deadline.max(Instant::now() + MIN_ATTEMPT);
+        let (leg, ip) = race(&self.slow, &addresses, until, attempt).await?;
+        Ok((leg, SocketAddr::new(ip, port)))
     }
 
-    async fn attempt(
-        &self,
-        agent: AgentId,
-        addr: SocketAddr,
-    ) -> Result<tokio::net::TcpStream, UpstreamFault> {
-        let socket = self
-            .socket(agent, addr)
+    async fn attempt(&self, life: &Arc<Life>, addr: SocketAddr) -> Result<Leg, UpstreamFault> {
+        let prepared = self
+            .socket(life.agent, addr)
+            .and_then(|socket| Ok((self.silence.watch(&socket)?, socket)));
+        let (watched, socket) = prepared
             .map_err(|error| UpstreamFault::unreachable(format!("a socket for {addr}: {error}")))?;
-        TcpSocket::from_std_stream(socket.into())
+        let socket = TcpSocket::from_std_stream(socket.into())
             .connect(addr)
             .await
-            .map_err(|error| UpstreamFault::unreachable(format!("{addr}: {error}")))
+            .map_err(|error| UpstreamFault::unreachable(format!("{addr}: {error}")))?;
+        Ok(Leg::watched(socket, life.clone(), watched))
     }
 
     fn socket(&self, agent: AgentId, addr: SocketAddr) -> io::Result<Socket> {
@@ -134,8 +133,9 @@ impl Dialer {
         (self.tag)(&socket, addr, agent)?;
         socket.set_tcp_nodelay(true)?;
         let probes = TcpKeepalive::new()
-            .with_time(KEEPALIVE)
-            .with_interval(KEEPALIVE);
+            .with_time(PROBED_AFTER)
+            .with_interval(PROBED_EVERY)
+            .with_retries(PROBES);
         socket.set_tcp_keepalive(&probes)?;
         Ok(socket)
     }

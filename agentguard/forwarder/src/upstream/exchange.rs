@@ -5,24 +5,18 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use agentguard_record::UpstreamInfo;
-use http::Request;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::TokioIo;
+use agentguard_record::DenyReason;
+use http::{HeaderMap, Request};
 use tokio::sync::Notify;
 
-use super::pool::{Connection, ConnectionFacts, HostPool, Http1, Http2, Pool, PoolKey};
-use super::resend::{CallFailure, Rest};
+use super::connect::Http1;
+use super::host::{Connection, HostPool, Http2, Turn};
+use super::resend::{CallFailure, Hazard, Rest};
 use super::{UpstreamAnswer, UpstreamCall, UpstreamFault, Upstreams};
-use crate::frames::{MeteredStream, Peer};
-use crate::life::{Life, OfLife};
+use crate::life::Life;
 use crate::upload::{Upload, UploadState};
-
-/// Bytes that upstream may send on a stream before we take them (RFC 9113 section 6.9), at most.
-const STREAM_WINDOW: u32 = 1 << 20;
-/// The read buffer of an HTTP/1.1 connection, at most.
-const READ_BUFFER: usize = 256 * 1024;
 
 /// Interim answers (RFC 9110 section 15.2) to one request. Servers send one or two.
 const MAX_INTERIM: usize = 32;
@@ -73,105 +67,39 @@ impl Lease {
 }
 
 impl Upstreams {
-    pub(super) async fn open(
-        &self,
-        pool: &Pool,
-        key: &PoolKey,
-        host: &Arc<HostPool>,
-        upgrade: bool,
-    ) -> Result<Connection, UpstreamFault> {
-        let mut one_at_a_time = None;
-        if key.http2 && !upgrade && !host.http1_only.load(Ordering::Relaxed) {
-            one_at_a_time = Some(host.dialing.lock().await);
-            if let Some(shared) = host.stream() {
-                return Ok(Connection::Http2(shared));
-            }
-            if host.http1_only.load(Ordering::Relaxed) {
-                one_at_a_time = None;
-            }
-        }
-        let life = &pool.life;
-        let configs = pool.tls(|| self.tls());
-        let config = match (key.tls, key.http2 && !upgrade) {
-            (false, _) => None,
-            (true, false) => Some(configs.http1.clone()),
-            (true, true) => Some(configs.http2.clone()),
-        };
-        let dialled = self.dialer.dial(life, &key.host, key.port, config).await?;
-        let facts = Arc::new(ConnectionFacts(UpstreamInfo {
-            addr: dialled.addr.to_string(),
-            tls: dialled.tls.to_owned(),
-        }));
-        let prior_knowledge = !key.tls && key.http2 && !upgrade;
-        if !dialled.http2 && !prior_knowledge {
-            host.http1_only.store(true, Ordering::Relaxed);
-            drop(one_at_a_time);
-            let (sender, connection) = http1::Builder::new()
-                .max_buf_size(READ_BUFFER)
-                .max_header_size(self.max_header_bytes as usize)
-                .handshake(TokioIo::new(dialled.wire))
-                .await
-                .map_err(|error| UpstreamFault::exchange(&error))?;
-            return Ok(Connection::Http1(Box::new(Http1 {
-                sender,
-                connection: Box::new(connection),
-                facts,
-                reused: false,
-                is_last: false,
-            })));
-        }
-        let window = life.shares.upstream_window();
-        let wire = MeteredStream::new(dialled.wire, Peer::Server);
-        let (sender, connection) = http2::Builder::new(OfLife(life.clone()))
-            .initial_stream_window_size(STREAM_WINDOW.min(window.size))
-            .initial_connection_window_size(window.size)
-            .max_header_list_size(self.max_header_bytes)
-            .handshake(TokioIo::new(wire))
-            .await
-            .map_err(|error| UpstreamFault::exchange(&error))?;
-        life.spawn(async move {
-            let _window = window;
-            // Its errors are those of the requests on it.
-            let _ = connection.await;
-        });
-        let http2 = Http2::new(sender, facts);
-        host.http1_only.store(false, Ordering::Relaxed);
-        host.share(http2.join());
-        Ok(Connection::Http2(http2))
-    }
-
+    /// `turn` ends when the request is on its way.
     pub(super) async fn exchange(
         &self,
-        life: &Arc<Life>,
         host: &Arc<HostPool>,
         connection: Connection,
+        turn: Option<Turn>,
         mut call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
         match connection {
             Connection::Http1(http1) => {
                 call.as_http1();
                 if call.websocket {
-                    self.upgrade(life, *http1, call).await
+                    self.upgrade(host.life(), *http1, call).await
                 } else {
-                    self.over_http1(life, host, http1, call).await
+                    self.over_http1(host, http1, turn, call).await
                 }
             }
             Connection::Http2(http2) => {
                 call.as_http2();
-                self.over_http2(http2, call).await
+                self.over_http2(http2, turn, call).await
             }
         }
     }
 
     async fn over_http1(
         &self,
-        life: &Arc<Life>,
         host: &Arc<HostPool>,
         mut http1: Box<Http1>,
+        mut turn: Option<Turn>,
         call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
         http1.is_last = call.is_last();
-        let (mut request, mut rest) = Rest::split(call, http1.reused);
+        let (mut request, mut rest) = Rest::split(call, hazard(&http1));
         let upload = request.body().state();
         let interim = count_interim(&mut request);
         let sent = http1.sender.try_send_request(request);
@@ -186,6 +114,7 @@ impl Upstreams {
                         return Poll::Ready(answered);
                     }
                     open = open && Pin::new(&mut *http1.connection).poll(cx).is_pending();
+                    turn = None;
                     sent.as_mut().poll(cx)
                 }),
             )
@@ -193,9 +122,19 @@ impl Upstreams {
         };
         let response = match answered {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(rest.failed(error)),
+            Ok(Err(error)) => {
+                if http1.reused {
+                    host.closed_after(http1.idle);
+                }
+                return Err(rest.failed(error));
+            }
             Err(fault) => return Err((fault, None)),
         };
+        if !http1.reused
+            && let Some(time) = keep_alive(response.headers())
+        {
+            host.keeps_for(time);
+        }
         let facts = http1.facts.clone();
         let lease = if upload.is_done() {
             Lease::Http1 {
@@ -207,7 +146,7 @@ impl Upstreams {
             let Http1 {
                 sender, connection, ..
             } = *http1;
-            life.spawn(async move {
+            host.life().spawn(async move {
                 let _ = connection.await;
                 drop(sender);
             });
@@ -223,11 +162,13 @@ impl Upstreams {
     async fn over_http2(
         &self,
         mut http2: Http2,
+        turn: Option<Turn>,
         call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
-        let (request, mut rest) = Rest::split(call, true);
+        let (request, mut rest) = Rest::split(call, Hazard::Refuse);
         let upload = request.body().state();
         let sent = http2.sender.try_send_request(request);
+        drop(turn);
         match self.in_time(&upload, &Interim::default(), sent).await {
             Ok(Ok(response)) => Ok(UpstreamAnswer {
                 response,
@@ -235,7 +176,12 @@ impl Upstreams {
                 lease: Lease::Http2(http2),
             }),
             Ok(Err(error)) => Err(rest.failed(error)),
-            Err(fault) => Err((fault, None)),
+            Err(fault) => {
+                if fault.reason == DenyReason::UpstreamTimeout {
+                    http2.retire();
+                }
+                Err((fault, None))
+            }
         }
     }
 
@@ -246,7 +192,7 @@ impl Upstreams {
         http1: Http1,
         call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
-        let (mut request, mut rest) = Rest::split(call, http1.reused);
+        let (mut request, mut rest) = Rest::split(call, Hazard::None);
         let upload = request.body().state();
         let interim = count_interim(&mut request);
         let Http1 {
@@ -304,6 +250,22 @@ impl Upstreams {
             UpstreamFault::timeout(format!("the request's body stopped for {limit} ms"))
         }
     }
+}
+
+fn hazard(http1: &Http1) -> Hazard {
+    match http1.reused {
+        true => Hazard::Close,
+        false => Hazard::None,
+    }
+}
+
+/// How long the server says that it keeps the connection when nothing is on it.
+fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("keep-alive")?.to_str().ok()?;
+    let timeout = value
+        .split(',')
+        .find_map(|it| it.trim().strip_prefix("timeout="))?;
+    timeout.parse().ok().map(Duration::from_secs)
 }
 
 /// The interim answers to a request, of which hyper tells and which it otherwise reads over.

@@ -18,14 +18,13 @@ use rustls::ClientConfig;
 use super::UpstreamFault;
 use super::dial::{Dialer, untagged};
 use crate::life::Life;
-use crate::resolve::NameResolver;
 
 /// The head of an answer, at most, bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
 /// How the forwarder asks as itself.
 pub(crate) struct Fetcher {
-    pub(super) resolver: Arc<NameResolver>,
+    pub(super) dialer: Dialer,
     pub(super) tls: Arc<ClientConfig>,
     /// The forwarder's own.
     pub(super) life: Arc<Life>,
@@ -43,9 +42,9 @@ impl Fetcher {
     pub(crate) async fn fetch(&self, ask: &LookupQuestion) -> Result<FetchedAnswer, UpstreamFault> {
         let service = &ask.service;
         let dialer = Dialer {
-            resolver: self.resolver.clone(),
             tag: untagged,
             connect_timeout: service.deadline,
+            ..self.dialer.clone()
         };
         let tls = service.tls.then(|| self.tls.clone());
         let dialled = dialer

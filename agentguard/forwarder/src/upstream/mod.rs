@@ -1,14 +1,18 @@
 //! The upstream leg. [`Upstreams::send`] is the only way to it for requests, and takes a permit for each; a [`Fetcher`] sends
 //! only what policy itself declares.
 
+pub(crate) mod connect;
 mod credentials;
 mod dial;
-
 pub(crate) mod exchange;
 mod fault;
 mod fetch;
+mod host;
+mod idle;
 pub(crate) mod pool;
+mod race;
 mod resend;
+mod silence;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,35 +23,34 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
 pub(crate) use fault::UpstreamFault;
 pub(crate) use fetch::Fetcher;
+pub(crate) use silence::Watched;
 
+use self::connect::{ConnectionFacts, Connector};
 use self::dial::Dialer;
 pub(crate) use self::dial::{Tag, tag};
 use self::exchange::Lease;
-use self::pool::{ConnectionFacts, Pool, PoolKey, Pools, SessionPools};
+use self::host::Connection;
+use self::pool::{Pool, PoolKey, Pools, SessionPools};
 use super::io::Leg;
 use super::life::Life;
 use super::record::Recorded;
 use super::resolve::NameResolver;
 use super::upload::Upload;
 
-/// TLS sessions kept per agent for resumption.
-const SESSIONS: usize = 64;
-/// How often a request is sent again because its connection had closed before it was sent.
-const RESENDS: u32 = 3;
+/// How often a request is sent again because nobody can have acted upon it. A server that takes ten requests on each
+/// HTTP/2 connection refuses the last of a hundred ten times.
+const RESENDS: u32 = 16;
 
-/// What every agent's upstream connections are made with.
+/// The ways out of all agents.
 pub(crate) struct Upstreams {
-    dialer: Dialer,
-    tls: ClientConfig,
+    connector: Arc<Connector>,
     head_timeout: Duration,
-    max_header_bytes: u32,
     pools: Pools,
 }
 
@@ -73,12 +76,6 @@ pub(crate) struct UpstreamAnswer {
     pub facts: Arc<ConnectionFacts>,
 }
 
-/// An agent's own TLS configurations: sessions are not shared between agents.
-pub(crate) struct Tls {
-    http1: Arc<ClientConfig>,
-    http2: Arc<ClientConfig>,
-}
-
 impl Upstreams {
     /// `roots`: trust anchors in DER; those that cannot be read are left out, as browsers do.
     pub(crate) fn new(
@@ -98,16 +95,21 @@ impl Upstreams {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(store)
             .with_no_client_auth();
-        Ok(Self {
+        let connector = Arc::new(Connector {
             dialer: Dialer {
                 resolver,
                 tag,
                 connect_timeout: Duration::from_millis(limits.upstream_connect_timeout_ms.into()),
+                slow: Arc::default(),
+                silence: Arc::default(),
             },
             tls,
-            head_timeout: Duration::from_millis(limits.upstream_head_timeout_ms.into()),
             max_header_bytes: limits.max_header_bytes,
-            pools: Pools::default(),
+        });
+        Ok(Self {
+            head_timeout: Duration::from_millis(limits.upstream_head_timeout_ms.into()),
+            pools: Pools::new(connector.clone()),
+            connector,
         })
     }
 
@@ -116,8 +118,9 @@ impl Upstreams {
         self.pools.of(life)
     }
 
-    /// Drops connections that have been idle for too long.
+    /// Drops connections that have been idle for too long, and those to peers that have gone.
     pub(crate) fn sweep(&self) {
+        self.connector.dialer.silence.sweep();
         self.pools.sweep();
     }
 
@@ -140,20 +143,18 @@ impl Upstreams {
             tasks: tasks.copied().collect(),
         };
         let authenticates = credentials::of_a_connection(call.request.headers());
-        let pool = pools.of(&mut key, authenticates);
-        let host = pool.host(&key);
+        let host = pools.of(&mut key, authenticates).host(&key);
+        let mut need = pools.need(&key, call.request.method());
         for sends in 0..=RESENDS {
-            let connection = match host.take(call.websocket).await {
-                Some(connection) => connection,
-                None => {
-                    let opened = self.open(pool, &key, &host, call.websocket).await;
-                    opened.map_err(|fault| UpstreamFault {
-                        unsent: sends == 0,
-                        ..fault
-                    })?
-                }
+            let taken = match call.websocket {
+                true => host.open().await.map(|new| (Connection::Http1(new), None)),
+                false => host.take(need).await,
             };
-            match self.exchange(&pool.life, &host, connection, call).await {
+            let (connection, turn) = taken.map_err(|fault| UpstreamFault {
+                unsent: sends == 0,
+                ..fault
+            })?;
+            match self.exchange(&host, connection, turn, call).await {
                 Ok(mut answer) => {
                     if credentials::of_a_connection(answer.response.headers()) {
                         answer.lease.bind(pools.of(&mut key, true).host(&key));
@@ -163,6 +164,7 @@ impl Upstreams {
                 Err((_, Some(unsent))) => call = unsent,
                 Err((fault, None)) => return Err(fault),
             }
+            need.again = true;
         }
         Err(UpstreamFault::unreachable(
             "it closes each connection before a request can be sent",
@@ -176,30 +178,16 @@ impl Upstreams {
         recorded: Recorded,
     ) -> Result<(Leg, SocketAddr), UpstreamFault> {
         let permit = recorded.permit();
-        self.dialer
-            .connect(life, permit.host(), permit.port())
-            .await
+        let dialer = &self.connector.dialer;
+        dialer.connect(life, permit.host(), permit.port()).await
     }
 
     /// For what the forwarder asks as itself.
     pub(crate) fn fetcher(&self) -> Fetcher {
         Fetcher {
-            resolver: self.dialer.resolver.clone(),
-            tls: self.tls().http1,
+            dialer: self.connector.dialer.clone(),
+            tls: self.connector.tls(&[b"http/1.1"]),
             life: Life::own(),
-        }
-    }
-
-    fn tls(&self) -> Tls {
-        let with = |protocols: &[&[u8]]| {
-            let mut config = self.tls.clone();
-            config.resumption = Resumption::in_memory_sessions(SESSIONS);
-            config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-            Arc::new(config)
-        };
-        Tls {
-            http1: with(&[b"http/1.1"]),
-            http2: with(&[b"h2", b"http/1.1"]),
         }
     }
 }

@@ -1,49 +1,61 @@
-//! Which requests are sent again when their connection turns out to be closed (RFC 9110 section 9.2.2).
+//! Which requests are sent again: those that nobody has acted upon, or that may be acted upon twice (RFC 9110 section
+//! 9.2.2, RFC 9113 section 8.7).
 
-use http::{Method, Request};
+use std::error::Error;
+use std::io;
+
+use http::{HeaderMap, Method, Request};
 use hyper::client::conn::TrySendError;
 
 use super::{UpstreamCall, UpstreamFault};
-use crate::upload::Upload;
+use crate::upload::{KeptUpload, Upload};
 
-/// Why there is no answer; the call again if nothing of it can have been acted upon.
+/// Why there is no answer; the call again if it may be sent again.
 pub(super) type CallFailure = (UpstreamFault, Option<UpstreamCall>);
+
+/// What a connection may do to a request that is on it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hazard {
+    /// It is new.
+    None,
+    /// It has carried a request before: the server may close it at any time.
+    Close,
+    /// The server may refuse the stream, or retire the connection.
+    Refuse,
+}
 
 /// What is needed to send a call again.
 pub(super) struct Rest {
     call: Option<UpstreamCall>,
+    kept: Option<Kept>,
+    idempotent: bool,
+}
+
+struct Kept {
+    method: Method,
+    headers: HeaderMap,
+    body: KeptUpload,
 }
 
 impl Rest {
-    /// Takes the request out of the call. `reused`: its connection may close under it, so that what can be repeated
-    /// without harm and has no body is kept to be sent once more (RFC 9110 section 9.2.2).
-    pub(super) fn split(call: UpstreamCall, reused: bool) -> (Request<Upload>, Self) {
-        let UpstreamCall {
-            request,
-            scheme,
-            authority,
-            target,
-            http2,
-            websocket,
-            reads_bodies,
-        } = call;
-        let repeatable = reused && request.body().is_empty() && is_idempotent(request.method());
-        let copy = repeatable.then(|| {
-            let mut copy = Request::new(Upload::empty());
-            copy.method_mut().clone_from(request.method());
-            copy.headers_mut().clone_from(request.headers());
-            copy
+    /// Takes the request out of the call, and keeps what the connection's `hazard` may make necessary.
+    pub(super) fn split(mut call: UpstreamCall, hazard: Hazard) -> (Request<Upload>, Self) {
+        let request = std::mem::replace(&mut call.request, Request::new(Upload::empty()));
+        let idempotent = is_idempotent(request.method());
+        let keeps = match hazard {
+            Hazard::None => false,
+            Hazard::Close => idempotent,
+            Hazard::Refuse => true,
+        };
+        let kept = keeps.then(|| Kept {
+            method: request.method().clone(),
+            headers: request.headers().clone(),
+            body: request.body().keep(),
         });
         let rest = Self {
-            call: Some(UpstreamCall {
-                request: copy.unwrap_or_else(|| Request::new(Upload::lost())),
-                scheme,
-                authority,
-                target,
-                http2,
-                websocket,
-                reads_bodies,
-            }),
+            call: Some(call),
+            kept,
+            idempotent,
         };
         (request, rest)
     }
@@ -51,23 +63,69 @@ impl Rest {
     pub(super) fn failed(&mut self, mut error: TrySendError<Request<Upload>>) -> CallFailure {
         let unsent = error.take_message();
         let error = error.into_error();
-        let fault = UpstreamFault::exchange(&error);
-        let closed = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
-        let call = self.call.take().and_then(|mut call| match unsent {
-            Some(request) => {
-                call.request = request;
-                Some(call)
-            }
-            None if closed && !call.request.body().is_lost() => Some(call),
-            None => None,
+        let again = unsent.is_some() || is_refused(&error) || self.idempotent && is_closed(&error);
+        let request = match (unsent, self.kept.take()) {
+            (Some(request), _) => Some(request),
+            (None, Some(kept)) if again => kept.again(),
+            (None, _) => None,
+        };
+        let call = request.and_then(|request| {
+            let mut call = self.call.take()?;
+            call.request = request;
+            Some(call)
         });
-        (fault, call)
+        (UpstreamFault::exchange(&error), call)
     }
 }
 
-fn is_idempotent(method: &Method) -> bool {
+impl Kept {
+    fn again(self) -> Option<Request<Upload>> {
+        let mut request = Request::new(self.body.again()?);
+        *request.method_mut() = self.method;
+        *request.headers_mut() = self.headers;
+        Some(request)
+    }
+}
+
+/// Whether the server has not acted upon it: a stream that it refused, or one above the last that it takes (RFC 9113 section
+/// 8.7). For streams below that the library has another error.
+fn is_refused(error: &hyper::Error) -> bool {
+    let http2 = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>());
+    http2.is_some_and(|error| {
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (refused || error.is_go_away())
+    })
+}
+
+/// Whether the connection ended before there was an answer.
+fn is_closed(error: &hyper::Error) -> bool {
+    let io = causes(error).find_map(|cause| {
+        let http2 = || cause.downcast_ref::<h2::Error>()?.get_io();
+        cause.downcast_ref::<io::Error>().or_else(http2)
+    });
+    error.is_incomplete_message()
+        || error.is_closed()
+        || error.is_canceled()
+        || io.is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::TimedOut
+                    | io::ErrorKind::UnexpectedEof
+            )
+        })
+}
+
+fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(error.source(), |cause| (*cause).source())
+}
+
+/// RFC 9110 section 9.2.2; CONNECT, which opens a tunnel, never comes here.
+pub(super) fn is_idempotent(method: &Method) -> bool {
     matches!(
         *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
     )
 }
