@@ -54,8 +54,17 @@ impl Nginx {
         Self::start_as(site, &site.ca().issue(&[ORIGIN]))
     }
 
+    /// Starts one that closes each connection after so many requests.
+    pub fn retiring(site: &Site, requests: u32) -> Self {
+        Self::start_with(site, &site.ca().issue(&[ORIGIN]), requests)
+    }
+
     /// Starts with this certificate.
     pub fn start_as(site: &Site, identity: &Identity) -> Self {
+        Self::start_with(site, identity, 1_000_000)
+    }
+
+    fn start_with(site: &Site, identity: &Identity, requests: u32) -> Self {
         let dir = site.path(&format!("nginx-{}", crate::names::serial()));
         for below in ["", "files", "dav", "git", "tmp"] {
             fs::create_dir(dir.join(below)).expect("a folder");
@@ -65,7 +74,7 @@ impl Nginx {
         let fcgiwrap = fcgiwrap(&dir);
         let config = dir.join("nginx.conf");
         let listeners = (port, port_http1, port_plain);
-        fs::write(&config, configuration(&dir, identity, listeners)).expect("written");
+        fs::write(&config, configuration(&dir, identity, listeners, requests)).expect("written");
         let mut command = Command::new("nginx");
         command
             .env_clear()
@@ -258,7 +267,7 @@ fn fcgiwrap(dir: &Path) -> Running {
     running
 }
 
-fn configuration(dir: &Path, identity: &Identity, ports: (u16, u16, u16)) -> String {
+fn configuration(dir: &Path, identity: &Identity, ports: (u16, u16, u16), requests: u32) -> String {
     let (tls, http1, plain) = ports;
     let (dir, home) = (dir.display(), git_exec_path());
     let (certificate, key) = (identity.certificate.display(), identity.key.display());
@@ -305,8 +314,7 @@ http {{
     uwsgi_temp_path {dir}/tmp/uwsgi;
     types {{ text/html html; application/json json; }}
     default_type application/octet-stream;
-    keepalive_requests 1000000;
-    http2_max_requests 1000000;
+    keepalive_requests {requests};
     large_client_header_buffers 8 64k;
     sendfile on;
     ssl_certificate {certificate};

@@ -1,10 +1,11 @@
-//! Small servers in Python (`tests/tools/*.py`) for what nginx cannot do. Each says `ready PORT` when it listens.
+//! Small servers in Python and Node (`tests/tools/`) for what nginx cannot do. Each says `ready PORT` when it listens.
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::process::Running;
 use crate::site::Site;
-use crate::tools::{ORIGIN, python, script};
+use crate::tools::{CLIENT_PATH, ORIGIN, python, script};
 
 pub struct Server {
     running: Running,
@@ -18,11 +19,28 @@ impl Server {
         Self::start_with(name, &identity.certificate, &identity.key, args)
     }
 
+    /// One in Node, as [`Self::start`].
+    pub fn node(site: &Site, name: &str, args: &[&str]) -> Self {
+        let identity = site.ca().issue(&[ORIGIN]);
+        let mut node = Command::new("node");
+        node.env_clear().env("PATH", CLIENT_PATH);
+        Self::spawn(node, name, &identity.certificate, &identity.key, args)
+    }
+
     pub fn start_with(name: &str, certificate: &Path, key: &Path, args: &[&str]) -> Self {
-        let mut command = std::process::Command::new(python());
+        let mut python = Command::new(python());
+        python.env_clear().env("PYTHONUNBUFFERED", "1");
+        Self::spawn(python, name, certificate, key, args)
+    }
+
+    fn spawn(
+        mut command: Command,
+        name: &str,
+        certificate: &Path,
+        key: &Path,
+        args: &[&str],
+    ) -> Self {
         command
-            .env_clear()
-            .env("PYTHONUNBUFFERED", "1")
             .arg(script(name))
             .arg(certificate)
             .arg(key)

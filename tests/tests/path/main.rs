@@ -12,6 +12,7 @@ mod load;
 mod namespace;
 mod packages;
 mod passthrough;
+mod pool;
 mod refusals;
 mod sse;
 mod websocket;
