@@ -12,18 +12,27 @@ const over = (session, method, path) => new Promise((resolve, reject) => {
 });
 
 const ways = {
-  // ROUNDS: a GET that is not waited for, then a POST on a new connection.
-  async order(rounds) {
+  // CONNECTIONS ROUNDS: a GET that is not waited for, then a POST: by HTTP/1.1 on another connection that is `new` or has
+  // been `kept`, or by HTTP/2 on the `same`.
+  async order(connections, rounds) {
     const { Agent, request } = createRequire(process.env.NODE_PATH + '/')('undici');
+    const session = connections === 'same' ? http2.connect(origin) : null;
+    let dispatcher = new Agent();
     for (let n = 0; n < Number(rounds); n += 1) {
-      const dispatcher = new Agent();
-      const post = (name) => request(`${origin}/v1/${n}/${name}`, { method: 'POST', body: '{}', dispatcher });
-      await (await post('first')).body.text();
+      const send = async (method, name) => {
+        const url = `/v1/${n}/${name}`;
+        if (session) return over(session, method, url);
+        const body = method === 'POST' ? '{}' : undefined;
+        return (await request(origin + url, { method, body, dispatcher })).body.text();
+      };
+      if (connections === 'new') dispatcher = new Agent();
+      await send('POST', 'first');
       await new Promise(setImmediate);
-      const get = request(`${origin}/v1/${n}/stream`, { dispatcher });
-      for (const answer of await Promise.all([get, post('then')])) await answer.body.text();
-      await dispatcher.close();
+      await Promise.all([send('GET', 'stream'), send('POST', 'then')]);
+      if (connections === 'new') await dispatcher.close();
     }
+    session?.close();
+    if (connections !== 'new') await dispatcher.close();
     console.log('done');
   },
   // STREAMS: so many requests that are held, and one beside them.

@@ -54,6 +54,7 @@ pub(crate) async fn send(
         websocket,
     } = outgoing(exchange, message, grant, body);
     let session = exchange.session.clone();
+    session.place.wait().await;
     claim.goes_out();
     let over = standing.over();
     let lost = OptionFuture::from(uploads.then(|| standing.lost()));

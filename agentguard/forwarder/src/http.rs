@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::clock::{Late, WatchedStream};
 use super::frames::{FLOOD, Flooded, MeteredStream, Peer};
-use super::life::OfLife;
+use super::order::{InOrder, ReadsInOrder, StreamsInOrder};
 use super::refusal::Refusal;
 use super::reply::Reply;
 use super::seat::GIVEN_UP;
@@ -50,7 +50,7 @@ where
         let share = session.life.shares.http2();
         let stream = MeteredStream::new(stream, Peer::Client);
         flooded = stream.flooded();
-        let serving = http2::Builder::new(OfLife(session.life.clone()))
+        let serving = http2::Builder::new(StreamsInOrder(session.life.clone()))
             .initial_stream_window_size(STREAM_WINDOW.min(share.window()))
             .initial_connection_window_size(share.window())
             .max_concurrent_streams(share.streams())
@@ -63,19 +63,19 @@ where
             serving.await
         })
     } else {
+        let stream = ReadsInOrder::new(session.place.clone(), stream);
         let io = TokioIo::new(WatchedStream::new(stream, {
             let session = session.clone();
             move |bytes: &[u8]| session.arrived(bytes)
         }));
-        Box::pin(
-            http1::Builder::new()
-                .half_close(true)
-                .max_header_size(limits.max_header_bytes as usize)
-                .max_buf_size(READ_BUFFER.max(limits.max_header_bytes as usize))
-                .auto_date_header(false)
-                .serve_connection(io, service)
-                .with_upgrades(),
-        )
+        let serving = http1::Builder::new()
+            .half_close(true)
+            .max_header_size(limits.max_header_bytes as usize)
+            .max_buf_size(READ_BUFFER.max(limits.max_header_bytes as usize))
+            .auto_date_header(false)
+            .serve_connection(io, service)
+            .with_upgrades();
+        Box::pin(InOrder::new(session.place.clone(), serving))
     };
     let end = tokio::select! {
         served = served => match flooded.is() {
@@ -126,7 +126,7 @@ fn close(session: &Session, end: HttpEnd) {
             let records = &session.forwarder.records;
             let entry = unused.or_else(|| records.open(&session.life, &session.origin));
             if let Some(mut entry) = entry {
-                entry.resource = session.place();
+                entry.resource = session.resource();
                 entry.refuse(Refusal::protocol(why));
             }
         }
@@ -143,7 +143,7 @@ fn close(session: &Session, end: HttpEnd) {
             let records = &session.forwarder.records;
             let entry = unused.or_else(|| records.open(&session.life, &session.origin));
             if let Some(mut entry) = entry {
-                entry.resource = session.place();
+                entry.resource = session.resource();
                 let limit = session.forwarder.limits.head_timeout_ms;
                 let detail = format!("no whole request head within {limit} ms");
                 entry.fail(Ended::ClientGone, None, detail);

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::order::Order;
 use super::seat::{Seat, Seats};
 use super::shares::Shares;
 
@@ -36,6 +37,7 @@ pub(crate) struct Life {
     on_end: Mutex<Option<Vec<StopHook>>>,
     pub shares: Shares,
     pub seats: Seats,
+    pub order: Order,
 }
 
 impl Life {
@@ -55,6 +57,7 @@ impl Life {
             on_end: Mutex::new(Some(Vec::new())),
             shares: Shares::default(),
             seats: Seats::default(),
+            order: Order::default(),
         }
     }
 

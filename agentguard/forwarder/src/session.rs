@@ -10,6 +10,7 @@ use super::forwarder::Forwarder;
 use super::framing::Heads;
 use super::identity::Entrance;
 use super::life::Life;
+use super::order::Place;
 use super::origin;
 use super::record::RecordEntry;
 use super::seat::Seat;
@@ -31,6 +32,7 @@ pub(crate) struct Session {
     /// What the connection becomes after the last answer.
     next: Mutex<Option<Tunnel>>,
     pub clock: Arc<SessionClock>,
+    pub place: Arc<Place>,
     heads: Mutex<Heads>,
 }
 
@@ -51,6 +53,7 @@ impl Session {
         );
         Self {
             pools: SessionPools::new(forwarder.upstreams.pool(&life), origin.uid),
+            place: Place::new(&life, origin.tgid),
             forwarder,
             life,
             origin,
@@ -101,7 +104,7 @@ impl Session {
     }
 
     /// The connection, where no request says more.
-    pub(crate) fn place(&self) -> String {
+    pub(crate) fn resource(&self) -> String {
         match &self.entrance.name {
             Some(name) if self.entrance.port == 443 => name.as_str().to_owned(),
             Some(name) => format!("{}:{}", name.as_str(), self.entrance.port),
