@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
 };
 
 use crate::names::serial;
@@ -60,6 +60,20 @@ impl Ca {
         self.sign(names, |params| {
             params.not_before = rcgen::date_time_ymd(2000, 1, 1);
             params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        })
+    }
+
+    /// A certificate for `names` that is a CA's, as self-signed ones often are.
+    pub fn issue_to_ca(&self, names: &[&str]) -> Identity {
+        self.sign(names, |params| {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        })
+    }
+
+    /// A certificate for `names` that is for clients alone.
+    pub fn issue_to_client(&self, names: &[&str]) -> Identity {
+        self.sign(names, |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         })
     }
 

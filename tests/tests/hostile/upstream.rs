@@ -11,22 +11,38 @@ use serde_json::Value;
 fn a_certificate_that_does_not_hold() {
     let site = Site::new();
     let strange = Ca::new(&site.path("tls"), "strange-ca");
-    let cases: [(&str, Identity); 3] = [
-        ("of an unknown issuer", strange.issue(&["origin.test"])),
+    let name = &["origin.test"];
+    // What it is, and what the refusal says of it.
+    let cases: [(&str, &str, Identity); 6] = [
+        (
+            "of an unknown issuer",
+            "`upstream.roots` adds one",
+            strange.issue(name),
+        ),
         (
             "that has expired",
-            site.ca().issue_expired(&["origin.test"]),
+            "has expired",
+            site.ca().issue_expired(name),
         ),
-        ("for another name", site.ca().issue(&["elsewhere.test"])),
+        (
+            "for another name",
+            "for another name",
+            site.ca().issue(&["elsewhere.test"]),
+        ),
+        ("without a name", "no subjectAltName", site.ca().issue(&[])),
+        ("of a CA", "CA:TRUE", site.ca().issue_to_ca(name)),
+        (
+            "for clients",
+            "not one for servers",
+            site.ca().issue_to_client(name),
+        ),
     ];
-    for (name, identity) in cases {
+    for (name, words, identity) in cases {
         let origin = Nginx::start_as(&site, &identity);
         let guard = start(&site, origin.port);
         let problem = refused(&guard, origin.port, 502, "upstream-tls", "error");
-        assert!(
-            !problem["detail"].as_str().unwrap_or_default().is_empty(),
-            "{name}: {problem}"
-        );
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(words), "{name}: {problem}");
         assert!(
             origin.hits().is_empty(),
             "a certificate {name} got a request"

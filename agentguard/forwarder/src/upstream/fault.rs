@@ -3,7 +3,7 @@
 use std::io;
 
 use agentguard_record::DenyReason;
-use rustls::CertificateError;
+use rustls::{AlertDescription, CertificateError, OtherError};
 
 /// Nobody's decision: upstream's or the way's to it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,8 +47,7 @@ impl UpstreamFault {
             .get_ref()
             .and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match inner {
-            Some(rustls::Error::InvalidCertificate(certificate)) => Self::tls(named(certificate)),
-            Some(other) => Self::tls(format!("TLS: {other}")),
+            Some(error) => Self::tls(refused(error)),
             None => Self::unreachable(format!("it ended the TLS handshake: {error}")),
         }
     }
@@ -56,8 +55,12 @@ impl UpstreamFault {
     pub(crate) fn exchange(error: &hyper::Error) -> Self {
         if error.is_timeout() {
             Self::timeout("it did not answer in time")
+        } else if error.is_parse_too_large() {
+            Self::unreachable("its answer's head is longer than `forwarder.max_header_bytes`")
         } else if error.is_parse() {
-            Self::unreachable(format!("its answer is not HTTP: {error}"))
+            Self::unreachable(format!(
+                "its answer breaks the rules of HTTP (RFC 9112): {error}"
+            ))
         } else if error.is_incomplete_message() {
             Self::unreachable("it closed the connection without an answer")
         } else {
@@ -72,6 +75,28 @@ impl UpstreamFault {
     }
 }
 
+/// What a server did that TLS with it cannot go on.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls adds kinds of errors, and only these have words of their own"
+)]
+fn refused(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(certificate) => named(certificate),
+        rustls::Error::PeerIncompatible(_)
+        | rustls::Error::AlertReceived(
+            AlertDescription::HandshakeFailure
+            | AlertDescription::ProtocolVersion
+            | AlertDescription::InsufficientSecurity,
+        ) => format!(
+            "no TLS version and cipher suite in common ({error}); it needs TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or \
+             ChaCha20-Poly1305"
+        ),
+        other => format!("TLS: {other}"),
+    }
+}
+
+/// What is wrong with a server's certificate, and what helps.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "rustls adds kinds of errors, and only these have words of their own"
@@ -87,11 +112,37 @@ fn named(error: &CertificateError) -> String {
         CertificateError::UnknownIssuer => {
             "its certificate's issuer is not trusted (`upstream.roots` adds one)".into()
         }
+        CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
+            "its certificate has no subjectAltName; a common name alone is not taken for one".into()
+        }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "its certificate is for another name".into()
         }
         CertificateError::Revoked => "its certificate has been revoked".into(),
+        CertificateError::BadEncoding => "its certificate cannot be read as X.509".into(),
         CertificateError::BadSignature => "its certificate's signature is wrong".into(),
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "its certificate is signed in a way that is not taken; RSA, ECDSA over P-256, P-384 or P-521 and Ed25519 are, with SHA-2"
+                .into()
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "its certificate is not one for servers (extendedKeyUsage)".into()
+        }
+        CertificateError::Other(OtherError(inner)) => match inner.downcast_ref() {
+            Some(webpki::Error::CaUsedAsEndEntity) => {
+                "its certificate is a CA's (CA:TRUE), as self-signed ones often are; it needs one that a CA in `upstream.roots` \
+                 has issued"
+                    .into()
+            }
+            Some(webpki::Error::UnsupportedCertVersion) => {
+                "its certificate is of X.509 version 1, which has no subjectAltName; it needs one of version 3".into()
+            }
+            Some(webpki::Error::EndEntityUsedAsCa) => {
+                "a certificate in its chain has issued another and is no CA's".into()
+            }
+            _ => format!("its certificate was not accepted: {inner}"),
+        },
         other => format!("its certificate was not accepted: {other}"),
     }
 }
