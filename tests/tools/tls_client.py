@@ -79,12 +79,6 @@ def alpn(*names):
     return tls
 
 
-def nameless():
-    tls = context()
-    tls.check_hostname = False
-    return tls
-
-
 def old():
     tls = context()
     tls.set_ciphers("ALL:@SECLEVEL=0")
@@ -98,7 +92,6 @@ CASES = {
     "http1": lambda: request(alpn("http/1.1")),
     "no-alpn": lambda: request(context()),
     "unknown-alpn": lambda: request(alpn("imap", "foo/9")),
-    "no-sni": lambda: request(nameless(), sni=None),
     "other-sni": lambda: request(context(), sni="elsewhere.test", authority="elsewhere.test"),
     "other-host": lambda: request(context(), authority="elsewhere.test"),
     "other-host-allowed-sni": lambda: request(context(), sni="second.test", authority="origin.test"),

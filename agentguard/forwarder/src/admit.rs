@@ -1,10 +1,11 @@
 //! What may come in: a connection whose agent is known and lives, the one name that TLS is for, and a request whose head
 //! agrees with itself and with its connection.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use agentguard_common::abi::{AgentId, Origin};
-use agentguard_policy::{CanonicalPath, HostName, TlsMode, is_reserved};
+use agentguard_policy::{HostName, TlsMode, is_reserved};
 use agentguard_record::{DecidedBy, Ended};
 use http::request::Parts;
 use http::uri::Scheme;
@@ -19,6 +20,7 @@ use super::headers;
 use super::identity::{self, Entrance, RequestTarget};
 use super::life::{CountedConnection, Life};
 use super::origin::{self, OriginError, OriginSource};
+use super::protocol;
 use super::record::{ConnectionOver, RecordEntry};
 use super::refusal::{NO_AUDIT, Refusal};
 use super::session::Session;
@@ -115,16 +117,26 @@ impl Arrival {
         }
     }
 
-    /// The one name that a TLS connection is for: no name, no connection.
+    /// What a connection that names no host is for: what `CONNECT` named, or the address that the agent asked for.
+    fn place(&self) -> HostName {
+        match &self.tunnel {
+            Some(target) => target.host.clone(),
+            None => IpAddr::from(self.origin.addr).into(),
+        }
+    }
+
+    /// The one host that a TLS connection is for. One without a name is for an address, whose certificates have it as theirs.
+    /// Inside `CONNECT` for an address a name counts as it does on a connection to an address.
     pub(crate) fn named(&self, hello: &Hello) -> Result<RequestTarget, String> {
-        let name = hello
-            .server_name
-            .as_deref()
-            .ok_or("the TLS ClientHello names no host (no usable SNI)")?;
-        let host =
-            HostName::parse(name).map_err(|error| format!("the TLS server name: {error}"))?;
+        let host = match hello.server_name.as_deref() {
+            Some(name) => {
+                HostName::parse(name).map_err(|error| format!("the TLS server name: {error}"))?
+            }
+            None => self.place(),
+        };
         if let Some(target) = &self.tunnel
             && target.host != host
+            && target.host.ip().is_none()
         {
             return Err(format!(
                 "`CONNECT` was for `{}`, the TLS inside it for `{}`",
@@ -148,7 +160,7 @@ impl Arrival {
         matches!(reach, Some(TlsMode::Passthrough))
     }
 
-    /// The connection as one that speaks HTTP. `name`: the one given in TLS.
+    /// The connection as one that speaks HTTP. `name`: whom TLS was for.
     pub(crate) fn session(
         &self,
         scheme: Scheme,
@@ -156,10 +168,12 @@ impl Arrival {
         http2: bool,
         entry: RecordEntry,
     ) -> Arc<Session> {
-        let tunnel = self.tunnel.as_ref().map(|target| target.host.clone());
+        let place = self.place();
+        let tunnel = (self.tunnel.is_some() && place.ip().is_none()).then(|| place.clone());
         let entrance = Entrance {
             scheme,
             name: name.or(tunnel),
+            address: place,
             port: self.port(),
             tunnel: self.tunnel.is_some(),
             http2,
@@ -195,7 +209,7 @@ pub(crate) fn head(
     }
     bounds?;
     if let Some(request) = &mut entry.request
-        && let Ok(path) = CanonicalPath::parse(parts.uri.path())
+        && let Ok(path) = protocol::path(parts)
     {
         let policy = &exchange.docket.policy;
         let shown = policy.shown_path(&target.host, target.port, &path);
@@ -232,16 +246,18 @@ pub(crate) fn body(
     )))
 }
 
-/// HTTP/2's header lists, whose limit in HTTP/1.1 is the parser's.
+/// What is far longer is the library's to refuse.
 fn bounded(session: &Session, parts: &Parts) -> Result<(), Refusal> {
-    if parts.version < Version::HTTP_2 {
-        return Ok(());
-    }
-    // As RFC 9113 section 6.5.2 counts them.
+    // A colon, a space and the end of the line, or as RFC 9113 section 6.5.2 counts.
+    let more = match parts.version {
+        Version::HTTP_2 => 32,
+        _ => 4,
+    };
     let fields = parts.headers.iter();
-    let bytes: usize = fields.map(|(n, v)| n.as_str().len() + v.len() + 32).sum();
+    let bytes: usize = fields.map(|(n, v)| n.as_str().len() + v.len() + more).sum();
+    let line = parts.uri.path_and_query().map_or(0, |it| it.as_str().len());
     let limit = session.forwarder.limits.max_header_bytes;
-    if bytes + parts.uri.path().len() <= limit as usize {
+    if bytes + line <= limit as usize {
         return Ok(());
     }
     let mut refusal = Refusal::protocol(format!("the headers are longer than {limit} bytes"));

@@ -118,20 +118,25 @@ impl Drop for Busy {
     }
 }
 
-/// A stream that tells what is read of it.
-pub(crate) struct WatchedStream<S, F> {
+/// A stream that tells what is read of it, and when all that was written is on its way.
+pub(crate) struct WatchedStream<S, H, F> {
     inner: S,
-    heard: F,
+    heard: H,
+    flushed: F,
 }
 
-impl<S, F: Fn(&[u8])> WatchedStream<S, F> {
-    /// `heard` is called with bytes as they come.
-    pub(crate) fn new(inner: S, heard: F) -> Self {
-        Self { inner, heard }
+impl<S, H: Fn(&[u8]), F: Fn()> WatchedStream<S, H, F> {
+    /// `heard` is called with bytes as they come, `flushed` when there are none to be sent.
+    pub(crate) fn new(inner: S, heard: H, flushed: F) -> Self {
+        Self {
+            inner,
+            heard,
+            flushed,
+        }
     }
 }
 
-impl<S: AsyncRead + Unpin, F: Fn(&[u8]) + Unpin> AsyncRead for WatchedStream<S, F> {
+impl<S: AsyncRead + Unpin, H: Fn(&[u8]) + Unpin, F: Unpin> AsyncRead for WatchedStream<S, H, F> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -147,7 +152,7 @@ impl<S: AsyncRead + Unpin, F: Fn(&[u8]) + Unpin> AsyncRead for WatchedStream<S, 
     }
 }
 
-impl<S: AsyncWrite + Unpin, F: Unpin> AsyncWrite for WatchedStream<S, F> {
+impl<S: AsyncWrite + Unpin, H: Unpin, F: Fn() + Unpin> AsyncWrite for WatchedStream<S, H, F> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -169,7 +174,11 @@ impl<S: AsyncWrite + Unpin, F: Unpin> AsyncWrite for WatchedStream<S, F> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            (self.flushed)();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -2,7 +2,7 @@
 
 use agentguard_record::{ActionName, RequestInfo};
 use http::uri::Scheme;
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use hyper::body::Incoming;
 
 use super::protocol::{About, Protocol};
@@ -18,8 +18,8 @@ use super::{identity, origin, respond};
 pub(crate) fn answer(session: &Session, mut request: Request<Incoming>) -> Response<Reply> {
     let client = hyper::upgrade::on(&mut request);
     let (parts, _) = request.into_parts();
-    let refusal = if session.entrance.http2 || parts.version != Version::HTTP_11 {
-        "`CONNECT` in anything but HTTP/1.1"
+    let refusal = if session.entrance.http2 {
+        "`CONNECT` over HTTP/2"
     } else if session.entrance.tunnel {
         "`CONNECT` inside `CONNECT`"
     } else if session.entrance.scheme == Scheme::HTTPS {

@@ -107,8 +107,11 @@ fn outgoing(
         ..
     } = message;
     let client = parts.extensions.remove::<OnUpgrade>();
+    if parts.version == Version::HTTP_2 {
+        parts.extensions.clear();
+    }
+    // What is left is how an HTTP/1.1 client wrote its header names.
     parts.version = Version::HTTP_11;
-    parts.extensions.clear();
     let tasks = &session.forwarder.situation.tasks;
     let policy = &exchange.docket.policy;
     let reads_bodies = policy.reads_bodies(&target.host, target.port);

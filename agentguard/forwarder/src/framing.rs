@@ -1,13 +1,23 @@
-//! Which body framing a request's own bytes asked for. The parser settles `Content-Length` next to `Transfer-Encoding` by
-//! itself and does not tell; two servers that settle it differently are how requests are smuggled (RFC 9112 section 6.3).
+//! How long a message's body is (RFC 9112 section 6.3). The parser settles `Content-Length` next to `Transfer-Encoding` of a
+//! request by itself and does not tell; two servers that settle it differently are how requests are smuggled.
 
 use http::request::Parts;
-use http::{Method, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Version, header};
 
 use super::refusal::Refusal;
 
 /// Longest head that is kept to be looked at, bytes.
 const MAX_HEAD: usize = 64 * 1024;
+/// Of a header line's share in the limit for a head, at least, bytes: what HTTP/2 adds to each (RFC 9113 section 6.5.2).
+const LINE: usize = 32;
+/// Header lines that every limit has room for, and that the table of headers has room for.
+const MIN_LINES: usize = 100;
+const MAX_LINES: usize = 16 * 1024;
+
+/// How many header lines or trailers a message may have, where its head may have so many bytes.
+pub(crate) fn max_lines(max_header_bytes: u32) -> usize {
+    (max_header_bytes as usize / LINE).clamp(MIN_LINES, MAX_LINES)
+}
 
 /// The bytes of a request's head as they came, collected while no other request is being answered.
 #[derive(Default)]
@@ -21,6 +31,13 @@ impl Heads {
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         if self.whole || self.seen.len() > MAX_HEAD {
             return;
+        }
+        let mut bytes = bytes;
+        // Empty lines before a request are no part of it (RFC 9112 section 2.2).
+        while self.seen.is_empty()
+            && let [b'\r' | b'\n', rest @ ..] = bytes
+        {
+            bytes = rest;
         }
         let from = self.seen.len().saturating_sub(3);
         self.seen.extend_from_slice(bytes);
@@ -50,6 +67,36 @@ pub(crate) fn check(parts: &Parts, head: &[u8]) -> Result<(), Refusal> {
         let detail = "the request's length is given in more than one way";
         return Err(Refusal::protocol(detail));
     }
+    Ok(())
+}
+
+/// Brings an answer's length into the one form in which it goes on, as an intermediary has to (RFC 9112 section 6.3). Why it
+/// cannot be passed on.
+pub(crate) fn repair(headers: &mut HeaderMap) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(
+                "its answer has a transfer coding other than `chunked`, which was not asked for",
+            );
+        }
+        headers.remove(header::CONTENT_LENGTH);
+        return Ok(());
+    }
+    let lines = headers.get_all(header::CONTENT_LENGTH).iter();
+    let mut lengths = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let (Some(first), Some(second)) = (lengths.next(), lengths.next()) else {
+        return Ok(());
+    };
+    let first = first.trim_ascii();
+    if std::iter::once(second)
+        .chain(lengths)
+        .any(|other| other.trim_ascii() != first)
+    {
+        return Err("its answer has more than one `Content-Length`, and they differ");
+    }
+    let one = HeaderValue::from_bytes(first).expect("a part of a value is a value");
+    headers.insert(header::CONTENT_LENGTH, one);
     Ok(())
 }
 
@@ -161,6 +208,53 @@ mod tests {
             let left = heads.take();
             assert!(!is_chunked_only(&left, &Method::POST, 4), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn an_answers_length_is_repaired_or_refused() {
+        let cases: [(&[(&str, &str)], Result<&[&str], ()>); 10] = [
+            (&[], Ok(&[])),
+            (&[("content-length", "2")], Ok(&["2"])),
+            (&[("content-length", "2, 2")], Ok(&["2"])),
+            (
+                &[("content-length", "2"), ("content-length", " 2 ,2")],
+                Ok(&["2"]),
+            ),
+            (&[("content-length", "2, 3")], Err(())),
+            (&[("content-length", "2"), ("content-length", "3")], Err(())),
+            (
+                &[("content-length", "1"), ("transfer-encoding", "Chunked")],
+                Ok(&[]),
+            ),
+            (&[("transfer-encoding", "gzip, chunked")], Err(())),
+            (
+                &[
+                    ("transfer-encoding", "gzip"),
+                    ("transfer-encoding", "chunked"),
+                ],
+                Err(()),
+            ),
+            (&[("transfer-encoding", "identity")], Err(())),
+        ];
+        for (lines, expected) in cases {
+            let parse = |(name, value): &(&'static str, &'static str)| {
+                let name = header::HeaderName::from_static(name);
+                (name, HeaderValue::from_static(value))
+            };
+            let mut headers: HeaderMap = lines.iter().map(parse).collect();
+            let repaired = repair(&mut headers).map_err(drop);
+            let left = headers.get_all(header::CONTENT_LENGTH).iter();
+            let left: Vec<&str> = left.map(|it| it.to_str().unwrap()).collect();
+            assert_eq!(repaired.map(|()| &left[..]), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn empty_lines_before_a_head_are_not_its_own() {
+        let mut heads = Heads::default();
+        heads.feed(b"\r\n\r");
+        heads.feed(b"\nGET /a HTTP/1.1\r\n\r\n");
+        assert_eq!(heads.take(), b"GET /a HTTP/1.1\r\n\r\n");
     }
 
     #[test]

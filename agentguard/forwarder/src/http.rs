@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::clock::{Late, WatchedStream};
 use super::frames::{FLOOD, Flooded, MeteredStream, Peer};
+use super::framing;
 use super::order::{InOrder, ReadsInOrder, StreamsInOrder};
 use super::refusal::Refusal;
 use super::reply::Reply;
@@ -23,7 +24,7 @@ use super::tunnel::Tunnel;
 
 /// Bytes that an agent may send on a stream before upstream takes them, at most.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// Header lists up to this many times the limit get an answer and a record, longer ones only a status (HTTP/2).
+/// Heads up to this many times the limit get an answer and a record, longer ones only a status.
 const HEADER_SLACK: u32 = 4;
 /// The read buffer of an HTTP/1.1 connection, at most, bytes.
 const READ_BUFFER: usize = 256 * 1024;
@@ -63,15 +64,20 @@ where
             serving.await
         })
     } else {
-        let stream = ReadsInOrder::new(session.place.clone(), stream);
-        let io = TokioIo::new(WatchedStream::new(stream, {
-            let session = session.clone();
-            move |bytes: &[u8]| session.arrived(bytes)
-        }));
+        let longest = limits.max_header_bytes.saturating_mul(HEADER_SLACK) as usize;
+        let (heard, flushed) = (session.clone(), session.clone());
+        let io = TokioIo::new(WatchedStream::new(
+            ReadsInOrder::new(session.place.clone(), stream),
+            move |bytes: &[u8]| heard.arrived(bytes),
+            move || flushed.flushed(),
+        ));
         let serving = http1::Builder::new()
             .half_close(true)
-            .max_header_size(limits.max_header_bytes as usize)
-            .max_buf_size(READ_BUFFER.max(limits.max_header_bytes as usize))
+            .max_headers(framing::max_lines(limits.max_header_bytes))
+            .max_header_size(longest)
+            .max_buf_size(READ_BUFFER.max(longest))
+            .preserve_header_case(true)
+            .title_case_headers(true)
             .auto_date_header(false)
             .serve_connection(io, service)
             .with_upgrades();

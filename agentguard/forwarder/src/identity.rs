@@ -10,8 +10,10 @@ use http::{HeaderMap, Method, Version, header};
 #[derive(Clone, Debug)]
 pub(crate) struct Entrance {
     pub scheme: Scheme,
-    /// The name given in TLS, or to `CONNECT`.
+    /// The name given in TLS or to `CONNECT`; the address for TLS that was given none.
     pub name: Option<HostName>,
+    /// What the connection itself was for, where it has no name: an address.
+    pub address: HostName,
     /// The port that the connection was for.
     pub port: u16,
     /// `CONNECT` has opened this; there is no second one inside.
@@ -33,17 +35,25 @@ impl RequestTarget {
         self.host.id(self.port)
     }
 
-    /// As `Host` or `:authority`: the port unless it is the scheme's own.
-    pub(crate) fn authority(&self, scheme: &Scheme) -> String {
-        // The id of the default port has none.
-        let port = if self.port == default_port(scheme) {
-            default_port(&Scheme::HTTPS)
-        } else {
-            self.port
+    /// As `Host` or `:authority`, with a port where the request wrote one: signatures cover it as it is. A request that names
+    /// no host gets the port unless it is the scheme's own.
+    pub(crate) fn authority(&self, scheme: &Scheme, parts: &Parts) -> String {
+        let named = match parts.uri.authority() {
+            Some(authority) => Some(authority.as_str()),
+            None => parts
+                .headers
+                .get(header::HOST)
+                .and_then(|host| host.to_str().ok()),
         };
-        match self.host.id(port) {
-            id if self.port == 443 && *scheme != Scheme::HTTPS => format!("{id}:443"),
-            id => id,
+        let has_port = match named {
+            // Behind the bracket of an IPv6 address.
+            Some(named) => named.rsplit(']').next().is_some_and(|it| it.contains(':')),
+            None => self.port != default_port(scheme),
+        };
+        match (has_port, self.port) {
+            (false, _) => self.host.id(443),
+            (true, 443) => format!("{}:443", self.host.id(443)),
+            (true, port) => self.host.id(port),
         }
     }
 }
@@ -59,7 +69,15 @@ pub(crate) fn target(entrance: &Entrance, parts: &Parts) -> Result<RequestTarget
             entrance.scheme
         ));
     }
-    let default = default_port(&entrance.scheme);
+    // A client that was told to use a proxy names the place in the target and connects to the proxy's port.
+    let to_proxy = entrance.name.is_none()
+        && !entrance.tunnel
+        && !entrance.http2
+        && parts.uri.authority().is_some();
+    let default = match to_proxy {
+        true => default_port(&entrance.scheme),
+        false => entrance.port,
+    };
     let named = parts.uri.authority().map(|a| parse(a, default));
     let hosted = host.as_ref().map(|a| parse(a, default));
     let target = match (named.transpose()?, hosted.transpose()?) {
@@ -67,7 +85,11 @@ pub(crate) fn target(entrance: &Entrance, parts: &Parts) -> Result<RequestTarget
             return Err("`Host` and the request's target name different places".into());
         }
         (Some(target), _) | (None, Some(target)) => target,
-        (None, None) => return Err("the request names no host".into()),
+        // As HTTP/1.0 may: it is for whom its connection is.
+        (None, None) => RequestTarget {
+            host: entrance.name.as_ref().unwrap_or(&entrance.address).clone(),
+            port: entrance.port,
+        },
     };
     if let Some(name) = &entrance.name
         && target.host != *name
@@ -78,8 +100,6 @@ pub(crate) fn target(entrance: &Entrance, parts: &Parts) -> Result<RequestTarget
             name.as_str()
         ));
     }
-    // A client that was told to use a proxy names the place in the target and connects to the proxy's port.
-    let to_proxy = entrance.name.is_none() && !entrance.http2 && parts.uri.authority().is_some();
     if target.port != entrance.port && !to_proxy {
         return Err(format!(
             "the request is for port {}, its connection for port {}",
@@ -89,27 +109,20 @@ pub(crate) fn target(entrance: &Entrance, parts: &Parts) -> Result<RequestTarget
     Ok(target)
 }
 
-/// Where `CONNECT` wants to go (RFC 9110 section 9.3.6): always with a port.
+/// Where `CONNECT` wants to go (RFC 9110 section 9.3.6); without a port, which clients leave out, it is 443.
 pub(crate) fn connect_target(parts: &Parts) -> Result<RequestTarget, String> {
     debug_assert_eq!(parts.method, Method::CONNECT);
-    let authority = parts
-        .uri
-        .authority()
-        .ok_or("`CONNECT` without a host and port")?;
-    if authority.port_u16().is_none() {
-        return Err("`CONNECT` without a port".into());
-    }
-    parse(authority, 0)
+    let authority = parts.uri.authority().ok_or("`CONNECT` without a host")?;
+    parse(authority, default_port(&Scheme::HTTPS))
 }
 
 fn host_header(headers: &HeaderMap, version: Version) -> Result<Option<Authority>, String> {
     let mut lines = headers.get_all(header::HOST).iter();
     let Some(line) = lines.next() else {
         // RFC 9112 section 3.2.
-        return if version == Version::HTTP_11 {
-            Err("`Host` is missing".into())
-        } else {
-            Ok(None)
+        return match version {
+            Version::HTTP_11 => Err("`Host` is missing".into()),
+            _ => Ok(None),
         };
     };
     if lines.next().is_some() {
@@ -140,4 +153,110 @@ fn parse(authority: &Authority, default: u16) -> Result<RequestTarget, String> {
 
 fn default_port(scheme: &Scheme) -> u16 {
     if *scheme == Scheme::HTTPS { 443 } else { 80 }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn entrance(scheme: &Scheme, name: Option<&str>, port: u16) -> Entrance {
+        Entrance {
+            scheme: scheme.clone(),
+            name: name.map(|name| HostName::parse(name).unwrap()),
+            address: HostName::parse("192.0.2.1").unwrap(),
+            port,
+            tunnel: false,
+            http2: false,
+        }
+    }
+
+    fn parts(target: &str, host: Option<&str>) -> Parts {
+        let mut request = Request::builder().uri(target);
+        if let Some(host) = host {
+            request = request.header(header::HOST, host);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn a_host_without_a_port_is_its_connections() {
+        let tls = Scheme::HTTPS;
+        let plain = Scheme::HTTP;
+        let cases = [
+            (&tls, 443, "/", "a.test", Some(("a.test", "a.test"))),
+            (&tls, 443, "/", "a.test:443", Some(("a.test", "a.test:443"))),
+            (&tls, 8443, "/", "A.test.", Some(("a.test:8443", "a.test"))),
+            (
+                &tls,
+                8443,
+                "/",
+                "a.test:8443",
+                Some(("a.test:8443", "a.test:8443")),
+            ),
+            (
+                &tls,
+                8443,
+                "https://a.test/",
+                "a.test",
+                Some(("a.test:8443", "a.test")),
+            ),
+            (&tls, 8443, "/", "a.test:443", None),
+            (&tls, 443, "/", "a.test:8443", None),
+            (&plain, 8080, "/", "a.test", Some(("a.test:8080", "a.test"))),
+            (&plain, 8080, "/", "a.test:80", None),
+            (
+                &plain,
+                80,
+                "/",
+                "a.test:80",
+                Some(("a.test:80", "a.test:80")),
+            ),
+            (&plain, 443, "/", "a.test", Some(("a.test", "a.test"))),
+        ];
+        for (scheme, port, line, host, expected) in cases {
+            let parts = parts(line, Some(host));
+            let target = target(&entrance(scheme, Some("a.test"), port), &parts);
+            let got = target.map(|it| (it.id(), it.authority(scheme, &parts)));
+            let got = got.as_ref().ok().map(|(id, host)| (&**id, &**host));
+            assert_eq!(got, expected, "{scheme} {port} {line} {host}");
+        }
+    }
+
+    #[test]
+    fn what_a_proxy_is_asked_for_has_its_schemes_port() {
+        let plain = Scheme::HTTP;
+        let proxy = entrance(&plain, None, 3128);
+        let parts = parts("http://a.test/x", Some("a.test"));
+        let target = target(&proxy, &parts).unwrap();
+        assert_eq!(target.id(), "a.test:80");
+        assert_eq!(target.authority(&plain, &parts), "a.test");
+    }
+
+    #[test]
+    fn addresses_have_ports_behind_their_brackets() {
+        let tls = Scheme::HTTPS;
+        for (port, host, id) in [(443, "[::1]", "[::1]"), (8443, "[::1]:8443", "[::1]:8443")] {
+            let parts = parts("/", Some(host));
+            let target = target(&entrance(&tls, None, port), &parts).unwrap();
+            assert_eq!(target.id(), id);
+            assert_eq!(target.authority(&tls, &parts), host);
+        }
+    }
+
+    #[test]
+    fn http_1_0_without_a_host_is_for_whom_its_connection_is() {
+        let plain = Scheme::HTTP;
+        let mut parts = parts("/", None);
+        for (name, expected) in [(None, "192.0.2.1:8080"), (Some("a.test"), "a.test:8080")] {
+            let entrance = entrance(&plain, name, 8080);
+            parts.version = Version::HTTP_10;
+            let target = target(&entrance, &parts).unwrap();
+            assert_eq!(target.id(), expected);
+            assert_eq!(target.authority(&plain, &parts), expected);
+            parts.version = Version::HTTP_11;
+            assert!(super::target(&entrance, &parts).is_err());
+        }
+    }
 }

@@ -38,6 +38,9 @@ pub(crate) enum LeafError {
     Gone,
 }
 
+/// HTTP's names (RFC 7301 section 6), in our order of preference; the client's offer decides which of them are on the table.
+const ALPN: [&[u8]; 4] = [b"h2", b"http/1.1", b"http/1.0", b"http/0.9"];
+
 type Configured = Result<Arc<ServerConfig>, LeafError>;
 type Coming = BoxFuture<'static, Configured>;
 
@@ -130,8 +133,7 @@ impl Leaves {
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(chain, key)?;
-        // In our order of preference; the client's offer decides which of them are on the table.
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = self.tickets.clone();
         Ok(Arc::new(config))

@@ -5,6 +5,7 @@ use http::{Response, StatusCode, Version, header};
 
 use super::exchange::Exchange;
 use super::forward::ForwardedAnswer;
+use super::framing;
 use super::headers;
 use super::own::document::Document;
 use super::refusal::Refusal;
@@ -44,13 +45,13 @@ fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Repl
     let client = match websocket {
         Some(client) if changes && headers::asks_for_websocket(&head.headers) => Some(client),
         _ if changes => {
-            let detail = "upstream changed to a protocol that was not asked for";
-            let reason = DenyReason::UpstreamUnreachable;
-            let refusal = Refusal::ended(Ended::UpstreamFailed, reason, detail);
-            return exchange.refuse(refusal, None);
+            return unusable(exchange, "it changed to a protocol that was not asked for");
         }
         _ => None,
     };
+    if let Err(detail) = framing::repair(&mut head.headers) {
+        return unusable(exchange, detail);
+    }
     let Exchange {
         session,
         docket,
@@ -62,7 +63,7 @@ fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Repl
         headers::strip(&mut head.headers, false);
         // Another place or protocol to go to, which the agent cannot use.
         head.headers.remove(header::ALT_SVC);
-        let body = Reply::upstream(body, answer.lease, entry, standing, busy);
+        let body = Reply::upstream(body, answer.lease, entry, standing, session, busy);
         return Response::from_parts(head, body);
     };
     let upstream = hyper::upgrade::on(Response::from_parts(head.clone(), body));
@@ -75,4 +76,11 @@ fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Repl
         busy,
     })));
     Response::from_parts(head, Reply::empty())
+}
+
+/// Upstream has answered with what cannot be passed on.
+fn unusable(exchange: Exchange, detail: &str) -> Response<Reply> {
+    let detail = format!("{}: {detail}", exchange.docket.entry.resource);
+    let reason = DenyReason::UpstreamUnreachable;
+    exchange.refuse(Refusal::ended(Ended::UpstreamFailed, reason, detail), None)
 }

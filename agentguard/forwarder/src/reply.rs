@@ -6,18 +6,24 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use agentguard_record::{DenyReason, Ended, Outcome};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Sleep;
 
 use super::clock::Busy;
 use super::record::{PassedBytes, RecordEntry};
 use super::refusal::{CUT, Refusal};
+use super::session::Session;
 use super::standing::Standing;
 use super::upstream::UpstreamFault;
 use super::upstream::exchange::Lease;
+
+/// How long what is queued for an HTTP/2 client may take to go out before its stream is reset.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// A document of ours, or upstream's own body.
 pub(crate) enum Reply {
@@ -34,7 +40,18 @@ pub(crate) struct Download {
     standing: Standing,
     /// The end of the tasks that it was permitted on.
     over: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    session: Arc<Session>,
+    broken: Option<BrokenOff>,
     _busy: Busy,
+}
+
+/// Upstream's answer has ended too early. An error ends the client's connection or stream with what is queued for it, so that
+/// what did come goes out first: over HTTP/1.1 until all is written, over HTTP/2, where nobody tells, for [`GRACE`].
+struct BrokenOff {
+    error: io::Error,
+    /// The session's flushes when it happened.
+    flushes: u64,
+    grace: Option<Pin<Box<Sleep>>>,
 }
 
 impl Reply {
@@ -52,6 +69,7 @@ impl Reply {
         lease: Lease,
         entry: RecordEntry,
         standing: Standing,
+        session: Arc<Session>,
         busy: Busy,
     ) -> Self {
         let passed = entry.passed.clone();
@@ -62,6 +80,8 @@ impl Reply {
             passed,
             over: standing.over().map(|over| Box::pin(over) as Pin<Box<_>>),
             standing,
+            session,
+            broken: None,
             _busy: busy,
         };
         if download.body.is_end_stream() {
@@ -87,7 +107,32 @@ impl Download {
         Poll::Ready(Some(Err(io::Error::other(CUT))))
     }
 
+    fn break_off(&mut self, error: io::Error) {
+        let http2 = self.session.entrance.http2;
+        self.broken = Some(BrokenOff {
+            error,
+            flushes: self.session.flushes(),
+            grace: http2.then(|| Box::pin(tokio::time::sleep(GRACE))),
+        });
+    }
+
+    /// Ends it when what is queued for the client has gone.
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let has_gone = |broken: &mut BrokenOff| match &mut broken.grace {
+            Some(grace) => grace.as_mut().poll(cx).is_ready(),
+            // Who writes asks again behind each flush.
+            None => self.session.flushes() != broken.flushes,
+        };
+        match self.broken.take_if(has_gone) {
+            Some(broken) => Poll::Ready(Some(Err(broken.error))),
+            None => Poll::Pending,
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.broken.is_some() {
+            return self.poll_broken(cx);
+        }
         // An answer that says nothing for long ends in time, too.
         let over = self.over.as_mut().map(|over| over.as_mut().poll(cx));
         if over.is_some_and(|over| over.is_ready()) {
@@ -113,7 +158,8 @@ impl Download {
                     let reason = DenyReason::UpstreamUnreachable;
                     entry.fail(Ended::UpstreamFailed, Some(reason), detail);
                 }
-                return Poll::Ready(Some(Err(io::Error::other(error))));
+                self.break_off(io::Error::other(error));
+                return self.poll_broken(cx);
             }
             None => {
                 self.record();

@@ -69,11 +69,13 @@ pub(crate) async fn opening(
             send_alert(&mut stream, &alert).await;
             over
         }
-        SniffError::HelloTooLong | SniffError::Unknown => entry.refuse(Refusal::protocol(detail)),
+        SniffError::HelloTooLong | SniffError::Socks | SniffError::Unknown => {
+            entry.refuse(Refusal::protocol(detail))
+        }
     }
 }
 
-/// Ends a TLS connection for no name, or for another than its tunnel's.
+/// Ends a TLS connection for what is no name, or for another than its tunnel's.
 pub(crate) async fn unnamed(
     mut stream: PeekedStream<ClientStream>,
     detail: String,

@@ -1,5 +1,6 @@
 //! One connection of an agent's that speaks HTTP: what its requests share.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(crate) struct Session {
     pub clock: Arc<SessionClock>,
     pub place: Arc<Place>,
     heads: Mutex<Heads>,
+    /// How often all that was written had gone to the client.
+    flushes: AtomicU64,
 }
 
 impl Session {
@@ -62,6 +65,7 @@ impl Session {
             next: Mutex::new(None),
             clock: Arc::new(clock),
             heads: Mutex::default(),
+            flushes: AtomicU64::new(0),
         }
     }
 
@@ -88,6 +92,16 @@ impl Session {
         self.heads.lock().expect(UNPOISONED).take()
     }
 
+    /// All that was written over HTTP/1.1 has gone to the client.
+    pub(crate) fn flushed(&self) {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Grows when all that was written has gone to the client (HTTP/1.1).
+    pub(crate) fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::Relaxed)
+    }
+
     /// What takes the connection over when the answer has been sent.
     pub(crate) fn becomes(&self, tunnel: Tunnel) {
         *self.next.lock().expect(UNPOISONED) = Some(tunnel);
@@ -106,8 +120,7 @@ impl Session {
     /// The connection, where no request says more.
     pub(crate) fn resource(&self) -> String {
         match &self.entrance.name {
-            Some(name) if self.entrance.port == 443 => name.as_str().to_owned(),
-            Some(name) => format!("{}:{}", name.as_str(), self.entrance.port),
+            Some(name) => name.id(self.entrance.port),
             None => origin::place(&self.origin),
         }
     }

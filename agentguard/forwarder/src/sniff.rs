@@ -14,6 +14,8 @@ pub(crate) const DNS_PORT: u16 = 53;
 const MAX_HELLO: usize = 64 * 1024;
 /// The longest method name taken.
 const MAX_METHOD: usize = 32;
+/// The first byte of SOCKS 4 and of SOCKS 5 (RFC 1928 section 3).
+const SOCKS: [u8; 2] = [4, 5];
 /// RFC 9113 section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// TLS record type `handshake` (RFC 8446 section 5.1).
@@ -53,6 +55,8 @@ pub(crate) enum SniffError {
     },
     #[error("the TLS ClientHello is longer than {MAX_HELLO} bytes")]
     HelloTooLong,
+    #[error("a SOCKS proxy is asked for, which is not here; `CONNECT` is")]
+    Socks,
     #[error("neither TLS nor HTTP")]
     Unknown,
 }
@@ -97,6 +101,7 @@ impl Recogniser {
     pub(crate) fn feed(&mut self, seen: &[u8]) -> Result<Option<Opening>, SniffError> {
         match seen.first() {
             None => Ok(None),
+            Some(first) if SOCKS.contains(first) => Err(SniffError::Socks),
             Some(&HANDSHAKE) => Ok(self.hello(seen)?.map(Opening::Tls)),
             Some(_) => plain(seen),
         }
@@ -135,6 +140,14 @@ fn hello(accepted: &Accepted, seen: &[u8]) -> Hello {
 }
 
 fn plain(seen: &[u8]) -> Result<Option<Opening>, SniffError> {
+    // Before a request empty lines are read over (RFC 9112 section 2.2).
+    let begins = seen.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
+    let Some(seen) = begins.map(|at| &seen[at..]) else {
+        return match seen.len() > MAX_METHOD {
+            true => Err(SniffError::Unknown),
+            false => Ok(None),
+        };
+    };
     let compared = seen.len().min(PREFACE.len());
     if seen[..compared] == PREFACE[..compared] {
         return Ok((compared == PREFACE.len()).then_some(Opening::Http2));

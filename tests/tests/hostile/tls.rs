@@ -63,7 +63,6 @@ fn what_is_not_understood_is_closed_and_recorded() {
     let guard = start(&site, &origin);
     for case in [
         "unknown-alpn",
-        "no-sni",
         "tls-1.1",
         "garbage-record",
         "huge-record",

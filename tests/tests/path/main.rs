@@ -16,3 +16,4 @@ mod pool;
 mod refusals;
 mod sse;
 mod websocket;
+mod wire;

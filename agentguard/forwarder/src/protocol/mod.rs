@@ -6,7 +6,7 @@ mod http;
 
 use ::http::request::Parts;
 use ::http::uri::{Authority, PathAndQuery, Scheme};
-use ::http::{HeaderMap, Response};
+use ::http::{HeaderMap, Method, Response};
 use agentguard_policy::CanonicalPath;
 
 use super::act::{Act, Message};
@@ -63,11 +63,12 @@ pub(crate) fn read(
     target: RequestTarget,
     scheme: &Scheme,
 ) -> Result<Message, Refusal> {
-    let path = CanonicalPath::parse(parts.uri.path()).map_err(Refusal::protocol)?;
-    let authority = target.authority(scheme);
+    let path = path(&parts).map_err(Refusal::protocol)?;
+    let authority = target.authority(scheme, &parts);
     let task = NamedTask::take(&mut parts.headers);
     let websocket = headers::clean(&mut parts, &authority)?;
     let line = match parts.uri.query() {
+        _ if is_of_server(&parts) => PathAndQuery::try_from("*"),
         Some(query) => PathAndQuery::try_from(format!("{}?{query}", path.as_str())),
         None => PathAndQuery::try_from(path.as_str()),
     };
@@ -82,4 +83,17 @@ pub(crate) fn read(
         line: line.map_err(|_| Refusal::protocol("the request's path cannot be sent on"))?,
         websocket,
     })
+}
+
+/// The path that is judged. What `OPTIONS *` asks of the server as a whole is asked of its root (RFC 9110 section 9.3.7).
+pub(crate) fn path(parts: &Parts) -> Result<CanonicalPath, String> {
+    match is_of_server(parts) {
+        true => CanonicalPath::parse("/"),
+        false => CanonicalPath::parse(parts.uri.path()),
+    }
+}
+
+/// `OPTIONS *`.
+fn is_of_server(parts: &Parts) -> bool {
+    parts.method == Method::OPTIONS && parts.uri.path() == "*"
 }

@@ -45,13 +45,13 @@ impl Careless {
         while stream.fill_buf().await.is_ok_and(|bytes| !bytes.is_empty()) {
             let head = head(&mut stream).await;
             let first = head.lines().next().unwrap();
-            let answer = match first.contains("/ntlm") && !head.contains("authorization:") {
+            let answer = match first.contains("/ntlm") && !head.contains("Authorization:") {
                 true => {
                     "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM\r\nContent-Length: 0\r\n\r\n"
                 }
                 false => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
             };
-            let closes = head.contains("connection: close");
+            let closes = head.contains("Connection: close");
             self.heads.lock().unwrap().push((number, head));
             if stream.write_all(answer.as_bytes()).await.is_err() || closes {
                 return;

@@ -48,7 +48,7 @@ async fn the_problem_document_says_what_and_why() {
     client.write_all(format!("HEAD /v1/pay HTTP/1.1\r\nHost: {host}\r\n\r\nGET /ok/x HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
     let head = super::rig::head(&mut client).await;
     assert!(
-        head.starts_with("HTTP/1.1 403") && head.contains("content-length"),
+        head.starts_with("HTTP/1.1 403") && head.contains("Content-Length"),
         "{head}"
     );
     assert_eq!(reply(&mut client).await.body, b"GET /ok/x");

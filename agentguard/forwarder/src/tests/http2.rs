@@ -129,7 +129,7 @@ async fn authorities_and_schemes_must_be_the_connections() {
     let mut h2 = rig.h2().await;
     let uris = [
         format!("https://other.test:{port}/ok/x"),
-        "https://origin.test/ok/x".into(),
+        "https://origin.test:1/ok/x".into(),
         format!("http://origin.test:{port}/ok/x"),
     ];
     for uri in uris {

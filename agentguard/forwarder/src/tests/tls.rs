@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use agentguard_record::DenyReason;
-use agentguard_record::Outcome;
+use agentguard_record::{DenyReason, Outcome};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,9 +77,10 @@ fn a_hello_that_may_hide_another_name_is_known() {
 
 #[test]
 fn what_is_no_opening_is_refused() {
-    let cases: [(&[u8], &str); 9] = [
+    let cases: [(&[u8], &str); 10] = [
         (b"\x00", "unknown"),
-        (b"\r\nGET / HTTP/1.1", "unknown"),
+        (b"\r\n GET / HTTP/1.1", "unknown"),
+        (&[b'\n'; 40], "unknown"),
         (b" GET", "unknown"),
         (b"GET\t/", "unknown"),
         (b"\x80\x2e\x01\x03\x01", "unknown"),
@@ -102,8 +102,10 @@ fn what_is_no_opening_is_refused() {
             ),
         }
     }
-    let openings: [(&[u8], bool); 4] = [
+    let openings: [(&[u8], bool); 6] = [
         (b"GET ", true),
+        (b"\r\n", false),
+        (b"\r\n\r\nGET ", true),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", true),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r", false),
         (b"OPTION", false),
@@ -132,23 +134,20 @@ async fn a_hello_in_pieces_is_put_together() {
 }
 
 #[tokio::test]
-async fn no_name_no_connection() {
+async fn tls_without_a_name_is_for_the_address() {
     let rig = Rig::new().await;
-    let mut client = rig.connect(rig.origin.port).await;
-    let address: std::net::IpAddr = "192.0.2.1".parse().unwrap();
-    client
-        .write_all(&hello(address.into(), None))
-        .await
-        .unwrap();
-    let mut answer = Vec::new();
-    client.read_to_end(&mut answer).await.unwrap();
-    assert_eq!(answer, [21, 3, 3, 0, 2, 2, 112], "unrecognized_name");
-    let record = rig.record().await;
-    assert_eq!(
-        (record.outcome, record.reason),
-        (Outcome::Deny, Some(DenyReason::ProtocolRefused))
-    );
-    assert_eq!(record.resource, format!("192.0.2.1:{}", rig.origin.port));
+    let port = rig.origin.port;
+    let address = format!("192.0.2.1:{port}");
+    for (host, slug) in [
+        (&address, "policy-denied"),
+        (&rig.authority(), "protocol-refused"),
+    ] {
+        let mut client = rig.tls_to("192.0.2.1", port, &["http/1.1"]).await.unwrap();
+        let request = format!("GET /ok/x HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        assert_eq!(ask(&mut client, request).await.slug(), slug);
+        assert_eq!(rig.record().await.resource, address);
+    }
+    assert!(rig.origin.requests().is_empty());
 }
 
 #[tokio::test]

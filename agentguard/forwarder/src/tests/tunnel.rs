@@ -149,20 +149,10 @@ async fn connect_opens_nothing_else() {
     assert_eq!(ask(&mut client, &connect).await.slug(), "protocol-refused");
     assert_eq!(rig.record().await.reason, Some(DenyReason::ProtocolRefused));
 
-    // Inside TLS, without a port.
+    // Inside TLS.
     let mut client = rig.tls(&["http/1.1"]).await;
     assert_eq!(ask(&mut client, &connect).await.slug(), "protocol-refused");
-    let mut client = rig.connect(3128).await;
-    assert_eq!(
-        ask(
-            &mut client,
-            "CONNECT origin.test HTTP/1.1\r\nHost: a\r\n\r\n"
-        )
-        .await
-        .slug(),
-        "protocol-refused"
-    );
-    assert_eq!(rig.records().len(), 2);
+    assert_eq!(rig.records().len(), 1);
     assert!(rig.origin.requests().is_empty());
 }
 
@@ -222,4 +212,60 @@ async fn bytes_behind_connect_are_the_tunnels() {
     assert!(head(&mut client).await.starts_with("HTTP/1.1 200"));
     assert_eq!(reply(&mut client).await.body, b"GET /ok/z");
     assert_eq!(rig.records().len(), 1);
+}
+
+/// As old clients and small ones ask for a tunnel.
+#[tokio::test]
+async fn connect_by_http_1_0_and_without_a_port() {
+    let rig = Rig::new().await;
+    let plain = rig.origin.plain;
+    let named = format!("plain.test:{plain}");
+    let mut client = rig.connect(3128).await;
+    let opened = ask_connect(&mut client, &format!("CONNECT {named} HTTP/1.0\r\n\r\n")).await;
+    assert!(opened.starts_with("HTTP/1.0 200"), "{opened}");
+    let get = "GET /ok/x HTTP/1.1\r\nHost: plain.test\r\n\r\n";
+    assert_eq!(ask(&mut client, get).await.body, b"GET /ok/x");
+    assert_eq!(rig.record().await.resource, named);
+
+    for version in ["1.0", "1.1"] {
+        let mut client = rig.connect(3128).await;
+        let connect = format!("CONNECT plain.test HTTP/{version}\r\nHost: plain.test\r\n\r\n");
+        let opened = ask_connect(&mut client, &connect).await;
+        assert!(opened.contains(" 200 "), "{opened}");
+        assert_eq!(ask(&mut client, get).await.slug(), "policy-denied");
+        assert_eq!(rig.record().await.resource, "plain.test", "port 443");
+    }
+}
+
+/// As on a connection to an address, the name inside counts, and what has none is for the address.
+#[tokio::test]
+async fn connect_by_address_is_judged_by_the_name_inside() {
+    let rig = Rig::new().await;
+    let (port, plain) = (rig.origin.port, rig.origin.plain);
+    let connect = |port: u16| format!("CONNECT 198.51.100.1:{port} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut client = rig.connect(3128).await;
+    ask_connect(&mut client, &connect(port)).await;
+    let mut inside = rig.tls_over(client, HOST, &["http/1.1"]).await.unwrap();
+    let get = |host: &str| format!("GET /ok/x HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    assert_eq!(ask(&mut inside, get(HOST)).await.status, 200);
+    assert_eq!(rig.record().await.resource, rig.authority());
+
+    let mut client = rig.connect(3128).await;
+    ask_connect(&mut client, &connect(plain)).await;
+    assert_eq!(ask(&mut client, get("plain.test")).await.status, 200);
+    assert_eq!(rig.record().await.resource, format!("plain.test:{plain}"));
+    let other =
+        format!("GET http://plain.test:{port}/ok/x HTTP/1.1\r\nHost: plain.test:{port}\r\n\r\n");
+    assert_eq!(ask(&mut client, other).await.slug(), "protocol-refused");
+    rig.record().await;
+
+    let mut client = rig.connect(3128).await;
+    ask_connect(&mut client, &connect(port)).await;
+    let mut inside = rig
+        .tls_over(client, "198.51.100.1", &["http/1.1"])
+        .await
+        .unwrap();
+    let refused = ask(&mut inside, get("198.51.100.1")).await;
+    assert_eq!(refused.slug(), "policy-denied");
+    assert_eq!(rig.record().await.resource, format!("198.51.100.1:{port}"));
 }

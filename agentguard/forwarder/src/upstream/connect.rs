@@ -13,6 +13,7 @@ use super::UpstreamFault;
 use super::dial::{Dialer, Wire};
 use super::pool::PoolKey;
 use crate::frames::{MeteredStream, Peer};
+use crate::framing;
 use crate::life::{Life, OfLife};
 use crate::shares::Part;
 use crate::upload::Upload;
@@ -129,7 +130,12 @@ impl Way {
         if !dialled.http2 && !prior_knowledge {
             let (sender, connection) = http1::Builder::new()
                 .max_buf_size(READ_BUFFER)
+                .max_headers(framing::max_lines(*max_header_bytes))
                 .max_header_size(*max_header_bytes as usize)
+                .preserve_header_case(true)
+                .title_case_headers(true)
+                .allow_spaces_after_header_name_in_responses(true)
+                .allow_obsolete_multiline_headers_in_responses(true)
                 .handshake(TokioIo::new(dialled.wire))
                 .await
                 .map_err(|error| UpstreamFault::exchange(&error))?;

@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 use super::UpstreamFault;
 use super::race::{SlowAddresses, race};
 use super::silence::Silence;
-use crate::io::Leg;
+use crate::io::{Leg, or_end};
 use crate::life::Life;
 use crate::resolve::NameResolver;
 use crate::terminate::version;
@@ -190,7 +190,7 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        either!(self, io => Pin::new(io).poll_read(cx, buf))
+        or_end(either!(self, io => Pin::new(io).poll_read(cx, buf)))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::io;
 
-use http::{HeaderMap, Method, Request};
+use http::{Extensions, HeaderMap, Method, Request};
 use hyper::client::conn::TrySendError;
 
 use super::{UpstreamCall, UpstreamFault};
@@ -34,6 +34,8 @@ pub(super) struct Rest {
 struct Kept {
     method: Method,
     headers: HeaderMap,
+    /// How the header names were written.
+    extensions: Extensions,
     body: KeptUpload,
 }
 
@@ -50,6 +52,7 @@ impl Rest {
         let kept = keeps.then(|| Kept {
             method: request.method().clone(),
             headers: request.headers().clone(),
+            extensions: request.extensions().clone(),
             body: request.body().keep(),
         });
         let rest = Self {
@@ -83,6 +86,7 @@ impl Kept {
         let mut request = Request::new(self.body.again()?);
         *request.method_mut() = self.method;
         *request.headers_mut() = self.headers;
+        *request.extensions_mut() = self.extensions;
         Some(request)
     }
 }
