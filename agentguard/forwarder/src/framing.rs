@@ -212,7 +212,9 @@ mod tests {
 
     #[test]
     fn an_answers_length_is_repaired_or_refused() {
-        let cases: [(&[(&str, &str)], Result<&[&str], ()>); 10] = [
+        type Lines = &'static [(&'static str, &'static str)];
+        type Lengths = Result<&'static [&'static str], ()>;
+        let cases: [(Lines, Lengths); 10] = [
             (&[], Ok(&[])),
             (&[("content-length", "2")], Ok(&["2"])),
             (&[("content-length", "2, 2")], Ok(&["2"])),

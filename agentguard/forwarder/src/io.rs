@@ -113,12 +113,12 @@ impl AsyncWrite for Leg {
 /// TLS that ends without its `close_notify` has ended as TCP does. Whether a message was whole its own length says, and one
 /// without a length is over (RFC 9112 section 9.8).
 pub(crate) fn or_end(read: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
-    match read {
-        Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Poll::Ready(Ok(()))
-        }
-        read => read,
+    if let Poll::Ready(Err(error)) = &read
+        && error.kind() == io::ErrorKind::UnexpectedEof
+    {
+        return Poll::Ready(Ok(()));
     }
+    read
 }
 
 /// What an agent's bytes come from: its socket, or a tunnel that `CONNECT` opened on one.
