@@ -6,6 +6,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 
 use super::identity::RequestTarget;
 use super::tasks::NamedTask;
+use super::upgrade::Upgrade;
 
 /// One thing that an agent does at one host: what one decision is about.
 #[derive(Clone, Copy)]
@@ -27,6 +28,6 @@ pub(crate) struct Message {
     pub authority: Authority,
     /// Path and query, as they are sent.
     pub line: PathAndQuery,
-    /// It asks for a WebSocket.
-    pub websocket: bool,
+    /// What it asks its connection to become.
+    pub upgrade: Option<Upgrade>,
 }

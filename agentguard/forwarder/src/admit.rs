@@ -16,7 +16,6 @@ use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::forwarder::Forwarder;
 use super::framing;
-use super::headers;
 use super::identity::{self, Entrance, RequestTarget};
 use super::life::{CountedConnection, Life};
 use super::origin::{self, OriginError, OriginSource};
@@ -26,6 +25,7 @@ use super::refusal::{NO_AUDIT, Refusal};
 use super::session::Session;
 use super::shares;
 use super::sniff::Hello;
+use super::upgrade::Upgrade;
 
 /// Where connections come in.
 pub(crate) struct Door {
@@ -219,6 +219,16 @@ pub(crate) fn head(
     Ok(target)
 }
 
+/// What the request asks its connection to become, if it may.
+pub(crate) fn upgrade(
+    exchange: &Exchange,
+    parts: &Parts,
+    target: &RequestTarget,
+) -> Result<Option<Upgrade>, Refusal> {
+    let policy = &exchange.docket.policy;
+    Upgrade::of(parts, policy.settings(&target.host, target.port))
+}
+
 /// A server that does not read a body may take it for the next request (RFC 9110 section 9.3). What an upgrade would turn into
 /// another protocol is never read, and a body that a method gives no meaning only where the host's file says so.
 pub(crate) fn body(
@@ -226,21 +236,25 @@ pub(crate) fn body(
     parts: &Parts,
     target: &RequestTarget,
     body: &RequestBody,
+    upgrade: Option<&Upgrade>,
 ) -> Result<(), Refusal> {
     if body.is_empty() {
         return Ok(());
     }
-    if headers::asks_for_websocket(&parts.headers) {
-        let detail = "a request for a WebSocket has a body, which the server would not read";
-        return Err(Refusal::protocol(detail));
-    }
-    let meaningless = matches!(parts.method, Method::GET | Method::HEAD | Method::TRACE);
     let policy = &exchange.docket.policy;
-    if !meaningless || policy.reads_bodies(&target.host, target.port) {
-        return Ok(());
-    }
+    let reads_bodies = policy.settings(&target.host, target.port).reads_bodies;
+    let meaningless = matches!(parts.method, Method::GET | Method::HEAD | Method::TRACE);
+    let what = match upgrade {
+        Some(Upgrade::WebSocket) => {
+            let detail = "a request for a WebSocket has a body, which the server would not read";
+            return Err(Refusal::protocol(detail));
+        }
+        Some(Upgrade::Listed(_)) if !reads_bodies => "request for a tunnel",
+        None if meaningless && !reads_bodies => "request",
+        Some(Upgrade::Listed(_)) | None => return Ok(()),
+    };
     Err(Refusal::protocol(format!(
-        "a {} request has a body, which a server that does not read it takes for another request; \
+        "a {} {what} has a body, which a server that does not read it takes for another request; \
          where the server reads it, the host's file says `reads_bodies = true`",
         parts.method
     )))

@@ -84,9 +84,10 @@ pub(crate) enum UploadError {
 }
 
 impl RequestBody {
-    /// Takes the whole body in. Refused, what is left of it stays here to be drained.
+    /// Takes the whole body in, of at most `limit` bytes. Refused, what is left of it stays here to be drained.
     pub(crate) async fn hold(
         &mut self,
+        limit: usize,
         limits: &Limits,
         memory: &BodyMemory,
         agent: AgentId,
@@ -94,7 +95,6 @@ impl RequestBody {
         let Self::Streamed(body) = self else {
             return Ok(());
         };
-        let limit = limits.max_judged_body_bytes as usize;
         if body.size_hint().lower() > limit as u64 {
             return Err(too_large(limit));
         }
@@ -269,7 +269,10 @@ fn too_large(limit: usize) -> Refusal {
     Refusal::new(
         DecidedBy::Facts,
         DenyReason::BodyTooLarge,
-        format!("a rule reads the request's body, and it is longer than {limit} bytes"),
+        format!(
+            "a rule reads the request's body, and it is longer than {limit} bytes \
+             (`max_judged_body` in the host's file, else `[forwarder] max_judged_body_bytes`)"
+        ),
     )
 }
 

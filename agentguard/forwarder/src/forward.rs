@@ -13,6 +13,7 @@ use super::record::Recorded;
 use super::refusal::Refusal;
 use super::settle::Claim;
 use super::standing::{OngoingAct, PermittedRequest, Standing};
+use super::upgrade::Upgrade;
 use super::upload::{Upload, UploadState};
 use super::upstream::{self, UpstreamCall};
 
@@ -21,8 +22,8 @@ pub(crate) struct ForwardedAnswer {
     pub answer: upstream::UpstreamAnswer,
     /// What was permitted, as long as it goes on.
     pub standing: Standing,
-    /// The client's side of a request that asks for a WebSocket.
-    pub websocket: Option<OnUpgrade>,
+    /// The client's side of a request that asks its connection to become something, and what.
+    pub upgrade: Option<(OnUpgrade, Upgrade)>,
 }
 
 /// A permitted request as it leaves, and what is watched while it does.
@@ -34,7 +35,7 @@ struct Outgoing {
     uploaded: UploadState,
     /// Whether it has a body that is still to be sent.
     uploads: bool,
-    websocket: Option<OnUpgrade>,
+    upgrade: Option<(OnUpgrade, Upgrade)>,
 }
 
 /// Spends the permit: sends the request and its body, and tells its claim what became of it.
@@ -51,7 +52,7 @@ pub(crate) async fn send(
         mut standing,
         uploaded,
         uploads,
-        websocket,
+        upgrade,
     } = outgoing(exchange, message, grant, body);
     let session = exchange.session.clone();
     session.place.wait().await;
@@ -69,7 +70,7 @@ pub(crate) async fn send(
             Ok(ForwardedAnswer {
                 answer,
                 standing,
-                websocket,
+                upgrade,
             })
         }
         Err(fault) => {
@@ -103,7 +104,7 @@ fn outgoing(
         scheme,
         authority,
         line,
-        websocket: upgrade,
+        upgrade,
         ..
     } = message;
     let client = parts.extensions.remove::<OnUpgrade>();
@@ -114,7 +115,7 @@ fn outgoing(
     parts.version = Version::HTTP_11;
     let tasks = &session.forwarder.situation.tasks;
     let policy = &exchange.docket.policy;
-    let reads_bodies = policy.reads_bodies(&target.host, target.port);
+    let settings = policy.settings(&target.host, target.port).clone();
     let standing = Standing::new(
         session.forwarder.clone(),
         policy.clone(),
@@ -127,21 +128,22 @@ fn outgoing(
     let body = std::mem::replace(body, RequestBody::Spent);
     let reader = (session.life.clone(), session.clock.busy());
     let upload = Upload::new(body, &exchange.docket.entry.passed, standing.over(), reader);
+    let tunnels = upgrade.is_some();
     Outgoing {
         permit: grant.permit,
         claim: grant.claim,
         standing,
         uploaded: upload.state(),
         uploads: !upload.is_empty(),
-        websocket: client.filter(|_| upgrade),
+        upgrade: client.zip(upgrade),
         call: UpstreamCall {
             request: Request::from_parts(parts, upload),
             scheme,
             authority,
             target: line,
-            http2: session.entrance.http2,
-            websocket: upgrade,
-            reads_bodies,
+            http2: session.entrance.http2 && !settings.http1_only,
+            websocket: tunnels,
+            settings,
         },
     }
 }

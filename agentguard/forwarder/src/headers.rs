@@ -2,9 +2,9 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Method, Version};
 
 use super::refusal::Refusal;
+use super::upgrade::Upgrade;
 
 /// Fields that never go further, named in `Connection` or not.
 static HOP: [HeaderName; 8] = [
@@ -17,15 +17,6 @@ static HOP: [HeaderName; 8] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
-
-/// Whether a request asks for a WebSocket, or an answer grants it (RFC 6455 section 4): the one upgrade there is.
-pub(crate) fn asks_for_websocket(headers: &HeaderMap) -> bool {
-    let mut upgrades = headers.get_all(header::UPGRADE).iter();
-    let websocket = upgrades
-        .next()
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    websocket && upgrades.next().is_none() && has_token(headers, header::CONNECTION, "upgrade")
-}
 
 /// Takes out what is the hop's own; keeps `TE: trailers`, which gRPC needs end to end, where `trailers` is wanted.
 pub(crate) fn strip(headers: &mut HeaderMap, trailers: bool) {
@@ -44,23 +35,24 @@ pub(crate) fn strip(headers: &mut HeaderMap, trailers: bool) {
     }
 }
 
-/// Takes out what is this hop's own. Whether the request asks for a WebSocket.
-pub(crate) fn clean(parts: &mut Parts, authority: &str) -> Result<bool, Refusal> {
+/// Takes out what is this hop's own, but for the change of protocol that the request may ask for.
+pub(crate) fn clean(
+    parts: &mut Parts,
+    authority: &str,
+    upgrade: Option<&Upgrade>,
+) -> Result<(), Refusal> {
     let headers = &mut parts.headers;
-    let websocket = parts.version == Version::HTTP_11
-        && parts.method == Method::GET
-        && asks_for_websocket(headers);
     strip(headers, true);
     headers.remove(header::EXPECT);
     let host = HeaderValue::from_str(authority)
         .map_err(|_| Refusal::protocol("the request's host cannot be sent on"))?;
     headers.insert(header::HOST, host);
     join_cookies(headers);
-    if websocket {
+    if let Some(upgrade) = upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(header::UPGRADE, upgrade.as_header());
     }
-    Ok(websocket)
+    Ok(())
 }
 
 /// One `Cookie` line for what HTTP/2 allows in several (RFC 9113 section 8.2.3).
@@ -92,7 +84,7 @@ pub(crate) fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> b
     tokens(headers, name).any(|have| have.eq_ignore_ascii_case(token))
 }
 
-fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+pub(crate) fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     headers
         .get_all(name)
         .into_iter()
@@ -164,32 +156,5 @@ mod tests {
         let mut headers = map(&[("te", "trailers")]);
         strip(&mut headers, false);
         assert!(headers.is_empty());
-    }
-
-    #[test]
-    fn a_websocket_is_asked_for_in_one_way() {
-        let cases: [(&[(&str, &str)], bool); 5] = [
-            (&[("connection", "Upgrade"), ("upgrade", "WebSocket")], true),
-            (
-                &[
-                    ("connection", "keep-alive, upgrade"),
-                    ("upgrade", "websocket"),
-                ],
-                true,
-            ),
-            (&[("upgrade", "websocket")], false),
-            (&[("connection", "upgrade"), ("upgrade", "h2c")], false),
-            (
-                &[
-                    ("connection", "upgrade"),
-                    ("upgrade", "websocket"),
-                    ("upgrade", "h2c"),
-                ],
-                false,
-            ),
-        ];
-        for (lines, expected) in cases {
-            assert_eq!(asks_for_websocket(&map(lines)), expected, "{lines:?}");
-        }
     }
 }

@@ -191,7 +191,10 @@ async fn gather(
     let Subject {
         forwarder, life, ..
     } = subject;
-    let limits = &forwarder.limits;
+    let settings = policy.settings(&act.target.host, act.target.port);
+    let limit = settings
+        .max_judged_body
+        .unwrap_or(forwarder.limits.max_judged_body_bytes as usize);
     let mut gathered = Context {
         tasks: Some(tasks.clone()),
         ..Context::default()
@@ -199,14 +202,15 @@ async fn gather(
     let needs = policy.needs(&input(life.agent, act, &gathered));
     match (act.action, &needs.body) {
         (Action::Request { headers, .. }, Some(needed)) if body.is_known() => {
-            let limit = limits.max_judged_body_bytes as usize;
             gathered.body = needed.block.read(headers, body.bytes(), limit);
             gathered.body_sha256 = needs
                 .has(AttributeName::Limits)
                 .then(|| Sha256::digest(body.bytes()).into());
         }
         (Action::Request { .. }, Some(_)) => {
-            body.hold(limits, &forwarder.room, life.agent).await?;
+            let room = &forwarder.room;
+            body.hold(limit, &forwarder.limits, room, life.agent)
+                .await?;
             return Ok(None);
         }
         (Action::Request { .. }, None) if body.is_known() && body.bytes().is_empty() => {

@@ -28,6 +28,7 @@ mod connect;
 mod http;
 mod session;
 mod tunnel;
+mod upgrade;
 
 mod act;
 mod exchange;

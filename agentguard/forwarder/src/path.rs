@@ -83,7 +83,7 @@ where
 {
     match each_request(session, stream, answer).await {
         None => Ok(()),
-        Some(Tunnel::WebSocket(websocket)) => Err(websocket.pass().await),
+        Some(Tunnel::Upgrade(tunnel)) => Err(tunnel.pass().await),
         Some(Tunnel::Connect(connect)) => {
             let (client, target, entry) = connect.open().await?;
             let tunnel = Some(target);
@@ -126,10 +126,12 @@ async fn request(
         exchange.docket.entry.begin().await?;
         return own::answer(exchange, &parts, body).await.map(Return::Own);
     }
+    // What it asks its connection to become is what the host's file lets it.
+    let upgrade = admit::upgrade(exchange, &parts, &target)?;
     // A request has a body where its method means something by it: no other request hides in one.
-    admit::body(exchange, &parts, &target, body)?;
+    admit::body(exchange, &parts, &target, body, upgrade.as_ref())?;
     // What it does: its acts. From here on it has one form.
-    let message = protocol::read(parts, target, exchange.scheme())?;
+    let message = protocol::read(parts, target, exchange.scheme(), upgrade)?;
     let acts = exchange.protocol.acts(&message);
     // What rules read is gathered, then they decide, then `settle::settle` settles what the permit owes. Again if a
     // bundle came between, which is why settling is in there: it waits, and what was decided before may not hold after.

@@ -10,7 +10,7 @@ use super::headers;
 use super::own::document::Document;
 use super::refusal::Refusal;
 use super::reply::Reply;
-use super::tunnel::{Tunnel, WebSocket};
+use super::tunnel::{Tunnel, UpgradeTunnel};
 
 /// What a request has led to.
 #[expect(
@@ -35,15 +35,15 @@ fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Repl
     let ForwardedAnswer {
         answer,
         standing,
-        websocket,
+        upgrade,
     } = forwarded;
     let (mut head, body) = answer.response.into_parts();
     exchange.docket.entry.upstream = Some(answer.facts.0.clone());
     exchange.status(head.status);
     head.version = Version::HTTP_11;
     let changes = head.status == StatusCode::SWITCHING_PROTOCOLS;
-    let client = match websocket {
-        Some(client) if changes && headers::asks_for_websocket(&head.headers) => Some(client),
+    let client = match upgrade {
+        Some((client, upgrade)) if changes && upgrade.is_granted_by(&head.headers) => Some(client),
         _ if changes => {
             return unusable(exchange, "it changed to a protocol that was not asked for");
         }
@@ -68,7 +68,7 @@ fn upstream(mut exchange: Exchange, forwarded: ForwardedAnswer) -> Response<Repl
     };
     let upstream = hyper::upgrade::on(Response::from_parts(head.clone(), body));
     head.extensions.clear();
-    session.becomes(Tunnel::WebSocket(Box::new(WebSocket {
+    session.becomes(Tunnel::Upgrade(Box::new(UpgradeTunnel {
         client,
         upstream,
         standing,

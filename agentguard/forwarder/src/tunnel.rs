@@ -1,5 +1,5 @@
-//! Connections that become tunnels: `CONNECT`, inside which everything begins anew, and WebSockets, whose bytes are
-//! passed on after the request was permitted and upstream agreed.
+//! Connections that become tunnels: `CONNECT`, inside which everything begins anew, and upgrades, whose bytes are passed on
+//! after the request was permitted and upstream agreed.
 
 use std::io;
 use std::pin::Pin;
@@ -24,7 +24,7 @@ const CHUNK: usize = 16 * 1024;
 /// What a connection is after its last HTTP answer.
 pub(crate) enum Tunnel {
     Connect(Connect),
-    WebSocket(Box<WebSocket>),
+    Upgrade(Box<UpgradeTunnel>),
 }
 
 /// The agent takes us for its proxy: what it sends now is for `target`.
@@ -35,7 +35,7 @@ pub(crate) struct Connect {
 }
 
 /// Upstream has agreed.
-pub(crate) struct WebSocket {
+pub(crate) struct UpgradeTunnel {
     pub client: OnUpgrade,
     pub upstream: OnUpgrade,
     pub entry: RecordEntry,
@@ -61,7 +61,7 @@ impl Connect {
     }
 }
 
-impl WebSocket {
+impl UpgradeTunnel {
     /// Passes the bytes both ways until both sides have ended.
     pub(crate) async fn pass(self) -> ConnectionOver {
         let Self {

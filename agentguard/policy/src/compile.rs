@@ -87,7 +87,7 @@ pub(super) fn compile(
                 scope: file.scope.clone(),
                 exact: file.exact,
             }),
-            reads_bodies: file.reads_bodies,
+            settings: file.settings.clone(),
             private_paths: file.private_paths.clone(),
         };
         facts.insert(&file.host, known);

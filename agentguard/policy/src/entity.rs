@@ -11,6 +11,7 @@ use super::host::{HostMap, HostPattern};
 use super::parse::UNKNOWN_RISK;
 use super::requests::Requests;
 use super::schema;
+use super::settings::HostSettings;
 
 static AGENT: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Agent"));
 static HOST: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Host"));
@@ -24,7 +25,7 @@ pub(super) struct HostFacts {
     pub risk: String,
     pub data: Vec<String>,
     pub requests: Arc<Requests>,
-    pub reads_bodies: bool,
+    pub settings: HostSettings,
     /// Whose wildcards stand for what is not recorded.
     pub private_paths: Vec<PathPattern>,
 }
@@ -35,7 +36,7 @@ impl HostFacts {
             risk: UNKNOWN_RISK.to_owned(),
             data: Vec::new(),
             requests: Arc::default(),
-            reads_bodies: false,
+            settings: HostSettings::DEFAULT,
             private_paths: Vec::new(),
         }
     }

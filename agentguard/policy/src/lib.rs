@@ -45,6 +45,7 @@ pub mod replay;
 mod requests;
 mod rules;
 mod schema;
+mod settings;
 mod slice;
 mod spelling;
 mod task;
@@ -76,6 +77,7 @@ pub use self::needs::Needs;
 pub use self::path::CanonicalPath;
 pub use self::permissions::Permissions;
 pub use self::permit::{Owed, Permit, Settled};
+pub use self::settings::HostSettings;
 pub use self::task::{CoveringTasks, OnTask, OpenedBy, Task, TaskSituation, Terms, is_reserved};
 pub use self::time::Moment;
 
@@ -350,12 +352,10 @@ impl Policy {
         Some(agent.reach[class.entry].tls)
     }
 
-    /// Whether the host's file says that its server reads each request's body to its end, so that none is taken for another
-    /// request.
-    pub fn reads_bodies(&self, host: &HostName, port: u16) -> bool {
-        self.facts
-            .lookup(host, port)
-            .is_some_and(|facts| facts.reads_bodies)
+    /// How the host is spoken to.
+    pub fn settings(&self, host: &HostName, port: u16) -> &HostSettings {
+        let facts = self.facts.lookup(host, port);
+        facts.map_or(HostSettings::UNSAID, |facts| &facts.settings)
     }
 
     /// Whether the agent, and everyone it acts for, reaches the host at all.

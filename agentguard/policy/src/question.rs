@@ -108,7 +108,9 @@ impl<'q> ParsedQuestion<'q> {
     pub(crate) fn gather(&mut self, policy: &Policy, agent: AgentId) -> Vec<String> {
         let needed = policy.needs(&self.input(agent)).body;
         let bytes = self.body.as_bytes();
-        let body = needed.map(|needed| needed.block.read(&self.headers, bytes, MAX_BODY));
+        let settings = policy.settings(&self.host, self.port);
+        let limit = settings.max_judged_body.unwrap_or(MAX_BODY);
+        let body = needed.map(|needed| needed.block.read(&self.headers, bytes, limit));
         self.context.body = body.unwrap_or_default();
         let mut urls = Vec::new();
         let asked = policy.asks(&self.input(agent)).into_iter();

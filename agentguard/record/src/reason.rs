@@ -91,7 +91,7 @@ reasons! {
         "who writes the agent, or who declared the body in the host's file";
     BodyTooLarge: "body-too-large", Protocol, "The request's body is too large to be judged",
         "a body that a rule reads is longer or deeper than what is read",
-        "who runs the host: `[forwarder] max_judged_body_bytes`";
+        "who owns the agent: `max_judged_body` in the host's file; or who runs the host: `[forwarder] max_judged_body_bytes`";
     AttributeUnavailable: "attribute-unavailable", Host, "A fact that decides cannot be had",
         "a fact that a rule reads has to be looked up, and could not be",
         "who runs the service of the look-up; the daemon's log names it";
@@ -112,7 +112,7 @@ reasons! {
         "who runs the server; for private addresses `[upstream] allow_addresses`";
     UpstreamTimeout: "upstream-timeout", Upstream, "The server did not answer in time",
         "the server did not answer in time",
-        "who runs the server; retry later";
+        "who runs the server; or who owns the agent: `timeouts.head` in the host's file";
 }
 
 /// Whose no a reason is.

@@ -14,6 +14,7 @@ mod packages;
 mod passthrough;
 mod pool;
 mod refusals;
+mod settings;
 mod sse;
 mod websocket;
 mod wire;

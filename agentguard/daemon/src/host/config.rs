@@ -127,7 +127,7 @@ impl Default for ForwarderSection {
             max_header_bytes: 65_536,
             head_timeout_ms: 15_000,
             upstream_connect_timeout_ms: 10_000,
-            upstream_head_timeout_ms: 300_000,
+            upstream_head_timeout_ms: 3_600_000,
             idle_timeout_ms: 120_000,
             max_judged_body_bytes: 1 << 20,
             max_judged_bodies_bytes: 64 << 20,

@@ -15,6 +15,7 @@ use super::identity::RequestTarget;
 use super::refusal::Refusal;
 use super::reply::Reply;
 use super::tasks::NamedTask;
+use super::upgrade::Upgrade;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -62,11 +63,12 @@ pub(crate) fn read(
     mut parts: Parts,
     target: RequestTarget,
     scheme: &Scheme,
+    upgrade: Option<Upgrade>,
 ) -> Result<Message, Refusal> {
     let path = path(&parts).map_err(Refusal::protocol)?;
     let authority = target.authority(scheme, &parts);
     let task = NamedTask::take(&mut parts.headers);
-    let websocket = headers::clean(&mut parts, &authority)?;
+    headers::clean(&mut parts, &authority, upgrade.as_ref())?;
     let line = match parts.uri.query() {
         _ if is_of_server(&parts) => PathAndQuery::try_from("*"),
         Some(query) => PathAndQuery::try_from(format!("{}?{query}", path.as_str())),
@@ -81,7 +83,7 @@ pub(crate) fn read(
         authority: Authority::try_from(authority)
             .map_err(|_| Refusal::protocol("the request's host cannot be sent on"))?,
         line: line.map_err(|_| Refusal::protocol("the request's path cannot be sent on"))?,
-        websocket,
+        upgrade,
     })
 }
 

@@ -20,6 +20,9 @@ use crate::upload::{Upload, UploadState};
 
 /// Interim answers (RFC 9110 section 15.2) to one request. Servers send one or two.
 const MAX_INTERIM: usize = 32;
+/// What allows more time to the head of an answer.
+const HEAD_KEYS: &str =
+    "`timeouts.head` in the host's file, else `[forwarder] upstream_head_timeout_ms`";
 
 /// What the answer's body holds of the connection it comes from.
 pub(crate) enum Lease {
@@ -99,6 +102,7 @@ impl Upstreams {
         call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
         http1.is_last = call.is_last();
+        let head_timeout = call.settings.head_timeout;
         let (mut request, mut rest) = Rest::split(call, hazard(&http1));
         let upload = request.body().state();
         let interim = count_interim(&mut request);
@@ -107,6 +111,7 @@ impl Upstreams {
             let mut sent = pin!(sent);
             let mut open = true;
             self.in_time(
+                head_timeout,
                 &upload,
                 &interim,
                 poll_fn(|cx| {
@@ -165,11 +170,15 @@ impl Upstreams {
         turn: Option<Turn>,
         call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
+        let head_timeout = call.settings.head_timeout;
         let (request, mut rest) = Rest::split(call, Hazard::Refuse);
         let upload = request.body().state();
         let sent = http2.sender.try_send_request(request);
         drop(turn);
-        match self.in_time(&upload, &Interim::default(), sent).await {
+        match self
+            .in_time(head_timeout, &upload, &Interim::default(), sent)
+            .await
+        {
             Ok(Ok(response)) => Ok(UpstreamAnswer {
                 response,
                 facts: http2.facts.clone(),
@@ -192,6 +201,7 @@ impl Upstreams {
         http1: Http1,
         call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
+        let head_timeout = call.settings.head_timeout;
         let (mut request, mut rest) = Rest::split(call, Hazard::None);
         let upload = request.body().state();
         let interim = count_interim(&mut request);
@@ -206,7 +216,7 @@ impl Upstreams {
             let _ = connection.await;
         });
         let sent = sender.try_send_request(request);
-        match self.in_time(&upload, &interim, sent).await {
+        match self.in_time(head_timeout, &upload, &interim, sent).await {
             Ok(Ok(response)) => Ok(UpstreamAnswer {
                 response,
                 lease: Lease::Detached,
@@ -217,22 +227,25 @@ impl Upstreams {
         }
     }
 
-    /// Waits for the head of the answer. The time counts from the last byte of the request that was passed on.
+    /// Waits for the head of the answer. The time counts from the last byte of the request that was passed on. `limit`: the
+    /// host's own.
     async fn in_time<T>(
         &self,
+        limit: Option<Duration>,
         upload: &UploadState,
         interim: &Interim,
         answer: impl Future<Output = T>,
     ) -> Result<T, UpstreamFault> {
+        let limit = limit.unwrap_or(self.head_timeout);
         let mut answer = pin!(answer);
         loop {
             let before = upload.passed();
-            let in_time = tokio::time::timeout(self.head_timeout, answer.as_mut());
+            let in_time = tokio::time::timeout(limit, answer.as_mut());
             tokio::select! {
                 in_time = in_time => match in_time {
                     Ok(answer) => return Ok(answer),
                     Err(_) if upload.passed() != before => {}
-                    Err(_) => return Err(self.too_slow(upload)),
+                    Err(_) => return Err(too_slow(limit, upload)),
                 },
                 () = interim.too_many.notified() => {
                     let detail = format!("it sent more than {MAX_INTERIM} interim answers");
@@ -241,15 +254,15 @@ impl Upstreams {
             }
         }
     }
+}
 
-    fn too_slow(&self, upload: &UploadState) -> UpstreamFault {
-        let limit = self.head_timeout.as_millis();
-        if upload.is_done() {
-            UpstreamFault::timeout(format!("no answer within {limit} ms"))
-        } else {
-            UpstreamFault::timeout(format!("the request's body stopped for {limit} ms"))
-        }
-    }
+fn too_slow(limit: Duration, upload: &UploadState) -> UpstreamFault {
+    let limit = limit.as_millis();
+    let what = match upload.is_done() {
+        true => format!("no answer within {limit} ms"),
+        false => format!("the request's body stopped for {limit} ms"),
+    };
+    UpstreamFault::timeout(format!("{what} ({HEAD_KEYS})"))
 }
 
 fn hazard(http1: &Http1) -> Hazard {

@@ -37,6 +37,8 @@ pub(super) struct Need {
     pub once: bool,
     /// It has waited before, and is older than those that wait now.
     pub again: bool,
+    /// How long its connection may have been idle, by the host's file.
+    pub idle: Option<Duration>,
 }
 
 /// What carries one request.
@@ -120,11 +122,12 @@ impl HostPool {
             };
             let open = poll_fn(|cx| Poll::Ready(http1.poll_open(cx))).await;
             http1.idle = http1.since.elapsed();
+            let too_old = need.idle.is_some_and(|idle| http1.idle >= idle);
             let lasts = self.state().idle_time.saw(http1.idle, open);
-            if open && (lasts || !need.once) {
+            if open && !too_old && (lasts || !need.once) {
                 return Ok((Connection::Http1(http1), turn));
             }
-            need.fresh |= open;
+            need.fresh |= open && !too_old;
             need.again = true;
         }
     }

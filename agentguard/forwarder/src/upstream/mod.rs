@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_link::frame::Limits;
+use agentguard_policy::HostSettings;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body::Body as _;
@@ -61,12 +62,12 @@ pub(crate) struct UpstreamCall {
     /// As the host is judged; with the port unless it is the scheme's own.
     pub authority: Authority,
     pub target: PathAndQuery,
-    /// Offer HTTP/2: the client speaks it.
+    /// Offer HTTP/2: the client speaks it, and the host may be spoken to in it.
     pub http2: bool,
-    /// The request asks for a WebSocket.
+    /// The request asks for a WebSocket, or for another tunnel.
     pub websocket: bool,
-    /// The server reads each request's body to its end, by the host's file.
-    pub reads_bodies: bool,
+    /// By the host's file.
+    pub settings: HostSettings,
 }
 
 /// The head of upstream's answer, its body to come.
@@ -145,6 +146,7 @@ impl Upstreams {
         let authenticates = credentials::of_a_connection(call.request.headers());
         let host = pools.of(&mut key, authenticates).host(&key);
         let mut need = pools.need(&key, call.request.method());
+        need.idle = call.settings.idle_timeout;
         for sends in 0..=RESENDS {
             let taken = match call.websocket {
                 true => host.open().await.map(|new| (Connection::Http1(new), None)),
@@ -221,7 +223,7 @@ impl UpstreamCall {
 
     /// Whether no other request may follow this one on an HTTP/1.1 connection.
     fn is_last(&self) -> bool {
-        !self.reads_bodies && !self.request.body().is_empty()
+        !self.settings.reads_bodies && !self.request.body().is_empty()
     }
 
     /// HTTP/2: `:scheme` and `:authority` instead of `Host` (RFC 9113 section 8.3.1).

@@ -67,7 +67,7 @@ impl SessionPools {
         Need {
             fresh: first && once && !key.http2,
             once,
-            again: false,
+            ..Need::default()
         }
     }
 

@@ -2,11 +2,13 @@
 
 mod lookup;
 mod request;
+mod settings;
 
 use std::sync::Arc;
 
 use self::lookup::lookups;
 use self::request::{body_blocks, scope_entries};
+use self::settings::settings;
 use super::table::{Keys, Table};
 use super::{RISKS, document};
 use crate::body::BodyBlock;
@@ -16,6 +18,7 @@ use crate::host::HostPattern;
 use crate::lookup::Lookup;
 use crate::reading::Exact;
 use crate::requests::ScopeEntry;
+use crate::settings::HostSettings;
 
 /// `risk` of what no file describes.
 pub(crate) const UNKNOWN_RISK: &str = "unknown";
@@ -31,8 +34,7 @@ pub(crate) struct HostFile {
     pub body: Vec<BodyBlock>,
     pub lookups: Vec<Arc<Lookup>>,
     pub scope: Vec<ScopeEntry>,
-    /// Its server reads each request's body to its end before it takes anything for another request.
-    pub reads_bodies: bool,
+    pub settings: HostSettings,
     /// Whose wildcards stand for what is not recorded.
     pub private_paths: Vec<PathPattern>,
     /// How its server does not read requests.
@@ -49,6 +51,10 @@ const HOST: Keys = Keys {
         "risk",
         "data",
         "reads_bodies",
+        "timeouts",
+        "upgrade",
+        "max_judged_body",
+        "http",
         "private_paths",
         "paths",
         "overrides",
@@ -100,9 +106,7 @@ pub(crate) fn host_file(report: &mut Report<'_>, file: u32) -> Option<HostFile> 
     }
     data.sort_unstable();
     data.dedup();
-    let reads_bodies = table
-        .boolean(report, "reads_bodies")
-        .is_some_and(|it| it.value);
+    let settings = settings(report, &table);
     let private_paths = private_paths(report, &table);
     let mut is = |key, choices: [&str; 2]| {
         let chosen = table.choice(report, key, &choices);
@@ -123,7 +127,7 @@ pub(crate) fn host_file(report: &mut Report<'_>, file: u32) -> Option<HostFile> 
             body,
             lookups,
             scope,
-            reads_bodies,
+            settings,
             private_paths,
             exact,
         }),

@@ -9,6 +9,7 @@ mod limits;
 mod lookups;
 mod readings;
 mod refused;
+mod settings;
 mod shorthand;
 mod tasks;
 

@@ -16,7 +16,7 @@ fn timed(time: &str, rules: &str) -> Sources {
     sources
 }
 
-fn found(sources: &Sources) -> Vec<String> {
+pub(super) fn found(sources: &Sources) -> Vec<String> {
     match Policy::compile(sources, &ids(sources)) {
         Ok(_) => Vec::new(),
         Err(found) => found

@@ -152,7 +152,7 @@ pub const KEYS: [ConfigKey; 29] = [
     key(
         "[forwarder]",
         "upstream_head_timeout_ms",
-        "300000",
+        "3600000",
         "how long a server may take to the head of its answer",
     )
     .milliseconds(|config| config.forwarder.upstream_head_timeout_ms),
