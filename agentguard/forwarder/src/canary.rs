@@ -7,6 +7,7 @@ use agentguard_common::abi::AgentId;
 use agentguard_link::canary::{HOST, PERMITTED};
 use agentguard_link::frame::{CanaryOrigin, Upstream};
 use agentguard_link::state::PolicyUpdate;
+use agentguard_link::ways::Ways;
 use agentguard_policy::Sources;
 
 /// Where its requests go: to the daemon's own origin on this host, and nowhere else.
@@ -16,6 +17,7 @@ pub(crate) fn upstream(origin: &CanaryOrigin) -> Upstream {
         hosts: BTreeMap::from([(HOST.to_owned(), vec![IpAddr::V4(Ipv4Addr::LOCALHOST)])]),
         resolvers: Vec::new(),
         allow_addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST).into()],
+        ways: Ways::default(),
     }
 }
 

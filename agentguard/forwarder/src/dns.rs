@@ -139,6 +139,9 @@ async fn look_up(name: &HostName, kind: RecordType, resolver: &NameResolver) -> 
         RecordType::AAAA => Family::V6,
         _ => return QueryVerdict::other_type(),
     };
+    if resolver.leaves_to_proxy(name) {
+        return QueryVerdict::of_proxy(family);
+    }
     match resolver.family(name, family).await {
         Ok(resolved) => QueryVerdict::resolved(&resolved),
         Err(error) => QueryVerdict::failed(&error),

@@ -15,11 +15,11 @@ use super::settle::Claim;
 use super::standing::{OngoingAct, PermittedRequest, Standing};
 use super::upgrade::Upgrade;
 use super::upload::{Upload, UploadState};
-use super::upstream::{self, UpstreamCall};
+use super::upstream::{UpstreamAnswer, UpstreamCall};
 
 /// Upstream's answer, and what is known of what it answers.
 pub(crate) struct ForwardedAnswer {
-    pub answer: upstream::UpstreamAnswer,
+    pub answer: UpstreamAnswer,
     /// What was permitted, as long as it goes on.
     pub standing: Standing,
     /// The client's side of a request that asks its connection to become something, and what.
@@ -64,7 +64,7 @@ pub(crate) async fn send(
         Some(()) = lost => return Err(Refusal::cut(standing.reason())),
         Some(()) = OptionFuture::from(over), if !uploads => return Err(Refusal::over()),
     };
-    match sent {
+    match sent.and_then(UpstreamAnswer::not_from_proxy) {
         Ok(answer) => {
             claim.was_answered(answer.response.status());
             Ok(ForwardedAnswer {

@@ -78,8 +78,7 @@ impl Forwarder {
         book.set_available(start.state.audit_writable);
         let gate = gate(lives.clone(), book.clone());
         let dns = dns::Server::new(policy.clone(), resolver.clone(), keep(book.clone()), gate);
-        let roots = &start.upstream.roots;
-        let upstreams = Upstreams::new(resolver, roots, &start.limits, tag)?;
+        let upstreams = Upstreams::new(resolver, &start.upstream, &start.limits, tag)?;
         let shares = Arc::new(AllShares::default());
         let mut forwarder = Self {
             policy,
@@ -113,7 +112,7 @@ impl Forwarder {
             lives: self.lives.clone(),
             records: self.records.clone(),
             leaves: self.leaves.clone(),
-            upstreams: Upstreams::new(resolver, &upstream.roots, &self.limits, tag)?,
+            upstreams: Upstreams::new(resolver, &upstream, &self.limits, tag)?,
             dns: self.dns.clone(),
             charges: self.charges.clone(),
             situation: Situation::new(State::default()).map_err(anyhow::Error::msg)?,

@@ -50,7 +50,7 @@ pub(crate) async fn pass(
     let tasks = forwarder.situation.tasks.ends_of(permit.permit().covered());
     claim.goes_out();
     let dialled = forwarder.upstreams.connect(&arrival.life, permit).await;
-    let (mut upstream, addr) = match dialled {
+    let reached = match dialled {
         Ok(dialled) => dialled,
         Err(fault) => {
             claim.was_not_sent();
@@ -62,9 +62,11 @@ pub(crate) async fn pass(
     };
     drop(claim);
     entry.upstream = Some(UpstreamInfo {
-        addr: addr.to_string(),
+        addr: reached.addr.to_string(),
         tls: "passthrough".into(),
+        proxy: reached.proxy.clone(),
     });
+    let mut upstream = reached.hop;
     let passed = entry.passed.clone();
     let carried = async {
         upstream.write_all(&head).await?;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use agentguard_link::frame::Upstream;
+use agentguard_link::ways::Ways;
 use agentguard_policy::HostName;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig};
@@ -35,6 +36,7 @@ pub struct NameResolver {
     hosts: BTreeMap<String, Vec<IpAddr>>,
     allowed: AllowedAddresses,
     dns: Option<TokioResolver>,
+    ways: Ways,
     /// For one look-up.
     patience: Duration,
 }
@@ -99,6 +101,7 @@ impl NameResolver {
             hosts: upstream.hosts.clone(),
             allowed: AllowedAddresses::new(&upstream.allow_addresses),
             dns,
+            ways: upstream.ways.clone(),
             patience: patience * 3,
         })
     }
@@ -135,6 +138,11 @@ impl NameResolver {
             return Err(ResolveError::NoAddress(host.as_str().into()));
         }
         self.dialable(host, of_family, ttl)
+    }
+
+    /// Whether the host's name is for a proxy to look up, and for nobody here.
+    pub fn leaves_to_proxy(&self, host: &HostName) -> bool {
+        self.ways.of(host).is_some()
     }
 
     /// Whether `ip` may be dialled at all.

@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn what_is_asked_for() {
-        let cases: [(Method, &[(&str, &str)], Option<&str>); 12] = [
+        type Lines = &'static [(&'static str, &'static str)];
+        let cases: [(Method, Lines, Option<&str>); 12] = [
             (
                 Method::GET,
                 &[("connection", "Upgrade"), ("upgrade", "WebSocket")],

@@ -13,6 +13,7 @@ use crate::calls::to_daemon::{DaemonAnswer, DaemonCall};
 use crate::calls::to_forwarder::{ForwarderAnswer, ForwarderCall};
 use crate::spool::{CleanSegment, SpoolEnd};
 use crate::state::{Delta, State};
+use crate::ways::Ways;
 
 /// Daemon to forwarder.
 #[derive(Debug, Serialize, Deserialize)]
@@ -117,4 +118,5 @@ pub struct Upstream {
     pub resolvers: Vec<SocketAddr>,
     /// Of the addresses that are refused otherwise: loopback, link-local, private, metadata, multicast, unspecified.
     pub allow_addresses: Vec<IpNet>,
+    pub ways: Ways,
 }

@@ -14,3 +14,4 @@ pub mod listen;
 pub mod presence;
 pub mod spool;
 pub mod state;
+pub mod ways;

@@ -141,6 +141,8 @@ pub struct UpstreamInfo {
     pub addr: String,
     /// `TLSv1.3`, …; empty for plain.
     pub tls: String,
+    /// By which proxy, whose address `addr` then is; empty: none.
+    pub proxy: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]

@@ -13,6 +13,7 @@ mod namespace;
 mod packages;
 mod passthrough;
 mod pool;
+mod proxy;
 mod refusals;
 mod settings;
 mod sse;

@@ -10,7 +10,7 @@ use super::Need;
 use crate::shell::{self, command};
 
 /// A program, the package that has it, from which need on, and what it is for.
-const PROGRAMS: [(&str, &str, Need, &str); 16] = [
+const PROGRAMS: [(&str, &str, Need, &str); 17] = [
     (
         "cc",
         "gcc libc6-dev",
@@ -74,6 +74,12 @@ const PROGRAMS: [(&str, &str, Need, &str); 16] = [
         "util-linux",
         Need::Tests,
         "processes with another user for tests",
+    ),
+    (
+        "tinyproxy",
+        "tinyproxy-bin",
+        Need::Tests,
+        "the proxy that agents' calls go by",
     ),
     (
         "qemu-system-x86_64",

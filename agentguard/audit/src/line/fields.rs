@@ -32,7 +32,7 @@ const fn field(
 }
 
 #[rustfmt::skip]
-const FIELDS: [Field; 55] = [
+const FIELDS: [Field; 56] = [
     field("time", "text", "always",
         "when the decision was taken: RFC 3339, UTC, microseconds"),
     field("seq", "number", "always",
@@ -126,9 +126,11 @@ const FIELDS: [Field; 55] = [
     field("upstream", "object", "it was sent on",
         "where it went"),
     field("upstream.addr", "text", "always in `upstream`",
-        "address and port"),
+        "address and port of where the forwarder has connected to"),
     field("upstream.tls", "text", "always in `upstream`, or null",
         "the version of TLS, or `passthrough`; null for plain"),
+    field("upstream.proxy", "text", "always in `upstream`, or null",
+        "the proxy at that address, which was asked for the host by name; null: the host itself"),
     field("bytes_up", "number", "always",
         "bytes of bodies or tunnels that the agent sent"),
     field("bytes_down", "number", "always",

@@ -56,6 +56,7 @@ fn a_decision_has_every_field_in_order() {
     draft.upstream = Some(UpstreamInfo {
         addr: "192.0.2.1:80".into(),
         tls: String::new(),
+        proxy: String::new(),
     });
     draft.latency = Latency {
         decide: 2,
@@ -118,7 +119,7 @@ fn a_decision_has_every_field_in_order() {
             "bundle": {"name": "main", "serial": 3, "digest": "d1"},
             "credential": null,
             "approval": null,
-            "upstream": {"addr": "192.0.2.1:80", "tls": null},
+            "upstream": {"addr": "192.0.2.1:80", "tls": null, "proxy": null},
             "bytes_up": 0,
             "bytes_down": 0,
             "count": 1,
@@ -220,6 +221,7 @@ fn the_table_has_the_keys_of_lines_in_which_nothing_is_missing() {
     draft.upstream = Some(UpstreamInfo {
         addr: "192.0.2.1:443".into(),
         tls: "TLSv1.3".into(),
+        proxy: "http://proxy.corp:3128".into(),
     });
     let process = Process {
         cwd: Some("/".into()),

@@ -98,6 +98,7 @@ struct BundleLine<'a> {
 struct UpstreamLine<'a> {
     addr: &'a str,
     tls: Option<&'a str>,
+    proxy: Option<&'a str>,
 }
 
 fn decision<'a>(place: ChainPlace<'a>, draft: &'a Draft, context: &'a Context<'a>) -> Columns<'a> {
@@ -130,6 +131,7 @@ fn decision<'a>(place: ChainPlace<'a>, draft: &'a Draft, context: &'a Context<'a
         upstream: draft.upstream.as_ref().map(|upstream| UpstreamLine {
             addr: &upstream.addr,
             tls: Some(upstream.tls.as_str()).filter(|tls| !tls.is_empty()),
+            proxy: Some(upstream.proxy.as_str()).filter(|proxy| !proxy.is_empty()),
         }),
         bytes_up: draft.bytes_up,
         bytes_down: draft.bytes_down,

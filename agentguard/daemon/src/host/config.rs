@@ -2,6 +2,7 @@
 
 mod error;
 mod keys;
+mod proxy;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::error::ConfigError;
 pub use self::keys::{ConfigKey, KEYS};
+pub use self::proxy::{HostEntry, ProxyChoice};
 
 /// Where the configuration is if neither `--config` nor `AGENTGUARD_CONFIG` says.
 pub const DEFAULT_PATH: &str = "/etc/agentguard/agentguard.toml";
@@ -163,6 +165,20 @@ pub struct UpstreamSection {
     pub resolvers: Vec<Resolver>,
     /// Of the addresses refused otherwise: loopback, link-local, private, metadata, multicast, unspecified.
     pub allow_addresses: Vec<IpNet>,
+    /// By which way every host is reached that the next two do not name.
+    pub proxy: ProxyChoice,
+    pub proxies: BTreeMap<HostEntry, ProxyChoice>,
+    /// Reached directly, where `proxies` does not say otherwise.
+    pub no_proxy: Vec<HostEntry>,
+    /// Of lines `HOST:PORT USER:PASSWORD`; empty: none.
+    pub proxy_credentials_file: PathBuf,
+}
+
+impl UpstreamSection {
+    pub fn credentials_file(&self) -> Option<&Path> {
+        let file = self.proxy_credentials_file.as_path();
+        (file != Path::new("")).then_some(file)
+    }
 }
 
 /// One address or a list of them.
@@ -323,6 +339,12 @@ impl Config {
                 "cgroup",
                 format!("`{cgroup}` is neither `auto` nor an absolute path"),
             ));
+        }
+        if let Some(file) = self.upstream.credentials_file()
+            && !file.is_absolute()
+        {
+            let message = format!("`{}` is not an absolute path", file.display());
+            return Err(("proxy_credentials_file", message));
         }
         let f = &self.forwarder;
         if f.user.is_empty() || f.user == "root" || f.user == "0" {

@@ -6,6 +6,7 @@ pub(crate) mod network;
 pub(crate) mod startup;
 pub mod tls;
 pub mod upstream;
+mod ways;
 
 use std::path::Path;
 

@@ -167,7 +167,7 @@ pub(crate) fn make_folders(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// What no agent changes, and the state, which none reads either.
+/// What no agent changes, and what none reads either: the state, and the credentials of proxies.
 pub(crate) fn own_files(config: &Config) -> Vec<ProtectedPath> {
     let mut files = vec![ProtectedPath {
         path: config.paths.state.clone(),
@@ -180,6 +180,11 @@ pub(crate) fn own_files(config: &Config) -> Vec<ProtectedPath> {
         config.file.clone(),
         std::env::current_exe().ok(),
     ];
+    let credentials = config.upstream.credentials_file();
+    files.extend(credentials.map(|path| ProtectedPath {
+        path: path.to_owned(),
+        secret: true,
+    }));
     files.extend(others.into_iter().flatten().map(|path| ProtectedPath {
         path,
         secret: false,

@@ -9,6 +9,7 @@ use agentguard_link::frame::Upstream;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use super::ways::{self, CredentialsError};
 use crate::host::config::UpstreamSection;
 
 /// Where distributions keep their trust anchors as one file. The first that is there is the system's.
@@ -21,10 +22,11 @@ pub const SYSTEM_BUNDLES: [&str; 5] = [
 ];
 
 #[derive(Debug, thiserror::Error)]
-#[error("`upstream.roots`: cannot read `{}`: {reason}", path.display())]
-pub struct RootsError {
-    path: PathBuf,
-    reason: String,
+pub enum UpstreamError {
+    #[error("`upstream.roots`: cannot read `{}`: {reason}", path.display())]
+    Roots { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
 }
 
 /// The system's trust anchors, PEM; empty on a host that has none.
@@ -36,12 +38,12 @@ pub fn system_roots() -> String {
 }
 
 /// `system`: PEM. A certificate in it that cannot be read is left out; in a configured file it is an error.
-pub fn gather(section: &UpstreamSection, system: &str) -> Result<Upstream, RootsError> {
+pub fn gather(section: &UpstreamSection, system: &str) -> Result<Upstream, UpstreamError> {
     let mut roots: Vec<Vec<u8>> = CertificateDer::pem_slice_iter(system.as_bytes())
         .filter_map(|der| Some(der.ok()?.to_vec()))
         .collect();
     for path in &section.roots {
-        let unreadable = |reason: String| RootsError {
+        let unreadable = |reason: String| UpstreamError::Roots {
             path: path.clone(),
             reason,
         };
@@ -66,6 +68,7 @@ pub fn gather(section: &UpstreamSection, system: &str) -> Result<Upstream, Roots
         hosts,
         resolvers,
         allow_addresses: section.allow_addresses.clone(),
+        ways: ways::gather(section)?,
     })
 }
 

@@ -6,7 +6,7 @@ use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{RData, RecordType};
 
-use crate::resolve::{ResolveError, ResolvedAddresses};
+use crate::resolve::{Family, ResolveError, ResolvedAddresses};
 
 /// Nobody's (RFC 5737): whatever an agent connects to comes to the forwarder, and goes no further with that name.
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -91,6 +91,16 @@ impl QueryVerdict {
         let detail = "AgentGuard's own name";
         let mut verdict = Self::allowed(DecidedBy::OwnName, ResponseCode::NoError, detail);
         if kind == RecordType::A {
+            verdict.answers = vec![(RData::from(IpAddr::V4(OWN)), OWN_TTL)];
+        }
+        verdict
+    }
+
+    /// Of a name that only a proxy looks up: with an address at which the forwarder is met.
+    pub(super) fn of_proxy(family: Family) -> Self {
+        let detail = "a proxy looks the name up";
+        let mut verdict = Self::allowed(DecidedBy::Reach, ResponseCode::NoError, detail);
+        if family == Family::V4 {
             verdict.answers = vec![(RData::from(IpAddr::V4(OWN)), OWN_TTL)];
         }
         verdict

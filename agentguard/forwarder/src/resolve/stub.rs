@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use agentguard_link::frame::Upstream;
+use agentguard_link::ways::Ways;
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{CNAME, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -79,6 +80,7 @@ pub(crate) fn upstream(resolvers: &[SocketAddr], allow: &[&str]) -> Upstream {
             .iter()
             .map(|net| net.parse::<IpNet>().unwrap())
             .collect(),
+        ways: Ways::default(),
     }
 }
 

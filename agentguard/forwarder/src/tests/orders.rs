@@ -48,6 +48,7 @@ async fn calls_are_answered_and_a_daemon_that_is_gone_ends_it() {
             hosts: BTreeMap::new(),
             resolvers: Vec::new(),
             allow_addresses: Vec::new(),
+            ways: agentguard_link::ways::Ways::default(),
         },
         canary: CanaryOrigin {
             port: origin.port,

@@ -15,6 +15,7 @@ use agentguard_link::calls::to_daemon::{DaemonAnswer, DaemonCall, Leaf};
 use agentguard_link::frame::{CanaryOrigin, Limits, Start, ToDaemon, Upstream};
 use agentguard_link::spool::{self, CleanSegment, HEADER_BYTES, SEGMENT_BYTES, SEGMENTS, Stage};
 use agentguard_link::state::{PolicyUpdate, State};
+use agentguard_link::ways::Ways;
 use agentguard_policy::Sources;
 use agentguard_record::Draft;
 use bytes::Bytes;
@@ -134,6 +135,7 @@ impl Rig {
                 hosts: hosts(),
                 resolvers: vec![],
                 allow_addresses: vec!["127.0.0.0/8".parse().unwrap()],
+                ways: Ways::default(),
             },
             canary: CanaryOrigin {
                 port: origin.port,

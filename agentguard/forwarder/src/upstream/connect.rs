@@ -12,6 +12,7 @@ use rustls::client::Resumption;
 use super::UpstreamFault;
 use super::dial::{Dialer, Wire};
 use super::pool::PoolKey;
+use super::proxy::AbsoluteForm;
 use crate::frames::{MeteredStream, Peer};
 use crate::framing;
 use crate::life::{Life, OfLife};
@@ -47,9 +48,9 @@ struct Tls {
     http2: Arc<ClientConfig>,
 }
 
-/// What records say of a connection.
-#[derive(Clone, Debug)]
-pub(crate) struct ConnectionFacts(pub UpstreamInfo);
+/// What records say of a connection, and the form that requests have on it where they go to a proxy.
+#[derive(Debug)]
+pub(crate) struct ConnectionFacts(pub UpstreamInfo, pub(super) Option<AbsoluteForm>);
 
 /// An HTTP/1.1 connection. Nobody drives it but who uses it: request, answer and connection are one task's.
 pub(crate) struct Http1 {
@@ -121,11 +122,15 @@ impl Way {
                 false => configs.http1.clone(),
             }
         });
-        let dialled = dialer.dial(&self.life, &key.host, key.port, config).await?;
-        let facts = Arc::new(ConnectionFacts(UpstreamInfo {
+        let absolute = !key.http2 && !upgrade;
+        let dialled = dialer.dial(&self.life, &key.host, key.port, config, absolute);
+        let dialled = dialled.await?;
+        let info = UpstreamInfo {
             addr: dialled.addr.to_string(),
             tls: dialled.tls.to_owned(),
-        }));
+            proxy: dialled.proxy,
+        };
+        let facts = Arc::new(ConnectionFacts(info, dialled.absolute));
         let prior_knowledge = !key.tls && http2;
         if !dialled.http2 && !prior_knowledge {
             let (sender, connection) = http1::Builder::new()

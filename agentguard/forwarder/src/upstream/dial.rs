@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::UpstreamFault;
+use super::proxy::{AbsoluteForm, Hop, Proxies, Reached};
 use super::race::{SlowAddresses, race};
 use super::silence::Silence;
 use crate::io::{Leg, or_end};
@@ -42,6 +43,7 @@ pub(super) struct Dialer {
     pub resolver: Arc<NameResolver>,
     pub tag: Tag,
     pub connect_timeout: Duration,
+    pub proxies: Arc<Proxies>,
     pub slow: Arc<SlowAddresses>,
     pub silence: Arc<Silence>,
 }
@@ -53,42 +55,57 @@ pub(super) struct DialledConnection {
     /// Empty for plain.
     pub tls: &'static str,
     pub http2: bool,
+    /// Empty: none.
+    pub proxy: String,
+    /// Requests go to that proxy itself, in this form.
+    pub absolute: Option<AbsoluteForm>,
 }
 
 impl Dialer {
-    /// `tls`: the configuration for a TLS upstream.
+    /// `tls`: the configuration for a TLS upstream;
+    /// `absolute`: a plain one's proxy may get the requests, which are HTTP/1.1 and no tunnel.
     pub(super) async fn dial(
         &self,
         life: &Arc<Life>,
         host: &HostName,
         port: u16,
         tls: Option<Arc<ClientConfig>>,
+        absolute: bool,
     ) -> Result<DialledConnection, UpstreamFault> {
         let deadline = Instant::now() + self.connect_timeout;
-        let (leg, addr) = self.connect(life, host, port).await?;
+        let absolute = absolute && tls.is_none();
+        let reached = self.reach(life, host, port, absolute).await?;
         let Some(config) = tls else {
             return Ok(DialledConnection {
-                wire: Wire::Plain(leg),
-                addr,
+                wire: Wire::Plain(reached.hop),
+                addr: reached.addr,
                 tls: "",
                 http2: false,
+                proxy: reached.proxy,
+                absolute: reached.absolute,
             });
         };
         let name = ServerName::try_from(host.as_str().to_owned())
             .map_err(|_| UpstreamFault::tls("its name cannot be in a certificate"))?;
-        let handshake = TlsConnector::from(config).connect(name, leg);
+        let Reached {
+            hop, addr, proxy, ..
+        } = reached;
+        let handshake = TlsConnector::from(config).connect(name, hop);
         let remaining = deadline
             .saturating_duration_since(Instant::now())
             .max(MIN_ATTEMPT);
         let stream = timeout(remaining, handshake)
             .await
-            .map_err(|_| UpstreamFault::timeout("the TLS handshake took too long"))?
-            .map_err(|error| UpstreamFault::handshake(&error))?;
+            .map_err(|_| UpstreamFault::timeout("the TLS handshake took too long"))
+            .and_then(|done| done.map_err(|error| UpstreamFault::handshake(&error)))
+            .map_err(|fault| fault.through(&proxy))?;
         let session = stream.get_ref().1;
         Ok(DialledConnection {
             addr,
             tls: version(session.protocol_version()),
             http2: session.alpn_protocol() == Some(b"h2"),
+            proxy,
+            absolute: None,
             wire: Wire::Tls(Box::new(stream)),
         })
     }
@@ -171,8 +188,8 @@ pub(super) fn untagged(_: &Socket, _: SocketAddr, _: AgentId) -> io::Result<()> 
 
 /// An upstream's bytes, plain or TLS.
 pub(crate) enum Wire {
-    Plain(Leg),
-    Tls(Box<TlsStream<Leg>>),
+    Plain(Hop),
+    Tls(Box<TlsStream<Hop>>),
 }
 
 macro_rules! either {

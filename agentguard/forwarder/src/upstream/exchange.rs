@@ -81,6 +81,9 @@ impl Upstreams {
         match connection {
             Connection::Http1(http1) => {
                 call.as_http1();
+                if let Some(form) = &http1.facts.1 {
+                    form.put(&mut call.request, &call.authority);
+                }
                 if call.websocket {
                     self.upgrade(host.life(), *http1, call).await
                 } else {

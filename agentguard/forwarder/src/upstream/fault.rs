@@ -41,6 +41,14 @@ impl UpstreamFault {
         }
     }
 
+    /// What went wrong behind a proxy; empty: there is none.
+    pub(crate) fn through(mut self, proxy: &str) -> Self {
+        if !proxy.is_empty() {
+            self.detail = format!("{} (through the proxy `{proxy}`)", self.detail);
+        }
+        self
+    }
+
     /// What went wrong in a TLS handshake; `rustls` puts its own error into the I/O error.
     pub(crate) fn handshake(error: &io::Error) -> Self {
         let inner = error

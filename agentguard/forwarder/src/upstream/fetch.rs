@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use agentguard_policy::lookup::{LookupQuestion, MAX_ANSWER};
 use bytes::Bytes;
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
@@ -48,15 +48,19 @@ impl Fetcher {
         };
         let tls = service.tls.then(|| self.tls.clone());
         let dialled = dialer
-            .dial(&self.life, &service.host, service.port, tls)
+            .dial(&self.life, &service.host, service.port, tls, true)
             .await?;
+        let mut request = request(ask)?;
+        if let Some(form) = &dialled.absolute {
+            form.put(&mut request, &authority(ask)?);
+        }
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD)
             .handshake(TokioIo::new(dialled.wire))
             .await
             .map_err(|error| UpstreamFault::exchange(&error))?;
         let mut connection = pin!(connection);
-        let mut answer = pin!(exchange(sender, request(ask)?));
+        let mut answer = pin!(exchange(sender, request));
         let mut open = true;
         poll_fn(|cx| {
             if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
@@ -89,6 +93,11 @@ fn request(ask: &LookupQuestion) -> Result<Request<Empty<Bytes>>, UpstreamFault>
         headers.insert(name, HeaderValue::from_static(value));
     }
     Ok(request)
+}
+
+fn authority(ask: &LookupQuestion) -> Result<Authority, UpstreamFault> {
+    Authority::try_from(ask.authority())
+        .map_err(|_| UpstreamFault::unreachable("what it would be asked is no URL"))
 }
 
 async fn exchange(

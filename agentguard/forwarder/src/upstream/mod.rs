@@ -10,15 +10,15 @@ mod fetch;
 mod host;
 mod idle;
 pub(crate) mod pool;
+mod proxy;
 mod race;
 mod resend;
 mod silence;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentguard_link::frame::Limits;
+use agentguard_link::frame::{Limits, Upstream};
 use agentguard_policy::HostSettings;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, header};
@@ -38,7 +38,7 @@ pub(crate) use self::dial::{Tag, tag};
 use self::exchange::Lease;
 use self::host::Connection;
 use self::pool::{Pool, PoolKey, Pools, SessionPools};
-use super::io::Leg;
+use self::proxy::{Proxies, Reached};
 use super::life::Life;
 use super::record::Recorded;
 use super::resolve::NameResolver;
@@ -78,15 +78,18 @@ pub(crate) struct UpstreamAnswer {
 }
 
 impl Upstreams {
-    /// `roots`: trust anchors in DER; those that cannot be read are left out, as browsers do.
+    /// Of the trust anchors those that cannot be read are left out, as browsers do.
     pub(crate) fn new(
         resolver: Arc<NameResolver>,
-        roots: &[Vec<u8>],
+        upstream: &Upstream,
         limits: &Limits,
         tag: Tag,
-    ) -> Result<Self, rustls::Error> {
+    ) -> anyhow::Result<Self> {
         let mut store = RootCertStore::empty();
-        let ders = roots.iter().map(|der| CertificateDer::from(der.as_slice()));
+        let ders = upstream
+            .roots
+            .iter()
+            .map(|der| CertificateDer::from(der.as_slice()));
         let (_, ignored) = store.add_parsable_certificates(ders);
         if ignored > 0 {
             tracing::warn!(ignored, "trust anchors that cannot be read");
@@ -101,6 +104,7 @@ impl Upstreams {
                 resolver,
                 tag,
                 connect_timeout: Duration::from_millis(limits.upstream_connect_timeout_ms.into()),
+                proxies: Arc::new(Proxies::new(upstream, tls.clone())?),
                 slow: Arc::default(),
                 silence: Arc::default(),
             },
@@ -178,10 +182,11 @@ impl Upstreams {
         &self,
         life: &Arc<Life>,
         recorded: Recorded,
-    ) -> Result<(Leg, SocketAddr), UpstreamFault> {
+    ) -> Result<Reached, UpstreamFault> {
         let permit = recorded.permit();
         let dialer = &self.connector.dialer;
-        dialer.connect(life, permit.host(), permit.port()).await
+        let (host, port) = (permit.host(), permit.port());
+        dialer.reach(life, host, port, false).await
     }
 
     /// For what the forwarder asks as itself.

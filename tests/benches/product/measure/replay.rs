@@ -136,6 +136,7 @@ fn fill(dir: &Path, records: u64) -> anyhow::Result<()> {
             upstream: Some(UpstreamInfo {
                 addr: "192.0.2.1:443".into(),
                 tls: "TLSv1.3".into(),
+                proxy: String::new(),
             }),
             bytes_up: 120,
             bytes_down: 4096,

@@ -62,7 +62,7 @@ impl ConfigKey {
     }
 }
 
-pub const KEYS: [ConfigKey; 29] = [
+pub const KEYS: [ConfigKey; 33] = [
     key(
         "[paths]",
         "state",
@@ -211,6 +211,30 @@ pub const KEYS: [ConfigKey; 29] = [
         "allow_addresses",
         "[]",
         "ranges that the forwarder may dial although they are loopback, link-local, private, metadata, multicast or unspecified",
+    ),
+    key(
+        "[upstream]",
+        "proxy",
+        "\"direct\"",
+        "`http://HOST:PORT` or `https://HOST:PORT`: every host is reached by this proxy, which is asked for it by name",
+    ),
+    key(
+        "[upstream]",
+        "proxies",
+        "{}",
+        "hosts = their own proxy, or `direct`; the most specific counts, and all before `no_proxy`",
+    ),
+    key(
+        "[upstream]",
+        "no_proxy",
+        "[]",
+        "hosts that are reached directly: `name` with all below it, `.name` for those below alone, an address, a range of such",
+    ),
+    key(
+        "[upstream]",
+        "proxy_credentials_file",
+        "\"\"",
+        "lines `HOST:PORT USER:PASSWORD`, one for each proxy that wants credentials (Basic); root's, and readable by nobody else",
     ),
     key(
         "[audit]",
