@@ -86,6 +86,12 @@ impl Refusal {
         Self::new(DecidedBy::Expiry, DenyReason::PolicyStale, STALE)
     }
 
+    /// Beside its status in HTTP/1.1: the reason's words, where the status is the reason's own.
+    pub(crate) fn phrase(&self) -> Option<&'static str> {
+        let own = self.status.as_u16() == self.reason.status();
+        self.reason.phrase().filter(|_| own)
+    }
+
     pub(crate) fn protocol(detail: impl Into<String>) -> Self {
         Self::new(DecidedBy::Protocol, DenyReason::ProtocolRefused, detail)
     }

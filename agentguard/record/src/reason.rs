@@ -139,6 +139,17 @@ impl DenyReason {
         }
     }
 
+    /// What stands beside the status in HTTP/1.1 (RFC 9112 section 4), which is all that many programs show of an answer.
+    /// `None`: what the status says by itself.
+    pub const fn phrase(self) -> Option<&'static str> {
+        match self.class() {
+            ReasonClass::Policy => Some("Refused by AgentGuard policy: do not retry"),
+            ReasonClass::Protocol => Some("Refused by AgentGuard: cannot be judged as it is"),
+            ReasonClass::Host => Some("Refused by AgentGuard: cannot be decided at the moment"),
+            ReasonClass::Upstream => None,
+        }
+    }
+
     /// The outcome of what was refused for it.
     pub const fn outcome(self) -> Outcome {
         match self.class() {

@@ -19,3 +19,4 @@ mod settings;
 mod sse;
 mod websocket;
 mod wire;
+mod words;

@@ -1,8 +1,9 @@
-//! HTTP itself: a request is one act, and no is a problem document (RFC 9457).
+//! HTTP itself: a request is one act, and no is a problem document (RFC 9457), beside a reason phrase that says so.
 
 use agentguard_policy::Action;
 use agentguard_record::ApprovalInfo;
 use http::{HeaderValue, Response, header};
+use hyper::ext::ReasonPhrase;
 use serde::Serialize;
 
 use super::About;
@@ -17,6 +18,8 @@ struct ProblemDocument<'a> {
     title: &'static str,
     status: u16,
     detail: &'a str,
+    /// The same: what clients of APIs show of an error.
+    message: &'a str,
     instance: String,
     agent: &'a str,
     action: &'a str,
@@ -46,6 +49,7 @@ pub(super) fn problem(refusal: &Refusal, about: &About<'_>) -> Response<Reply> {
         title: refusal.reason.title(),
         status: refusal.status.as_u16(),
         detail: &refusal.detail,
+        message: &refusal.detail,
         instance: about.decision.urn().to_string(),
         agent: about.agent,
         action: about.action,
@@ -54,6 +58,16 @@ pub(super) fn problem(refusal: &Refusal, about: &About<'_>) -> Response<Reply> {
         approval: ApprovalInfo::of(&refusal.approval),
     };
     let text = serde_json::to_string(&document).expect("strings and numbers only");
+    said(refusal, about, "application/problem+json", text)
+}
+
+/// The answer that says `text`.
+pub(super) fn said(
+    refusal: &Refusal,
+    about: &About<'_>,
+    kind: &'static str,
+    text: String,
+) -> Response<Reply> {
     let length = text.len();
     // An answer to `HEAD` has no body (RFC 9110 section 9.3.2).
     let mut response = Response::new(match about.action {
@@ -61,11 +75,12 @@ pub(super) fn problem(refusal: &Refusal, about: &About<'_>) -> Response<Reply> {
         _ => Reply::document(text),
     });
     *response.status_mut() = refusal.status;
+    if let Some(phrase) = refusal.phrase() {
+        let phrase = ReasonPhrase::from_static(phrase.as_bytes());
+        response.extensions_mut().insert(phrase);
+    }
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/problem+json"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CONTENT_LENGTH, length.into());
     response
 }

@@ -1,6 +1,7 @@
 //! What an agent speaks, a file each. A protocol answers three questions: whether a request is its own, by the head;
 //! which acts the request has; and how no is said in it.
 
+mod git;
 mod grpc;
 mod http;
 
@@ -21,23 +22,27 @@ use super::upgrade::Upgrade;
 pub(crate) enum Protocol {
     /// Whatever no other protocol claims.
     Http,
+    Git,
     Grpc,
 }
 
 impl Protocol {
     /// Whose a request with this head is.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
-        match grpc::is_its(headers) {
-            true => Self::Grpc,
-            false => Self::Http,
+        if grpc::is_its(headers) {
+            Self::Grpc
+        } else if git::is_its(headers) {
+            Self::Git
+        } else {
+            Self::Http
         }
     }
 
-    /// Everything that the request does: all of it is permitted, or none of it is sent. A request of either protocol is
+    /// Everything that the request does: all of it is permitted, or none of it is sent. A request of any of them is
     /// one act, for which nothing is allocated.
     pub(crate) fn acts(self, message: &Message) -> impl AsRef<[Act<'_>]> {
         match self {
-            Self::Http | Self::Grpc => [http::act(message)],
+            Self::Http | Self::Git | Self::Grpc => [http::act(message)],
         }
     }
 
@@ -45,6 +50,7 @@ impl Protocol {
     pub(crate) fn refuse(self, refusal: &Refusal, about: &About<'_>) -> Response<Reply> {
         match self {
             Self::Http => http::problem(refusal, about),
+            Self::Git => git::text(refusal, about),
             Self::Grpc => grpc::trailers_only(refusal),
         }
     }

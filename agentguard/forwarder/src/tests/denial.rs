@@ -34,6 +34,7 @@ async fn the_problem_document_says_what_and_why() {
         document["instance"],
         format!("urn:uuid:{}", record.decision)
     );
+    assert_eq!(document["message"], document["detail"]);
     assert_eq!(document["agent"], "tester");
     assert_eq!(document["action"], "POST");
     assert_eq!(document["resource"], host);
