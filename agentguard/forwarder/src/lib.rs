@@ -13,6 +13,7 @@ mod doors;
 mod path;
 
 mod admit;
+mod foreign;
 mod order;
 pub mod origin;
 mod record;

@@ -17,7 +17,7 @@ use super::refusal::{NO_AUDIT, Refusal};
 use super::sniff::Hello;
 use super::standing::{OngoingAct, Standing};
 use super::tasks::NamedTask;
-use super::terminate::{Alert, send_alert};
+use super::terminate::{Alert, last_words};
 use super::tunnel;
 
 /// Judges the connection as `Action::Connect` and carries it.
@@ -43,7 +43,7 @@ pub(crate) async fn pass(
         Ok(grant) => grant,
         Err(refusal) => {
             let over = entry.refuse(refusal);
-            send_alert(&mut client, &Alert::AccessDenied.bytes()).await;
+            last_words(&mut client, &Alert::AccessDenied.bytes()).await;
             return over;
         }
     };
@@ -56,7 +56,7 @@ pub(crate) async fn pass(
             claim.was_not_sent();
             let detail = format!("{}: {}", entry.resource, fault.detail);
             let over = entry.fail(Ended::UpstreamFailed, Some(fault.reason), detail);
-            send_alert(&mut client, &Alert::InternalError.bytes()).await;
+            last_words(&mut client, &Alert::InternalError.bytes()).await;
             return over;
         }
     };

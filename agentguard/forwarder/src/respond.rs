@@ -16,7 +16,7 @@ use super::refusal::{NO_ROOM, Refusal};
 use super::reply::Reply;
 use super::session::Session;
 use super::sniff::SniffError;
-use super::terminate::{Alert, TerminateError, send_alert};
+use super::terminate::{Alert, TerminateError, last_words};
 
 /// Refuses what there is no room to record.
 pub(crate) fn unrecorded(session: &Session, request: &Request<Incoming>) -> Response<Reply> {
@@ -55,7 +55,7 @@ pub(crate) fn answer(
     response
 }
 
-/// Ends a connection whose beginning was not understood, in TLS's words if it speaks TLS.
+/// Ends a connection whose beginning was not understood, in its protocol's words if it has any.
 pub(crate) async fn opening(
     mut stream: PeekedStream<ClientStream>,
     error: SniffError,
@@ -66,12 +66,16 @@ pub(crate) async fn opening(
         SniffError::Closed | SniffError::Read(_) => entry.fail(Ended::ClientGone, None, detail),
         SniffError::Hello { alert, .. } => {
             let over = entry.refuse(Refusal::protocol(detail));
-            send_alert(&mut stream, &alert).await;
+            last_words(&mut stream, &alert).await;
             over
         }
-        SniffError::HelloTooLong | SniffError::Socks | SniffError::Unknown => {
-            entry.refuse(Refusal::protocol(detail))
+        SniffError::Foreign(foreign) => {
+            let no = foreign.no(entry.decision);
+            let over = entry.refuse(Refusal::protocol(detail));
+            last_words(&mut stream, &no).await;
+            over
         }
+        SniffError::HelloTooLong | SniffError::Unknown => entry.refuse(Refusal::protocol(detail)),
     }
 }
 
@@ -82,7 +86,7 @@ pub(crate) async fn unnamed(
     entry: RecordEntry,
 ) -> ConnectionOver {
     let over = entry.refuse(Refusal::protocol(detail));
-    send_alert(&mut stream, &Alert::UnrecognizedName.bytes()).await;
+    last_words(&mut stream, &Alert::UnrecognizedName.bytes()).await;
     over
 }
 

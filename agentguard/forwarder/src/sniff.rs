@@ -1,21 +1,24 @@
 //! What a connection's first bytes are. Nothing is answered here, and what is not recognised is refused.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rustls::server::{Accepted, Acceptor};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::timeout;
 
+use super::foreign::Foreign;
 use super::io::PeekedStream;
 
 /// DNS over TCP (RFC 7766) is known by the port that the agent asked for.
 pub(crate) const DNS_PORT: u16 = 53;
+/// How long a client may be silent that is connected where servers speak first. Those of TLS and HTTP speak at once.
+const SILENCE: Duration = Duration::from_secs(1);
 /// The longest ClientHello taken, with its record headers.
 const MAX_HELLO: usize = 64 * 1024;
 /// The longest method name taken.
 const MAX_METHOD: usize = 32;
-/// The first byte of SOCKS 4 and of SOCKS 5 (RFC 1928 section 3).
-const SOCKS: [u8; 2] = [4, 5];
 /// RFC 9113 section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// TLS record type `handshake` (RFC 8446 section 5.1).
@@ -55,8 +58,10 @@ pub(crate) enum SniffError {
     },
     #[error("the TLS ClientHello is longer than {MAX_HELLO} bytes")]
     HelloTooLong,
-    #[error("a SOCKS proxy is asked for, which is not here; `CONNECT` is")]
-    Socks,
+    #[error(
+        "{0}, which is not judged here: a `[[reach]]` with `to` lets an agent speak it with an address and port"
+    )]
+    Foreign(Foreign),
     #[error("neither TLS nor HTTP")]
     Unknown,
 }
@@ -75,7 +80,16 @@ where
     let mut recogniser = Recogniser::default();
     let mut seen = BytesMut::with_capacity(2048);
     let result = loop {
-        match stream.read_buf(&mut seen).await {
+        let silent = Foreign::at(port).filter(|_| seen.is_empty());
+        let read = stream.read_buf(&mut seen);
+        let read = match silent {
+            Some(foreign) => match timeout(SILENCE, read).await {
+                Ok(read) => read,
+                Err(_silent) => break Err(SniffError::Foreign(foreign)),
+            },
+            None => read.await,
+        };
+        match read {
             Ok(0) => break Err(SniffError::Closed),
             Ok(_) => {}
             Err(error) => break Err(error.into()),
@@ -101,7 +115,6 @@ impl Recogniser {
     pub(crate) fn feed(&mut self, seen: &[u8]) -> Result<Option<Opening>, SniffError> {
         match seen.first() {
             None => Ok(None),
-            Some(first) if SOCKS.contains(first) => Err(SniffError::Socks),
             Some(&HANDSHAKE) => Ok(self.hello(seen)?.map(Opening::Tls)),
             Some(_) => plain(seen),
         }
@@ -140,6 +153,9 @@ fn hello(accepted: &Accepted, seen: &[u8]) -> Hello {
 }
 
 fn plain(seen: &[u8]) -> Result<Option<Opening>, SniffError> {
+    if let Some(foreign) = Foreign::by(seen) {
+        return Err(SniffError::Foreign(foreign));
+    }
     // Before a request empty lines are read over (RFC 9112 section 2.2).
     let begins = seen.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
     let Some(seen) = begins.map(|at| &seen[at..]) else {

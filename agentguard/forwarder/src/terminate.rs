@@ -14,8 +14,8 @@ use super::admit::Arrival;
 use super::io::{ClientStream, PeekedStream};
 use super::leaf::LeafError;
 
-/// How long a client may take to read an alert.
-const ALERT: Duration = Duration::from_millis(200);
+/// How long a client may take to read why.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Fatal alerts that the forwarder sends itself (RFC 8446 section 6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub(crate) async fn terminate(
     let config = match timeout(limit, leaf).await {
         Ok(Ok(config)) => config,
         failed => {
-            send_alert(&mut stream, &Alert::InternalError.bytes()).await;
+            last_words(&mut stream, &Alert::InternalError.bytes()).await;
             return Err(match failed {
                 Ok(Err(error)) => error.into(),
                 _ => TerminateError::LeafTimeout(name.as_str().to_owned()),
@@ -86,13 +86,13 @@ pub(crate) async fn terminate(
     })
 }
 
-/// Tells the client why in TLS's own words. It may be gone: nothing depends on it.
-pub(crate) async fn send_alert(stream: &mut (impl AsyncWrite + Unpin), alert: &[u8]) {
+/// Tells the client why in its protocol's own words, and nothing more. It may be gone: nothing depends on it.
+pub(crate) async fn last_words(stream: &mut (impl AsyncWrite + Unpin), words: &[u8]) {
     let send = async {
-        stream.write_all(alert).await?;
+        stream.write_all(words).await?;
         stream.shutdown().await
     };
-    let _ = timeout(ALERT, send).await;
+    let _ = timeout(LAST_WORDS, send).await;
 }
 
 /// `TLSv1.3`, as audit records have it.

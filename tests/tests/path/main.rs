@@ -4,6 +4,7 @@ mod body;
 mod clients;
 mod dns;
 mod early;
+mod foreign;
 mod git;
 mod grpc;
 mod instruments;
