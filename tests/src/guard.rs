@@ -23,25 +23,25 @@ pub struct Guard<'site> {
     children: Vec<u32>,
     /// Mounts of the test's own.
     mounts: Vec<String>,
-    /// Files that the daemon may open, where the host's limit is not meant.
-    open_files: Option<u32>,
+    /// What the daemon is started by, with its command behind: other limits, another view of the files.
+    by: Vec<String>,
 }
 
 impl<'site> Guard<'site> {
     /// Starts the daemon with this bundle and returns when it says that it is ready.
     pub fn start(site: &'site Site, bundle: &Bundle) -> Self {
-        Self::start_with(site, bundle, None)
+        Self::start_by(site, bundle, &[])
     }
 
-    /// Starts a daemon that may open no more than so many files.
-    pub fn start_with(site: &'site Site, bundle: &Bundle, open_files: Option<u32>) -> Self {
+    /// Starts a daemon by these words, which execute what follows them.
+    pub fn start_by(site: &'site Site, bundle: &Bundle, by: &[&str]) -> Self {
         site.install(bundle);
         let mut guard = Self {
             site,
             daemon: None,
             children: Vec::new(),
             mounts: mounts_below(site.dir()),
-            open_files,
+            by: by.iter().map(|word| (*word).to_owned()).collect(),
         };
         guard.restart();
         guard
@@ -53,10 +53,10 @@ impl<'site> Guard<'site> {
         let path = self.site.path("notify.sock");
         let _ = fs::remove_file(&path);
         let notify = UnixDatagram::bind(&path).expect("a socket");
-        let daemon = match self.open_files {
-            None => self.site.cli(["daemon"]),
-            Some(files) => Client::new("prlimit")
-                .arg(format!("--nofile={files}"))
+        let daemon = match self.by.as_slice() {
+            [] => self.site.cli(["daemon"]),
+            [program, words @ ..] => Client::new(program)
+                .args(words)
                 .arg(agentguard())
                 .args(["daemon", "--config"])
                 .arg(self.site.config())
@@ -78,6 +78,13 @@ impl<'site> Guard<'site> {
 
     pub fn daemon_tgid(&self) -> u32 {
         self.daemon.as_ref().expect("the daemon runs").tgid()
+    }
+
+    /// Waits until the daemon's log has a line with `what` in it, newer than those that have been waited for.
+    #[track_caller]
+    pub fn says(&mut self, what: &str) {
+        let daemon = self.daemon.as_mut().expect("the daemon runs");
+        daemon.line(|line| line.contains(what));
     }
 
     /// The forwarder's process.

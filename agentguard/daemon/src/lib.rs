@@ -46,7 +46,7 @@ pub use crate::enforce::orders::KillOrder;
 use crate::enforce::stop;
 use crate::forwarder::{ForwarderLink, Spool};
 use crate::host::Host;
-use crate::host::config::Config;
+use crate::host::config::{Config, RefusedNames};
 use crate::host::manifest::{self, LostState};
 use crate::host::startup as start;
 pub use crate::host::startup::StartError;
@@ -283,6 +283,7 @@ fn forwarder_start(parts: &Parts, upstream: Upstream, canary: &Canary) -> Start 
     Start {
         limits: config.forwarder.limits(),
         upstream,
+        tells_refused_names: config.forwarder.refused_names == RefusedNames::Guard,
         // Each forwarder is told anew.
         spool: Vec::new(),
         strict: config.audit.durability == Durability::Strict,
@@ -292,6 +293,7 @@ fn forwarder_start(parts: &Parts, upstream: Upstream, canary: &Canary) -> Start 
             stopped: stop::reasons(&parts.roster.stops()),
             audit_writable: *parts.books.records.available().borrow(),
             trusted_network: parts.host.network.is_trusted(),
+            names: upstream::names(&config.upstream),
             host_labels: config.host.labels.iter().cloned().collect(),
             tasks: parts.roster.tasks.open(&lock(&parts.roster.registry)),
             presences: BTreeMap::new(),

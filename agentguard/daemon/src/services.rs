@@ -15,8 +15,8 @@ use crate::enforce::canary::{Canary, CanaryParts};
 use crate::enforce::expiry::Expiry;
 use crate::enforce::orders::OrderIntake;
 use crate::forwarder::{self, Order, Spool, SupervisorParts};
-use crate::host::network;
 use crate::host::startup::StartError;
+use crate::host::{names, network};
 use crate::roster::tasks::TaskClock;
 
 /// What services are asked and told through.
@@ -108,12 +108,15 @@ impl Services {
             forwarder: forwarder.clone(),
         };
         let network = network::serve(host.clone(), forwarder.clone(), inboxes.network, stop());
+        let told = start.state.names.clone();
+        let names = names::serve(host.clone(), forwarder.clone(), told, stop());
         let attendance = attendance::serve(census.clone(), forwarder.clone(), stop());
         let events = tokio::spawn(events.serve(inboxes.events, inboxes.drains));
         tokio::spawn(expiry.serve());
         let namespaces = tokio::spawn(namespaces.serve(inboxes.looks));
         let adoption = tokio::spawn(adoption.serve());
         tokio::spawn(network);
+        tokio::spawn(names);
         tokio::spawn(orders.serve());
         tokio::spawn(tasks.serve());
         tokio::spawn(attendance);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use agentguard_common::abi::AgentId;
 use agentguard_link::canary::{HOST, PERMITTED};
 use agentguard_link::frame::{CanaryOrigin, Upstream};
-use agentguard_link::state::PolicyUpdate;
+use agentguard_link::state::{Names, PolicyUpdate};
 use agentguard_link::ways::Ways;
 use agentguard_policy::Sources;
 
@@ -14,10 +14,16 @@ use agentguard_policy::Sources;
 pub(crate) fn upstream(origin: &CanaryOrigin) -> Upstream {
     Upstream {
         roots: vec![origin.certificate.clone()],
-        hosts: BTreeMap::from([(HOST.to_owned(), vec![IpAddr::V4(Ipv4Addr::LOCALHOST)])]),
-        resolvers: Vec::new(),
         allow_addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST).into()],
         ways: Ways::default(),
+    }
+}
+
+/// The one name that they have.
+pub(crate) fn names() -> Names {
+    Names {
+        hosts: BTreeMap::from([(HOST.to_owned(), vec![IpAddr::V4(Ipv4Addr::LOCALHOST)])]),
+        resolvers: Vec::new(),
     }
 }
 

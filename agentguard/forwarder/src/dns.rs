@@ -1,14 +1,15 @@
 //! The agents' DNS. Answers A and AAAA for names that a reach entry covers and nothing else, so that a query's name is
-//! no way out; upstream is asked only after the policy was.
+//! no way out; upstream is asked only after the policy was. Other names lead to the forwarder itself, which refuses in words.
 
 mod serve;
 mod verdict;
 mod wire;
 
+use std::net::IpAddr;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use agentguard_common::abi::Origin;
-use agentguard_policy::{HostName, Policy, is_reserved};
+use agentguard_common::abi::{AgentId, Origin};
+use agentguard_policy::{HostName, KernelRule, Policy, is_reserved};
 use agentguard_record::{
     ActionName, DecidedBy, DenyReason, Draft, DraftTask, Ended, Outcome, RequestInfo,
 };
@@ -17,11 +18,11 @@ use hickory_proto::rr::RecordType;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use self::verdict::QueryVerdict;
+use self::verdict::{OWN, QueryVerdict};
 use self::wire::{encode, parse};
 use super::resolve::{Family, NameResolver};
 
-pub use serve::{DropCounters, Gate, Keep, Server};
+pub use serve::{Gate, Keep, Server};
 
 /// How a query came, which bounds its answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,12 +45,15 @@ enum NameReach {
     /// It is AgentGuard's own.
     Own,
     Yes,
+    /// It is not, and leads to AgentGuard's own address, where a request is told so.
+    Told,
     No,
     /// It would not be, and its agent is only observed.
     Observed,
 }
 
-/// Decides `query` and answers it. `refused`: the agent may do nothing at all now (killed, no audit), and why.
+/// Decides `query` and answers it. `refused`: the agent may do nothing at all now (killed, no audit), and why. `tells`: names
+/// that are refused lead to AgentGuard's own address.
 pub async fn answer(
     query: &[u8],
     transport: Transport,
@@ -57,6 +61,7 @@ pub async fn answer(
     refused: Option<(DecidedBy, DenyReason)>,
     policy: &Policy,
     resolver: &NameResolver,
+    tells: bool,
 ) -> DnsAnswer {
     let stale = || {
         policy
@@ -69,11 +74,27 @@ pub async fn answer(
         _ if is_reserved(name) => NameReach::Own,
         true => NameReach::Yes,
         false if observes => NameReach::Observed,
+        false if tells && may_be_told(policy, origin.agent, name) => NameReach::Told,
         false => NameReach::No,
     };
     let mut answer = respond(query, transport, origin, refused, covers, resolver).await;
     answer.record.bundle = Some(policy.meta().digest.clone());
     answer
+}
+
+/// Whether who asks for a refused name is told so by its requests. Not where they would not come here, nor of what a search
+/// list has made of a name that is covered: the next that is tried is then the name itself (resolv.conf(5)).
+fn may_be_told(policy: &Policy, agent: AgentId, name: &HostName) -> bool {
+    let comes_here = policy.agent(agent).is_some_and(|agent| {
+        let passes = |rule: &KernelRule| matches!(rule, KernelRule::Reach { net, .. } if net.contains(&IpAddr::V4(OWN)));
+        agent.has_hosts && !agent.kernel.iter().any(passes)
+    });
+    let name = name.as_str();
+    let mut beginnings = name.match_indices('.').map(|(at, _)| &name[..at]);
+    let is_searched = beginnings.any(|beginning| {
+        HostName::parse(beginning).is_ok_and(|covered| policy.may_resolve(agent, &covered))
+    });
+    comes_here && !is_searched && name.contains('.')
 }
 
 async fn respond(
@@ -112,17 +133,17 @@ async fn respond(
         .filter(|name| name.ip().is_none());
     let covered = name.as_ref().map_or(NameReach::No, &covers);
     record.latency.decide = micros(started);
+    let kind = question.query_type();
     let verdict = match (refused, name) {
         (Some((by, reason)), _) => QueryVerdict::stopped(by, reason),
-        (None, Some(_)) if covered == NameReach::Own => QueryVerdict::own(question.query_type()),
-        (None, Some(name)) if covered != NameReach::No => {
-            let found = look_up(&name, question.query_type(), resolver).await;
-            match covered {
-                NameReach::Observed => found.observed(),
-                NameReach::Own | NameReach::Yes | NameReach::No => found,
-            }
-        }
-        (None, _) => QueryVerdict::uncovered(),
+        (None, Some(name)) => match covered {
+            NameReach::Own => QueryVerdict::own(kind),
+            NameReach::Yes => look_up(&name, kind, resolver).await,
+            NameReach::Observed => look_up(&name, kind, resolver).await.observed(),
+            NameReach::Told => QueryVerdict::told(kind),
+            NameReach::No => QueryVerdict::uncovered(),
+        },
+        (None, None) => QueryVerdict::uncovered(),
     };
     finish(&mut record, &verdict, started);
     let bytes = encode(&message, &verdict, transport);

@@ -67,7 +67,7 @@ impl Forwarder {
         tag: Tag,
     ) -> anyhow::Result<(Arc<Self>, Inbox)> {
         let policy = Arc::new(ArcSwap::from_pointee(compile(&start.state.policy)?));
-        let resolver = Arc::new(NameResolver::new(&start.upstream)?);
+        let resolver = Arc::new(NameResolver::new(&start.upstream, &start.state.names)?);
         let spool = Spool::start(spool, start.spool, start.strict)?;
         let (out, calls) = mpsc::unbounded_channel();
         let daemon = Arc::new(Daemon::new(out));
@@ -77,8 +77,11 @@ impl Forwarder {
         let book = Arc::new(RecordSender::new(spool.clone()));
         book.set_available(start.state.audit_writable);
         let gate = gate(lives.clone(), book.clone());
-        let dns = dns::Server::new(policy.clone(), resolver.clone(), keep(book.clone()), gate);
-        let upstreams = Upstreams::new(resolver, &start.upstream, &start.limits, tag)?;
+        let keep = keep(book.clone());
+        let tells = start.tells_refused_names;
+        let dns = dns::Server::new(policy.clone(), resolver.clone(), keep, gate, tells);
+        let names = &start.state.names;
+        let upstreams = Upstreams::new(resolver, &start.upstream, names, &start.limits, tag)?;
         let shares = Arc::new(AllShares::default());
         let mut forwarder = Self {
             policy,
@@ -104,7 +107,8 @@ impl Forwarder {
     /// For the canary in the place of `self`.
     fn for_canary(&self, origin: &CanaryOrigin, tag: Tag) -> anyhow::Result<Self> {
         let upstream = canary::upstream(origin);
-        let resolver = Arc::new(NameResolver::new(&upstream)?);
+        let names = canary::names();
+        let resolver = Arc::new(NameResolver::new(&upstream, &names)?);
         let policy = compile(&canary::bundle(origin.port))?;
         Ok(Self {
             policy: Arc::new(ArcSwap::from_pointee(policy)),
@@ -112,7 +116,7 @@ impl Forwarder {
             lives: self.lives.clone(),
             records: self.records.clone(),
             leaves: self.leaves.clone(),
-            upstreams: Upstreams::new(resolver, &upstream, &self.limits, tag)?,
+            upstreams: Upstreams::new(resolver, &upstream, &names, &self.limits, tag)?,
             dns: self.dns.clone(),
             charges: self.charges.clone(),
             situation: Situation::new(State::default()).map_err(anyhow::Error::msg)?,

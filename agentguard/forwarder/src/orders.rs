@@ -181,6 +181,10 @@ impl Orders<'_> {
             }
             Delta::Freed(agents) => self.forwarder.lives.revive(&agents),
             Delta::AuditWritable(is) => self.forwarder.records.set_available(is),
+            Delta::Names(names) => {
+                self.forwarder.dns.resolver.learn(&names);
+                self.forwarder.upstreams.learn(&names);
+            }
             // Read where they are needed.
             Delta::TrustedNetwork(_) | Delta::Tasks { .. } | Delta::Presences(_) => {}
         }

@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentguard_link::frame::Upstream;
+use agentguard_link::state::Names;
 use agentguard_link::ways::Ways;
 use agentguard_policy::HostName;
+use arc_swap::ArcSwap;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::lookup::Lookup;
@@ -26,19 +29,25 @@ const GRACE: Duration = Duration::from_millis(50);
 /// Bounds on how long an answer is believed, whatever its TTL says.
 const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(30);
-/// What the hosts map says holds as long as the process; agents are told this.
-const HOSTS_TTL: Duration = Duration::from_secs(60);
+/// What agents are told of the hosts map, which is read again within seconds.
+const HOSTS_TTL: Duration = Duration::from_secs(5);
 /// Responses kept.
 const CACHE_RESPONSES: u64 = 4096;
 
 /// The forwarder's only way from a name to addresses. Shared by every connection.
 pub struct NameResolver {
-    hosts: BTreeMap<String, Vec<IpAddr>>,
+    sources: ArcSwap<NameSources>,
     allowed: AllowedAddresses,
-    dns: Option<TokioResolver>,
     ways: Ways,
     /// For one look-up.
     patience: Duration,
+}
+
+/// Where names are found. Look-ups that have begun go on with those that they began with.
+struct NameSources {
+    hosts: BTreeMap<String, Vec<IpAddr>>,
+    resolvers: Vec<SocketAddr>,
+    dns: Option<TokioResolver>,
 }
 
 /// Addresses that may be dialled.
@@ -82,28 +91,36 @@ pub enum ResolveError {
 impl NameResolver {
     /// # Errors
     /// What hickory says when it cannot be built.
-    pub fn new(upstream: &Upstream) -> Result<Self, ResolveError> {
-        Self::with_patience(upstream, TRY)
+    pub fn new(upstream: &Upstream, names: &Names) -> Result<Self, ResolveError> {
+        Self::with_patience(upstream, names, TRY)
     }
 
     /// `patience`: how long one try at one resolver may take; a look-up may take three times as long.
-    fn with_patience(upstream: &Upstream, patience: Duration) -> Result<Self, ResolveError> {
-        let dns = match upstream.resolvers.as_slice() {
-            [] => None,
-            servers => Some(
-                build(servers, patience).map_err(|error| ResolveError::Failed {
-                    name: ".".into(),
-                    cause: error.to_string(),
-                })?,
-            ),
-        };
+    fn with_patience(
+        upstream: &Upstream,
+        names: &Names,
+        patience: Duration,
+    ) -> Result<Self, ResolveError> {
+        let dns = build(&names.resolvers, patience)?;
         Ok(Self {
-            hosts: upstream.hosts.clone(),
+            sources: ArcSwap::from_pointee(NameSources::new(names, dns)),
             allowed: AllowedAddresses::new(&upstream.allow_addresses),
-            dns,
             ways: upstream.ways.clone(),
             patience: patience * 3,
         })
+    }
+
+    /// Finds names there from now on. What has been kept of the same resolvers stays.
+    pub fn learn(&self, names: &Names) {
+        let before = self.sources.load();
+        let dns = match before.resolvers == names.resolvers {
+            true => Ok(before.dns.clone()),
+            false => build(&names.resolvers, self.patience / 3),
+        };
+        match dns {
+            Ok(dns) => self.sources.store(Arc::new(NameSources::new(names, dns))),
+            Err(error) => tracing::error!(%error, "the host's new resolvers cannot be used"),
+        }
     }
 
     /// Where to dial for `host`: both families, only addresses that may be dialled.
@@ -155,6 +172,8 @@ impl NameResolver {
         match host.ip() {
             Some(ip) => Some(vec![ip.to_canonical()]),
             None => self
+                .sources
+                .load()
                 .hosts
                 .get(host.as_str())
                 .map(|ips| ips.iter().map(IpAddr::to_canonical).collect()),
@@ -167,7 +186,8 @@ impl NameResolver {
         family: Family,
     ) -> Result<(Vec<IpAddr>, Duration), ResolveError> {
         let name = host.as_str();
-        let Some(dns) = &self.dns else {
+        let sources = self.sources.load_full();
+        let Some(dns) = &sources.dns else {
             return Err(ResolveError::NoResolvers(name.into()));
         };
         let mut fqdn = Name::from_ascii(name).map_err(|error| ResolveError::Failed {
@@ -230,7 +250,24 @@ impl Family {
     }
 }
 
-fn build(servers: &[SocketAddr], patience: Duration) -> Result<TokioResolver, NetError> {
+impl NameSources {
+    fn new(names: &Names, dns: Option<TokioResolver>) -> Self {
+        Self {
+            hosts: names.hosts.clone(),
+            resolvers: names.resolvers.clone(),
+            dns,
+        }
+    }
+}
+
+/// `None` if there are no servers.
+fn build(
+    servers: &[SocketAddr],
+    patience: Duration,
+) -> Result<Option<TokioResolver>, ResolveError> {
+    if servers.is_empty() {
+        return Ok(None);
+    }
     let servers = servers.iter().map(|server| {
         let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
         for connection in &mut connections {
@@ -250,7 +287,11 @@ fn build(servers: &[SocketAddr], patience: Duration) -> Result<TokioResolver, Ne
     options.positive_max_ttl = Some(TTL.1);
     options.negative_min_ttl = Some(TTL.0);
     options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
-    builder.build()
+    let built = builder.build();
+    built.map(Some).map_err(|error| ResolveError::Failed {
+        name: ".".into(),
+        cause: error.to_string(),
+    })
 }
 
 #[expect(

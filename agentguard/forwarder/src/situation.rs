@@ -42,6 +42,7 @@ impl Situation {
             | Delta::Freed(_)
             | Delta::AuditWritable(_)
             | Delta::TrustedNetwork(_)
+            | Delta::Names(_)
             | Delta::Presences(_) => Ok(()),
         };
         self.state.send_modify(|state| state.apply(delta));

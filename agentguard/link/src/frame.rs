@@ -1,7 +1,6 @@
 //! What daemon and forwarder say to each other. Frames keep their order in each direction.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 
 use agentguard_common::abi::AgentId;
 use agentguard_policy::Settlement;
@@ -65,6 +64,8 @@ pub enum ToDaemon {
 pub struct Start {
     pub limits: Limits,
     pub upstream: Upstream,
+    /// Names that policy refuses lead to AgentGuard's own address, where requests are told so; else they do not exist.
+    pub tells_refused_names: bool,
     /// What may be written to of the spool.
     pub spool: Vec<CleanSegment>,
     /// What begins is on disk before anything of it leaves.
@@ -113,9 +114,6 @@ pub struct Sandbox {
 pub struct Upstream {
     /// Trust anchors, DER.
     pub roots: Vec<Vec<u8>>,
-    /// Lower-case name → addresses: the configuration's, then `/etc/hosts`.
-    pub hosts: BTreeMap<String, Vec<IpAddr>>,
-    pub resolvers: Vec<SocketAddr>,
     /// Of the addresses that are refused otherwise: loopback, link-local, private, metadata, multicast, unspecified.
     pub allow_addresses: Vec<IpNet>,
     pub ways: Ways,

@@ -2,6 +2,7 @@
 //! forwarder that was told of every change holds what the next one is started with.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use agentguard_common::abi::AgentId;
 use agentguard_policy::{OpenedBy, Reassignment, Sources, Terms};
@@ -21,12 +22,21 @@ pub struct State {
     pub audit_writable: bool,
     /// Whether the host's network is one that its configuration trusts.
     pub trusted_network: bool,
+    pub names: Names,
     /// By the host's configuration, which does not change while the daemon runs.
     pub host_labels: BTreeSet<String>,
     /// Open tasks, of agents that have any.
     pub tasks: BTreeMap<AgentId, Vec<OpenTask>>,
     /// How agents are up that have a process.
     pub presences: BTreeMap<AgentId, Presence>,
+}
+
+/// Where the host finds names: by its files as they were last read, where the configuration does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    /// Lower-case name → addresses: the configuration's, then `/etc/hosts`.
+    pub hosts: BTreeMap<String, Vec<IpAddr>>,
+    pub resolvers: Vec<SocketAddr>,
 }
 
 /// One change of the [`State`].
@@ -41,6 +51,8 @@ pub enum Delta {
     Freed(BTreeSet<AgentId>),
     AuditWritable(bool),
     TrustedNetwork(bool),
+    /// In the place of those before.
+    Names(Names),
     /// The open tasks of an agent, in the place of those before.
     Tasks {
         agent: AgentId,
@@ -77,6 +89,7 @@ impl State {
             Delta::Freed(agents) => self.stopped.retain(|agent, _| !agents.contains(agent)),
             Delta::AuditWritable(is) => self.audit_writable = is,
             Delta::TrustedNetwork(is) => self.trusted_network = is,
+            Delta::Names(names) => self.names = names,
             Delta::Tasks { agent, open } if open.is_empty() => {
                 self.tasks.remove(&agent);
             }
@@ -119,6 +132,14 @@ mod tests {
         }
     }
 
+    fn names(last: u8) -> Names {
+        let address = IpAddr::from([192, 0, 2, last]);
+        Names {
+            hosts: [("a.test".into(), vec![address])].into(),
+            resolvers: vec![(address, 53).into()],
+        }
+    }
+
     #[test]
     fn each_delta_changes_its_part_and_no_other() {
         let mut state = State::default();
@@ -148,6 +169,7 @@ mod tests {
         apply(Delta::TrustedNetwork(true), &|state| {
             state.trusted_network = true
         });
+        apply(Delta::Names(names(7)), &|state| state.names = names(7));
         let open = vec![task(1, 60), task(2, 70)];
         let tasks = |agent, open: &[OpenTask]| Delta::Tasks {
             agent,
@@ -196,6 +218,7 @@ mod tests {
             btree_set(agents(), 0..4).prop_map(Delta::Freed),
             any::<bool>().prop_map(Delta::AuditWritable),
             any::<bool>().prop_map(Delta::TrustedNetwork),
+            any::<u8>().prop_map(|last| Delta::Names(names(last))),
             (agents(), vec(tasks, 0..3)).prop_map(|(agent, open)| Delta::Tasks { agent, open }),
             btree_map(agents(), option::of(presences), 0..4).prop_map(Delta::Presences),
         ]

@@ -1,11 +1,15 @@
-//! Name resolution of agents: names that a rule can reach are answered by the guard, others do not exist, and no question
-//! of an agent gets anywhere else.
+//! Name resolution of agents: names that a rule can reach are answered by the guard, others lead to it and are refused there in
+//! words, or do not exist, and no question of an agent gets anywhere else.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
 
 use agentguard_tests::bundle::reach;
-use agentguard_tests::client::{Subject, dialer, python};
+use agentguard_tests::client::{Subject, dialer, node, python};
 use agentguard_tests::process::Running;
-use agentguard_tests::tools::{python as interpreter, script};
-use agentguard_tests::{Bundle, Guard, Site};
+use agentguard_tests::tools::{PATIENCE, python as interpreter, script};
+use agentguard_tests::{Bundle, Guard, Ran, Site};
 use serde_json::{Value, json};
 
 /// Loopback, and nobody's.
@@ -18,6 +22,7 @@ const BLOCKED: i64 = 15;
 #[test]
 fn only_reachable_names_exist() {
     let site = Site::new();
+    site.configure(|config| set(config, "forwarder", "refused_names", "nxdomain"));
     let mut outside = resolver();
     assert_eq!(
         ask(&site, "leak.elsewhere.test", "A", "udp")["answers"],
@@ -104,7 +109,13 @@ fn the_c_library_resolves_by_it() {
     assert_eq!(agent.tries("resolve origin.test"), "ok 127.0.0.1");
     assert_eq!(
         agent.tries("resolve elsewhere.test"),
-        "error Name-or-service-not-known"
+        "ok 192.0.2.1",
+        "AgentGuard's own address"
+    );
+    assert_eq!(
+        agent.tries("resolve elsewhere"),
+        "error Name-or-service-not-known",
+        "what a search list is for"
     );
     let ran = guard
         .agent("probe")
@@ -113,6 +124,58 @@ fn the_c_library_resolves_by_it() {
         .run()
         .ok();
     assert!(ran.stdout.contains("127.0.0.1"), "{ran:#?}");
+}
+
+#[test]
+fn a_refused_name_leads_to_a_refusal_in_words() {
+    let site = Site::new();
+    let mut outside = resolver();
+    let policy = reach("origin.test", 443, &["GET /**"]);
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let agent = guard.agent("probe");
+    for (kind, rcode, answers) in [
+        ("A", NOERROR, json!(["192.0.2.1"])),
+        ("AAAA", NOERROR, json!([])),
+        ("TXT", NXDOMAIN, json!([])),
+    ] {
+        let answer = ask(&agent, "leak.elsewhere.test", kind, "udp");
+        assert_eq!(
+            (&answer["rcode"], &answer["answers"]),
+            (&json!(rcode), &answers),
+            "{kind}"
+        );
+        assert_eq!(answer["extended"], json!([BLOCKED]), "{kind}");
+    }
+    for url in [
+        "https://leak.elsewhere.test/",
+        "https://leak.elsewhere.test:8443/",
+        "http://leak.elsewhere.test/",
+    ] {
+        let ran = agent
+            .client("curl".as_ref())
+            .args(["--silent", "--write-out", "\n%{http_code}", url])
+            .run()
+            .ok();
+        let (document, status) = ran.stdout.rsplit_once('\n').expect("two lines");
+        assert_eq!(status, "403", "{url}: {document}");
+        let document: Value = serde_json::from_str(document).expect("a document");
+        assert_eq!(document["type"], "urn:agentguard:problem:policy-denied");
+    }
+    // The address itself is nobody's, and no way out.
+    let mut dialer = dialer(&agent);
+    assert_eq!(dialer.tries("send 192.0.2.1 443"), "error EPERM");
+    let kinds = |action: &str| {
+        let audit = guard.audit();
+        let denied = audit.iter().filter(|it| it.outcome() == "deny");
+        denied.filter(|it| it.action() == action).count()
+    };
+    // Each look-up for a URL is one for each family.
+    assert!(kinds("dns") >= 6, "{:#?}", guard.audit());
+    assert_eq!(kinds("GET"), 3);
+    // Everything before it has been said.
+    ask(&site, "last.test", "A", "udp");
+    outside.line(|line| line == "asked last.test");
+    assert_eq!(outside.heard().matches("asked ").count(), 1);
 }
 
 #[test]
@@ -172,18 +235,120 @@ for message in [b"", b"x", b"\0" * 11, b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x3fabc
     assert!(!outside.heard().contains("asked"), "{}", outside.heard());
 }
 
+#[test]
+fn many_questions_at_once_are_all_answered() {
+    /// Seconds: what a resolver elsewhere takes, and how much longer all names together may take when guarded.
+    const DELAY: &str = "0.05";
+    const SLACK: f64 = 1.0;
+    const NAMES: u32 = 200;
+    let site = Site::new();
+    let _outside = resolver_with(&[DELAY]);
+    let conf = site.path("resolv.conf");
+    fs::write(&conf, format!("nameserver {RESOLVER}\n")).expect("written");
+    let count = NAMES.to_string();
+    // The seconds that it took until all had an address.
+    let read = |ran: Ran| -> f64 {
+        let ran = ran.ok();
+        let (found, took) = ran.stdout.trim().split_once(' ').expect("two numbers");
+        assert_eq!(found, count, "{}", ran.stderr);
+        took.parse().expect("a number")
+    };
+    let ares = |subject: &dyn Subject| {
+        let client = node(subject, "dns_burst.mjs").args([&*count, RESOLVER]);
+        read(client.run())
+    };
+    let off = site
+        .client("sh".as_ref())
+        .args([
+            "-c",
+            "mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"",
+            "sh",
+        ])
+        .arg(&conf)
+        .arg(interpreter())
+        .arg(script("dns_burst.py"))
+        .arg(&count);
+    let direct = [read(off.run()), ares(&site)];
+
+    site.configure(|config| set(config, "upstream", "resolvers", vec![RESOLVER]));
+    let policy = reach("*.burst.test", 443, &["GET /**"]);
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let agent = guard.agent("probe");
+    let library = read(python(&agent, "dns_burst.py").arg(&count).run());
+    for (direct, guarded) in direct.into_iter().zip([library, ares(&agent)]) {
+        println!("{NAMES} names: direct {direct:.3} s, guarded {guarded:.3} s");
+        assert!(guarded < direct * 1.2 + SLACK, "{direct} s, {guarded} s");
+    }
+}
+
+#[test]
+fn the_hosts_own_files_are_read_again_when_they_change() {
+    // An `/etc` of the daemon's own.
+    const ENTER: &str = "cp -a /etc \"$1\" && mount --bind \"$1\" /etc && shift && exec \"$@\"";
+    let site = Site::new();
+    let _outside = resolver();
+    let etc = site.path("etc");
+    let within = ["unshare", "--mount", "--propagation", "private", "sh", "-c"];
+    let by = [&within[..], &[ENTER, "sh", etc.to_str().expect("text")]].concat();
+    let policy = reach("*.moved.test", 443, &["GET /**"]);
+    let mut guard = Guard::start_by(&site, &Bundle::new(1).agent("probe", &policy), &by);
+    let mut agent = dialer(&guard.agent("probe"));
+    let mut becomes = |name: &str, address: &str| {
+        let (changed, expected) = (Instant::now(), format!("ok {address}"));
+        guard.says("names are found elsewhere");
+        // The forwarder is told of it next.
+        loop {
+            let found = agent.tries(&format!("resolve {name}"));
+            if found == expected {
+                println!("{name}: {:?}", changed.elapsed());
+                return;
+            }
+            assert!(changed.elapsed() < PATIENCE, "{name}: {found}");
+        }
+    };
+    let (hosts, other) = (etc.join("hosts"), etc.join("hosts.other"));
+    let write = |path: &Path, text: &str| fs::write(path, text).expect("written");
+    // In place, by another file, by a link, and behind it.
+    write(&hosts, "192.0.2.21 a.moved.test\n");
+    becomes("a.moved.test", "192.0.2.21");
+    write(&other, "192.0.2.22 a.moved.test\n");
+    fs::rename(&other, &hosts).expect("renamed");
+    becomes("a.moved.test", "192.0.2.22");
+    write(&other, "192.0.2.23 a.moved.test\n");
+    fs::remove_file(&hosts).expect("removed");
+    std::os::unix::fs::symlink(&other, &hosts).expect("linked");
+    becomes("a.moved.test", "192.0.2.23");
+    write(&other, "192.0.2.24 a.moved.test\n");
+    becomes("a.moved.test", "192.0.2.24");
+    let conf = etc.join("resolv.conf");
+    let _ = fs::remove_file(&conf);
+    write(&conf, &format!("nameserver {RESOLVER}\n"));
+    becomes("b.moved.test", "192.0.2.9");
+    assert_eq!(agent.tries("resolve a.moved.test"), "ok 192.0.2.24");
+}
+
+fn set(config: &mut toml::Table, section: &str, key: &str, value: impl Into<toml::Value>) {
+    let section = config[section].as_table_mut().expect("a section");
+    section.insert(key.into(), value.into());
+}
+
 fn ask(subject: &dyn Subject, name: &str, kind: &str, protocol: &str) -> Value {
     let client = python(subject, "dns_query.py").args([RESOLVER, name, kind, protocol]);
     client.run().ok().json()
 }
 
 fn resolver() -> Running {
+    resolver_with(&[])
+}
+
+fn resolver_with(more: &[&str]) -> Running {
     let mut command = std::process::Command::new(interpreter());
     command
         .env_clear()
         .arg("-u")
         .arg(script("dns_server.py"))
-        .arg(RESOLVER);
+        .arg(RESOLVER)
+        .args(more);
     let mut running = Running::spawn(&mut command);
     running.line(|line| line == "ready");
     running

@@ -403,7 +403,7 @@ fn one_agents_namespaces_are_served_up_to_its_share_and_anothers_too() {
     let bundle = Bundle::new(1)
         .agent("probe", &policy)
         .agent("other", &policy);
-    let guard = Guard::start_with(&site, &bundle, Some(200));
+    let guard = Guard::start_by(&site, &bundle, &["prlimit", "--nofile=200"]);
     const CODE: &str = r#"
 import ctypes, signal
 for _ in range(30):

@@ -106,6 +106,7 @@ pub struct ForwarderSection {
     pub user: String,
     /// 0: chosen at start.
     pub port: u16,
+    pub refused_names: RefusedNames,
     pub max_connections: u32,
     pub max_header_bytes: u32,
     pub head_timeout_ms: u32,
@@ -125,6 +126,7 @@ impl Default for ForwarderSection {
         Self {
             user: "agentguard".into(),
             port: 0,
+            refused_names: RefusedNames::Guard,
             max_connections: 4096,
             max_header_bytes: 65_536,
             head_timeout_ms: 15_000,
@@ -136,6 +138,16 @@ impl Default for ForwarderSection {
             judged_body_timeout_ms: 30_000,
         }
     }
+}
+
+/// What an agent's resolver is told of a name that policy refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RefusedNames {
+    /// AgentGuard's own address, where requests are refused in words.
+    Guard,
+    /// That there is no such name.
+    Nxdomain,
 }
 
 impl ForwarderSection {

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub(crate) mod manifest;
+pub(crate) mod names;
 pub(crate) mod network;
 pub(crate) mod startup;
 pub mod tls;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use agentguard_link::frame::Upstream;
+use agentguard_link::state::Names;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
@@ -20,6 +21,10 @@ pub const SYSTEM_BUNDLES: [&str; 5] = [
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
+
+/// `hosts(5)` and `resolv.conf(5)`.
+pub(super) const HOSTS: &str = "/etc/hosts";
+pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -55,21 +60,24 @@ pub fn gather(section: &UpstreamSection, system: &str) -> Result<Upstream, Upstr
             return Err(unreadable("it has no certificate".into()));
         }
     }
-    let mut hosts = parse_hosts(&read("/etc/hosts"));
+    Ok(Upstream {
+        roots,
+        allow_addresses: section.allow_addresses.clone(),
+        ways: ways::gather(section)?,
+    })
+}
+
+/// Where names are found now: by the configuration, then by the host's files.
+pub fn names(section: &UpstreamSection) -> Names {
+    let mut hosts = parse_hosts(&read(HOSTS));
     for (name, addresses) in &section.hosts {
         hosts.insert(name.to_ascii_lowercase(), addresses.to_vec());
     }
     let resolvers = match section.resolvers.as_slice() {
-        [] => parse_resolvers(&read("/etc/resolv.conf")),
+        [] => parse_resolvers(&read(RESOLV_CONF)),
         configured => configured.iter().map(|r| r.0).collect(),
     };
-    Ok(Upstream {
-        roots,
-        hosts,
-        resolvers,
-        allow_addresses: section.allow_addresses.clone(),
-        ways: ways::gather(section)?,
-    })
+    Names { hosts, resolvers }
 }
 
 fn read(path: &str) -> String {

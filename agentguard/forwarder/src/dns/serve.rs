@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use agentguard_common::abi::{AgentId, FlowKey, Origin};
 use agentguard_common::net::Addr;
-use agentguard_common::share::QuestionMark;
+use agentguard_common::share::{QUESTIONS_IN_A_ROW, QuestionMark};
 use agentguard_policy::Policy;
 use agentguard_record::{DecidedBy, DenyReason, Draft};
 use agentguard_sys::socket::receive_marked;
@@ -23,8 +23,9 @@ use tokio::time::timeout;
 use super::{DnsAnswer, Transport, answer};
 use crate::resolve::NameResolver;
 
-/// Datagrams of one agent that may wait for upstream at once.
-const PENDING_PER_AGENT: usize = 64;
+/// Questions of one agent that may wait for upstream at once: as many as the kernel lets it ask in a row. Those beyond are
+/// told so at once, of which the kernel's rate is the bound.
+const PENDING_PER_AGENT: usize = QUESTIONS_IN_A_ROW as usize;
 /// How long a stream may be idle between queries (RFC 7766 section 6.2.3).
 const STREAM_IDLE: Duration = Duration::from_secs(10);
 /// Larger than any query needs to be: what is longer is truncated and found malformed.
@@ -36,22 +37,17 @@ pub type Gate = Box<dyn Fn(AgentId) -> Option<(DecidedBy, DenyReason)> + Send + 
 /// Keeps a record before its answer leaves. False: there is no room for it.
 pub type Keep = Box<dyn Fn(Draft) -> BoxFuture<'static, bool> + Send + Sync>;
 
-/// Datagrams that were dropped without an answer.
-#[derive(Debug, Default)]
-pub struct DropCounters {
-    /// Its mark is nobody's: the kernel knows no such question any more, or of another socket.
-    pub unattributed: AtomicU64,
-    /// More than [`PENDING_PER_AGENT`] of one agent are pending.
-    pub overload: AtomicU64,
-}
-
 /// What every query is judged with.
 pub struct Server {
     pub policy: Arc<ArcSwap<Policy>>,
     pub resolver: Arc<NameResolver>,
     pub keep: Keep,
     pub gate: Gate,
-    pub counters: DropCounters,
+    /// Names that are refused lead to AgentGuard's own address.
+    tells: bool,
+    /// Datagrams without an answer, as their mark is nobody's: the kernel knows no such question any more, or of another
+    /// socket.
+    pub unattributed: AtomicU64,
     pending: Mutex<HashMap<AgentId, Arc<Semaphore>>>,
 }
 
@@ -61,13 +57,15 @@ impl Server {
         resolver: Arc<NameResolver>,
         keep: Keep,
         gate: Gate,
+        tells: bool,
     ) -> Self {
         Self {
             policy,
             resolver,
             keep,
             gate,
-            counters: DropCounters::default(),
+            tells,
+            unattributed: AtomicU64::default(),
             pending: Mutex::default(),
         }
     }
@@ -97,18 +95,20 @@ impl Server {
             let origin = match origins(mark, &flow(netns, peer, local)) {
                 Ok(Some(origin)) => origin,
                 Ok(None) | Err(_) => {
-                    self.counters.unattributed.fetch_add(1, Ordering::Relaxed);
+                    self.unattributed.fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
             };
-            let Some(slot) = self.slot(origin.agent) else {
-                self.counters.overload.fetch_add(1, Ordering::Relaxed);
-                continue;
+            let slot = self.slot(origin.agent);
+            let refused = match slot {
+                Some(_) => (self.gate)(origin.agent),
+                None => Some((DecidedBy::Limit, DenyReason::RateLimited)),
             };
             let (server, socket) = (self.clone(), socket.clone());
             let query = buffer[..length].to_vec();
             tokio::spawn(async move {
-                if let Some(bytes) = server.judge(&query, Transport::Udp, &origin).await {
+                let answer = server.judge(&query, Transport::Udp, &origin, refused);
+                if let Some(bytes) = answer.await {
                     // The client may be gone.
                     let _ = socket.send_to(&bytes, peer).await;
                 }
@@ -135,7 +135,9 @@ impl Server {
                 Err(_slow) => return Err(io::ErrorKind::TimedOut.into()),
                 Ok(read) => read?,
             };
-            let Some(bytes) = self.judge(&query, Transport::Tcp, origin).await else {
+            let refused = (self.gate)(origin.agent);
+            let answer = self.judge(&query, Transport::Tcp, origin, refused);
+            let Some(bytes) = answer.await else {
                 return Ok(());
             };
             let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
@@ -145,15 +147,26 @@ impl Server {
         }
     }
 
-    /// The answer, after its record is kept: what cannot be recorded is not answered.
-    async fn judge(&self, query: &[u8], transport: Transport, origin: &Origin) -> Option<Vec<u8>> {
+    /// The answer, after its record is kept: what cannot be recorded is told so. `refused`: why it is refused whatever it asks.
+    async fn judge(
+        &self,
+        query: &[u8],
+        transport: Transport,
+        origin: &Origin,
+        refused: Option<(DecidedBy, DenyReason)>,
+    ) -> Option<Vec<u8>> {
         let policy = self.policy.load_full();
-        let refused = (self.gate)(origin.agent);
-        let DnsAnswer { bytes, record } =
-            answer(query, transport, origin, refused, &policy, &self.resolver).await;
+        let answer = |refused| {
+            let (resolver, tells) = (&self.resolver, self.tells);
+            answer(query, transport, origin, refused, &policy, resolver, tells)
+        };
+        let DnsAnswer { bytes, record } = answer(refused).await;
         match (self.keep)(record).await {
             true => bytes,
-            false => None,
+            false => {
+                let unrecorded = (DecidedBy::Host, DenyReason::AuditUnavailable);
+                answer(Some(unrecorded)).await.bytes
+            }
         }
     }
 

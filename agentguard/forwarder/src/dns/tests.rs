@@ -120,7 +120,7 @@ fn shown(bytes: &[u8]) -> String {
 #[tokio::test]
 async fn covered_names_are_answered_and_others_are_not_even_asked() {
     let stub = Stub::start(ZONE).await;
-    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = stub.resolver(&[]);
     use Outcome::{Allow, Deny, Error};
     let denied = Some(DenyReason::PolicyDenied);
     for (name, kind, expected, outcome, reason) in [
@@ -276,7 +276,7 @@ async fn covered_names_are_answered_and_others_are_not_even_asked() {
 #[tokio::test]
 async fn the_answer_echoes_the_question_and_bounds_the_ttl() {
     let stub = Stub::start(ZONE).await;
-    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = stub.resolver(&[]);
     let asked = query("V4.tEsT.", RecordType::A, None);
     let answer = ask(&asked.to_vec().unwrap(), Transport::Udp, &resolver).await;
     let message = Message::from_vec(&answer.bytes.unwrap()).unwrap();
@@ -296,13 +296,16 @@ async fn the_answer_echoes_the_question_and_bounds_the_ttl() {
 #[tokio::test]
 async fn an_agent_that_is_stopped_gets_nothing_resolved() {
     let stub = Stub::start(ZONE).await;
-    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = stub.resolver(&[]);
     let bytes = query("api.test.", RecordType::A, Some(1232))
         .to_vec()
         .unwrap();
-    for refused in [
-        (DecidedBy::Stop, DenyReason::AgentKilled),
-        (DecidedBy::Host, DenyReason::AuditUnavailable),
+    let there_is_none = "Non-Existent Domain [15]";
+    let not_now = "Server Failure [15]";
+    for (refused, told) in [
+        ((DecidedBy::Stop, DenyReason::AgentKilled), there_is_none),
+        ((DecidedBy::Host, DenyReason::AuditUnavailable), not_now),
+        ((DecidedBy::Limit, DenyReason::RateLimited), not_now),
     ] {
         let answer = respond(
             &bytes,
@@ -313,7 +316,7 @@ async fn an_agent_that_is_stopped_gets_nothing_resolved() {
             &resolver,
         )
         .await;
-        assert_eq!(shown(&answer.bytes.unwrap()), "Non-Existent Domain [15]");
+        assert_eq!(shown(&answer.bytes.unwrap()), told);
         assert_eq!(answer.record.decided_by, refused.0);
         assert_eq!(answer.record.reason, Some(refused.1));
     }
@@ -323,7 +326,7 @@ async fn an_agent_that_is_stopped_gets_nothing_resolved() {
 #[tokio::test]
 async fn what_does_not_fit_is_truncated_over_udp_only() {
     let stub = Stub::start(ZONE).await;
-    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = stub.resolver(&[]);
     for (edns, transport, truncated) in [
         (None, Transport::Udp, true),
         (Some(0), Transport::Udp, true),
@@ -349,7 +352,7 @@ async fn what_does_not_fit_is_truncated_over_udp_only() {
 #[tokio::test]
 async fn what_is_no_plain_query_is_refused_as_such() {
     let stub = Stub::start(ZONE).await;
-    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = stub.resolver(&[]);
     let good = query("api.test.", RecordType::A, Some(1232))
         .to_vec()
         .unwrap();

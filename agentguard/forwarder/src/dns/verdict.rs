@@ -9,9 +9,11 @@ use hickory_proto::rr::{RData, RecordType};
 use crate::resolve::{Family, ResolveError, ResolvedAddresses};
 
 /// Nobody's (RFC 5737): whatever an agent connects to comes to the forwarder, and goes no further with that name.
-const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(super) const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// Seconds.
 const OWN_TTL: u32 = 60;
+/// Seconds: a bundle that covers the name is seen soon.
+const TOLD_TTL: u32 = 1;
 
 const UNCOVERED: &str = "no reach entry of this agent covers the name";
 
@@ -162,6 +164,24 @@ impl QueryVerdict {
         )
     }
 
+    /// Of a refused name whose requests come here. To other types of records nothing says no but that there is no such name.
+    pub(super) fn told(kind: RecordType) -> Self {
+        let refused = Self::uncovered();
+        if !matches!(kind, RecordType::A | RecordType::AAAA) {
+            return refused;
+        }
+        let answers = match kind == RecordType::A {
+            true => vec![(RData::from(IpAddr::V4(OWN)), TOLD_TTL)],
+            false => Vec::new(),
+        };
+        Self {
+            code: ResponseCode::NoError,
+            answers,
+            detail: format!("{UNCOVERED}; answered with AgentGuard's own address"),
+            ..refused
+        }
+    }
+
     pub(super) fn other_type() -> Self {
         Self::refused(
             DecidedBy::Protocol,
@@ -172,8 +192,13 @@ impl QueryVerdict {
         .saying(ExtendedError::Blocked, "only A and AAAA are answered")
     }
 
+    /// Of what is refused whatever it asks. What may be other in a moment is no answer about the name.
     pub(super) fn stopped(by: DecidedBy, reason: DenyReason) -> Self {
-        Self::refused(by, reason, ResponseCode::NXDomain, reason.title())
+        let code = match matches!(by, DecidedBy::Limit | DecidedBy::Host) {
+            true => ResponseCode::ServFail,
+            false => ResponseCode::NXDomain,
+        };
+        Self::refused(by, reason, code, reason.title())
             .saying(ExtendedError::Blocked, reason.title())
     }
 }

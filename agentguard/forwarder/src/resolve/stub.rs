@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use agentguard_link::frame::Upstream;
+use agentguard_link::state::Names;
 use agentguard_link::ways::Ways;
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{CNAME, SOA};
@@ -11,6 +12,8 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use ipnet::IpNet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::NameResolver;
 
 /// What one name is answered with.
 #[derive(Clone, Debug)]
@@ -56,26 +59,30 @@ impl Stub {
         self.asked.lock().unwrap().clone()
     }
 
-    pub(crate) fn upstream(&self, allow: &[&str]) -> Upstream {
-        upstream(&[self.address], allow)
+    pub(crate) fn resolver(&self, allow: &[&str]) -> NameResolver {
+        NameResolver::new(&upstream(allow), &names(&[self.address])).unwrap()
     }
 }
 
-pub(crate) fn upstream(resolvers: &[SocketAddr], allow: &[&str]) -> Upstream {
+pub(crate) fn names(resolvers: &[SocketAddr]) -> Names {
+    let hosts = [
+        ("hosted.test", vec!["192.0.2.1", "2001:db8::1", "10.0.0.1"]),
+        ("v4.hosted.test", vec!["::ffff:192.0.2.4"]),
+        ("inside.hosted.test", vec!["10.0.0.1", "::1"]),
+    ];
+    let hosts = hosts.map(|(name, ips)| {
+        let ips: Vec<IpAddr> = ips.into_iter().map(|ip| ip.parse().unwrap()).collect();
+        (name.to_owned(), ips)
+    });
+    Names {
+        hosts: hosts.into(),
+        resolvers: resolvers.to_vec(),
+    }
+}
+
+pub(crate) fn upstream(allow: &[&str]) -> Upstream {
     Upstream {
         roots: Vec::new(),
-        hosts: [
-            ("hosted.test", vec!["192.0.2.1", "2001:db8::1", "10.0.0.1"]),
-            ("v4.hosted.test", vec!["::ffff:192.0.2.4"]),
-            ("inside.hosted.test", vec!["10.0.0.1", "::1"]),
-        ]
-        .into_iter()
-        .map(|(name, ips)| {
-            let ips: Vec<IpAddr> = ips.into_iter().map(|ip| ip.parse().unwrap()).collect();
-            (name.to_owned(), ips)
-        })
-        .collect(),
-        resolvers: resolvers.to_vec(),
         allow_addresses: allow
             .iter()
             .map(|net| net.parse::<IpNet>().unwrap())

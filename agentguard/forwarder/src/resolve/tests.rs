@@ -4,7 +4,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use tokio::net::UdpSocket;
 
-use super::stub::{Script, Stub, upstream};
+use super::stub::{Script, Stub, names, upstream};
 use super::*;
 
 const ZONE: &[(&str, Script)] = &[
@@ -59,7 +59,7 @@ fn said(result: Result<Vec<IpAddr>, ResolveError>) -> String {
 #[tokio::test]
 async fn names_become_addresses_that_may_be_dialled() {
     let stub = Stub::start(ZONE).await;
-    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = stub.resolver(&[]);
     for (name, expected) in [
         // IPv6 first, families in turn.
         ("public.test", "2001:db8::10 192.0.2.10 192.0.2.11"),
@@ -131,7 +131,7 @@ async fn names_become_addresses_that_may_be_dialled() {
 #[tokio::test]
 async fn listed_addresses_are_dialled() {
     let stub = Stub::start(ZONE).await;
-    let resolver = NameResolver::new(&stub.upstream(&["127.0.0.0/8", "10.0.0.0/8"])).unwrap();
+    let resolver = stub.resolver(&["127.0.0.0/8", "10.0.0.0/8"]);
     for (name, expected) in [
         ("inside.test", "10.0.0.1"),
         ("mapped.test", "64:ff9b::a00:1 127.0.0.1"),
@@ -149,7 +149,7 @@ async fn listed_addresses_are_dialled() {
 #[tokio::test]
 async fn one_familys_silence_does_not_hold_up_the_other() {
     let stub = Stub::start(ZONE).await;
-    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = stub.resolver(&[]);
     let started = Instant::now();
     assert_eq!(
         said(resolver.addresses(&host("slow6.test")).await),
@@ -161,7 +161,7 @@ async fn one_familys_silence_does_not_hold_up_the_other() {
 #[tokio::test]
 async fn answers_are_kept_for_their_ttl_within_bounds() {
     let stub = Stub::start(ZONE).await;
-    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = stub.resolver(&[]);
     for (name, least, most) in [
         ("short.test", 0, 1),
         ("public.test", 50, 60),
@@ -195,12 +195,12 @@ async fn silence_is_a_timeout_and_a_closed_port_a_failure() {
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let at = silent.local_addr().unwrap();
     let patience = Duration::from_millis(50);
-    let resolver = NameResolver::with_patience(&upstream(&[at], &[]), patience).unwrap();
+    let resolver = NameResolver::with_patience(&upstream(&[]), &names(&[at]), patience).unwrap();
     let error = resolver.addresses(&host("public.test")).await.unwrap_err();
     assert_eq!(error, ResolveError::Timeout("public.test".into()));
 
     drop(silent);
-    let resolver = NameResolver::with_patience(&upstream(&[at], &[]), patience).unwrap();
+    let resolver = NameResolver::with_patience(&upstream(&[]), &names(&[at]), patience).unwrap();
     let error = resolver.addresses(&host("public.test")).await.unwrap_err();
     assert!(
         matches!(
@@ -210,7 +210,7 @@ async fn silence_is_a_timeout_and_a_closed_port_a_failure() {
         "{error:?}"
     );
 
-    let resolver = NameResolver::new(&upstream(&[], &[])).unwrap();
+    let resolver = NameResolver::new(&upstream(&[]), &names(&[])).unwrap();
     let error = resolver.addresses(&host("public.test")).await.unwrap_err();
     assert_eq!(error, ResolveError::NoResolvers("public.test".into()));
     assert!(resolver.addresses(&host("hosted.test")).await.is_ok());
@@ -224,9 +224,29 @@ async fn the_second_resolver_is_asked_when_the_first_fails() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let resolver = NameResolver::new(&upstream(&[dead, stub.address], &[])).unwrap();
+    let resolver = NameResolver::new(&upstream(&[]), &names(&[dead, stub.address])).unwrap();
     assert_eq!(
         said(resolver.addresses(&host("v4.test")).await),
         "192.0.2.10"
     );
+}
+
+#[tokio::test]
+async fn what_is_learnt_holds_from_the_next_look_up_on() {
+    let stub = Stub::start(ZONE).await;
+    let resolver = NameResolver::new(&upstream(&[]), &names(&[])).unwrap();
+    let unknown = resolver.addresses(&host("v4.test")).await.unwrap_err();
+    assert_eq!(unknown, ResolveError::NoResolvers("v4.test".into()));
+    let mut learnt = names(&[stub.address]);
+    resolver.learn(&learnt);
+    let found = said(resolver.addresses(&host("v4.test")).await);
+    assert_eq!(found, "192.0.2.10");
+    // Other hosts, and the same resolvers, whose answers are kept.
+    learnt.hosts = [("v6.test".into(), vec!["2001:db8::6".parse().unwrap()])].into();
+    resolver.learn(&learnt);
+    let found = said(resolver.addresses(&host("v6.test")).await);
+    assert_eq!(found, "2001:db8::6");
+    let asked = stub.asked().len();
+    let found = said(resolver.addresses(&host("v4.test")).await);
+    assert_eq!((found.as_str(), stub.asked().len()), ("192.0.2.10", asked));
 }

@@ -45,8 +45,6 @@ async fn calls_are_answered_and_a_daemon_that_is_gone_ends_it() {
         limits: Setup::default().limits,
         upstream: Upstream {
             roots: vec![origin.root.clone()],
-            hosts: BTreeMap::new(),
-            resolvers: Vec::new(),
             allow_addresses: Vec::new(),
             ways: agentguard_link::ways::Ways::default(),
         },
@@ -56,6 +54,7 @@ async fn calls_are_answered_and_a_daemon_that_is_gone_ends_it() {
         },
         spool: ReadSpool::clean(),
         strict: false,
+        tells_refused_names: false,
         state: State::default(),
     };
     let (near, far) = channel::pair().unwrap();

@@ -14,7 +14,7 @@ use agentguard_common::share::QuestionMark;
 use agentguard_link::calls::to_daemon::{DaemonAnswer, DaemonCall, Leaf};
 use agentguard_link::frame::{CanaryOrigin, Limits, Start, ToDaemon, Upstream};
 use agentguard_link::spool::{self, CleanSegment, HEADER_BYTES, SEGMENT_BYTES, SEGMENTS, Stage};
-use agentguard_link::state::{PolicyUpdate, State};
+use agentguard_link::state::{Names, PolicyUpdate, State};
 use agentguard_link::ways::Ways;
 use agentguard_policy::Sources;
 use agentguard_record::Draft;
@@ -132,8 +132,6 @@ impl Rig {
             limits: setup.limits,
             upstream: Upstream {
                 roots: vec![origin.root.clone()],
-                hosts: hosts(),
-                resolvers: vec![],
                 allow_addresses: vec!["127.0.0.0/8".parse().unwrap()],
                 ways: Ways::default(),
             },
@@ -143,8 +141,13 @@ impl Rig {
             },
             spool: ReadSpool::clean(),
             strict: setup.strict,
+            tells_refused_names: false,
             state: State {
                 policy: Box::new(bundle(&origin, setup.agent, setup.rules, setup.host)),
+                names: Names {
+                    hosts: hosts(),
+                    resolvers: vec![],
+                },
                 audit_writable: true,
                 ..State::default()
             },

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentguard_link::frame::{Limits, Upstream};
+use agentguard_link::state::Names;
 use agentguard_policy::HostSettings;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, header};
@@ -82,6 +83,7 @@ impl Upstreams {
     pub(crate) fn new(
         resolver: Arc<NameResolver>,
         upstream: &Upstream,
+        names: &Names,
         limits: &Limits,
         tag: Tag,
     ) -> anyhow::Result<Self> {
@@ -104,7 +106,7 @@ impl Upstreams {
                 resolver,
                 tag,
                 connect_timeout: Duration::from_millis(limits.upstream_connect_timeout_ms.into()),
-                proxies: Arc::new(Proxies::new(upstream, tls.clone())?),
+                proxies: Arc::new(Proxies::new(upstream, names, tls.clone())?),
                 slow: Arc::default(),
                 silence: Arc::default(),
             },
@@ -116,6 +118,11 @@ impl Upstreams {
             pools: Pools::new(connector.clone()),
             connector,
         })
+    }
+
+    /// Finds proxies there from now on.
+    pub(crate) fn learn(&self, names: &Names) {
+        self.connector.dialer.proxies.learn(names);
     }
 
     /// The connections that are kept for an agent.

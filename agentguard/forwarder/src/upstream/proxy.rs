@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use agentguard_link::frame::Upstream;
+use agentguard_link::state::Names;
 use agentguard_link::ways::{Proxy, Ways};
 use agentguard_policy::{HostName, show};
 use http::uri::{Authority, Scheme};
@@ -66,7 +67,11 @@ pub(crate) enum Hop {
 
 impl Proxies {
     /// `tls`: with the trust anchors of every host.
-    pub(super) fn new(upstream: &Upstream, mut tls: ClientConfig) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        upstream: &Upstream,
+        names: &Names,
+        mut tls: ClientConfig,
+    ) -> anyhow::Result<Self> {
         tls.resumption = Resumption::disabled();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let anywhere = Upstream {
@@ -76,9 +81,13 @@ impl Proxies {
         };
         Ok(Self {
             ways: upstream.ways.clone(),
-            resolver: Arc::new(NameResolver::new(&anywhere)?),
+            resolver: Arc::new(NameResolver::new(&anywhere, names)?),
             tls: Arc::new(tls),
         })
+    }
+
+    pub(super) fn learn(&self, names: &Names) {
+        self.resolver.learn(names);
     }
 }
 

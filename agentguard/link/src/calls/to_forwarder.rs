@@ -41,6 +41,7 @@ impl ForwarderCall {
                 | Delta::Freed(_)
                 | Delta::AuditWritable(_)
                 | Delta::TrustedNetwork(_)
+                | Delta::Names(_)
                 | Delta::Tasks { .. }
                 | Delta::Presences(_),
             ) => ForwarderAnswer::Done,

@@ -62,7 +62,7 @@ impl ConfigKey {
     }
 }
 
-pub const KEYS: [ConfigKey; 33] = [
+pub const KEYS: [ConfigKey; 34] = [
     key(
         "[paths]",
         "state",
@@ -116,6 +116,12 @@ pub const KEYS: [ConfigKey; 33] = [
         "port",
         "0",
         "where the forwarder listens on loopback; 0: one outside the ephemeral range is chosen at the start",
+    ),
+    key(
+        "[forwarder]",
+        "refused_names",
+        "\"guard\"",
+        "`guard`: a name that policy refuses has AgentGuard's own address, where requests are told so; `nxdomain`: it does not exist",
     ),
     key(
         "[forwarder]",

@@ -38,8 +38,12 @@ fn policy() -> Policy {
 }
 
 async fn server() -> (Arc<Server>, Receiver<Draft>, Stub) {
+    server_that(false).await
+}
+
+async fn server_that(tells: bool) -> (Arc<Server>, Receiver<Draft>, Stub) {
     let stub = Stub::start(ZONE).await;
-    let resolver = NameResolver::new(&stub.upstream(&[])).unwrap();
+    let resolver = stub.resolver(&[]);
     let (sender, records) = mpsc::channel(100);
     let killed = (DecidedBy::Stop, DenyReason::AgentKilled);
     let gate: Gate = Box::new(move |agent| (agent == AgentId(3)).then_some(killed));
@@ -48,7 +52,7 @@ async fn server() -> (Arc<Server>, Receiver<Draft>, Stub) {
         let kept = sender.try_send(draft).is_ok();
         Box::pin(std::future::ready(kept))
     });
-    let server = Server::new(policy, Arc::new(resolver), keep, gate);
+    let server = Server::new(policy, Arc::new(resolver), keep, gate, tells);
     (Arc::new(server), records, stub)
 }
 
@@ -69,6 +73,15 @@ fn origin(agent: AgentId) -> Origin {
         tgid: 7,
         port: 53,
         ..Origin::default()
+    }
+}
+
+impl Server {
+    /// Questions of the agent that wait.
+    fn pending(&self, agent: AgentId) -> usize {
+        let pending = self.pending.lock().unwrap();
+        let free = pending.get(&agent).map(|slots| slots.available_permits());
+        free.map_or(0, |free| PENDING_PER_AGENT - free)
     }
 }
 
@@ -171,7 +184,7 @@ async fn datagrams_are_answered_by_their_flow_and_the_policy() {
             Some(server.policy.load().meta().digest.as_str())
         );
     }
-    assert_eq!(server.counters.unattributed.load(Ordering::Relaxed), 1);
+    assert_eq!(server.unattributed.load(Ordering::Relaxed), 1);
     assert!(
         records.try_recv().is_err(),
         "what nobody sent is not recorded as someone's"
@@ -180,32 +193,70 @@ async fn datagrams_are_answered_by_their_flow_and_the_policy() {
 }
 
 #[tokio::test]
-async fn one_agents_pending_queries_are_bounded() {
-    let (server, _records, _stub) = server().await;
+async fn one_agents_pending_queries_are_bounded_and_those_beyond_are_told() {
+    let (server, mut records, _stub) = server().await;
     let (agent, port) = client().await;
     let at = serve(&server, vec![port], Vec::new()).await;
-    for id in 0..=PENDING_PER_AGENT as u16 {
+    let bound = PENDING_PER_AGENT as u16;
+    for id in 0..bound {
         agent
             .send_to(&query(id, "slow.below.test."), at)
             .await
             .unwrap();
+        while server.pending(AGENT) <= id.into() {
+            tokio::task::yield_now().await;
+        }
     }
-    agent.send_to(&query(999, "api.test."), at).await.unwrap();
-    while server.counters.overload.load(Ordering::Relaxed) < 2 {
-        tokio::task::yield_now().await;
+    for id in [bound, bound + 1] {
+        agent.send_to(&query(id, "api.test."), at).await.unwrap();
+        let mut buffer = [0; 512];
+        let (length, _) = agent.recv_from(&mut buffer).await.unwrap();
+        let told = shown(&buffer[..length]);
+        assert_eq!(told, (id, ResponseCode::ServFail, 0));
+        let record = records.try_recv().unwrap();
+        assert_eq!(record.reason, Some(DenyReason::RateLimited));
+        assert_eq!(record.outcome, Outcome::Deny);
     }
     // Another agent is served meanwhile.
     assert!(server.slot(AgentId(5)).is_some());
 }
 
 #[tokio::test]
-async fn without_a_record_there_is_no_answer() {
+async fn a_refused_name_leads_here_unless_it_would_hide_a_covered_one() {
+    let (server, mut records, stub) = server_that(true).await;
+    for (name, code, answers) in [
+        ("evil.example.", ResponseCode::NoError, 1),
+        ("x.api.test.", ResponseCode::NoError, 1),
+        // What a search list makes of covered names, and of a host's.
+        ("api.test.search.example.", ResponseCode::NXDomain, 0),
+        ("a.below.test.search.example.", ResponseCode::NXDomain, 0),
+        ("intranet.", ResponseCode::NXDomain, 0),
+        ("192.0.2.7.", ResponseCode::NXDomain, 0),
+    ] {
+        let (query, origin) = (query(1, name), origin(AGENT));
+        let bytes = server.judge(&query, Transport::Udp, &origin, None);
+        let bytes = bytes.await.unwrap();
+        assert_eq!(shown(&bytes), (1, code, answers), "{name}");
+        let message = Message::from_vec(&bytes).unwrap();
+        let record = records.try_recv().unwrap();
+        assert_eq!(record.outcome, Outcome::Deny, "{name}");
+        assert_eq!(record.reason, Some(DenyReason::PolicyDenied), "{name}");
+        for answer in &message.answers {
+            assert_eq!(answer.data.to_string(), "192.0.2.1");
+            assert_eq!(answer.ttl, 1);
+        }
+    }
+    assert!(stub.asked().is_empty());
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_is_told_so() {
     let (server, records, _stub) = server().await;
     drop(records);
     let bytes = server
-        .judge(&query(1, "api.test."), Transport::Udp, &origin(AGENT))
+        .judge(&query(1, "api.test."), Transport::Udp, &origin(AGENT), None)
         .await;
-    assert_eq!(bytes, None);
+    assert_eq!(shown(&bytes.unwrap()), (1, ResponseCode::ServFail, 0));
 }
 
 fn framed(queries: &[Vec<u8>]) -> Vec<u8> {
