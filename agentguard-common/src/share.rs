@@ -21,8 +21,8 @@ pub const ACCEPTED: u32 = 65_536;
 
 /// Entries of `QUESTIONS`: what was asked of the resolver last.
 pub const QUESTIONS: u32 = 65_536;
-/// Bits of a turn there: of one agent the last 256 are known.
-pub const QUESTION_BITS: u32 = 8;
+/// Bits of a turn there: of one agent the last 512 are known, as many as it may ask in a row.
+pub const QUESTION_BITS: u32 = 9;
 
 /// Entries of `HEARD`: who has written to agents' listening UDP sockets.
 pub const HEARD: u32 = 65_536;
@@ -81,7 +81,8 @@ const _: () = {
     assert!(MAX_AGENTS == 1 << 12 && HEARD_BITS + 12 <= u32::BITS);
     // One agent has a small part of each table.
     assert!((FLOWS_EACH as u32) * 16 == FLOWS);
-    assert!((1 << QUESTION_BITS) * 256 == QUESTIONS);
+    assert!((1 << QUESTION_BITS) * 128 == QUESTIONS);
+    assert!(1 << QUESTION_BITS == QUESTIONS_IN_A_ROW);
     assert!((1 << HEARD_BITS) * 16 == HEARD);
 };
 
@@ -102,8 +103,8 @@ mod tests {
     #[test]
     fn places_are_an_agents_own_and_come_round() {
         let of = |agent, turn| place(AgentId(agent), turn, QUESTION_BITS);
-        assert_eq!(of(2, 0), of(2, 256));
-        assert_ne!(of(2, 0), of(2, 255));
-        assert_ne!(of(2, 255), of(3, 0));
+        assert_eq!(of(2, 0), of(2, 512));
+        assert_ne!(of(2, 0), of(2, 511));
+        assert_ne!(of(2, 511), of(3, 0));
     }
 }
