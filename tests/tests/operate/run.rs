@@ -5,7 +5,7 @@ use std::process::Stdio;
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::Subject;
 use agentguard_tests::tools::agentguard;
-use agentguard_tests::{Bundle, Guard, Nginx, Site};
+use agentguard_tests::{Bundle, Guard, Nginx, Record, Site};
 
 #[test]
 fn no_privileges_and_a_session_of_its_own() {
@@ -256,4 +256,39 @@ fn what_it_leaves_running_stays_the_agent() {
 
 fn bundle(port: u16) -> Bundle {
     Bundle::new(1).agent("probe", &reach("origin.test", port, &["GET /v1/**"]))
+}
+
+#[test]
+fn a_command_that_an_exec_rule_kills_is_told_so() {
+    let site = Site::new();
+    let policy = reach("origin.test", 443, &["GET /**"])
+        + "[exec]\ndefault = \"allow\"\ndeny = [\"/usr/bin/id\"]\n";
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let agent = guard.agent("probe");
+    let itself = agent.client("/usr/bin/id".as_ref()).run();
+    let below = agent
+        .client("sh".as_ref())
+        .args(["-c", "/usr/bin/id; exit $?"])
+        .run();
+    if agentguard_kernel::lsm().is_ok() {
+        assert_eq!((itself.code(), below.code()), (126, 126));
+        return;
+    }
+    for ran in [itself, below] {
+        assert_eq!(ran.code(), 137, "{ran:#?}");
+        let refused = guard.audit();
+        let mut refused = refused.iter().filter(|it| it.action() == "exec");
+        let is_told = |record: &Record| {
+            let line = format!(
+                "agentguard: `/usr/bin/id` was killed: `[exec]` does not let probe execute it, do not retry \
+                 (agentguard audit show {})",
+                record.text("/decision")
+            );
+            ran.stderr.lines().any(|it| it == line)
+        };
+        assert!(refused.any(is_told), "{ran:#?}");
+    }
+    // Who is killed for another reason is not told so.
+    let other = agent.client("sh".as_ref()).args(["-c", "kill -9 $$"]).run();
+    assert_eq!((other.code(), &*other.stderr), (137, ""));
 }

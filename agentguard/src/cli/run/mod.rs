@@ -5,6 +5,7 @@ mod domain;
 mod environment;
 mod floor;
 mod host;
+mod refused;
 mod relay;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ use agentguard_sys::signal::Signals;
 use agentguard_sys::user::{self, Account};
 use agentguard_sys::{process, pty, socket};
 use clap::Args;
+use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
@@ -64,6 +66,7 @@ pub(super) fn run(arguments: &RunArguments, config: &Config) -> Result<ExitCode,
     // Blocked before there is a child, so that none of its or its caller's signals is missed.
     let signals = Signals::block().map_err(|e| own(&e))?;
     let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| own(&e));
+    let began = Timestamp::now();
     let (go_read, go_write) = pipe()?;
     let (error_read, error_write) = pipe()?;
     let plan = Plan {
@@ -98,6 +101,9 @@ pub(super) fn run(arguments: &RunArguments, config: &Config) -> Result<ExitCode,
         return Err(failure);
     }
     let status = relay::until_the_end(child, signals, master, terminal).map_err(|e| own(&e))?;
+    if status == refused::KILLED {
+        refused::say(&arguments.agent, tgid, began, config);
+    }
     Ok(ExitCode::from(status))
 }
 
