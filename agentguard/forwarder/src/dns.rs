@@ -1,7 +1,8 @@
-//! The agents' DNS. Answers A and AAAA for names that a reach entry covers and nothing else, so that a query's name is
-//! no way out; upstream is asked only after the policy was. Other names lead to the forwarder itself, which refuses in words.
+//! The agents' DNS. Answers for names that a reach entry covers, their services' among them, and nothing else, so that a
+//! query's name is no way out; upstream is asked only after the policy was. Other names lead to the forwarder itself, which refuses in words.
 
 mod serve;
+mod service;
 mod verdict;
 mod wire;
 
@@ -131,15 +132,17 @@ async fn respond(
     let name = HostName::parse(&shown)
         .ok()
         .filter(|name| name.ip().is_none());
-    let covered = name.as_ref().map_or(NameReach::No, &covers);
-    record.latency.decide = micros(started);
     let kind = question.query_type();
+    let covered = name
+        .as_ref()
+        .map_or(NameReach::No, |name| reach_of(name, kind, &covers));
+    record.latency.decide = micros(started);
     let verdict = match (refused, name) {
         (Some((by, reason)), _) => QueryVerdict::stopped(by, reason),
         (None, Some(name)) => match covered {
             NameReach::Own => QueryVerdict::own(kind),
-            NameReach::Yes => look_up(&name, kind, resolver).await,
-            NameReach::Observed => look_up(&name, kind, resolver).await.observed(),
+            NameReach::Yes => look_up(&name, kind, resolver, &covers).await,
+            NameReach::Observed => look_up(&name, kind, resolver, &covers).await.observed(),
             NameReach::Told => QueryVerdict::told(kind),
             NameReach::No => QueryVerdict::uncovered(),
         },
@@ -150,14 +153,47 @@ async fn respond(
     DnsAnswer { bytes, record }
 }
 
+/// Whether records of this type may be asked for of this name: a host's services are covered as it is.
+fn reach_of(
+    name: &HostName,
+    kind: RecordType,
+    covers: &impl Fn(&HostName) -> NameReach,
+) -> NameReach {
+    let own = covers(name);
+    let refused = matches!(own, NameReach::Told | NameReach::No);
+    match service::host_of(name) {
+        Some(host) if refused && service::is_served(kind) => match covers(&host) {
+            NameReach::Yes => NameReach::Yes,
+            NameReach::Observed => NameReach::Observed,
+            NameReach::Own | NameReach::Told | NameReach::No => own,
+        },
+        _ => own,
+    }
+}
+
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "types of records that nobody serves here are answered alike, those to come too"
 )]
-async fn look_up(name: &HostName, kind: RecordType, resolver: &NameResolver) -> QueryVerdict {
+async fn look_up(
+    name: &HostName,
+    kind: RecordType,
+    resolver: &NameResolver,
+    covers: &impl Fn(&HostName) -> NameReach,
+) -> QueryVerdict {
     let family = match kind {
         RecordType::A => Family::V4,
         RecordType::AAAA => Family::V6,
+        kind if service::is_served(kind) => {
+            let may = |target: &HostName| match covers(target) {
+                NameReach::Yes | NameReach::Observed => true,
+                NameReach::Own | NameReach::Told | NameReach::No => false,
+            };
+            return match resolver.records(name, kind).await {
+                Ok(found) => QueryVerdict::records(found, may),
+                Err(error) => QueryVerdict::failed(&error),
+            };
+        }
         _ => return QueryVerdict::other_type(),
     };
     if resolver.leaves_to_proxy(name) {

@@ -17,7 +17,7 @@ use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::{Name, RData};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use tokio::time::timeout;
 
 use super::address::{AddressRefusal, AllowedAddresses};
@@ -57,6 +57,13 @@ pub struct ResolvedAddresses {
     /// section 4).
     pub addresses: Vec<IpAddr>,
     /// How much longer the answer may be believed: 1 to 300 s.
+    pub ttl: Duration,
+}
+
+/// Records that are no addresses.
+pub struct FoundRecords {
+    pub records: Vec<RData>,
+    /// How much longer they may be believed: 1 to 300 s.
     pub ttl: Duration,
 }
 
@@ -162,6 +169,31 @@ impl NameResolver {
         self.ways.of(host).is_some()
     }
 
+    /// Records of `name` that are no addresses, perhaps none. What the hosts map has is not asked for.
+    pub async fn records(
+        &self,
+        name: &HostName,
+        kind: RecordType,
+    ) -> Result<FoundRecords, ResolveError> {
+        let none = FoundRecords {
+            records: Vec::new(),
+            ttl: TTL.0,
+        };
+        if self.known(name).is_some() {
+            return Ok(none);
+        }
+        match self.look_up(name, kind).await {
+            Ok((lookup, ttl)) => {
+                let answers = lookup.answers().iter();
+                let of_kind = answers.filter(|record| record.record_type() == kind);
+                let records = of_kind.map(|record| record.data.clone()).collect();
+                Ok(FoundRecords { records, ttl })
+            }
+            Err(ResolveError::NoAddress(_)) => Ok(none),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether `ip` may be dialled at all.
     pub fn check_address(&self, ip: IpAddr) -> Result<(), AddressRefusal> {
         self.allowed.check(ip)
@@ -185,7 +217,25 @@ impl NameResolver {
         host: &HostName,
         family: Family,
     ) -> Result<(Vec<IpAddr>, Duration), ResolveError> {
-        let name = host.as_str();
+        let kind = match family {
+            Family::V4 => RecordType::A,
+            Family::V6 => RecordType::AAAA,
+        };
+        let (lookup, ttl) = self.look_up(host, kind).await?;
+        let found: Vec<IpAddr> = ips(&lookup).collect();
+        if found.is_empty() {
+            return Err(ResolveError::NoAddress(host.as_str().into()));
+        }
+        Ok((found, ttl))
+    }
+
+    /// What the resolvers answer, and for how long it may be believed.
+    async fn look_up(
+        &self,
+        name: &HostName,
+        kind: RecordType,
+    ) -> Result<(Lookup, Duration), ResolveError> {
+        let name = name.as_str();
         let sources = self.sources.load_full();
         let Some(dns) = &sources.dns else {
             return Err(ResolveError::NoResolvers(name.into()));
@@ -195,24 +245,14 @@ impl NameResolver {
             cause: error.to_string(),
         })?;
         fqdn.set_fqdn(true);
-        let asked = async {
-            match family {
-                Family::V4 => dns.ipv4_lookup(fqdn).await,
-                Family::V6 => dns.ipv6_lookup(fqdn).await,
-            }
-        };
-        match timeout(self.patience, asked).await {
+        match timeout(self.patience, dns.lookup(fqdn, kind)).await {
             Err(_elapsed) => Err(ResolveError::Timeout(name.into())),
             Ok(Err(error)) => Err(explain(name, &error)),
             Ok(Ok(lookup)) => {
-                let found: Vec<IpAddr> = ips(&lookup).collect();
-                if found.is_empty() {
-                    return Err(ResolveError::NoAddress(name.into()));
-                }
                 let left = lookup
                     .valid_until()
                     .saturating_duration_since(Instant::now());
-                Ok((found, left.clamp(TTL.0, TTL.1)))
+                Ok((lookup, left.clamp(TTL.0, TTL.1)))
             }
         }
     }

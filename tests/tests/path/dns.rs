@@ -327,6 +327,54 @@ fn the_hosts_own_files_are_read_again_when_they_change() {
     assert_eq!(agent.tries("resolve a.moved.test"), "ok 192.0.2.24");
 }
 
+#[test]
+fn records_of_covered_names_lead_to_covered_names() {
+    // By c-ares, as clients of MongoDB and of mail ask.
+    const CODE: &str = "const dns = require('dns').promises; const resolver = new dns.Resolver(); \
+        resolver.setServers([process.argv[1]]); \
+        const ask = (kind, name) => resolver.resolve(name, kind).catch((error) => error.code); \
+        (async () => console.log(JSON.stringify([ \
+            await ask('SRV', '_mongodb._tcp.covered.test'), \
+            await ask('MX', 'covered.test'), \
+            await ask('TXT', 'covered.test'), \
+            await ask('SRV', '_c2vjcmv0._tcp.covered.test'), \
+            await ask('TXT', 'elsewhere.test'), \
+            await ask('CAA', 'covered.test'), \
+        ])))()";
+    let site = Site::new();
+    let mut outside = resolver();
+    site.configure(|config| set(config, "upstream", "resolvers", vec![RESOLVER]));
+    let policy =
+        reach("covered.test", 443, &["GET /**"]) + &reach("below.covered.test", 443, &["GET /**"]);
+    let client = |subject: &dyn Subject| {
+        let client = subject.client("node".as_ref());
+        client.args(["--eval", CODE, RESOLVER]).run().ok().json()
+    };
+    let direct = client(&site);
+    assert_eq!(direct[0].as_array().map(Vec::len), Some(2), "{direct}");
+    let asked = outside.line(|line| line == "asked elsewhere.test");
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let guarded = client(&guard.agent("probe"));
+    let service = json!({"name": "below.covered.test", "port": 27017, "priority": 1, "weight": 1});
+    assert_eq!(
+        guarded,
+        json!([
+            [service],
+            [{"exchange": "below.covered.test", "priority": 10}],
+            [["word"]],
+            "ENOTFOUND",
+            "ENOTFOUND",
+            "ENODATA"
+        ])
+    );
+    // Everything that was asked before has been said.
+    ask(&site, "last.test", "A", "udp");
+    outside.line(|line| line == "asked last.test");
+    let heard = outside.heard();
+    assert_eq!(heard.matches(&*asked).count(), 1, "{heard}");
+    assert_eq!(heard.matches("_c2vjcmv0").count(), 1, "{heard}");
+}
+
 fn set(config: &mut toml::Table, section: &str, key: &str, value: impl Into<toml::Value>) {
     let section = config[section].as_table_mut().expect("a section");
     section.insert(key.into(), value.into());

@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use agentguard_policy::HostName;
 use agentguard_record::{DecidedBy, DenyReason, Ended, Outcome};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{RData, RecordType};
 
-use crate::resolve::{Family, ResolveError, ResolvedAddresses};
+use super::service::given;
+use crate::resolve::{Family, FoundRecords, ResolveError, ResolvedAddresses};
 
 /// Nobody's (RFC 5737): whatever an agent connects to comes to the forwarder, and goes no further with that name.
 pub(super) const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -15,6 +17,7 @@ const OWN_TTL: u32 = 60;
 /// Seconds: a bundle that covers the name is seen soon.
 const TOLD_TTL: u32 = 1;
 
+const OTHER_TYPE: &str = "records of this type are not answered";
 const UNCOVERED: &str = "no reach entry of this agent covers the name";
 
 /// Extended errors (RFC 8914 section 4).
@@ -83,6 +86,22 @@ impl QueryVerdict {
             .map(|ip| (RData::from(*ip), ttl))
             .collect();
         verdict
+    }
+
+    /// Those of the records that the agent is given. `may`: whether it reaches a target.
+    pub(super) fn records(found: FoundRecords, may: impl Fn(&HostName) -> bool) -> Self {
+        let all = found.records.len();
+        let ttl = u32::try_from(found.ttl.as_secs()).unwrap_or(u32::MAX);
+        let given = found.records.into_iter().filter_map(|it| given(it, &may));
+        let answers: Vec<(RData, u32)> = given.map(|data| (data, ttl)).collect();
+        let detail = match all - answers.len() {
+            0 => format!("answered with {all} records"),
+            left => format!("answered without {left} of {all} records, which lead elsewhere"),
+        };
+        Self {
+            answers,
+            ..Self::allowed(DecidedBy::Reach, ResponseCode::NoError, &detail)
+        }
     }
 
     /// Of the name at which agents find AgentGuard.
@@ -187,9 +206,9 @@ impl QueryVerdict {
             DecidedBy::Protocol,
             DenyReason::PolicyDenied,
             ResponseCode::NoError,
-            "only A and AAAA are answered",
+            OTHER_TYPE,
         )
-        .saying(ExtendedError::Blocked, "only A and AAAA are answered")
+        .saying(ExtendedError::Blocked, OTHER_TYPE)
     }
 
     /// Of what is refused whatever it asks. What may be other in a moment is no answer about the name.
