@@ -70,6 +70,7 @@ pub(crate) struct HostPool {
 #[derive(Default)]
 struct State {
     /// The latest last.
+    #[expect(clippy::vec_box, reason = "they go from hand to hand as they are")]
     idle: Vec<Box<Http1>>,
     shared: Vec<Shared>,
     waiting: VecDeque<Waiter>,
