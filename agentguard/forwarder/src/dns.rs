@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use self::verdict::{OWN, QueryVerdict};
 use self::wire::{encode, parse};
-use super::resolve::{Family, NameResolver};
+use super::resolve::{Family, FoundRecords, NameResolver};
 
 pub use serve::{Gate, Keep, Server};
 
@@ -184,6 +184,9 @@ async fn look_up(
     let family = match kind {
         RecordType::A => Family::V4,
         RecordType::AAAA => Family::V6,
+        kind if service::is_served(kind) && resolver.leaves_to_proxy(name) => {
+            return QueryVerdict::records(FoundRecords::none(), |_| true);
+        }
         kind if service::is_served(kind) => {
             let may = |target: &HostName| match covers(target) {
                 NameReach::Yes | NameReach::Observed => true,

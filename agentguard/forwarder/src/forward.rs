@@ -58,11 +58,19 @@ pub(crate) async fn send(
     session.place.wait().await;
     claim.goes_out();
     let over = standing.over();
-    let lost = OptionFuture::from(uploads.then(|| standing.lost()));
-    let sent = tokio::select! {
-        sent = session.forwarder.upstreams.send(&session.pools, permit, call) => sent,
-        Some(()) = lost => return Err(Refusal::cut(standing.reason())),
-        Some(()) = OptionFuture::from(over), if !uploads => return Err(Refusal::over()),
+    let upstreams = &session.forwarder.upstreams;
+    let sent = if uploads {
+        let mut watched = || true;
+        tokio::select! {
+            sent = upstreams.send(&session.pools, permit, call, &mut watched) => sent,
+            () = standing.lost() => return Err(Refusal::cut(standing.reason())),
+        }
+    } else {
+        let mut holds = || standing.holds();
+        tokio::select! {
+            sent = upstreams.send(&session.pools, permit, call, &mut holds) => sent,
+            Some(()) = OptionFuture::from(over) => return Err(Refusal::over()),
+        }
     };
     match sent.and_then(UpstreamAnswer::not_from_proxy) {
         Ok(answer) => {
@@ -76,6 +84,9 @@ pub(crate) async fn send(
         Err(fault) => {
             if fault.unsent {
                 claim.was_not_sent();
+            }
+            if !standing.holds() {
+                return Err(Refusal::cut(standing.reason()));
             }
             Err(match uploaded.error() {
                 Some(error) => error.into(),
@@ -144,6 +155,7 @@ fn outgoing(
             http2: session.entrance.http2 && !settings.http1_only,
             websocket: tunnels,
             settings,
+            was_closed: false,
         },
     }
 }

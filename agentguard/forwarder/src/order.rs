@@ -53,6 +53,8 @@ struct Number {
     /// While it is polled, and as long as its request waits for others.
     now: Option<u64>,
     waits: bool,
+    /// It carries no requests any more: what comes is a tunnel's.
+    is_over: bool,
 }
 
 impl Order {
@@ -123,6 +125,9 @@ impl Place {
     fn take_number(&self) {
         let order = &self.life.order;
         let mut number = self.number();
+        if number.is_over {
+            return;
+        }
         if let Some(earlier) = number.next.replace(order.take(self.tgid)) {
             order.give_back(earlier);
         }
@@ -255,6 +260,7 @@ impl<F: Future> Future for InOrder<F> {
 impl<F> Drop for InOrder<F> {
     fn drop(&mut self) {
         let mut number = self.place.number();
+        number.is_over = true;
         let numbers = [number.now.take(), number.next.take()];
         for number in numbers.into_iter().flatten() {
             self.place.life.order.give_back(number);
@@ -329,6 +335,16 @@ mod tests {
         drop(second);
         places[1].end();
         assert!(polled(Box::pin(places[2].wait()).as_mut()));
+    }
+
+    #[test]
+    fn what_comes_for_a_tunnel_holds_no_request_up() {
+        let life = Life::own();
+        let tunnel = Place::new(&life, 1);
+        drop(InOrder::new(tunnel.clone(), std::future::ready(())));
+        tunnel.take_number();
+        let later = places(&life, &[1]);
+        assert!(polled(Box::pin(later[0].wait()).as_mut()));
     }
 
     #[test]

@@ -67,6 +67,15 @@ pub struct FoundRecords {
     pub ttl: Duration,
 }
 
+impl FoundRecords {
+    pub fn none() -> Self {
+        Self {
+            records: Vec::new(),
+            ttl: TTL.0,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Family {
     V4,
@@ -175,12 +184,8 @@ impl NameResolver {
         name: &HostName,
         kind: RecordType,
     ) -> Result<FoundRecords, ResolveError> {
-        let none = FoundRecords {
-            records: Vec::new(),
-            ttl: TTL.0,
-        };
         if self.known(name).is_some() {
-            return Ok(none);
+            return Ok(FoundRecords::none());
         }
         match self.look_up(name, kind).await {
             Ok((lookup, ttl)) => {
@@ -189,7 +194,7 @@ impl NameResolver {
                 let records = of_kind.map(|record| record.data.clone()).collect();
                 Ok(FoundRecords { records, ttl })
             }
-            Err(ResolveError::NoAddress(_)) => Ok(none),
+            Err(ResolveError::NoAddress(_)) => Ok(FoundRecords::none()),
             Err(error) => Err(error),
         }
     }

@@ -25,8 +25,8 @@ use super::refusal::CUT;
 const DRAIN_BYTES: u64 = 16 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// Of a body that streams, how much is kept until the answer's head has come, so that it can be sent again. One that a rule
-/// has read is kept whole.
+/// Of a body that streams, how much is kept until the answer's head has come, so that it can be sent again, with what each
+/// frame costs. One that a rule has read is kept whole.
 const KEPT_BYTES: usize = 64 << 10;
 
 /// A request's body towards upstream.
@@ -51,6 +51,7 @@ struct Shared {
     /// What has been taken of it; `None` once it is not kept.
     taken: Option<Vec<Frame<Bytes>>>,
     taken_bytes: usize,
+    kept_bytes: usize,
     /// Nobody sends it, and it may be sent again.
     waits: bool,
     /// The end of the tasks that it is permitted on.
@@ -113,6 +114,7 @@ impl Upload {
                     sending: 0,
                     taken: None,
                     taken_bytes: 0,
+                    kept_bytes: 0,
                     waits: false,
                     over,
                     reader: Some(reader),
@@ -161,6 +163,7 @@ impl KeptUpload {
             .fetch_sub(held.taken_bytes as u64, Ordering::Relaxed);
         self.state.end.done.store(false, Ordering::Relaxed);
         held.taken_bytes = 0;
+        held.kept_bytes = 0;
         held.waits = false;
         held.sending += 1;
         Some(Upload {
@@ -228,11 +231,12 @@ impl Shared {
     fn keep(&mut self, frame: &Frame<Bytes>) {
         let bytes = frame.data_ref().map_or(0, Bytes::len);
         self.taken_bytes += bytes;
+        self.kept_bytes += bytes + size_of::<Frame<Bytes>>();
         let streams = matches!(self.source, UploadSource::Client(_));
         let Some(taken) = &mut self.taken else {
             return;
         };
-        if streams && self.taken_bytes > KEPT_BYTES {
+        if streams && self.kept_bytes > KEPT_BYTES {
             self.taken = None;
             return;
         }

@@ -78,7 +78,7 @@ fn what_is_not_understood_is_closed_and_recorded() {
         let [record] = &records[..] else {
             panic!("{case}: not one record: {records:#?}");
         };
-        // A hello that cannot be answered is nobody's decision; what is no TLS or no name for it is refused.
+        // A hello that cannot be answered is nobody's decision; what is no TLS is refused.
         let judged = (record.outcome(), record.reason());
         assert!(
             [("deny", "protocol-refused"), ("error", "")].contains(&judged),

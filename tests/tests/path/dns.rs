@@ -237,9 +237,10 @@ for message in [b"", b"x", b"\0" * 11, b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x3fabc
 
 #[test]
 fn many_questions_at_once_are_all_answered() {
-    /// Seconds: what a resolver elsewhere takes, and how much longer all names together may take when guarded.
+    /// Seconds: what a resolver elsewhere takes, and how much longer all names together may take when guarded: less than
+    /// a stub waits before it asks again.
     const DELAY: &str = "0.05";
-    const SLACK: f64 = 1.0;
+    const SLACK: f64 = 4.0;
     const NAMES: u32 = 200;
     let site = Site::new();
     let _outside = resolver_with(&[DELAY]);
@@ -277,7 +278,7 @@ fn many_questions_at_once_are_all_answered() {
     let library = read(python(&agent, "dns_burst.py").arg(&count).run());
     for (direct, guarded) in direct.into_iter().zip([library, ares(&agent)]) {
         println!("{NAMES} names: direct {direct:.3} s, guarded {guarded:.3} s");
-        assert!(guarded < direct * 1.2 + SLACK, "{direct} s, {guarded} s");
+        assert!(guarded < direct + SLACK, "{direct} s, {guarded} s");
     }
 }
 

@@ -41,15 +41,18 @@ fn requests_go_out_in_the_order_in_which_they_came() {
         rounds.filter(|order| order[1].starts_with("POST")).count()
     };
     let policy = reach(ORIGIN, port, &["ANY /v1/**"]);
-    // Otherwise a body is the last of its connection.
-    let host = format!("[host]\nname = \"{ORIGIN}:{port}\"\nreads_bodies = true\n");
     let bundle = Bundle::new(1).agent("probe", &policy);
-    let guard = Guard::start(&site, &bundle.file("hosts/origin.toml", host));
+    let guard = Guard::start(&site, &bundle.file("hosts/origin.toml", reads_bodies(port)));
     for connections in ["new", "kept", "same"] {
         let off = late(&site, connections);
         let on = late(&guard.agent("probe"), connections);
-        assert_eq!((off, on), (0, 0), "{connections}");
+        assert!(on <= off, "{connections}: {on}, without AgentGuard {off}");
     }
+}
+
+/// Otherwise a body is the last of its connection.
+fn reads_bodies(port: u16) -> String {
+    format!("[host]\nname = \"{ORIGIN}:{port}\"\nreads_bodies = true\n")
 }
 
 #[test]
@@ -130,7 +133,7 @@ fn an_address_that_does_not_answer_holds_nobody_up_who_has_another() {
     let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
     for version in ["--http1.1", "--http2"] {
         // A connection has ten seconds for all of the host's addresses.
-        let ran = get(&guard, &origin.url("/v1/x"), version, "5");
+        let ran = get(&guard, &origin.url("/v1/x"), version, "8");
         assert_eq!(ran, "200");
     }
 }
@@ -150,7 +153,7 @@ fn requests_to_a_host_that_does_not_answer_wait_side_by_side() {
     let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
     for version in ["--http1.1", "--http2"] {
         let url = format!("https://{ORIGIN}:{port}/v1/[1-20]");
-        assert_eq!(get(&guard, &url, version, "10"), "504".repeat(20));
+        assert_eq!(get(&guard, &url, version, "15"), "504".repeat(20));
     }
 }
 
@@ -205,7 +208,8 @@ fn an_origin_that_closes_without_having_said_so_closes_under_no_request() {
 
 fn pauses(site: &Site, port: u16) {
     let policy = reach(ORIGIN, port, &["POST /v1/**"]);
-    let guard = Guard::start(site, &Bundle::new(1).agent("probe", &policy));
+    let bundle = Bundle::new(1).agent("probe", &policy);
+    let guard = Guard::start(site, &bundle.file("hosts/origin.toml", reads_bodies(port)));
     let ran = node(&guard.agent("probe"), "pool_client.mjs")
         .args(["pauses", &format!("https://{ORIGIN}:{port}"), "100", "8"])
         .spawn()
@@ -243,7 +247,7 @@ fn mute(version: &str) {
     let ran = client.finish_within(PATIENCE).ok();
     let (status, millis) = ran.stdout.trim().rsplit_once(' ').expect("two words");
     assert!(status.ends_with("second 200"), "{status}");
-    // Of the five minutes that the answer has.
+    // Of the hour that the answer has.
     assert!(
         millis.parse::<u64>().expect("a number") < 20_000,
         "{millis} ms"

@@ -17,7 +17,7 @@ const REFUSED: &str = "urn:agentguard:problem:";
 fn by_proxy(site: &Site, proxy: &str, change: impl FnOnce(&mut Table)) {
     site.configure(|config| {
         let forwarder = config["forwarder"].as_table_mut().expect("a table");
-        forwarder.insert("upstream_connect_timeout_ms".into(), 2000.into());
+        forwarder.insert("upstream_connect_timeout_ms".into(), 5000.into());
         let upstream = config["upstream"].as_table_mut().expect("a table");
         let hosts = Table::from_iter([("proxy.test".to_owned(), "127.0.0.1".into())]);
         upstream.insert("hosts".into(), hosts.into());

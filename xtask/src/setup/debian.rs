@@ -10,7 +10,7 @@ use super::Need;
 use crate::shell::{self, command};
 
 /// A program, the package that has it, from which need on, and what it is for.
-const PROGRAMS: [(&str, &str, Need, &str); 17] = [
+const PROGRAMS: [(&str, &str, Need, &str); 18] = [
     (
         "cc",
         "gcc libc6-dev",
@@ -74,6 +74,12 @@ const PROGRAMS: [(&str, &str, Need, &str); 17] = [
         "util-linux",
         Need::Tests,
         "processes with another user for tests",
+    ),
+    (
+        "ssh",
+        "openssh-client",
+        Need::Tests,
+        "a client of a protocol that is refused",
     ),
     (
         "tinyproxy",

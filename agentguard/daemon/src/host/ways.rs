@@ -55,11 +55,11 @@ pub(super) fn gather(section: &UpstreamSection) -> Result<Ways, CredentialsError
     Ok(ways)
 }
 
-/// Longer names and prefixes are more specific, and what is only below a name is less so than the name.
+/// Longer names and prefixes are more specific, and what is only below a name is more so than the name with all below it.
 fn specificity(hosts: &HostEntry) -> (usize, bool) {
     match &hosts.0 {
-        HostSet::Name(name) => (name.len(), true),
-        HostSet::Below(name) => (name.len(), false),
+        HostSet::Name(name) => (name.len(), false),
+        HostSet::Below(name) => (name.len(), true),
         HostSet::Addresses(net) => (net.prefix_len().into(), true),
     }
 }

@@ -132,15 +132,13 @@ impl Dialer {
     }
 
     async fn attempt(&self, life: &Arc<Life>, addr: SocketAddr) -> Result<Leg, UpstreamFault> {
-        let prepared = self
-            .socket(life.agent, addr)
-            .and_then(|socket| Ok((self.silence.watch(&socket)?, socket)));
-        let (watched, socket) = prepared
-            .map_err(|error| UpstreamFault::unreachable(format!("a socket for {addr}: {error}")))?;
+        let of_socket = |error| UpstreamFault::unreachable(format!("a socket for {addr}: {error}"));
+        let socket = self.socket(life.agent, addr).map_err(of_socket)?;
         let socket = TcpSocket::from_std_stream(socket.into())
             .connect(addr)
             .await
             .map_err(|error| UpstreamFault::unreachable(format!("{addr}: {error}")))?;
+        let watched = self.silence.watch(&socket).map_err(of_socket)?;
         Ok(Leg::watched(socket, life.clone(), watched))
     }
 

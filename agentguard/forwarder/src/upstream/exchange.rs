@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::connect::Http1;
 use super::host::{Connection, HostPool, Http2, Turn};
-use super::resend::{CallFailure, Hazard, Rest};
+use super::resend::{CallFailure, Hazard, Rest, is_closed};
 use super::{UpstreamAnswer, UpstreamCall, UpstreamFault, Upstreams};
 use crate::life::Life;
 use crate::upload::{Upload, UploadState};
@@ -82,7 +82,7 @@ impl Upstreams {
             Connection::Http1(http1) => {
                 call.as_http1();
                 if let Some(form) = &http1.facts.1 {
-                    form.put(&mut call.request, &call.authority);
+                    form.put(&mut call.request, host.authority());
                 }
                 if call.websocket {
                     self.upgrade(host.life(), *http1, call).await
@@ -106,7 +106,7 @@ impl Upstreams {
     ) -> Result<UpstreamAnswer, CallFailure> {
         http1.is_last = call.is_last();
         let head_timeout = call.settings.head_timeout;
-        let (mut request, mut rest) = Rest::split(call, hazard(&http1));
+        let (mut request, mut rest) = Rest::split(call, http1.hazard());
         let upload = request.body().state();
         let interim = count_interim(&mut request);
         let sent = http1.sender.try_send_request(request);
@@ -131,7 +131,7 @@ impl Upstreams {
         let response = match answered {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                if http1.reused {
+                if http1.reused && upload.error().is_none() && is_closed(error.error()) {
                     host.closed_after(http1.idle);
                 }
                 return Err(rest.failed(error));
@@ -174,7 +174,7 @@ impl Upstreams {
         call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
         let head_timeout = call.settings.head_timeout;
-        let (request, mut rest) = Rest::split(call, Hazard::Refuse);
+        let (request, mut rest) = Rest::split(call, http2.hazard());
         let upload = request.body().state();
         let sent = http2.sender.try_send_request(request);
         drop(turn);
@@ -268,10 +268,21 @@ fn too_slow(limit: Duration, upload: &UploadState) -> UpstreamFault {
     UpstreamFault::timeout(format!("{what} ({HEAD_KEYS})"))
 }
 
-fn hazard(http1: &Http1) -> Hazard {
-    match http1.reused {
-        true => Hazard::Close,
-        false => Hazard::None,
+impl Http1 {
+    fn hazard(&self) -> Hazard {
+        match self.reused {
+            true => Hazard::Close,
+            false => Hazard::None,
+        }
+    }
+}
+
+impl Http2 {
+    fn hazard(&self) -> Hazard {
+        match self.reused {
+            true => Hazard::CloseOrRefuse,
+            false => Hazard::Refuse,
+        }
     }
 }
 

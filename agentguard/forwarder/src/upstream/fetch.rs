@@ -52,7 +52,7 @@ impl Fetcher {
             .await?;
         let mut request = request(ask)?;
         if let Some(form) = &dialled.absolute {
-            form.put(&mut request, &authority(ask)?);
+            form.put(&mut request, authority(ask)?);
         }
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD)

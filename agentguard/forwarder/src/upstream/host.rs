@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use http::uri::Authority;
 use hyper::client::conn::http2;
 use tokio::sync::oneshot;
 
@@ -51,6 +52,8 @@ pub(super) enum Connection {
 pub(crate) struct Http2 {
     pub sender: http2::SendRequest<Upload>,
     pub facts: Arc<ConnectionFacts>,
+    /// Its connection has carried a request before.
+    pub reused: bool,
     host: Arc<HostPool>,
     connection: u64,
 }
@@ -81,6 +84,8 @@ struct State {
     /// It chose HTTP/1.1 although HTTP/2 was offered: each request has a connection for itself.
     http1_only: bool,
     idle_time: IdleTime,
+    /// Another connection could not be opened beside those that there are: who waits has to wait for these.
+    full: bool,
     connections: u64,
     closed: bool,
 }
@@ -92,6 +97,7 @@ struct Shared {
     facts: Arc<ConnectionFacts>,
     used: usize,
     limit: usize,
+    carried: bool,
     /// When the last stream ended.
     last: Instant,
 }
@@ -118,9 +124,11 @@ impl HostPool {
                 None => self.wait(need).await?,
             };
             let mut http1 = match connection {
-                Connection::Http1(http1) if http1.reused => http1,
+                Connection::Http1(http1) if !http1.is_fresh() => http1,
                 Connection::Http1(_) | Connection::Http2(_) => return Ok((connection, turn)),
             };
+            // One that was opened and not needed is as good as a kept one.
+            http1.reused = true;
             let open = poll_fn(|cx| Poll::Ready(http1.poll_open(cx))).await;
             http1.idle = http1.since.elapsed();
             let too_old = need.idle.is_some_and(|idle| http1.idle >= idle);
@@ -131,6 +139,20 @@ impl HostPool {
             need.fresh |= open && !too_old;
             need.again = true;
         }
+    }
+
+    /// As an absolute URL has it; the port is left out where it is the scheme's own.
+    pub(super) fn authority(&self) -> Authority {
+        let PoolKey { host, port, .. } = &self.key;
+        let host = match host.as_str().contains(':') {
+            true => format!("[{host}]"),
+            false => host.as_str().to_owned(),
+        };
+        let text = match *port {
+            80 => host,
+            port => format!("{host}:{port}"),
+        };
+        Authority::try_from(text).expect("a judged name and a port are an authority")
     }
 
     pub(super) fn life(&self) -> &Arc<Life> {
@@ -233,7 +255,9 @@ impl HostPool {
     fn has_failed(self: &Arc<Self>, fault: &UpstreamFault) {
         let mut state = self.state();
         state.dials -= 1;
+        state.full = state.shared.iter().any(Shared::is_good);
         let fails = match self.one_for_all(&state) {
+            true if state.full => 0,
             true => state.waiting.len(),
             false => usize::from(state.missing(false) > state.dials),
         };
@@ -293,6 +317,7 @@ impl HostPool {
                 facts,
                 used: 0,
                 limit: 1,
+                carried: false,
                 last: Instant::now(),
             });
         }
@@ -304,6 +329,7 @@ impl HostPool {
     fn allow(self: &Arc<Self>, id: u64, limit: usize, first: bool) {
         let mut state = self.state();
         state.dials -= usize::from(first);
+        state.full = false;
         if let Some(shared) = state.shared.iter_mut().find(|shared| shared.id == id) {
             shared.limit = limit;
         }
@@ -323,7 +349,7 @@ impl HostPool {
 
     /// What the server says of how long it keeps an idle connection.
     pub(super) fn keeps_for(&self, time: Duration) {
-        self.state().idle_time.announced(time);
+        self.state().idle_time.announced(time.min(IDLE));
     }
 
     /// The server closed a connection under a request that came after it had been idle for `time`.
@@ -377,7 +403,9 @@ impl State {
         let shared = self.shared.iter_mut().find(|it| it.used < it.limit);
         if let Some(shared) = shared {
             shared.used += 1;
+            let reused = std::mem::replace(&mut shared.carried, true);
             return Some(Connection::Http2(Http2 {
+                reused,
                 sender: shared.sender.clone(),
                 facts: shared.facts.clone(),
                 host: host.clone(),
@@ -404,6 +432,7 @@ impl State {
         if let Some(shared) = self.shared.iter_mut().find(|it| it.id == connection) {
             shared.used -= 1;
             shared.last = Instant::now();
+            self.full = false;
         }
     }
 
@@ -422,9 +451,16 @@ impl State {
             _ => self.waiting.len().saturating_sub(streams),
         };
         match one_for_all {
+            true if self.full => 0,
             true => missing.min(1),
             false => missing,
         }
+    }
+}
+
+impl Shared {
+    fn is_good(&self) -> bool {
+        self.limit > 0 && !self.sender.is_closed()
     }
 }
 

@@ -22,7 +22,7 @@ impl IdleTime {
     pub(super) fn saw(&mut self, time: Duration, open: bool) -> bool {
         let end = [self.closed, self.announced].into_iter().flatten().min();
         let lasts = match end {
-            Some(end) => time < end * 3 / 4,
+            Some(end) => time < end / 4 * 3,
             None => time < self.open.max(LEAST),
         };
         if open {

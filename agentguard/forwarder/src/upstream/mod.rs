@@ -69,6 +69,8 @@ pub(crate) struct UpstreamCall {
     pub websocket: bool,
     /// By the host's file.
     pub settings: HostSettings,
+    /// It has been sent, and its connection was closed under it.
+    pub was_closed: bool,
 }
 
 /// The head of upstream's answer, its body to come.
@@ -137,12 +139,13 @@ impl Upstreams {
     }
 
     /// Spends the permit: sends `call` for its agent to its host, over a connection of that agent's alone, and returns at the
-    /// head of the answer.
+    /// head of the answer. `holds`: whether it is permitted still, when there is a connection for it.
     pub(crate) async fn send(
         &self,
         pools: &SessionPools,
         recorded: Recorded,
         mut call: UpstreamCall,
+        holds: &mut (dyn FnMut() -> bool + Send),
     ) -> Result<UpstreamAnswer, UpstreamFault> {
         let permit = recorded.permit();
         let tasks = permit.covered().iter().flat_map(|covering| &covering.tasks);
@@ -163,10 +166,12 @@ impl Upstreams {
                 true => host.open().await.map(|new| (Connection::Http1(new), None)),
                 false => host.take(need).await,
             };
-            let (connection, turn) = taken.map_err(|fault| UpstreamFault {
-                unsent: sends == 0,
-                ..fault
-            })?;
+            let unsent = sends == 0;
+            let (connection, turn) = taken.map_err(|fault| UpstreamFault { unsent, ..fault })?;
+            if !holds() {
+                let over = UpstreamFault::unreachable("it is not permitted any more");
+                return Err(UpstreamFault { unsent, ..over });
+            }
             match self.exchange(&host, connection, turn, call).await {
                 Ok(mut answer) => {
                     if credentials::of_a_connection(answer.response.headers()) {

@@ -65,7 +65,7 @@ impl SessionPools {
         let bound = self.own.get().is_some_and(|own| own.has(key));
         let once = !bound && !is_idempotent(method);
         Need {
-            fresh: first && once && !key.http2,
+            fresh: first && once,
             once,
             ..Need::default()
         }

@@ -14,7 +14,7 @@ use agentguard_link::frame::Upstream;
 use agentguard_link::state::Names;
 use agentguard_link::ways::{Proxy, Ways};
 use agentguard_policy::{HostName, show};
-use http::uri::{Authority, Scheme};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, StatusCode, Uri, header};
 use rustls::ClientConfig;
 use rustls::client::Resumption;
@@ -173,10 +173,14 @@ impl UpstreamFault {
 
 impl AbsoluteForm {
     /// Makes a request in origin form one that the proxy passes on to `authority`.
-    pub(super) fn put<B>(&self, request: &mut Request<B>, authority: &Authority) {
+    pub(super) fn put<B>(&self, request: &mut Request<B>, authority: Authority) {
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        // A URL has no place for it; it is judged as `/`, too.
+        if parts.path_and_query.as_ref().is_some_and(|it| it == "*") {
+            parts.path_and_query = Some(PathAndQuery::from_static("/"));
+        }
         parts.scheme = Some(Scheme::HTTP);
-        parts.authority = Some(authority.clone());
+        parts.authority = Some(authority);
         *request.uri_mut() = Uri::from_parts(parts).expect("all three parts are there");
         if let Some(authorization) = &self.authorization {
             let headers = request.headers_mut();
@@ -424,7 +428,7 @@ mod tests {
         let form = AbsoluteForm {
             authorization: Some(HeaderValue::from_static("Basic dTpw")),
         };
-        form.put(&mut request, &Authority::from_static("h.example:8080"));
+        form.put(&mut request, Authority::from_static("h.example:8080"));
         assert_eq!(request.uri().to_string(), "http://h.example:8080/a?b=c");
         assert_eq!(request.headers()[header::PROXY_AUTHORIZATION], "Basic dTpw");
     }

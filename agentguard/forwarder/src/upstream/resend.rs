@@ -22,13 +22,15 @@ pub(super) enum Hazard {
     Close,
     /// The server may refuse the stream, or retire the connection.
     Refuse,
+    CloseOrRefuse,
 }
 
 /// What is needed to send a call again.
 pub(super) struct Rest {
     call: Option<UpstreamCall>,
     kept: Option<Kept>,
-    idempotent: bool,
+    /// It may go out once more when the connection has been closed under it.
+    survives_close: bool,
 }
 
 struct Kept {
@@ -44,11 +46,11 @@ impl Rest {
     pub(super) fn split(mut call: UpstreamCall, hazard: Hazard) -> (Request<Upload>, Self) {
         let request = std::mem::replace(&mut call.request, Request::new(Upload::empty()));
         let idempotent = is_idempotent(request.method());
-        let keeps = match hazard {
-            Hazard::None => false,
-            Hazard::Close => idempotent,
-            Hazard::Refuse => true,
-        };
+        let may_close = matches!(hazard, Hazard::Close | Hazard::CloseOrRefuse);
+        // Whoever repeats what was repeated already might never end (RFC 9110 section 9.2.2).
+        let survives_close = may_close && idempotent && !call.was_closed;
+        let may_refuse = matches!(hazard, Hazard::Refuse | Hazard::CloseOrRefuse);
+        let keeps = survives_close || may_refuse;
         let kept = keeps.then(|| Kept {
             method: request.method().clone(),
             headers: request.headers().clone(),
@@ -58,7 +60,7 @@ impl Rest {
         let rest = Self {
             call: Some(call),
             kept,
-            idempotent,
+            survives_close,
         };
         (request, rest)
     }
@@ -66,7 +68,8 @@ impl Rest {
     pub(super) fn failed(&mut self, mut error: TrySendError<Request<Upload>>) -> CallFailure {
         let unsent = error.take_message();
         let error = error.into_error();
-        let again = unsent.is_some() || is_refused(&error) || self.idempotent && is_closed(&error);
+        let was_closed = unsent.is_none() && !is_refused(&error);
+        let again = !was_closed || self.survives_close && is_closed(&error);
         let request = match (unsent, self.kept.take()) {
             (Some(request), _) => Some(request),
             (None, Some(kept)) if again => kept.again(),
@@ -75,6 +78,7 @@ impl Rest {
         let call = request.and_then(|request| {
             let mut call = self.call.take()?;
             call.request = request;
+            call.was_closed |= was_closed;
             Some(call)
         });
         (UpstreamFault::exchange(&error), call)
@@ -102,7 +106,7 @@ fn is_refused(error: &hyper::Error) -> bool {
 }
 
 /// Whether the connection ended before there was an answer.
-fn is_closed(error: &hyper::Error) -> bool {
+pub(super) fn is_closed(error: &hyper::Error) -> bool {
     let io = causes(error).find_map(|cause| {
         let http2 = || cause.downcast_ref::<h2::Error>()?.get_io();
         cause.downcast_ref::<io::Error>().or_else(http2)

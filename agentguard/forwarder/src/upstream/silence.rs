@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use agentguard_sys::socket;
-use socket2::Socket;
+use socket2::{SockRef, Socket};
+use tokio::net::TcpStream;
 
 /// What is sent and not acknowledged for so long goes nowhere.
 const SILENT: Duration = Duration::from_secs(9);
@@ -25,9 +26,10 @@ pub(crate) struct Watched {
 }
 
 impl Silence {
-    pub(super) fn watch(&self, socket: &Socket) -> io::Result<Arc<Watched>> {
+    /// A connected one: until then its connect has a limit.
+    pub(super) fn watch(&self, socket: &TcpStream) -> io::Result<Arc<Watched>> {
         let watched = Arc::new(Watched {
-            socket: socket.try_clone()?,
+            socket: SockRef::from(socket).try_clone()?,
             silent: AtomicBool::new(false),
         });
         let mut all = self.watched.lock().expect(UNPOISONED);

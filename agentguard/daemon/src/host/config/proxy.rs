@@ -24,6 +24,11 @@ impl FromStr for ProxyChoice {
         if text == "direct" {
             return Ok(Self(None));
         }
+        if text.contains('@') {
+            return Err(
+                "credentials belong in the file that `proxy_credentials_file` names".into(),
+            );
+        }
         let uri: Uri = text
             .parse()
             .map_err(|_| format!("`{text}` is no URL; {FORM}"))?;
@@ -39,11 +44,6 @@ impl FromStr for ProxyChoice {
             ));
         }
         let authority = uri.authority().expect("a URL with a scheme has one");
-        if authority.as_str().contains('@') {
-            return Err(
-                "credentials belong in the file that `proxy_credentials_file` names".into(),
-            );
-        }
         let port = authority
             .port_u16()
             .filter(|port| *port != 0)
