@@ -1,4 +1,4 @@
-//! How a host is spoken to, as its file says. None of it is a rule: it changes no decision.
+//! How a host is spoken to, as its file says. None of it is a rule: some of it says what can be passed on at all.
 
 use std::time::Duration;
 

@@ -121,15 +121,21 @@ fn give(ways: &mut Ways, credentials: BTreeMap<&str, Secret>) -> Result<(), Stri
             let shown = proxy.to_string();
             if shown
                 .split_once("://")
-                .is_some_and(|(_, place)| place == at)
+                .is_some_and(|(_, place)| place.eq_ignore_ascii_case(at))
             {
                 proxy.authorization = Some(value.clone());
                 known = true;
             }
         }
         if !known {
+            // Words that are the wrong way round are a password.
+            let port = at.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+            let place = match port {
+                Some(Ok(_)) => format!("`{at}`"),
+                Some(Err(_)) | None => "something".into(),
+            };
             return Err(format!(
-                "has credentials for `{at}`, which is no proxy of `[upstream]`"
+                "has credentials for {place}, which is no proxy of `[upstream]`"
             ));
         }
     }
