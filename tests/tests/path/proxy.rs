@@ -102,6 +102,12 @@ fn a_real_proxy_is_asked_by_name() {
         (&tls, &["--http1.1"], "GET /v1/a?x=%2F"),
         (&plain, &[], "GET /v1/b?x=%2F"),
         (&plain, &["--data", "x"], "POST /v1/b?x=%2F"),
+        // It is told the port that was judged, whatever the client leaves out.
+        (
+            &plain,
+            &["--header", "Host: origin.test"],
+            "GET /v1/b?x=%2F",
+        ),
     ] {
         let (status, said) = ask(&guard, url, more);
         assert_eq!((status, said.as_str()), (200, body), "{url} {more:?}");
@@ -136,7 +142,7 @@ fn a_real_proxy_is_asked_by_name() {
         .iter()
         .filter(|it| it.0["upstream"].is_object())
         .collect();
-    assert_eq!(sent.len(), 5, "{sent:#?}");
+    assert_eq!(sent.len(), 6, "{sent:#?}");
     for record in &sent {
         assert_eq!(record.text("/upstream/proxy"), url);
         assert_eq!(record.text("/upstream/addr"), format!("127.0.0.1:{port}"));

@@ -161,7 +161,7 @@ mod tests {
             r#"
 proxy = "http://p1.corp:3128"
 no_proxy = [".corp.example", "10.0.0.0/8"]
-proxies = { "partner.example" = "http://p2.corp:3128", "api.partner.example" = "direct", "git.corp.example" = "https://p3.corp:443" }
+proxies = { "partner.example" = "http://p2.corp:3128", "api.partner.example" = "direct", "git.corp.example" = "https://p3.corp:443", "two.example" = "http://p4.corp:1", ".two.example" = "http://p5.corp:1" }
 "#,
         ))
         .unwrap();
@@ -171,6 +171,8 @@ proxies = { "partner.example" = "http://p2.corp:3128", "api.partner.example" = "
             ("api.partner.example", None),
             ("git.corp.example", Some("https://p3.corp:443")),
             ("x.corp.example", None),
+            ("two.example", Some("http://p4.corp:1")),
+            ("x.two.example", Some("http://p5.corp:1")),
             ("10.1.1.1", None),
             ("localhost", None),
             ("127.0.0.2", None),

@@ -77,6 +77,18 @@ mod tests {
     }
 
     #[test]
+    fn a_server_may_say_anything() {
+        for said in [Duration::MAX, Duration::ZERO] {
+            let mut known = IdleTime::default();
+            known.announced(said);
+            assert_eq!(
+                known.saw(Duration::from_millis(1), true),
+                said == Duration::MAX
+            );
+        }
+    }
+
+    #[test]
     fn a_close_that_had_another_reason_is_forgotten() {
         let mut known = IdleTime::default();
         known.saw(Duration::from_millis(50), false);

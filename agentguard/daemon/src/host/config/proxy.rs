@@ -135,6 +135,17 @@ mod tests {
                 (found, _) => panic!("{text}: {found:?}"),
             }
         }
+        for text in [
+            "http://u:pass@p.corp:1/x",
+            "http://u:pass word@p.corp:1",
+            "u:pass@p.corp",
+        ] {
+            let why = text.parse::<ProxyChoice>().expect_err(text);
+            assert!(
+                !why.contains("pass@") && !why.contains("pass word"),
+                "{why}"
+            );
+        }
     }
 
     #[test]
