@@ -7,8 +7,6 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use agentguard_common::abi::AgentId;
 use agentguard_record::DenyReason;
-use futures_util::FutureExt as _;
-use hyper::rt::Executor;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -130,19 +128,6 @@ impl Life {
         let hooks = self.on_end.lock().expect(UNPOISONED).take();
         hooks.into_iter().flatten().for_each(|hook| hook());
         self.tasks.close();
-    }
-}
-
-/// Runs what hyper spawns for as long as the agent lives.
-#[derive(Clone)]
-pub(crate) struct OfLife(pub Arc<Life>);
-
-impl<F> Executor<F> for OfLife
-where
-    F: Future + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        self.0.spawn(task.map(drop));
     }
 }
 

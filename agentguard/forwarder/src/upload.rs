@@ -40,17 +40,17 @@ pub(crate) struct Upload {
 struct Held {
     shared: Arc<Mutex<Shared>>,
     sending: u32,
-    /// What an earlier way out has had already.
-    again: VecDeque<Frame<Bytes>>,
 }
 
 struct Shared {
     source: UploadSource,
     /// Counts its ways out. Who sent it before gets nothing more of it.
     sending: u32,
-    /// What has been taken of it; `None` once it is not kept.
-    taken: Option<Vec<Frame<Bytes>>>,
-    taken_bytes: usize,
+    /// From its beginning while it is `kept`, so that it can be sent again; else what is still to go out again.
+    taken: VecDeque<Frame<Bytes>>,
+    /// How many of `taken` the present way out has had.
+    had: usize,
+    kept: bool,
     kept_bytes: usize,
     /// Nobody sends it, and it may be sent again.
     waits: bool,
@@ -112,15 +112,15 @@ impl Upload {
                 shared: Arc::new(Mutex::new(Shared {
                     source,
                     sending: 0,
-                    taken: None,
-                    taken_bytes: 0,
+                    taken: VecDeque::new(),
+                    had: 0,
+                    kept: false,
                     kept_bytes: 0,
                     waits: false,
                     over,
                     reader: Some(reader),
                 })),
                 sending: 0,
-                again: VecDeque::new(),
             }),
             state: UploadState {
                 passed: passed.clone(),
@@ -137,10 +137,10 @@ impl Upload {
         self.held.is_none()
     }
 
-    /// Keeps from now on what is taken of it.
+    /// Keeps what is taken of it. Nothing has been, since it was made or came back to be sent again.
     pub(crate) fn keep(&self) -> KeptUpload {
         if let Some(held) = &self.held {
-            held.lock().taken.get_or_insert_default();
+            held.lock().kept = true;
         }
         KeptUpload {
             shared: self.held.as_ref().map(|held| held.shared.clone()),
@@ -156,21 +156,24 @@ impl KeptUpload {
             return Some(Upload::empty());
         };
         let mut held = shared.lock().expect(UNPOISONED);
-        let again = held.taken.take()?;
+        if !held.kept {
+            return None;
+        }
+        let had: usize = held.taken.iter().take(held.had).map(length).sum();
         self.state
             .passed
             .up
-            .fetch_sub(held.taken_bytes as u64, Ordering::Relaxed);
+            .fetch_sub(had as u64, Ordering::Relaxed);
         self.state.end.done.store(false, Ordering::Relaxed);
-        held.taken_bytes = 0;
-        held.kept_bytes = 0;
+        held.had = 0;
         held.waits = false;
         held.sending += 1;
+        let sending = held.sending;
+        drop(held);
         Some(Upload {
             held: Some(Held {
                 shared: shared.clone(),
-                sending: held.sending,
-                again: again.into(),
+                sending,
             }),
             state: self.state.clone(),
         })
@@ -184,7 +187,7 @@ impl Drop for KeptUpload {
             return;
         };
         let mut shared = shared.lock().expect(UNPOISONED);
-        shared.taken = None;
+        shared.forget();
         if shared.waits {
             shared.drain();
         }
@@ -208,9 +211,11 @@ impl Shared {
             && over.poll_unpin(cx).is_ready()
         {
             self.over = None;
-            self.source = UploadSource::Spent;
-            state.end.error.get_or_init(|| UploadError::Over);
+            self.fail(state, UploadError::Over);
             return Poll::Ready(Some(Err(io::Error::other(CUT))));
+        }
+        if let Some(frame) = self.next_again() {
+            return Poll::Ready(Some(Ok(frame)));
         }
         let frame = match &mut self.source {
             UploadSource::Spent => None,
@@ -219,28 +224,50 @@ impl Shared {
         };
         match &frame {
             Some(Ok(frame)) => self.keep(frame),
-            Some(Err(error)) => {
-                state.end.error.get_or_init(|| UploadError::from(error));
-                self.source = UploadSource::Spent;
-            }
+            Some(Err(error)) => self.fail(state, UploadError::from(error)),
             None => self.source = UploadSource::Spent,
         }
         Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
     }
 
+    /// What an earlier way out has had already.
+    fn next_again(&mut self) -> Option<Frame<Bytes>> {
+        if !self.kept {
+            return self.taken.pop_front();
+        }
+        let frame = copy(self.taken.get(self.had)?);
+        self.had += 1;
+        Some(frame)
+    }
+
     fn keep(&mut self, frame: &Frame<Bytes>) {
-        let bytes = frame.data_ref().map_or(0, Bytes::len);
-        self.taken_bytes += bytes;
-        self.kept_bytes += bytes + size_of::<Frame<Bytes>>();
-        let streams = matches!(self.source, UploadSource::Client(_));
-        let Some(taken) = &mut self.taken else {
-            return;
-        };
-        if streams && self.kept_bytes > KEPT_BYTES {
-            self.taken = None;
+        if !self.kept {
             return;
         }
-        taken.extend(copy(frame));
+        self.kept_bytes += length(frame) + size_of::<Frame<Bytes>>();
+        let streams = matches!(self.source, UploadSource::Client(_));
+        if streams && self.kept_bytes > KEPT_BYTES {
+            self.forget();
+            return;
+        }
+        self.taken.push_back(copy(frame));
+        self.had += 1;
+    }
+
+    /// It has no end, and must not seem to have one when it is sent again.
+    fn fail(&mut self, state: &UploadState, error: UploadError) {
+        state.end.error.get_or_init(|| error);
+        self.source = UploadSource::Spent;
+        self.kept = false;
+        self.taken.clear();
+        self.had = 0;
+    }
+
+    /// It is not sent again.
+    fn forget(&mut self) {
+        self.taken.drain(..self.had);
+        self.had = 0;
+        self.kept = false;
     }
 
     fn drain(&mut self) {
@@ -255,18 +282,35 @@ impl Shared {
     }
 
     fn is_end(&self) -> bool {
-        match &self.source {
-            UploadSource::Spent => true,
-            UploadSource::Client(body) => body.is_end_stream(),
-            UploadSource::Whole(body) => body.is_spent(),
+        self.had == self.taken.len() && self.source.is_end()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let again: usize = self.taken.iter().skip(self.had).map(length).sum();
+        let rest = self.source.size_hint();
+        let mut hint = SizeHint::new();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + again as u64);
+        }
+        hint.set_lower(rest.lower() + again as u64);
+        hint
+    }
+}
+
+impl UploadSource {
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Spent => true,
+            Self::Client(body) => body.is_end_stream(),
+            Self::Whole(body) => body.is_spent(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            UploadSource::Spent => SizeHint::with_exact(0),
-            UploadSource::Client(body) => body.size_hint(),
-            UploadSource::Whole(body) => body.size_hint(),
+        match self {
+            Self::Spent => SizeHint::with_exact(0),
+            Self::Client(body) => body.size_hint(),
+            Self::Whole(body) => body.size_hint(),
         }
     }
 }
@@ -299,7 +343,7 @@ impl Drop for Held {
         if shared.sending != self.sending {
             return;
         }
-        if shared.taken.is_some() {
+        if shared.kept {
             shared.waits = true;
         } else {
             shared.drain();
@@ -323,19 +367,15 @@ impl Body for Upload {
         if shared.sending != held.sending {
             return Poll::Ready(Some(Err(io::Error::other("it is sent again"))));
         }
-        let frame = match held.again.pop_front() {
-            Some(frame) => {
-                shared.keep(&frame);
-                Some(Ok(frame))
-            }
-            None => ready!(shared.poll_next(cx, &this.state)),
-        };
+        let frame = ready!(shared.poll_next(cx, &this.state));
         let state = &this.state;
         let is_last = match &frame {
             Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                state.passed.up.fetch_add(bytes as u64, Ordering::Relaxed);
-                frame.is_trailers() || held.again.is_empty() && shared.is_end()
+                state
+                    .passed
+                    .up
+                    .fetch_add(length(frame) as u64, Ordering::Relaxed);
+                frame.is_trailers() || shared.is_end()
             }
             Some(Err(_)) => false,
             None => true,
@@ -348,33 +388,27 @@ impl Body for Upload {
 
     fn is_end_stream(&self) -> bool {
         let held = self.held.as_ref();
-        held.is_none_or(|held| held.again.is_empty() && held.lock().is_end())
+        held.is_none_or(|held| held.lock().is_end())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let Some(held) = &self.held else {
-            return SizeHint::with_exact(0);
-        };
-        let again: usize = held
-            .again
-            .iter()
-            .filter_map(Frame::data_ref)
-            .map(Bytes::len)
-            .sum();
-        let rest = held.lock().size_hint();
-        let mut hint = SizeHint::new();
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + again as u64);
+        match &self.held {
+            Some(held) => held.lock().size_hint(),
+            None => SizeHint::with_exact(0),
         }
-        hint.set_lower(rest.lower() + again as u64);
-        hint
     }
 }
 
+fn length(frame: &Frame<Bytes>) -> usize {
+    frame.data_ref().map_or(0, Bytes::len)
+}
+
 /// A frame is data or trailers.
-fn copy(frame: &Frame<Bytes>) -> Option<Frame<Bytes>> {
-    let data = frame.data_ref().cloned().map(Frame::data);
-    data.or_else(|| frame.trailers_ref().cloned().map(Frame::trailers))
+fn copy(frame: &Frame<Bytes>) -> Frame<Bytes> {
+    match frame.trailers_ref() {
+        Some(trailers) => Frame::trailers(trailers.clone()),
+        None => Frame::data(frame.data_ref().cloned().unwrap_or_default()),
+    }
 }
 
 /// Reads on, within bounds, what a client is sending that nobody wants: closed at once, many would only see a reset.

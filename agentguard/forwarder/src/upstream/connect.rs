@@ -13,9 +13,10 @@ use super::UpstreamFault;
 use super::dial::{Dialer, Wire};
 use super::pool::PoolKey;
 use super::proxy::AbsoluteForm;
+use super::tasks::{Spawner, Tasks, tasks};
 use crate::frames::{MeteredStream, Peer};
 use crate::framing;
-use crate::life::{Life, OfLife};
+use crate::life::Life;
 use crate::shares::Part;
 use crate::upload::Upload;
 
@@ -70,7 +71,8 @@ pub(crate) struct Http1 {
 /// An HTTP/2 connection, which somebody has to drive.
 pub(super) struct Http2Connection {
     pub sender: http2::SendRequest<Upload>,
-    pub connection: http2::Connection<TokioIo<MeteredStream<Wire>>, Upload, OfLife>,
+    pub connection: http2::Connection<TokioIo<MeteredStream<Wire>>, Upload, Spawner>,
+    pub tasks: Tasks,
     pub facts: Arc<ConnectionFacts>,
     pub window: Part,
 }
@@ -155,8 +157,9 @@ impl Way {
             })));
         }
         let window = self.life.shares.upstream_window();
+        let (spawner, tasks) = tasks();
         let wire = MeteredStream::new(dialled.wire, Peer::Server);
-        let (sender, connection) = http2::Builder::new(OfLife(self.life.clone()))
+        let (sender, connection) = http2::Builder::new(spawner)
             .initial_max_send_streams(UNTOLD_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW.min(window.size))
             .initial_connection_window_size(window.size)
@@ -167,6 +170,7 @@ impl Way {
         Ok(Opened::Http2(Box::new(Http2Connection {
             sender,
             connection,
+            tasks,
             facts,
             window,
         })))

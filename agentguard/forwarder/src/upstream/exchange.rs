@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use agentguard_record::DenyReason;
 use http::{HeaderMap, Request};
+use hyper::client::conn::http2;
 use tokio::sync::Notify;
 
 use super::connect::Http1;
 use super::host::{Connection, HostPool, Http2, Turn};
-use super::resend::{CallFailure, Hazard, Rest, is_closed};
+use super::resend::{CallFailure, Hazard, Rest, ends_connection, is_closed};
 use super::{UpstreamAnswer, UpstreamCall, UpstreamFault, Upstreams};
 use crate::life::Life;
 use crate::upload::{Upload, UploadState};
@@ -90,9 +91,9 @@ impl Upstreams {
                     self.over_http1(host, http1, turn, call).await
                 }
             }
-            Connection::Http2(http2) => {
+            Connection::Http2(http2, sender) => {
                 call.as_http2();
-                self.over_http2(http2, turn, call).await
+                self.over_http2(http2, sender, turn, call).await
             }
         }
     }
@@ -169,15 +170,16 @@ impl Upstreams {
 
     async fn over_http2(
         &self,
-        mut http2: Http2,
+        http2: Http2,
+        mut sender: http2::SendRequest<Upload>,
         turn: Option<Turn>,
         call: UpstreamCall,
     ) -> Result<UpstreamAnswer, CallFailure> {
         let head_timeout = call.settings.head_timeout;
         let (request, mut rest) = Rest::split(call, http2.hazard());
         let upload = request.body().state();
-        let sent = http2.sender.try_send_request(request);
-        drop(turn);
+        let sent = sender.try_send_request(request);
+        drop((sender, turn));
         match self
             .in_time(head_timeout, &upload, &Interim::default(), sent)
             .await
@@ -187,7 +189,12 @@ impl Upstreams {
                 facts: http2.facts.clone(),
                 lease: Lease::Http2(http2),
             }),
-            Ok(Err(error)) => Err(rest.failed(error)),
+            Ok(Err(error)) => {
+                if ends_connection(error.error()) {
+                    http2.retire();
+                }
+                Err(rest.failed(error))
+            }
             Err(fault) => {
                 if fault.reason == DenyReason::UpstreamTimeout {
                     http2.retire();

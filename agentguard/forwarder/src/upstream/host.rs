@@ -36,8 +36,9 @@ pub(super) struct Need {
     pub fresh: bool,
     /// It cannot be sent again, so that a connection that has been idle for long is not good enough.
     pub once: bool,
-    /// It has waited before, and is older than those that wait now.
-    pub again: bool,
+    /// Its place among the host's requests, as they came. It keeps it when it has to be sent again: those before it go first,
+    /// so that no request is the one too many on connection after connection.
+    pub number: Option<u64>,
     /// How long its connection may have been idle, by the host's file.
     pub idle: Option<Duration>,
 }
@@ -45,12 +46,12 @@ pub(super) struct Need {
 /// What carries one request.
 pub(super) enum Connection {
     Http1(Box<Http1>),
-    Http2(Http2),
+    /// Who sends drops the sender at once: what is sent when the connection ends comes back when its last sender has gone.
+    Http2(Http2, http2::SendRequest<Upload>),
 }
 
 /// A stream on an HTTP/2 connection, which runs on a task of its own.
 pub(crate) struct Http2 {
-    pub sender: http2::SendRequest<Upload>,
     pub facts: Arc<ConnectionFacts>,
     /// Its connection has carried a request before.
     pub reused: bool,
@@ -87,6 +88,7 @@ struct State {
     /// Another connection could not be opened beside those that there are: who waits has to wait for these.
     full: bool,
     connections: u64,
+    requests: u64,
     closed: bool,
 }
 
@@ -103,6 +105,7 @@ struct Shared {
 }
 
 struct Waiter {
+    number: u64,
     fresh: bool,
     place: oneshot::Sender<Result<Handed, UpstreamFault>>,
 }
@@ -117,15 +120,15 @@ impl HostPool {
     }
 
     /// A connection that is open as far as can be known.
-    pub(super) async fn take(self: &Arc<Self>, mut need: Need) -> Result<Handed, UpstreamFault> {
+    pub(super) async fn take(self: &Arc<Self>, need: &mut Need) -> Result<Handed, UpstreamFault> {
         loop {
             let (connection, turn) = match self.at_once(need) {
-                Some(connection) => (connection, None),
-                None => self.wait(need).await?,
+                Ok(connection) => (connection, None),
+                Err(number) => self.wait(number, need.fresh).await?,
             };
             let mut http1 = match connection {
                 Connection::Http1(http1) if !http1.is_fresh() => http1,
-                Connection::Http1(_) | Connection::Http2(_) => return Ok((connection, turn)),
+                Connection::Http1(_) | Connection::Http2(..) => return Ok((connection, turn)),
             };
             // One that was opened and not needed is as good as a kept one.
             http1.reused = true;
@@ -137,7 +140,6 @@ impl HostPool {
                 return Ok((Connection::Http1(http1), turn));
             }
             need.fresh |= open && !too_old;
-            need.again = true;
         }
     }
 
@@ -159,35 +161,42 @@ impl HostPool {
         &self.way.life
     }
 
-    fn at_once(self: &Arc<Self>, need: Need) -> Option<Connection> {
+    /// A connection, or the number under which to wait for one.
+    fn at_once(self: &Arc<Self>, need: &mut Need) -> Result<Connection, u64> {
         let mut state = self.state();
-        let first = state.waiting.is_empty() && !state.in_turn;
-        match first || need.again {
+        let came_before = need.number.is_some();
+        let number = *need.number.get_or_insert_with(|| {
+            state.requests += 1;
+            state.requests
+        });
+        let first = state.waiting.front().is_none_or(|it| it.number > number);
+        let picked = match first && (came_before || !state.in_turn) {
             true => state.pick(need.fresh, self),
             false => None,
-        }
+        };
+        picked.ok_or(number)
     }
 
-    async fn wait(self: &Arc<Self>, need: Need) -> Result<Handed, UpstreamFault> {
+    async fn wait(self: &Arc<Self>, number: u64, fresh: bool) -> Result<Handed, UpstreamFault> {
         let (place, handed) = oneshot::channel();
-        self.queue(need, place);
+        self.queue(Waiter {
+            number,
+            fresh,
+            place,
+        });
         let ended = || UpstreamFault::unreachable("the agent's connections have ended");
         handed.await.unwrap_or_else(|_| Err(ended()))
     }
 
-    fn queue(self: &Arc<Self>, need: Need, place: oneshot::Sender<Result<Handed, UpstreamFault>>) {
+    fn queue(self: &Arc<Self>, waiter: Waiter) {
         let mut state = self.state();
         if state.closed {
             return;
         }
-        let waiter = Waiter {
-            fresh: need.fresh,
-            place,
-        };
-        match need.again {
-            true => state.waiting.push_front(waiter),
-            false => state.waiting.push_back(waiter),
-        }
+        let behind = state
+            .waiting
+            .partition_point(|it| it.number < waiter.number);
+        state.waiting.insert(behind, waiter);
         self.serve(state);
     }
 
@@ -205,7 +214,7 @@ impl HostPool {
                         state.put(http1);
                         None
                     }
-                    Connection::Http2(http2) => Some(http2),
+                    Connection::Http2(http2, _) => Some(http2),
                 };
                 drop(state);
                 drop((stream, turn));
@@ -268,35 +277,40 @@ impl HostPool {
         self.serve(state);
     }
 
-    /// Runs an HTTP/2 connection until it ends. Its first stream goes out at once, the others when the server has said how
+    /// Runs an HTTP/2 connection until it takes no more requests and all on it have ended. Its first stream goes out at once, the others when the server has said how
     /// many it takes (RFC 9113 section 3.4 has it say so first).
     async fn drive(self: Arc<Self>, http2: Http2Connection) {
         let Http2Connection {
             sender,
-            mut connection,
+            connection,
             facts,
+            mut tasks,
             window: _window,
         } = http2;
         let id = self.add(sender, facts);
+        let mut taking = Some(connection);
         let mut told = UNTOLD_STREAMS;
         let mut settled = false;
         let mut patience = Box::pin(tokio::time::sleep(SETTLE));
         poll_fn(|cx| {
-            let ended = Pin::new(&mut connection).poll(cx).is_ready();
-            let says = match ended {
-                true => 0,
-                false => connection.current_max_send_streams(),
+            if let Some(connection) = &mut taking
+                && Pin::new(connection).poll(cx).is_ready()
+            {
+                taking = None;
+                self.takes_no_more(id, !settled);
+            }
+            let ended = tasks.poll(cx);
+            let Some(connection) = &taking else {
+                return ended;
             };
+            let says = connection.current_max_send_streams();
             let impatient = !settled && patience.as_mut().poll(cx).is_ready();
             if says != told || impatient {
                 told = says;
                 self.allow(id, says.min(MAX_STREAMS), !settled);
                 settled = true;
             }
-            match ended {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
+            Poll::Pending
         })
         .await;
     }
@@ -333,6 +347,15 @@ impl HostPool {
         if let Some(shared) = state.shared.iter_mut().find(|shared| shared.id == id) {
             shared.limit = limit;
         }
+        self.serve(state);
+    }
+
+    /// `first`: it was still being opened, by the same count.
+    fn takes_no_more(self: &Arc<Self>, id: u64, first: bool) {
+        let mut state = self.state();
+        state.dials -= usize::from(first);
+        state.full = false;
+        state.shared.retain(|shared| shared.id != id);
         self.serve(state);
     }
 
@@ -404,13 +427,13 @@ impl State {
         if let Some(shared) = shared {
             shared.used += 1;
             let reused = std::mem::replace(&mut shared.carried, true);
-            return Some(Connection::Http2(Http2 {
+            let http2 = Http2 {
                 reused,
-                sender: shared.sender.clone(),
                 facts: shared.facts.clone(),
                 host: host.clone(),
                 connection: shared.id,
-            }));
+            };
+            return Some(Connection::Http2(http2, shared.sender.clone()));
         }
         let idle = match fresh {
             true => {
@@ -477,7 +500,7 @@ impl Http1 {
 }
 
 impl Http2 {
-    /// The connection has not answered in time: it gets no more requests.
+    /// The connection gets no more requests.
     pub(super) fn retire(&self) {
         let mut state = self.host.state();
         state.shared.retain(|shared| shared.id != self.connection);

@@ -14,6 +14,7 @@ mod proxy;
 mod race;
 mod resend;
 mod silence;
+mod tasks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,7 +165,7 @@ impl Upstreams {
         for sends in 0..=RESENDS {
             let taken = match call.websocket {
                 true => host.open().await.map(|new| (Connection::Http1(new), None)),
-                false => host.take(need).await,
+                false => host.take(&mut need).await,
             };
             let unsent = sends == 0;
             let (connection, turn) = taken.map_err(|fault| UpstreamFault { unsent, ..fault })?;
@@ -182,7 +183,6 @@ impl Upstreams {
                 Err((_, Some(unsent))) => call = unsent,
                 Err((fault, None)) => return Err(fault),
             }
-            need.again = true;
         }
         Err(UpstreamFault::unreachable(
             "it closes each connection before a request can be sent",

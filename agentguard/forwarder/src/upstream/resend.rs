@@ -98,11 +98,15 @@ impl Kept {
 /// Whether the server has not acted upon it: a stream that it refused, or one above the last that it takes (RFC 9113 section
 /// 8.7). For streams below that the library has another error.
 fn is_refused(error: &hyper::Error) -> bool {
-    let http2 = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>());
-    http2.is_some_and(|error| {
+    by_http2(error).is_some_and(|error| {
         let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
         error.is_remote() && (refused || error.is_go_away())
     })
+}
+
+/// Whether no other request will get through on the connection; streams on it may still end well.
+pub(super) fn ends_connection(error: &hyper::Error) -> bool {
+    is_closed(error) || by_http2(error).is_some_and(h2::Error::is_go_away)
 }
 
 /// Whether the connection ended before there was an answer.
@@ -124,6 +128,10 @@ pub(super) fn is_closed(error: &hyper::Error) -> bool {
                     | io::ErrorKind::UnexpectedEof
             )
         })
+}
+
+fn by_http2(error: &hyper::Error) -> Option<&h2::Error> {
+    causes(error).find_map(|cause| cause.downcast_ref())
 }
 
 fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
