@@ -1,6 +1,6 @@
 // CERTIFICATE KEY OPTIONS: an origin by HTTP/2 and HTTP/1.1 that says of each request `METHOD PATH` when it arrives.
 // OPTIONS, in JSON, are those of `http2.createSecureServer`, and `keepAliveTimeout`. What is below /held/ is answered
-// when a request for /release comes.
+// when a request for /release comes. At the line `refuse` on stdin it takes no further connections, until the line `accept`.
 import { readFileSync } from 'node:fs';
 import http2 from 'node:http2';
 
@@ -17,5 +17,9 @@ const server = http2.createSecureServer(
     else request.resume().on('end', answer);
   },
 );
+process.stdin.on('data', (line) => {
+  server.maxConnections = `${line}`.trim() === 'refuse' ? 1 : 1000;
+  console.log('heard');
+});
 server.keepAliveTimeout = keepAliveTimeout;
 server.listen(0, '127.0.0.1', () => console.log(`ready ${server.address().port}`));

@@ -1,5 +1,6 @@
 //! Header fields that are the hop's own, in both directions (RFC 9110 section 7.6.1).
 
+use agentguard_policy::leads_elsewhere;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 
@@ -17,6 +18,36 @@ static HOP: [HeaderName; 8] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
+
+/// Framing, routing, request modifiers and credentials, besides `If-…` and what leads elsewhere.
+const OF_HEAD: [&str; 17] = [
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "expect",
+    "host",
+    "max-forwards",
+    "proxy-authorization",
+    "range",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// A field that no trailer may be (RFC 9110 section 6.5.1): a server that takes trailers for header fields would heed what nobody
+/// has judged.
+pub(crate) fn of_head(trailers: &HeaderMap) -> Option<&HeaderName> {
+    trailers.keys().find(|name| {
+        let plain = name.as_str().replace('_', "-");
+        OF_HEAD.contains(&&*plain) || plain.starts_with("if-") || leads_elsewhere(name)
+    })
+}
 
 /// Takes out what is the hop's own; keeps `TE: trailers`, which gRPC needs end to end, where `trailers` is wanted.
 pub(crate) fn strip(headers: &mut HeaderMap, trailers: bool) {
@@ -104,6 +135,14 @@ mod tests {
             (name, HeaderValue::from_str(value).unwrap())
         };
         lines.iter().map(parse).collect()
+    }
+
+    #[test]
+    fn what_a_head_alone_may_have_is_no_trailer() {
+        for name in ["Authorization", "x_http-method.override", "If-Match", "content_length"] {
+            assert!(of_head(&map(&[("grpc-status", "0"), (name, "x")])).is_some(), "{name}");
+        }
+        assert_eq!(of_head(&map(&[("digest", "x"), ("x-amz-checksum-crc32", "x")])), None);
     }
 
     #[test]

@@ -138,9 +138,11 @@ fn parse(authority: &Authority, default: u16) -> Result<RequestTarget, String> {
     if text.contains('@') {
         return Err("user information in the request's host".into());
     }
-    let port = match authority.port() {
-        Some(port) => port.as_u16(),
-        None if text.ends_with(':') => return Err("a colon without a port".into()),
+    // Behind the bracket of an IPv6 address.
+    let behind = text.rsplit(']').next().unwrap_or(text);
+    let port = match behind.rsplit_once(':') {
+        Some((_, "")) => return Err("a colon without a port".into()),
+        Some((_, port)) => digits(port).ok_or("the request's port is none")?,
         None => default,
     };
     if port == 0 {
@@ -149,6 +151,11 @@ fn parse(authority: &Authority, default: u16) -> Result<RequestTarget, String> {
     let host = HostName::parse(authority.host())
         .map_err(|error| format!("the request's host: {error}"))?;
     Ok(RequestTarget { host, port })
+}
+
+fn digits(text: &str) -> Option<u16> {
+    let all = text.bytes().all(|byte| byte.is_ascii_digit());
+    all.then(|| text.parse().ok()).flatten()
 }
 
 fn default_port(scheme: &Scheme) -> u16 {
@@ -204,6 +211,9 @@ mod tests {
             ),
             (&tls, 8443, "/", "a.test:443", None),
             (&tls, 443, "/", "a.test:8443", None),
+            (&tls, 443, "/", "a.test:65979", None),
+            (&tls, 443, "/", "a.test:-1", None),
+            (&tls, 443, "/", "a.test:+443", None),
             (&plain, 8080, "/", "a.test", Some(("a.test:8080", "a.test"))),
             (&plain, 8080, "/", "a.test:80", None),
             (

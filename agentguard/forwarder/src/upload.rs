@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 
 use super::body::{RequestBody, UploadError, WholeBody};
 use super::clock::Busy;
+use super::headers::of_head;
 use super::life::Life;
 use super::record::PassedBytes;
 use super::refusal::CUT;
@@ -222,6 +223,12 @@ impl Shared {
             UploadSource::Whole(body) => body.next().map(Ok),
             UploadSource::Client(body) => ready!(Pin::new(body).poll_frame(cx)),
         };
+        let trailers = frame.as_ref().and_then(|it| it.as_ref().ok()?.trailers_ref());
+        if let Some(name) = trailers.and_then(of_head) {
+            let error = format!("trailer `{name}` belongs into the head (RFC 9110 section 6.5.1)");
+            self.fail(state, UploadError::Malformed(error.clone()));
+            return Poll::Ready(Some(Err(io::Error::other(error))));
+        }
         match &frame {
             Some(Ok(frame)) => self.keep(frame),
             Some(Err(error)) => self.fail(state, UploadError::from(error)),

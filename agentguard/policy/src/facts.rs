@@ -158,6 +158,9 @@ fn shown(value: &str, secret: bool) -> String {
     }
 }
 
+/// The fact that has the path as it was sent, where it is written in another form than rules compare.
+pub(super) const SENT_PATH: &str = "sent_path";
+
 /// At most [`MAX_VALUE`] bytes; what is cut off is named by the whole value's length and digest.
 pub(super) fn bounded(value: &str) -> String {
     if value.len() <= MAX_VALUE {

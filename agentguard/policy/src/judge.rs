@@ -1,5 +1,6 @@
 //! What one agent may by itself: all readings of what it asks, by the shorthand and the rules that can apply.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use agentguard_common::abi::AgentId;
@@ -8,7 +9,7 @@ use cedar_policy::Entities;
 use super::compile::{CompiledAgent, ReachEntry};
 use super::context::AttributeName;
 use super::evaluate::evaluate;
-use super::facts::{Values, bounded};
+use super::facts::{SENT_PATH, Values, bounded};
 use super::limit::Charge;
 use super::prepare::{DecidedAt, JudgedReading, PreparedReading, RefusedReading};
 use super::reading::{Reading, Readings};
@@ -114,9 +115,13 @@ impl Policy {
             outcome: JudgeOutcome::Refused(PolicyRefusal::UnknownAgent),
         };
         let facts = &mut judgement.facts;
-        if let Action::Request { method, .. } = &input.action {
+        if let Action::Request { method, path, .. } = &input.action {
             facts.insert("method".into(), bounded(method));
-            facts.insert("path".into(), bounded(&self.shown(input, None).path));
+            let shown = self.shown(input, None).path;
+            facts.insert("path".into(), bounded(&shown));
+            if let (Some(written), Cow::Borrowed(_)) = (path.written(), &shown) {
+                facts.insert(SENT_PATH.into(), bounded(written));
+            }
         }
         for (name, value) in &readings.facts {
             facts.insert(name.clone(), bounded(value));

@@ -77,6 +77,7 @@ pub use self::needs::Needs;
 pub use self::path::CanonicalPath;
 pub use self::permissions::Permissions;
 pub use self::permit::{Owed, Permit, Settled};
+pub use self::reading::leads_elsewhere;
 pub use self::settings::HostSettings;
 pub use self::task::{CoveringTasks, OnTask, OpenedBy, Task, TaskSituation, Terms, is_reserved};
 pub use self::time::Moment;

@@ -1,14 +1,18 @@
-//! The one normalisation of request paths: what is judged is what is sent upstream.
+//! The paths of requests: they are sent as they are written, and judged in every form in which servers read them.
 
 use std::fmt;
 
 use super::reading::{PathReading, others, without_space};
 
-/// A request path after the one normalisation that is both judged and sent upstream: unreserved characters decoded,
-/// percent-encoding in upper case, dot segments resolved, empty segments merged (RFC 3986 section 6.2.2).
+/// A request path in the form in which rules compare it: unreserved characters decoded, percent-encoding in upper case, dot
+/// segments resolved, empty segments merged (RFC 3986 section 6.2.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CanonicalPath {
     path: String,
+    /// As it is sent, if that is another spelling.
+    written: Option<String>,
+    /// What it is for a server that does not resolve or merge segments.
+    unresolved: Vec<PathReading>,
     others: Result<Vec<PathReading>, String>,
 }
 
@@ -17,11 +21,13 @@ impl CanonicalPath {
     ///
     /// # Errors
     /// Says why nobody can tell as which path a server reads `raw`: control characters, backslashes, invalid
-    /// percent-encoding or UTF-8, dot segments that only some servers see, and those that climb above the root.
+    /// percent-encoding, overlong UTF-8, dot segments that only some servers see, and those that climb above the root.
     pub fn parse(raw: &str) -> Result<Self, String> {
         if raw.is_empty() {
             return Ok(Self {
                 path: "/".into(),
+                written: None,
+                unresolved: Vec::new(),
                 others: Ok(Vec::new()),
             });
         }
@@ -30,26 +36,42 @@ impl CanonicalPath {
         }
         let encoded = normalise_encoding(raw)?;
         let path = resolve_segments(&encoded)?;
-        let others = others(&path);
-        Ok(Self { path, others })
+        let unresolved = unresolved(&encoded, &path);
+        let others = others(&path, &unresolved);
+        Ok(Self {
+            written: (raw != path).then(|| raw.to_owned()),
+            path,
+            unresolved,
+            others,
+        })
     }
 
     pub fn as_str(&self) -> &str {
         &self.path
     }
 
-    /// Every other path that it may stand for.
+    /// As it is sent, if that is another spelling.
+    pub(super) fn written(&self) -> Option<&str> {
+        self.written.as_deref()
+    }
+
+    /// Every other path that it may stand for. `exact`: for a server that compares paths as they are sent.
     ///
     /// # Errors
-    /// Says why they cannot be told, which is for nothing where the server compares paths as they are sent.
-    pub(super) fn others(&self) -> Result<&[PathReading], &str> {
-        self.others.as_deref().map_err(String::as_str)
+    /// Says why they cannot be told.
+    pub(super) fn others(&self, exact: bool) -> Result<impl Iterator<Item = &PathReading>, &str> {
+        let others = match (&self.others, exact) {
+            (_, true) => &[],
+            (Ok(others), false) => &**others,
+            (Err(why), false) => return Err(why),
+        };
+        Ok(self.unresolved.iter().chain(others))
     }
 
     /// Every path that it may stand for, itself first.
     #[cfg(test)]
     pub(super) fn readings(&self) -> Result<Vec<&str>, &str> {
-        let others = self.others()?.iter().map(|other| other.path.as_str());
+        let others = self.others(false)?.map(|other| other.path.as_str());
         Ok(std::iter::once(self.path.as_str()).chain(others).collect())
     }
 }
@@ -99,9 +121,61 @@ pub(super) fn normalise_encoding(raw: &str) -> Result<String, String> {
         }
         plain.push(byte);
     }
-    // Overlong sequences (`%C0%AE`) are another way to write dots and slashes.
-    std::str::from_utf8(&plain).map_err(|_| "the path is not UTF-8")?;
-    Ok(out)
+    match has_overlong(&plain) {
+        true => Err("the path has overlong UTF-8".into()),
+        false => Ok(out),
+    }
+}
+
+/// Whether some of it is another way to write an ASCII character, such as `%C0%AE` for a dot.
+pub(super) fn has_overlong(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|two| {
+        matches!(
+            two,
+            [0xc0 | 0xc1, 0x80..=0xbf] | [0xe0, 0x80..=0x9f] | [0xf0, 0x80..=0x8f]
+        )
+    })
+}
+
+/// `encoded` as it is, and with its dot segments resolved alone (RFC 3986 section 5.2.4).
+fn unresolved(encoded: &str, canonical: &str) -> Vec<PathReading> {
+    let mut found = Vec::new();
+    if encoded == canonical {
+        return found;
+    }
+    found.push(PathReading {
+        path: encoded.to_owned(),
+        steps: vec!["as it is written"],
+    });
+    let resolved = without_dots(encoded);
+    if resolved != encoded && resolved != canonical {
+        found.push(PathReading {
+            path: resolved,
+            steps: vec!["with its empty segments"],
+        });
+    }
+    found
+}
+
+fn without_dots(encoded: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = encoded.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        match segment {
+            "." => {}
+            ".." => {
+                kept.pop();
+            }
+            _ => {
+                kept.push(segment);
+                continue;
+            }
+        }
+        if segments.peek().is_none() {
+            kept.push("");
+        }
+    }
+    format!("/{}", kept.join("/"))
 }
 
 /// Resolves dot segments and merges empty ones; a trailing slash stays.
@@ -241,7 +315,7 @@ mod tests {
             "/a%+1b",
             "/%c0%ae%c0%ae/",
             "/%e0%80%af",
-            "/%ff",
+            "/%ff%c0%ae",
             "/a%2f..%2fb",
             "/a%2F..",
             "/..%2Fb",
@@ -275,19 +349,28 @@ mod tests {
         ] {
             let path = CanonicalPath::parse(raw).unwrap();
             assert_eq!(path.as_str(), raw);
-            assert!(path.others().is_err(), "{raw}: {:?}", path.others());
+            assert!(path.readings().is_err(), "{raw}: {:?}", path.readings());
         }
     }
 
     #[test]
     fn it_stands_for_what_servers_read_in_it() {
-        let cases: [(&str, &[&str]); 6] = [
+        let cases: [(&str, &[&str]); 15] = [
             ("/a/b", &["/a/b"]),
             ("/a%2Fb", &["/a%2Fb", "/a/b"]),
             ("/a%2F%2Fb%2f/c", &["/a%2F%2Fb%2F/c", "/a/b/c"]),
             ("/u/a%40b%20c", &["/u/a%40b%20c", "/u/a@b%20c"]),
             ("/%252F", &["/%252F", "/%2F", "/"]),
-            ("/%61dmin;x//y", &["/admin;x/y", "/admin/y"]),
+            ("/%61dmin;x/y", &["/admin;x/y", "/admin/y"]),
+            ("//", &["/", "//"]),
+            ("/a//b", &["/a/b", "/a//b"]),
+            ("/a/./b", &["/a/b", "/a/./b"]),
+            ("/a/%2e%2E", &["/", "/a/.."]),
+            ("/a//../b", &["/b", "/a//../b", "/a/b"]),
+            ("//a%2Fb", &["/a%2Fb", "//a%2Fb", "/a/b", "//a/b"]),
+            ("/a;x//b", &["/a;x/b", "/a;x//b", "/a/b", "/a//b"]),
+            ("/caf%E9/b", &["/caf%E9/b", "/caf/b", "/caf%C3%A9/b"]),
+            ("/%FFa/..", &["/", "/%FFa/.."]),
         ];
         for (raw, expected) in cases {
             let path = CanonicalPath::parse(raw).unwrap();
@@ -301,8 +384,11 @@ mod tests {
             raw in "\\PC{0,30}|/([a-c./;%]|%2[efEF]|%5[cC]|%3[bB]|%40|%00|ü){0,20}",
         ) {
             if let Ok(path) = CanonicalPath::parse(&raw) {
-                prop_assert_eq!(CanonicalPath::parse(path.as_str()), Ok(path.clone()));
-                for reading in path.readings().unwrap_or_default() {
+                let again = CanonicalPath::parse(path.as_str()).unwrap();
+                prop_assert_eq!(again.as_str(), path.as_str());
+                prop_assert!(again.written.is_none() && again.unresolved.is_empty());
+                prop_assert_eq!(path.written().unwrap_or(path.as_str()), if raw.is_empty() { "/" } else { &raw });
+                for reading in again.readings().unwrap_or_default() {
                     prop_assert!(reading.starts_with('/') && !reading.contains("//"), "{}", reading);
                     for segment in reading.split('/') {
                         let name = segment.split(';').next().unwrap();

@@ -124,7 +124,7 @@ impl Policy {
             return Err(ReplayGap::Path);
         }
         let host = HostName::parse(recorded.host).map_err(|_| ReplayGap::Request)?;
-        let path = CanonicalPath::parse(recorded.path).map_err(|_| ReplayGap::Request)?;
+        let path = recorded.written_path()?;
         // What leads to another reading is in the record whatever rules read.
         let (mut query, mut headers) = recorded.overrides()?;
         // What a bundle does not have, it denies whatever else is said.

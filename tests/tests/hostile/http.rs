@@ -119,26 +119,32 @@ fn deceptive_shapes_are_refused() {
 }
 
 #[test]
-fn one_path_is_judged_and_the_same_one_sent() {
+fn a_path_is_judged_in_each_of_its_forms_and_sent_as_it_is_written() {
     let site = Site::new();
     let origin = Nginx::start(&site);
     let guard = start(&site, &origin);
     let cases = [
-        ("/v1/a/../b", 200, "/v1/b"),
-        ("/v1/./a", 200, "/v1/a"),
-        ("//v1//a", 200, "/v1/a"),
-        ("/v1/%61", 200, "/v1/a"),
-        ("/v2/%2e%2e/v1/a", 200, "/v1/a"),
-        ("/v1/a%2fb", 200, "/v1/a%2Fb"),
-        ("/v1/a?x=/../v2", 200, "/v1/a?x=/../v2"),
-        ("/v1/../v2/a", 403, ""),
-        ("/v1/%2e%2e/v2/a", 403, ""),
-        ("/%76%32/a", 403, ""),
-        ("/V1/a", 403, ""),
-        ("/v1", 200, "/v1"),
-        ("/v", 403, ""),
+        ("/v1/a/../b", 200),
+        ("/v1/./a", 200),
+        ("/v1//a/", 200),
+        ("/v1/https://a.test//b", 200),
+        ("/v1/%61", 200),
+        ("/%76%31/%7Ea", 200),
+        ("/v1/a%2fb", 200),
+        ("/v1/caf%E9|b", 200),
+        ("/v1/a?x=/../v2|%7e", 200),
+        ("/v1", 200),
+        ("//v1/a", 403),
+        ("/v2/%2e%2e/v1/a", 403),
+        ("/v1/../v2/a", 403),
+        ("/v1//../v2/a", 403),
+        ("/v1/%2e%2e/v2/a", 403),
+        ("/%76%32/a", 403),
+        ("/V1/a", 403),
+        ("/v", 403),
+        ("/v1/%C0%AE%C0%AE/v2", 400),
     ];
-    for (path, wanted, sent) in cases {
+    for (path, wanted) in cases {
         let before = origin.hits().len();
         let request =
             format!("b'GET {path} HTTP/1.1\\r\\nHost: HOST\\r\\nConnection: close\\r\\n\\r\\n'");
@@ -146,7 +152,7 @@ fn one_path_is_judged_and_the_same_one_sent() {
         assert_eq!(status(&answer), wanted, "{path}: {answer}");
         let arrived = origin.hits().split_off(before);
         let uris: Vec<_> = arrived.iter().map(|hit| &*hit.uri).collect();
-        let expected: &[&str] = if wanted == 200 { &[sent] } else { &[] };
+        let expected: &[&str] = if wanted == 200 { &[path] } else { &[] };
         assert_eq!(uris, expected, "{path}");
     }
 }

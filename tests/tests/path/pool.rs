@@ -126,6 +126,32 @@ fn a_request_beyond_the_origins_streams_has_a_connection_of_its_own() {
 }
 
 #[test]
+fn a_connection_that_could_not_be_opened_is_tried_again_while_the_others_are_busy() {
+    let site = Site::new();
+    let options = r#"{"settings": {"maxConcurrentStreams": 1}}"#;
+    let mut origin = Server::node(&site, "origin.mjs", &[options]);
+    let port = origin.port;
+    let policy = reach(ORIGIN, port, &["GET /**"]);
+    let hosts = format!("[host]\nname = \"{ORIGIN}:{port}\"\ntimeouts = {{ head = \"3s\" }}\n");
+    let bundle = Bundle::new(1).agent("probe", &policy);
+    let guard = Guard::start(&site, &bundle.file("hosts/origin.toml", hosts));
+    let url = |path: &str| format!("https://{ORIGIN}:{port}{path}");
+    let agent = guard.agent("probe");
+    let watched = agent.client("curl".as_ref());
+    let watched = watched
+        .args(["--silent", "--output", "/dev/null", &url("/held/0")])
+        .spawn();
+    origin.talk().line(|line| line.contains("/held/0"));
+    origin.talk().say("refuse");
+    origin.talk().line(|line| line.trim() == "heard");
+    assert_eq!(get(&guard, &url("/v1/refused"), "--http2", "30"), "504");
+    origin.talk().say("accept");
+    origin.talk().line(|line| line.trim() == "heard");
+    assert_eq!(get(&guard, &url("/v1/taken"), "--http2", "30"), "200");
+    drop(watched);
+}
+
+#[test]
 fn an_address_that_does_not_answer_holds_nobody_up_who_has_another() {
     let site = Site::new();
     let origin = Nginx::start(&site);

@@ -64,7 +64,7 @@ pub(crate) struct About<'a> {
     pub resource: &'a str,
 }
 
-/// Brings a request into the form in which it is judged and sent.
+/// Brings a request into the form in which it is judged, and that in which it is sent.
 pub(crate) fn read(
     mut parts: Parts,
     target: RequestTarget,
@@ -75,11 +75,8 @@ pub(crate) fn read(
     let authority = target.authority(scheme, &parts);
     let task = NamedTask::take(&mut parts.headers);
     headers::clean(&mut parts, &authority, upgrade.as_ref())?;
-    let line = match parts.uri.query() {
-        _ if is_of_server(&parts) => PathAndQuery::try_from("*"),
-        Some(query) => PathAndQuery::try_from(format!("{}?{query}", path.as_str())),
-        None => PathAndQuery::try_from(path.as_str()),
-    };
+    // As it is written: signatures cover it, and `//` is another thing than `/` to some servers.
+    let line = parts.uri.path_and_query().cloned();
     Ok(Message {
         parts,
         target,
@@ -88,7 +85,7 @@ pub(crate) fn read(
         task,
         authority: Authority::try_from(authority)
             .map_err(|_| Refusal::protocol("the request's host cannot be sent on"))?,
-        line: line.map_err(|_| Refusal::protocol("the request's path cannot be sent on"))?,
+        line: line.unwrap_or_else(|| PathAndQuery::from_static("/")),
         upgrade,
     })
 }

@@ -28,6 +28,9 @@ const MAX_STREAMS: usize = 100;
 /// How long a server has to say how many streams it takes before it is asked for more than one.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// For how long no connection is tried beside those that there are, when one could not be opened.
+const FULL: Duration = Duration::from_secs(1);
+
 /// What a request needs of its connection.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Need {
@@ -41,6 +44,8 @@ pub(super) struct Need {
     pub number: Option<u64>,
     /// How long its connection may have been idle, by the host's file.
     pub idle: Option<Duration>,
+    /// How long it waits for a connection at most.
+    pub patience: Duration,
 }
 
 /// What carries one request.
@@ -124,7 +129,7 @@ impl HostPool {
         loop {
             let (connection, turn) = match self.at_once(need) {
                 Ok(connection) => (connection, None),
-                Err(number) => self.wait(number, need.fresh).await?,
+                Err(number) => self.wait(number, need).await?,
             };
             let mut http1 = match connection {
                 Connection::Http1(http1) if !http1.is_fresh() => http1,
@@ -177,15 +182,21 @@ impl HostPool {
         picked.ok_or(number)
     }
 
-    async fn wait(self: &Arc<Self>, number: u64, fresh: bool) -> Result<Handed, UpstreamFault> {
+    async fn wait(self: &Arc<Self>, number: u64, need: &Need) -> Result<Handed, UpstreamFault> {
         let (place, handed) = oneshot::channel();
         self.queue(Waiter {
             number,
-            fresh,
+            fresh: need.fresh,
             place,
         });
         let ended = || UpstreamFault::unreachable("the agent's connections have ended");
-        handed.await.unwrap_or_else(|_| Err(ended()))
+        match tokio::time::timeout(need.patience, handed).await {
+            Ok(handed) => handed.unwrap_or_else(|_| Err(ended())),
+            Err(_) => Err(UpstreamFault::timeout(format!(
+                "its connections were busy for {} ms, and another could not be opened",
+                need.patience.as_millis()
+            ))),
+        }
     }
 
     fn queue(self: &Arc<Self>, waiter: Waiter) {
@@ -274,7 +285,21 @@ impl HostPool {
             // Who has gone does not wait for it.
             let _ = waiter.place.send(Err(fault.clone()));
         }
+        if state.full {
+            self.try_again();
+        }
         self.serve(state);
+    }
+
+    /// Who waits for the connections that there are may have to for long.
+    fn try_again(self: &Arc<Self>) {
+        let host = self.clone();
+        self.way.life.spawn(async move {
+            tokio::time::sleep(FULL).await;
+            let mut state = host.state();
+            state.full = false;
+            host.serve(state);
+        });
     }
 
     /// Runs an HTTP/2 connection until it takes no more requests and all on it have ended. Its first stream goes out at once, the others when the server has said how

@@ -162,6 +162,7 @@ impl Upstreams {
         let host = pools.of(&mut key, authenticates).host(&key);
         let mut need = pools.need(&key, call.request.method());
         need.idle = call.settings.idle_timeout;
+        need.patience = call.settings.head_timeout.unwrap_or(self.head_timeout);
         for sends in 0..=RESENDS {
             let taken = match call.websocket {
                 true => host.open().await.map(|new| (Connection::Http1(new), None)),

@@ -40,7 +40,7 @@ impl Attribute for PathAttribute {
     const NAME: &'static str = "path";
     const CEDAR: &'static str = "String";
     const CONNECT: bool = false;
-    const DOC: &'static str = "The path without the query, decoded and normalised. A path that servers read in two ways is decided in each.";
+    const DOC: &'static str = "The path without the query: unreserved characters decoded, dot segments resolved, double slashes merged. A path that servers read in two ways is decided in each.";
     const FACTS: &'static [&'static str] = &["path"];
     const KEYS: &'static [(&'static str, &'static str)] = REQUEST;
 

@@ -12,6 +12,7 @@ use super::facts::bounded;
 use super::{Action, CanonicalPath, HostName, Input, schema};
 
 pub(super) use self::forbid::{LenientForbid, WRITTEN};
+pub use self::overrides::leads_elsewhere;
 pub(super) use self::overrides::{METHOD_PARAMETER, is_method_parameter, is_override};
 pub(super) use self::path::{PathReading, fold, lenient, others, without_slash, without_space};
 
@@ -86,7 +87,7 @@ impl<'i> Readings<'i> {
             steps: Vec::new(),
         });
         let overrides = Overrides::of(query, headers, &input.context.body, input.port);
-        let plain = path.others().is_ok_and(<[_]>::is_empty);
+        let plain = path.others(false).is_ok_and(|mut it| it.next().is_none());
         if plain && overrides.as_ref().is_ok_and(Overrides::is_empty) {
             return found;
         }
@@ -178,7 +179,7 @@ fn targets<'i>(
     exact: bool,
 ) -> Result<Vec<Reading<'i>>, String> {
     let mut found = vec![written.clone()];
-    found.extend(others_of(path, exact)?.iter().map(|other| {
+    found.extend(path.others(exact)?.map(|other| {
         Reading {
             path: Some(Cow::Borrowed(&*other.path)),
             steps: other
@@ -199,9 +200,11 @@ fn targets<'i>(
             steps: vec![by.clone()],
             ..written.clone()
         };
-        let others = others_of(&target.path, exact)
+        let others = target
+            .path
+            .others(exact)
             .map_err(|why| format!("header `{by}` names a path that cannot be judged ({why})"))?;
-        found.extend(others.iter().map(|other| {
+        found.extend(others.map(|other| {
             let steps = other.steps.iter().map(|step| Cow::Borrowed(*step));
             Reading {
                 path: Some(Cow::Owned(other.path.clone())),
@@ -212,13 +215,6 @@ fn targets<'i>(
         found.push(named);
     }
     Ok(found)
-}
-
-fn others_of(path: &CanonicalPath, exact: bool) -> Result<&[PathReading], &str> {
-    match exact {
-        true => Ok(&[]),
-        false => path.others(),
-    }
 }
 
 impl Reading<'_> {

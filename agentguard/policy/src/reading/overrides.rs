@@ -151,6 +151,11 @@ impl<'i> Overrides<'i> {
     }
 }
 
+/// Whether some servers take a header of this name for the request's own method, path or host.
+pub fn leads_elsewhere(name: &HeaderName) -> bool {
+    says(name).is_some()
+}
+
 /// What begins with `//` is a path, and to who reads URLs a host and a path behind it (RFC 3986 section 4.2).
 fn targets(text: &str) -> impl Iterator<Item = &str> {
     let behind_host = text.strip_prefix("//").map(|rest| {

@@ -1,10 +1,12 @@
 //! The paths that servers read in one path: those that it may stand for, and how a lenient server compares it.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use crate::body::folded;
-use crate::path::{hex, hides_dots, is_delimiter, merge_slashes, normalise_encoding, push_encoded};
+use crate::path::{
+    has_overlong, hex, hides_dots, is_delimiter, merge_slashes, normalise_encoding, push_encoded,
+};
 
 /// Readings of one path at most. One that has more is refused.
 const MAX: usize = 16;
@@ -31,32 +33,55 @@ pub(crate) struct PathReading {
 }
 
 /// Every other path that a server may read in a canonical one: however often it decodes, with or without what stands behind
-/// a `;`, and where it takes an encoded `?` or `#` for the end.
+/// a `;`, where it takes an encoded `?` or `#` for the end, and what it makes of bytes that are no UTF-8. And in those that it
+/// is for servers that leave its segments as they are (`unresolved`): no slashes are merged in them, and one that has dot
+/// segments is read as it is.
 ///
 /// # Errors
 /// Says why the readings cannot be told: control characters, backslashes, overlong UTF-8 or dot segments in one of them, or
 /// too many.
-pub(crate) fn others(canonical: &str) -> Result<Vec<PathReading>, String> {
-    if !canonical.contains(['%', ';']) {
+pub(crate) fn others(
+    canonical: &str,
+    unresolved: &[PathReading],
+) -> Result<Vec<PathReading>, String> {
+    let is_plain = |path: &str| !path.contains(['%', ';']);
+    if is_plain(canonical) && unresolved.iter().all(|it| is_plain(&it.path)) {
         return Ok(Vec::new());
     }
-    let mut found: BTreeMap<String, usize> = BTreeMap::from([(canonical.to_owned(), 0)]);
+    let has_dots = |path: &str| path.split('/').any(hides_dots);
     let mut readings = vec![PathReading {
         path: canonical.to_owned(),
         steps: Vec::new(),
     }];
+    readings.extend(unresolved.iter().cloned());
+    let given = readings.len();
+    let mut found: BTreeSet<String> = readings.iter().map(|it| it.path.clone()).collect();
     let mut at = 0;
     while let Some(from) = readings.get(at).cloned() {
+        at += 1;
+        if has_dots(&from.path) {
+            continue;
+        }
+        let merges = !from.path.contains("//");
+        let tidy = |path: String| match merges {
+            true => merge_slashes(&path),
+            false => path,
+        };
         let steps = [
-            (decode(&from.path)?, "decoded once more"),
-            (without_parameters(&from.path), "without `;…`"),
+            (decode(&from.path)?.map(tidy), "decoded once more"),
+            (without_parameters(&from.path).map(tidy), "without `;…`"),
             (until_end(&from.path), "up to an encoded `?` or `#`"),
+            (
+                without_other_text(&from.path).map(tidy),
+                "without what is no UTF-8",
+            ),
+            (from_latin1(&from.path), "as ISO 8859-1"),
         ];
         for (path, step) in steps {
-            let Some(path) = path.filter(|path| !found.contains_key(path)) else {
+            let Some(path) = path.filter(|path| !found.contains(path)) else {
                 continue;
             };
-            if path.split('/').any(hides_dots) {
+            if has_dots(&path) {
                 return Err("the path has a dot segment that only some servers see".into());
             }
             if readings.len() == MAX {
@@ -66,12 +91,11 @@ pub(crate) fn others(canonical: &str) -> Result<Vec<PathReading>, String> {
             if !steps.contains(&step) {
                 steps.push(step);
             }
-            found.insert(path.clone(), readings.len());
+            found.insert(path.clone());
             readings.push(PathReading { path, steps });
         }
-        at += 1;
     }
-    readings.remove(0);
+    readings.drain(..given);
     Ok(readings)
 }
 
@@ -105,7 +129,7 @@ fn decode(path: &str) -> Result<Option<String>, String> {
     }
     let normal =
         normalise_encoding(&out).map_err(|why| format!("{why} once it is decoded again"))?;
-    Ok(Some(merge_slashes(&normal)))
+    Ok(Some(normal))
 }
 
 /// The `%25XX` in front that stand for bytes beyond ASCII once they are decoded again.
@@ -129,14 +153,8 @@ fn doubled_byte(five: &str) -> Option<u8> {
 fn decode_doubled(run: &str, out: &mut String) -> Result<(), String> {
     let fives = run.as_bytes().chunks(5).map(String::from_utf8_lossy);
     let bytes: Vec<u8> = fives.filter_map(|five| doubled_byte(&five)).collect();
-    let is_overlong = |two: &[u8]| {
-        matches!(
-            two,
-            [0xc0 | 0xc1, 0x80..=0xbf] | [0xe0, 0x80..=0x9f] | [0xf0, 0x80..=0x8f]
-        )
-    };
-    if bytes.windows(2).any(is_overlong) {
-        return Err("the path is not UTF-8 once it is decoded again".into());
+    if has_overlong(&bytes) {
+        return Err("the path has overlong UTF-8 once it is decoded again".into());
     }
     let mut rest = run;
     for chunk in bytes.utf8_chunks() {
@@ -158,7 +176,54 @@ fn without_parameters(path: &str) -> Option<String> {
     let segments: Vec<_> = segments
         .map(|it| it.split(';').next().unwrap_or(it))
         .collect();
-    Some(merge_slashes(&segments.join("/")))
+    Some(segments.join("/"))
+}
+
+/// Some servers leave bytes out that are no UTF-8.
+fn without_other_text(path: &str) -> Option<String> {
+    other_text(path, |_, _| {})
+}
+
+/// To some servers each such byte is a letter.
+fn from_latin1(path: &str) -> Option<String> {
+    other_text(path, |byte, out| {
+        let mut buffer = [0; 2];
+        let letter = char::from(byte).encode_utf8(&mut buffer);
+        letter.bytes().for_each(|byte| push_encoded(out, byte));
+    })
+}
+
+/// With what `put` makes of each byte that is no UTF-8. `None`: there is none.
+fn other_text(path: &str, mut put: impl FnMut(u8, &mut String)) -> Option<String> {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    let mut found = false;
+    while let Some(at) = rest.find('%') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let mut run = Vec::new();
+        while let Some(byte) = rest.get(..3).and_then(byte)
+            && byte >= 0x80
+        {
+            run.push(byte);
+            rest = &rest[3..];
+        }
+        if run.is_empty() {
+            let (kept, behind) = rest.split_at(1);
+            out.push_str(kept);
+            rest = behind;
+        }
+        for chunk in run.utf8_chunks() {
+            let valid = chunk.valid().bytes();
+            valid.for_each(|byte| push_encoded(&mut out, byte));
+            for byte in chunk.invalid() {
+                found = true;
+                put(*byte, &mut out);
+            }
+        }
+    }
+    out.push_str(rest);
+    found.then_some(out)
 }
 
 fn until_end(path: &str) -> Option<String> {
@@ -329,7 +394,7 @@ mod tests {
             ("/u/a%40b", &["/u/a@b"]),
         ];
         for (path, expected) in cases {
-            let found = others(path).unwrap();
+            let found = others(path, &[]).unwrap();
             assert_eq!(paths(&found), expected, "{path}");
         }
     }
@@ -350,7 +415,8 @@ mod tests {
             "/%2525252525252525252525252525252525252525252561",
             "/%2525252525252525252525252525252525252525252525252561",
         ] {
-            assert!(others(path).is_err(), "{path}: {:?}", others(path));
+            let found = others(path, &[]);
+            assert!(found.is_err(), "{path}: {found:?}");
         }
     }
 

@@ -7,9 +7,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::ReplayGap;
+use super::{CanonicalPath, ReplayGap};
 use crate::body::{Body, BodyField, FieldType, Fields, Value, decimal};
-use crate::facts::{SECRET_HEADERS, SECRET_PARAMETERS, read_name};
+use crate::facts::{SECRET_HEADERS, SECRET_PARAMETERS, SENT_PATH, read_name};
 use crate::lookup::Lookup;
 use crate::reading::{METHOD_PARAMETER, is_override};
 use crate::reads::{Names, Reads};
@@ -69,6 +69,16 @@ impl RecordedAct<'_> {
             Then::Own => Ok(old.needs_of([agent], &input)),
             Then::Nobody => Err(ReplayGap::Ambiguous),
         }
+    }
+
+    /// The path as it was sent.
+    pub(super) fn written_path(&self) -> Result<CanonicalPath, ReplayGap> {
+        let sent = self.facts.get(SENT_PATH);
+        if let Some(sent) = sent {
+            ReplayGap::unless_whole(sent)?;
+        }
+        let sent = sent.map_or(self.path, String::as_str);
+        CanonicalPath::parse(sent).map_err(|_| ReplayGap::Request)
     }
 
     /// The query and headers that lead to another reading, whatever rules read.

@@ -195,7 +195,8 @@ fn bodies_are_needed_only_where_a_rule_reads_them() {
             .is_some()
     };
     assert!(needs("POST https://h/v1/orders"));
-    assert!(needs("POST https://h/x/../v1//orders"));
+    // Read as two, of which one has no fields: it is refused, whatever is in it.
+    assert!(!needs("POST https://h/x/../v1//orders"));
     for other in [
         "GET https://h/v1/orders",
         "PUT https://h/v1/orders",

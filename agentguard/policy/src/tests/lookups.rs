@@ -70,7 +70,6 @@ fn services_are_asked_only_where_a_rule_reads_what_they_know() {
     let cases = [
         ("GET https://h/v1/customers/7", record("7")),
         ("GET https://h/v1/customers/7/notes/x", record("7")),
-        ("GET https://h/v1//customers/./7", record("7")),
         (
             "GET https://h/v1/customers/%C3%BC%20b&c=d",
             record("%C3%BC%20b%26c%3Dd"),
@@ -78,6 +77,7 @@ fn services_are_asked_only_where_a_rule_reads_what_they_know() {
         ("GET https://h/v1/customers/a%40b", record("a%40b")),
         // Two readings: nothing is asked, and the request refused.
         ("GET https://h/v1/customers/a%2Fb", vec![]),
+        ("GET https://h/v1//customers/./7", vec![]),
         ("GET https://h/v1/customers", vec![]),
         ("GET https://h/v1/orders/7", vec![]),
         ("PUT https://h/v1/customers/7", vec![]),

@@ -73,35 +73,55 @@ fn readings(segments: &[Vec<Atom>]) -> Option<BTreeSet<String>> {
     if open || path.is_empty() {
         path.push('/');
     }
-    let one = |text: String| {
-        text.replace("///", "/")
+    let all = || {
+        segments
+            .iter()
+            .map(|it| it.iter().map(|atom| atom.canonical()).collect())
+    };
+    let written = all()
+        .map(|text: String| format!("/{text}"))
+        .collect::<String>();
+    let mut resolved: Vec<String> = Vec::new();
+    for text in all() {
+        match text.as_str() {
+            "." => {}
+            ".." => drop(resolved.pop()),
+            _ => resolved.push(text),
+        }
+    }
+    if written.ends_with("/.") || written.ends_with("/..") {
+        resolved.push(String::new());
+    }
+    let resolved = format!("/{}", resolved.join("/"));
+    let has_dots = |path: &String| path.split('/').any(is_dots);
+    let tidy = |from: &str, text: String| match from.contains("//") {
+        true => text,
+        false => text
+            .replace("///", "/")
             .replace("//", "/")
-            .replace("//", "/")
+            .replace("//", "/"),
     };
     let decoded = |path: &str| {
         let pairs = [("%2F", "/"), ("%3B", ";"), ("%40", "@"), ("%2A", "*")];
-        one(pairs
-            .iter()
-            .fold(path.to_owned(), |path, (from, to)| path.replace(from, to)))
+        let decode = |path: String, (from, to): &(&str, &str)| path.replace(from, to);
+        tidy(path, pairs.iter().fold(path.to_owned(), decode))
     };
     let cut = |path: &str| {
         let names: Vec<_> = path
             .split('/')
             .map(|name| name.split(';').next().unwrap())
             .collect();
-        one(names.join("/"))
+        tidy(path, names.join("/"))
     };
-    let mut found = BTreeSet::from([path]);
+    // A path with dots in it is only what it says.
+    let mut found: BTreeSet<_> = [path, written, resolved].into();
     loop {
         let more: BTreeSet<_> = found
             .iter()
+            .filter(|path| !has_dots(path))
             .flat_map(|path| [decoded(path), cut(path)])
             .collect();
-        if more
-            .iter()
-            .chain(&found)
-            .any(|path| path.split('/').any(is_dots))
-        {
+        if more.iter().any(has_dots) {
             return None;
         }
         if more.is_subset(&found) {
