@@ -294,6 +294,9 @@ pub struct Status {
     /// What went wrong in the kernel, by counter.
     pub drops: BTreeMap<String, u64>,
     pub audit: AuditView,
+    /// Clients that did not accept the forwarder's certificate.
+    #[serde(default)]
+    pub distrust: Vec<DistrustView>,
     /// What an operator must look at; empty when all is well.
     pub alarms: Vec<String>,
 }
@@ -329,6 +332,21 @@ pub struct AgentCounts {
 pub struct HookView {
     pub name: String,
     pub attached: bool,
+}
+
+/// Of one agent's program and one host since the daemon started; of all the others together that there was no room for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DistrustView {
+    pub agent: String,
+    /// The file that it executes.
+    pub program: Option<String>,
+    /// With the port.
+    pub host: Option<String>,
+    pub count: u64,
+    /// The latest that it sent, by its name in TLS.
+    pub alert: Option<String>,
+    pub last: Option<Timestamp>,
+    pub remedy: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use agentguard_common::abi::AgentId;
 use agentguard_policy::Policy;
-use agentguard_record::Ended;
+use agentguard_record::{DenyReason, Ended, TLS_ALERT};
 use http::{HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
 use uuid::Uuid;
@@ -97,9 +97,19 @@ pub(crate) fn handshake(
     mut entry: RecordEntry,
 ) -> ConnectionOver {
     entry.resource = target.id();
-    let ended = match error {
-        TerminateError::Leaf(_) | TerminateError::LeafTimeout(_) => Ended::HostFailed,
-        TerminateError::Handshake(_) | TerminateError::HandshakeTimeout => Ended::ClientGone,
+    let said = match error {
+        TerminateError::Leaf(_) | TerminateError::LeafTimeout(_) => {
+            return entry.fail(Ended::HostFailed, None, error.to_string());
+        }
+        TerminateError::Handshake(_) | TerminateError::HandshakeTimeout => {
+            return entry.fail(Ended::ClientGone, None, error.to_string());
+        }
+        TerminateError::Refused(said) => Some(*said),
+        TerminateError::Left => None,
     };
-    entry.fail(ended, None, error.to_string())
+    let said = said.map(|said| (TLS_ALERT.to_owned(), said.to_owned()));
+    entry.facts.extend(said);
+    let reason = DenyReason::ClientTls;
+    let detail = format!("{error}; {}", reason.turn());
+    entry.fail(Ended::ClientGone, Some(reason), detail)
 }

@@ -1,11 +1,12 @@
 //! Ends the agent's TLS connection with a leaf for the name it asked for.
 
+use std::io::{self, ErrorKind};
 use std::pin::pin;
 use std::time::Duration;
 
 use agentguard_policy::HostName;
-use rustls::ProtocolVersion;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use rustls::{AlertDescription, ProtocolVersion};
+use tokio::io::{AsyncBufReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -16,6 +17,26 @@ use super::leaf::LeafError;
 
 /// How long a client may take to read why.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+/// A client that looks at its certificate after the handshake (Node, what pins) closes within this time if it refuses it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What clients say of a certificate that they refuse (RFC 8446 section 6.2).
+const OF_CERTIFICATES: [(AlertDescription, &str); 8] = [
+    (AlertDescription::BadCertificate, "bad_certificate"),
+    (
+        AlertDescription::UnsupportedCertificate,
+        "unsupported_certificate",
+    ),
+    (AlertDescription::CertificateRevoked, "certificate_revoked"),
+    (AlertDescription::CertificateExpired, "certificate_expired"),
+    (AlertDescription::CertificateUnknown, "certificate_unknown"),
+    (AlertDescription::UnknownCA, "unknown_ca"),
+    (AlertDescription::AccessDenied, "access_denied"),
+    (
+        AlertDescription::BadCertificateStatusResponse,
+        "bad_certificate_status_response",
+    ),
+];
 
 /// Fatal alerts that the forwarder sends itself (RFC 8446 section 6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +60,36 @@ pub(crate) enum TerminateError {
     Leaf(#[from] LeafError),
     #[error("the daemon did not give a certificate for `{0}` in time")]
     LeafTimeout(String),
+    #[error("the client refuses the certificate that it was given, it said `{0}`")]
+    Refused(&'static str),
+    #[error(
+        "the client closed the connection without a word when it had been given the certificate, as one does that refuses it"
+    )]
+    Left,
     #[error("TLS with the client: {0}")]
-    Handshake(std::io::Error),
+    Handshake(io::Error),
     #[error("the client did not finish the TLS handshake in time")]
     HandshakeTimeout,
+}
+
+impl From<io::Error> for TerminateError {
+    fn from(error: io::Error) -> Self {
+        let tls = error.get_ref().and_then(|it| it.downcast_ref());
+        if let Some(rustls::Error::AlertReceived(alert)) = tls
+            && let Some((_, said)) = OF_CERTIFICATES.iter().find(|(of, _)| of == alert)
+        {
+            return Self::Refused(said);
+        }
+        let left = [
+            ErrorKind::UnexpectedEof,
+            ErrorKind::ConnectionReset,
+            ErrorKind::BrokenPipe,
+        ];
+        match left.contains(&error.kind()) {
+            true => Self::Left,
+            false => Self::Handshake(error),
+        }
+    }
 }
 
 /// A terminated connection.
@@ -53,6 +100,7 @@ pub(crate) struct TerminatedConnection {
 }
 
 /// Hands the client a leaf for `name` and finishes the handshake when it is its agent's turn; each of the two within `limit`.
+/// Returns with the client's first bytes, or after [`LOOK`] without.
 pub(crate) async fn terminate(
     arrival: &Arrival,
     name: &HostName,
@@ -75,10 +123,14 @@ pub(crate) async fn terminate(
     };
     let handshake = pin!(TlsAcceptor::from(config).accept(stream));
     let handshake = forwarder.shares.in_turn(&life.shares, handshake);
-    let stream = timeout(limit, handshake)
+    let mut stream = timeout(limit, handshake)
         .await
-        .map_err(|_| TerminateError::HandshakeTimeout)?
-        .map_err(TerminateError::Handshake)?;
+        .map_err(|_| TerminateError::HandshakeTimeout)??;
+    if let Ok(first) = timeout(LOOK, stream.fill_buf()).await
+        && first?.is_empty()
+    {
+        return Err(TerminateError::Left);
+    }
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     Ok(TerminatedConnection {
         stream: Box::new(stream),

@@ -202,7 +202,8 @@ pub(super) fn detail(
             | DenyReason::AuditUnavailable
             | DenyReason::UpstreamTls
             | DenyReason::UpstreamUnreachable
-            | DenyReason::UpstreamTimeout => format!(
+            | DenyReason::UpstreamTimeout
+            | DenyReason::ClientTls => format!(
                 "The policy of {who} reads the body of {tried}, which cannot be read as it has to be: {}.",
                 fault.why
             ),

@@ -9,6 +9,9 @@ use uuid::Uuid;
 
 use crate::{ActionName, DecidedBy, DenyReason, Ended, Meta};
 
+/// The fact that has the alert with which a client refused the forwarder's certificate; absent where it sent none.
+pub const TLS_ALERT: &str = "tls_alert";
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {

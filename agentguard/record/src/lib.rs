@@ -17,7 +17,7 @@ pub use self::actor::Actor;
 pub use self::decision::{DecidedBy, Ended};
 pub use self::draft::{
     ApprovalInfo, Context, Draft, DraftTask, Latency, Operation, Operator, Outcome, Process,
-    Record, RequestInfo, TaskInfo, UpstreamInfo,
+    Record, RequestInfo, TLS_ALERT, TaskInfo, UpstreamInfo,
 };
 pub use self::meta::Meta;
 pub use self::reason::{DenyReason, ReasonClass};

@@ -113,6 +113,9 @@ reasons! {
     UpstreamTimeout: "upstream-timeout", Upstream, "The server did not answer in time",
         "the server did not answer in time",
         "who runs the server; or who owns the agent: `timeouts.head` in the host's file";
+    ClientTls: "client-tls", Client, "The client did not accept the certificate",
+        "the program refused the forwarder's certificate: it does not trust this host's CA, or pins certificates",
+        "who runs the program: start it by `agentguard run`, or have it trust the file that `agentguard ca env` names; if it pins certificates, who owns the agent: `tls = \"passthrough\"` for the host";
 }
 
 /// Whose no a reason is.
@@ -126,16 +129,19 @@ pub enum ReasonClass {
     Host,
     /// Nobody's decision: upstream's fault, or the way's to it.
     Upstream,
+    /// Nobody's decision, and nobody is answered: the client has gone.
+    Client,
 }
 
 impl DenyReason {
     /// The HTTP status an agent gets: 403 for every policy outcome (popular SDKs retry 408, 409, 429 and 5xx by
-    /// themselves), 502 or 504 for upstream faults.
+    /// themselves), 502 or 504 for upstream faults. Of a client that has gone, the status that stands for its fault.
     pub const fn status(self) -> u16 {
         match self.class() {
             ReasonClass::Policy | ReasonClass::Protocol | ReasonClass::Host => 403,
             ReasonClass::Upstream if self.is_timeout() => 504,
             ReasonClass::Upstream => 502,
+            ReasonClass::Client => 400,
         }
     }
 
@@ -146,7 +152,7 @@ impl DenyReason {
             ReasonClass::Policy => Some("Refused by AgentGuard policy: do not retry"),
             ReasonClass::Protocol => Some("Refused by AgentGuard: cannot be judged as it is"),
             ReasonClass::Host => Some("Refused by AgentGuard: cannot be decided at the moment"),
-            ReasonClass::Upstream => None,
+            ReasonClass::Upstream | ReasonClass::Client => None,
         }
     }
 
@@ -157,7 +163,7 @@ impl DenyReason {
                 Outcome::ApprovalRequired
             }
             ReasonClass::Policy | ReasonClass::Protocol | ReasonClass::Host => Outcome::Deny,
-            ReasonClass::Upstream => Outcome::Error,
+            ReasonClass::Upstream | ReasonClass::Client => Outcome::Error,
         }
     }
 
@@ -184,12 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn only_upstreams_faults_are_no_denials() {
+    fn only_faults_of_upstream_and_client_are_no_denials() {
         for &reason in DenyReason::ALL {
             let expected = match reason {
                 DenyReason::ApprovalRequired => (403, Outcome::ApprovalRequired),
                 DenyReason::UpstreamTls | DenyReason::UpstreamUnreachable => (502, Outcome::Error),
                 DenyReason::UpstreamTimeout => (504, Outcome::Error),
+                DenyReason::ClientTls => (400, Outcome::Error),
                 _ => (403, Outcome::Deny),
             };
             assert_eq!((reason.status(), reason.outcome()), expected, "{reason:?}");

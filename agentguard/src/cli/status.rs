@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use agentguard_control::api::Status;
+use agentguard_control::api::{DistrustView, Status};
 use agentguard_control::client::Client;
 use agentguard_record::guarantee::{Guarantee, Holds};
 use clap::Args;
@@ -64,7 +64,7 @@ fn show(status: &Status, now: Timestamp) -> String {
         ),
         Some(error) => error.clone(),
     };
-    fields(&[
+    let mut rows = vec![
         (
             "daemon",
             format!(
@@ -107,7 +107,24 @@ fn show(status: &Status, now: Timestamp) -> String {
                 drops.join(", ")
             },
         ),
-    ])
+    ];
+    rows.extend(
+        status
+            .distrust
+            .iter()
+            .map(|it| ("client TLS", distrust(it))),
+    );
+    fields(&rows)
+}
+
+fn distrust(of: &DistrustView) -> String {
+    let DistrustView { agent, count, .. } = of;
+    let whose = match (&of.program, &of.host) {
+        (Some(program), Some(host)) => format!("{program} of agent {agent} for {host}"),
+        _ => format!("other programs and hosts of agent {agent}"),
+    };
+    let alert = of.alert.as_deref().unwrap_or("no alert");
+    format!("certificate refused {count} times by {whose} ({alert})")
 }
 
 fn guarantees(all: &[Guarantee]) -> String {
@@ -209,6 +226,15 @@ mod tests {
                 seq: 9,
                 error: None,
             },
+            distrust: vec![DistrustView {
+                agent: "probe".into(),
+                program: Some("/usr/bin/curl".into()),
+                host: Some("a.test:443".into()),
+                count: 3,
+                alert: Some("unknown_ca".into()),
+                last: Some(Timestamp::UNIX_EPOCH),
+                remedy: "trust it".into(),
+            }],
             alarms: Vec::new(),
         };
         let text = show(&status, Timestamp::from_second(120).unwrap());
@@ -221,7 +247,8 @@ mod tests {
              bundle      none: every agent is denied everything\n\
              agents      2 known, 1 killed, 0 stopped otherwise, 3 processes, 4 connections\n\
              audit       9 records in /a\n\
-             kernel      refused 5\n"
+             kernel      refused 5\n\
+             client TLS  certificate refused 3 times by /usr/bin/curl of agent probe for a.test:443 (unknown_ca)\n"
         );
     }
 }

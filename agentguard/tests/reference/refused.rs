@@ -14,7 +14,7 @@ pub(crate) fn page() -> Page {
     for &reason in DenyReason::ALL {
         table.row([
             &format!("`{}`", reason.slug()),
-            &reason.status().to_string(),
+            &status(reason),
             reason.title(),
             reason.when(),
             reason.turn(),
@@ -34,5 +34,15 @@ fn class(reason: DenyReason) -> &'static str {
         ReasonClass::Protocol => "protocol",
         ReasonClass::Host => "host",
         ReasonClass::Upstream => "upstream",
+        ReasonClass::Client => "client",
+    }
+}
+
+fn status(reason: DenyReason) -> String {
+    match reason.class() {
+        ReasonClass::Client => "none".to_owned(),
+        ReasonClass::Policy | ReasonClass::Protocol | ReasonClass::Host | ReasonClass::Upstream => {
+            reason.status().to_string()
+        }
     }
 }

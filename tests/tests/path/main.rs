@@ -2,6 +2,7 @@
 
 mod body;
 mod clients;
+mod distrust;
 mod dns;
 mod early;
 mod foreign;

@@ -21,6 +21,7 @@ impl Books {
         drafts: Vec<(Draft, Option<Process>)>,
     ) {
         let items = complete(roster, census, drafts);
+        self.distrust.note(&items, Timestamp::now());
         self.records.append(items).await;
     }
 }

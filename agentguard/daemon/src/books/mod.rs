@@ -2,6 +2,7 @@
 
 pub mod alarms;
 mod complete;
+mod distrust;
 pub(crate) mod events;
 pub(crate) mod limits;
 pub(crate) mod records;
@@ -13,6 +14,7 @@ use agentguard_audit::Log;
 use tokio::sync::{mpsc, oneshot};
 
 use self::alarms::Alarms;
+use self::distrust::Distrust;
 use self::limits::Ledger;
 use self::records::{OperatorEntry, Records};
 use crate::forwarder::ForwarderLink;
@@ -27,6 +29,7 @@ pub struct Books {
     /// What limits have counted.
     pub ledger: Ledger,
     pub alarms: Alarms,
+    pub distrust: Distrust,
     /// Asks for what is in the kernel's ring to be taken now.
     drains: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -48,6 +51,7 @@ impl Books {
             records,
             ledger,
             alarms: Alarms::default(),
+            distrust: Distrust::default(),
             drains,
         };
         Ok((books, asked))

@@ -41,7 +41,7 @@ macro_rules! routes {
 
 routes! {
     Status: GET "/v1/status", Look,
-        "" => "`Status`: forwarder, bundle, hooks, guarantees, drops, audit log, alarms",
+        "" => "`Status`: forwarder, bundle, hooks, guarantees, drops, audit log, who does not trust the CA, alarms",
         "How the daemon is, and what holds on this host.";
     Audit: GET "/v1/audit", Look,
         "query: the filters of `agentguard audit`, and `follow=true`" => "records, one JSON object a line; with the header `agentguard-cut: true` where older ones match, too",

@@ -61,6 +61,7 @@ pub fn status(parts: &Parts) -> Status {
         }
         None => alarms.push(Alarm::NoBundle),
     }
+    alarms.extend(books.distrust.alarms(Timestamp::now()));
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
@@ -82,6 +83,7 @@ pub fn status(parts: &Parts) -> Status {
             .map(|(name, count)| (name.to_owned(), count))
             .collect(),
         audit,
+        distrust: books.distrust.views(),
         alarms: alarms.iter().map(Alarm::to_string).collect(),
     }
 }

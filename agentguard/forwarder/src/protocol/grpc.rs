@@ -26,7 +26,7 @@ pub(super) fn trailers_only(refusal: &Refusal) -> Response<Reply> {
     let code = match refusal.reason.class() {
         ReasonClass::Policy | ReasonClass::Protocol | ReasonClass::Host => PERMISSION_DENIED,
         ReasonClass::Upstream if refusal.reason.is_timeout() => DEADLINE_EXCEEDED,
-        ReasonClass::Upstream => UNAVAILABLE,
+        ReasonClass::Upstream | ReasonClass::Client => UNAVAILABLE,
     };
     let message = format!("{}: {}", refusal.reason.slug(), refusal.detail);
     let message = utf8_percent_encode(&message, GRPC_MESSAGE).to_string();

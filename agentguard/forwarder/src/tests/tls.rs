@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agentguard_record::{DenyReason, Outcome};
+use agentguard_record::{DenyReason, Outcome, TLS_ALERT};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -186,13 +186,20 @@ async fn a_client_that_distrusts_us_or_speaks_something_else_leaves_a_record() {
     let record = rig.record().await;
     assert_eq!(record.outcome, Outcome::Error);
     assert_eq!(record.resource, rig.authority());
+    assert_eq!(record.reason, Some(DenyReason::ClientTls));
+    assert_eq!(record.facts[TLS_ALERT], "unknown_ca");
+    drop(rig.tls(&["h2"]).await);
+    let record = rig.record().await;
+    assert_eq!(record.reason, Some(DenyReason::ClientTls));
+    assert_eq!(record.facts.get(TLS_ALERT), None);
     assert!(
         rig.tls_to(HOST, rig.origin.port, &["spdy/3"])
             .await
             .is_err(),
         "no protocol in common"
     );
-    assert_eq!(rig.record().await.outcome, Outcome::Error);
+    let record = rig.record().await;
+    assert_eq!((record.outcome, record.reason), (Outcome::Error, None));
     assert!(rig.records().is_empty());
 }
 

@@ -29,6 +29,7 @@ pub enum AlarmKind {
     ProcessesUnread,
     ProcessesUnheld,
     ProcessesUnlabelled,
+    ClientTls,
 }
 
 /// A line of the book's page.
@@ -40,7 +41,7 @@ struct Line {
 
 impl AlarmKind {
     /// In the order of the book's page.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::NoForwarder,
         Self::NoRecords,
         Self::NothingCounted,
@@ -65,6 +66,7 @@ impl AlarmKind {
         Self::ProcessesUnread,
         Self::ProcessesUnheld,
         Self::ProcessesUnlabelled,
+        Self::ClientTls,
     ];
 
     /// How its text begins; capitals stand for what differs.
@@ -109,7 +111,8 @@ impl AlarmKind {
             | Self::CanaryHolds
             | Self::CanaryFailed
             | Self::CanaryHindered
-            | Self::NamespaceClosed => false,
+            | Self::NamespaceClosed
+            | Self::ClientTls => false,
         }
     }
 
@@ -235,6 +238,11 @@ impl AlarmKind {
                 raised_when: "at the start what already ran could not all be enrolled, or sockets from before not be closed",
                 what_to_do: "Restart the daemon. End agents' processes that were there before if it fails again.",
             },
+            Self::ClientTls => Line {
+                begins: "a program does not accept the certificate that it is given: …",
+                raised_when: "an agent's program refused the forwarder's certificate by a TLS alert within the last hour, or closed without a word as soon as it had it, and not for the first or second time; once for each agent, program and host",
+                what_to_do: "Start the program by `agentguard run`, or give it this host's CA ([The CA](containers.md#the-ca)). If it pins certificates, set `tls = \"passthrough\"` for the host ([Reach](../policy/reach.md#hosts)). It goes when there was none for an hour; `agentguard audit search` has each with the reason `client-tls`.",
+            },
         }
     }
 }
@@ -266,6 +274,7 @@ impl Alarm {
             Self::ProcessesUnread(_) => AlarmKind::ProcessesUnread,
             Self::ProcessesUnheld { .. } => AlarmKind::ProcessesUnheld,
             Self::ProcessesUnlabelled(_) => AlarmKind::ProcessesUnlabelled,
+            Self::ClientTls { .. } => AlarmKind::ClientTls,
         }
     }
 }
@@ -294,6 +303,15 @@ mod tests {
                     instead: Some(("b".into(), 3)),
                 },
                 AlarmKind::BundleUnusable,
+            ),
+            (
+                Alarm::ClientTls {
+                    agent: "NAME".into(),
+                    program: "/p".into(),
+                    host: "h:443".into(),
+                    alert: None,
+                },
+                AlarmKind::ClientTls,
             ),
         ] {
             assert_eq!(alarm.kind(), kind);

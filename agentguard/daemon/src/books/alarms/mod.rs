@@ -5,6 +5,7 @@ mod kind;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use agentguard_record::DenyReason;
 use jiff::Timestamp;
 
 pub use self::kind::AlarmKind;
@@ -84,6 +85,21 @@ pub enum Alarm {
     },
     #[error("running processes could not all be looked at: {0}")]
     ProcessesUnlabelled(String),
+    #[error(
+        "a program does not accept the certificate that it is given: `{program}` of agent {agent} for {host}{}; {}",
+        said(.alert.as_deref()),
+        DenyReason::ClientTls.turn()
+    )]
+    ClientTls {
+        agent: String,
+        program: String,
+        host: String,
+        alert: Option<String>,
+    },
+}
+
+fn said(alert: Option<&str>) -> String {
+    alert.map_or_else(String::new, |alert| format!(" (`{alert}`)"))
 }
 
 fn last_good(instead: Option<&(String, u64)>) -> String {
