@@ -139,10 +139,21 @@ mod tests {
 
     #[test]
     fn what_a_head_alone_may_have_is_no_trailer() {
-        for name in ["Authorization", "x_http-method.override", "If-Match", "content_length"] {
-            assert!(of_head(&map(&[("grpc-status", "0"), (name, "x")])).is_some(), "{name}");
+        for name in [
+            "Authorization",
+            "x_http-method.override",
+            "If-Match",
+            "content_length",
+        ] {
+            assert!(
+                of_head(&map(&[("grpc-status", "0"), (name, "x")])).is_some(),
+                "{name}"
+            );
         }
-        assert_eq!(of_head(&map(&[("digest", "x"), ("x-amz-checksum-crc32", "x")])), None);
+        assert_eq!(
+            of_head(&map(&[("digest", "x"), ("x-amz-checksum-crc32", "x")])),
+            None
+        );
     }
 
     #[test]

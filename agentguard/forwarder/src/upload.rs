@@ -223,7 +223,9 @@ impl Shared {
             UploadSource::Whole(body) => body.next().map(Ok),
             UploadSource::Client(body) => ready!(Pin::new(body).poll_frame(cx)),
         };
-        let trailers = frame.as_ref().and_then(|it| it.as_ref().ok()?.trailers_ref());
+        let trailers = frame
+            .as_ref()
+            .and_then(|it| it.as_ref().ok()?.trailers_ref());
         if let Some(name) = trailers.and_then(of_head) {
             let error = format!("trailer `{name}` belongs into the head (RFC 9110 section 6.5.1)");
             self.fail(state, UploadError::Malformed(error.clone()));

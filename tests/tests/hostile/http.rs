@@ -142,7 +142,7 @@ fn a_path_is_judged_in_each_of_its_forms_and_sent_as_it_is_written() {
         ("/%76%32/a", 403),
         ("/V1/a", 403),
         ("/v", 403),
-        ("/v1/%C0%AE%C0%AE/v2", 400),
+        ("/v1/%C0%AE%C0%AE/v2", 403),
     ];
     for (path, wanted) in cases {
         let before = origin.hits().len();

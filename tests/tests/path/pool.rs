@@ -139,9 +139,9 @@ fn a_connection_that_could_not_be_opened_is_tried_again_while_the_others_are_bus
     let agent = guard.agent("probe");
     let watched = agent.client("curl".as_ref());
     let watched = watched
-        .args(["--silent", "--output", "/dev/null", &url("/held/0")])
+        .args(["--silent", "--output", "/dev/null", &url("/open/0")])
         .spawn();
-    origin.talk().line(|line| line.contains("/held/0"));
+    origin.talk().line(|line| line.contains("/open/0"));
     origin.talk().say("refuse");
     origin.talk().line(|line| line.trim() == "heard");
     assert_eq!(get(&guard, &url("/v1/refused"), "--http2", "30"), "504");

@@ -515,7 +515,7 @@ impl Shared {
 impl Http1 {
     /// Nothing has been on it, and it is not so old that its server may have had enough of waiting.
     fn is_fresh(&self) -> bool {
-        !self.reused && self.since.elapsed() < idle::LEAST
+        !self.reused && self.since.elapsed() < idle::LEAST / 2
     }
 
     /// Drives the connection between requests; whether it can take another one.
