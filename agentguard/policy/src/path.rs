@@ -137,22 +137,27 @@ pub(super) fn has_overlong(bytes: &[u8]) -> bool {
     })
 }
 
-/// `encoded` as it is, and with its dot segments resolved alone (RFC 3986 section 5.2.4).
+/// `encoded` as it is, with its dot segments resolved alone (RFC 3986 section 5.2.4), and as a reference that names a host, which
+/// it is to servers that read it as a URL.
 fn unresolved(encoded: &str, canonical: &str) -> Vec<PathReading> {
     let mut found = Vec::new();
     if encoded == canonical {
         return found;
     }
-    found.push(PathReading {
-        path: encoded.to_owned(),
-        steps: vec!["as it is written"],
-    });
-    let resolved = without_dots(encoded);
-    if resolved != encoded && resolved != canonical {
-        found.push(PathReading {
-            path: resolved,
-            steps: vec!["with its empty segments"],
-        });
+    let mut add = |path: String, step| {
+        if path != canonical && found.iter().all(|it: &PathReading| it.path != path) {
+            let steps = vec![step];
+            found.push(PathReading { path, steps });
+        }
+    };
+    add(encoded.to_owned(), "as it is written");
+    add(without_dots(encoded), "with its empty segments");
+    if encoded.starts_with("//") {
+        // RFC 3986 section 4.2, and WHATWG URL, for which there may be more slashes.
+        let named = encoded.trim_start_matches('/');
+        let path = without_dots(named.find('/').map_or("/", |at| &named[at..]));
+        add(merge_slashes(&path), "behind the name of a host");
+        add(path, "behind the name of a host");
     }
     found
 }
@@ -355,7 +360,7 @@ mod tests {
 
     #[test]
     fn it_stands_for_what_servers_read_in_it() {
-        let cases: [(&str, &[&str]); 15] = [
+        let cases: [(&str, &[&str]); 17] = [
             ("/a/b", &["/a/b"]),
             ("/a%2Fb", &["/a%2Fb", "/a/b"]),
             ("/a%2F%2Fb%2f/c", &["/a%2F%2Fb%2F/c", "/a/b/c"]),
@@ -363,11 +368,16 @@ mod tests {
             ("/%252F", &["/%252F", "/%2F", "/"]),
             ("/%61dmin;x/y", &["/admin;x/y", "/admin/y"]),
             ("//", &["/", "//"]),
+            ("//x/a", &["/x/a", "//x/a", "/a"]),
+            (
+                "///x/../a//b",
+                &["/a/b", "///x/../a//b", "///a//b", "/a//b"],
+            ),
             ("/a//b", &["/a/b", "/a//b"]),
             ("/a/./b", &["/a/b", "/a/./b"]),
             ("/a/%2e%2E", &["/", "/a/.."]),
             ("/a//../b", &["/b", "/a//../b", "/a/b"]),
-            ("//a%2Fb", &["/a%2Fb", "//a%2Fb", "/a/b", "//a/b"]),
+            ("//a%2Fb", &["/a%2Fb", "//a%2Fb", "/", "/a/b", "//a/b"]),
             ("/a;x//b", &["/a;x/b", "/a;x//b", "/a/b", "/a//b"]),
             ("/caf%E9/b", &["/caf%E9/b", "/caf/b", "/caf%C3%A9/b"]),
             ("/%FFa/..", &["/", "/%FFa/.."]),

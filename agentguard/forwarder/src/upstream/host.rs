@@ -27,7 +27,6 @@ const IDLE: Duration = Duration::from_secs(55);
 const MAX_STREAMS: usize = 100;
 /// How long a server has to say how many streams it takes before it is asked for more than one.
 const SETTLE: Duration = Duration::from_secs(1);
-
 /// For how long no connection is tried beside those that there are, when one could not be opened.
 const FULL: Duration = Duration::from_secs(1);
 
@@ -302,8 +301,8 @@ impl HostPool {
         });
     }
 
-    /// Runs an HTTP/2 connection until it takes no more requests and all on it have ended. Its first stream goes out at once, the others when the server has said how
-    /// many it takes (RFC 9113 section 3.4 has it say so first).
+    /// Runs an HTTP/2 connection until it takes no more requests and all on it have ended. Its first stream goes out at once, the
+    /// others when the server has said how many it takes (RFC 9113 section 3.4 has it say so first).
     async fn drive(self: Arc<Self>, http2: Http2Connection) {
         let Http2Connection {
             sender,

@@ -114,7 +114,24 @@ fn readings(segments: &[Vec<Atom>]) -> Option<BTreeSet<String>> {
         tidy(path, names.join("/"))
     };
     // A path with dots in it is only what it says.
-    let mut found: BTreeSet<_> = [path, written, resolved].into();
+    let mut found: BTreeSet<_> = [path, written.clone(), resolved].into();
+    if written.starts_with("//") {
+        let named = written.trim_start_matches('/');
+        let behind = named.split_once('/').map_or("", |(_, behind)| behind);
+        let mut kept: Vec<&str> = Vec::new();
+        for name in behind.split('/') {
+            match name {
+                "." => {}
+                ".." => drop(kept.pop()),
+                _ => kept.push(name),
+            }
+        }
+        if behind.ends_with("/.") || behind.ends_with("/..") || behind == "." || behind == ".." {
+            kept.push("");
+        }
+        let behind = format!("/{}", kept.join("/"));
+        found.extend([tidy("", behind.clone()), behind]);
+    }
     loop {
         let more: BTreeSet<_> = found
             .iter()
