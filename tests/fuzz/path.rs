@@ -1,4 +1,5 @@
-//! A path has one form, which stays what it is. However a server reads it, what is forbidden there stays forbidden.
+//! A path has one form in which it is compared, which stays what it is. However a server reads it as it was sent, what is forbidden
+//! there stays forbidden.
 
 use std::sync::LazyLock;
 
@@ -49,11 +50,8 @@ pub(crate) fn check(input: &[u8]) -> String {
         Err(why) => return why,
     };
     let text = path.as_str();
-    assert_eq!(
-        CanonicalPath::parse(text).as_ref(),
-        Ok(&path),
-        "{raw:?} is not settled"
-    );
+    let form = |raw: &str| CanonicalPath::parse(raw).map(|path| path.to_string());
+    assert_eq!(form(text).as_deref(), Ok(text), "{raw:?} is not settled");
     assert!(
         text.starts_with('/') && text.is_ascii() && !text.contains("//"),
         "{text:?}"
@@ -71,14 +69,10 @@ pub(crate) fn check(input: &[u8]) -> String {
         .replace('a', "%61")
         .replace('.', "%2E")
         .replace("%2F", "%2f");
-    assert_eq!(
-        CanonicalPath::parse(&letters),
-        Ok(path.clone()),
-        "{letters:?}"
-    );
+    assert_eq!(form(&letters).as_deref(), Ok(text), "{letters:?}");
     let is_refused = is_refused(&path);
     for how in 0..Server::ALL {
-        let read = Server(how).reads(text.as_bytes());
+        let read = Server(how).reads(raw.as_bytes());
         let below = read.strip_prefix("/admin");
         if below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
             assert!(is_refused, "{raw:?} is {read:?} to {how:b}");

@@ -49,6 +49,19 @@ impl Atom {
 
 /// Every path that a server may read; `None`: servers would not agree on where its dots lead.
 fn readings(segments: &[Vec<Atom>]) -> Option<BTreeSet<String>> {
+    let text = |segment: &Vec<Atom>| {
+        segment
+            .iter()
+            .map(|atom| atom.canonical())
+            .collect::<String>()
+    };
+    let texts = || segments.iter().map(text);
+    let is_odd = |text: String| {
+        text.contains(['%', ';']) || text.len() > 2 && text.chars().all(|c| c == '.')
+    };
+    if texts().any(|text| text == "..") && texts().any(is_odd) {
+        return None;
+    }
     let (mut kept, mut open) = (Vec::new(), true);
     for segment in segments {
         let text: String = segment.iter().map(|atom| atom.canonical()).collect();
@@ -73,16 +86,11 @@ fn readings(segments: &[Vec<Atom>]) -> Option<BTreeSet<String>> {
     if open || path.is_empty() {
         path.push('/');
     }
-    let all = || {
-        segments
-            .iter()
-            .map(|it| it.iter().map(|atom| atom.canonical()).collect())
-    };
-    let written = all()
+    let written = texts()
         .map(|text: String| format!("/{text}"))
         .collect::<String>();
     let mut resolved: Vec<String> = Vec::new();
-    for text in all() {
+    for text in texts() {
         match text.as_str() {
             "." => {}
             ".." => drop(resolved.pop()),
