@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use agentguard_common::abi::AgentId;
+use agentguard_record::secret::without_tokens;
 use cedar_policy::Entities;
 
 use super::compile::{CompiledAgent, ReachEntry};
@@ -119,7 +120,8 @@ impl Policy {
             facts.insert("method".into(), bounded(method));
             let shown = self.shown(input, None).path;
             facts.insert("path".into(), bounded(&shown));
-            if let (Some(written), Cow::Borrowed(_)) = (path.written(), &shown) {
+            let written = path.written().map(without_tokens);
+            if let (Some(Cow::Borrowed(written)), Cow::Borrowed(_)) = (written, &shown) {
                 facts.insert(SENT_PATH.into(), bounded(written));
             }
         }
