@@ -275,9 +275,10 @@ fn mute(version: &str) {
     let ran = client.finish_within(PATIENCE).ok();
     let (status, millis) = ran.stdout.trim().rsplit_once(' ').expect("two words");
     assert!(status.ends_with("second 200"), "{status}");
-    // Of the hour that the answer has.
+    // Of the hour that the answer has. Where the server misses an acknowledgement of ours, it sends again, and is heard until the
+    // time between two tries is long enough.
     assert!(
-        millis.parse::<u64>().expect("a number") < 20_000,
+        millis.parse::<u64>().expect("a number") < 40_000,
         "{millis} ms"
     );
 }
