@@ -275,8 +275,7 @@ fn mute(version: &str) {
     let ran = client.finish_within(PATIENCE).ok();
     let (status, millis) = ran.stdout.trim().rsplit_once(' ').expect("two words");
     assert!(status.ends_with("second 200"), "{status}");
-    // Of the hour that the answer has. Where the server misses an acknowledgement of ours, it sends again, and is heard until the
-    // time between two tries is long enough.
+    // Of the hour that the answer has. A server that has no acknowledgement of its last answer sends that again, and is heard.
     assert!(
         millis.parse::<u64>().expect("a number") < 40_000,
         "{millis} ms"
