@@ -26,7 +26,9 @@ impl Policy {
     ) -> Cow<'p, str> {
         let facts = self.facts.lookup(host, port);
         let patterns = || facts.iter().flat_map(|facts| facts.private_paths.iter());
-        let others = || path.others(false).into_iter().flatten();
+        // Where not all can be told, those that are no guess.
+        let all = || path.others(false).or_else(|_| path.others(true));
+        let others = || all().into_iter().flatten();
         let shown = match hide(patterns(), path.as_str()) {
             Some(hidden) => Cow::Owned(hidden),
             None if others().any(|other| hide(patterns(), &other.path).is_some()) => {

@@ -2,6 +2,7 @@
 
 use agentguard_tests::bundle::reach;
 use agentguard_tests::client::{Subject, python};
+use agentguard_tests::tools::ORIGIN;
 use agentguard_tests::{Bundle, Client, Guard, Server, Site};
 
 /// `script_server.py`, and both its ports.
@@ -274,6 +275,40 @@ fn answers_are_repaired_or_refused_in_words() {
             assert!(ran.stdout.contains(expected), "{version} {name}: {ran:?}");
         }
     }
+}
+
+#[test]
+fn a_trailer_that_a_head_alone_may_have_ends_its_request() {
+    let site = Site::new();
+    let origin = Server::node(&site, "origin.mjs", &["{}"]);
+    let port = origin.port;
+    let policy = reach(ORIGIN, port, &["POST /v1/**"]);
+    let guard = Guard::start(&site, &Bundle::new(1).agent("probe", &policy));
+    let send = |name: &str| {
+        let code = format!(
+            "import ssl
+tls = ssl.create_default_context().wrap_socket(socket.create_connection(('{ORIGIN}', {port})), server_hostname='{ORIGIN}')
+tls.sendall(b'POST /v1/x HTTP/1.1\\r\\nHost: {ORIGIN}:{port}\\r\\nTransfer-Encoding: chunked\\r\\nTrailer: {name}\\r\\n'
+    b'Connection: close\\r\\n\\r\\n3\\r\\nabc\\r\\n0\\r\\n{name}: DELETE\\r\\n\\r\\n')
+print(tls.recv(4096).split(b' ')[1].decode())"
+        );
+        guard.agent("probe").python(&code).run().ok().stdout
+    };
+    assert_eq!(send("X-Checksum").trim(), "200");
+    for name in ["X-HTTP-Method-Override", "x_original_url", "Cookie"] {
+        assert_eq!(send(name).trim(), "403", "{name}");
+        let record = guard.audit().pop().expect("a record");
+        assert!(record.text("/detail").contains("trailer"), "{record:?}");
+    }
+    let code = format!(
+        "const session = require('http2').connect('https://{ORIGIN}:{port}');
+const request = session.request({{ ':method': 'POST', ':path': '/v1/x' }}, {{ waitForTrailers: true }});
+request.on('wantTrailers', () => request.sendTrailers({{ 'x-original-url': '/no' }})).end('abc');
+request.on('response', (head) => {{ console.log(head[':status']); session.destroy(); }}).on('error', () => {{}});"
+    );
+    let agent = guard.agent("probe");
+    let ran = agent.client("node".as_ref()).args(["--eval", &code]).run();
+    assert_eq!(ran.ok().stdout.trim(), "403");
 }
 
 #[test]
